@@ -1,0 +1,1 @@
+"""Spanwise: distilling a tool-using teacher into a small student."""
