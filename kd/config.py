@@ -1,0 +1,192 @@
+"""Load one run's YAML: `load_config("configs/demo.yaml", ["training.steps=100"])`.
+
+Strict: every unknown or duplicate key, wrong type, value out of range and contradiction is reported in one ConfigError,
+a line each, with the line in the file, the dotted key, the remedy, and the nearest key that exists. The keys and their
+documentation are in config_schema.py, contradictions in config_checks.py.
+
+The DeepSpeed JSONs in ds_configs/ hold what this YAML does not: ZeRO stage, offload, buckets, and
+`data_types.grad_accum_dtype: fp32` (micro-batches otherwise accumulate in bf16). zero3.json keeps everything on the GPU,
+zero3_offload.json keeps the optimizer in host memory, zero3_cpu.json has small buckets for runs with no GPU. The
+trainer fills in batch sizes, accumulation, clipping and precision from the YAML: those keys are not in the JSONs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from kd import config_yaml
+from kd.config_checks import conflicts
+from kd.config_errors import ConfigError, Report, dotted, explain, field_at, undotted
+from kd.config_schema import EntropyWeighting, RunConfig, Weights
+from kd.config_yaml import Path
+
+__all__ = ["ConfigError", "RunConfig", "dump_config", "load_config"]
+
+_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_MISSING = object()
+
+
+def load_config(path: str | os.PathLike, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read and check the YAML at `path`; `overrides` are `a.b=c` with c in YAML (`data.stages.0.max_length=512`).
+
+    Raises ConfigError (a ValueError) with every problem found. Paths of DeepSpeed JSONs come back as files that exist;
+    weights left out are filled in and entropy weights normalised, so the result says what the run does.
+    """
+    report = Report(os.fspath(path))
+    data = _read(report)
+    for override in overrides:
+        data = _override(data, override, report)
+    config = _validate(data, report)
+    if config is not None:
+        for conflict in conflicts(config):
+            report.add_conflict(conflict.keys, conflict.message)
+        config = _with_files(config, report)
+    report.raise_if_any()
+    return _filled(config)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML, every key written out; load_config gives an equal configuration from it."""
+    return config_yaml.dump(config.model_dump())
+
+
+def _read(report: Report) -> dict:
+    file = report.file
+    try:
+        with open(file, encoding="utf-8-sig") as stream:
+            parsed = config_yaml.parse(stream.read())
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file (the working directory is {os.getcwd()})") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{file}: is a folder; give the YAML file in it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: byte {error.start} is not UTF-8 text: save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except config_yaml.YamlError as error:
+        raise ConfigError(f"{file}:{error.line}: not valid YAML: {error}") from None
+    report.positions = parsed.lines
+    for problem in parsed.problems:
+        report.add(problem.path, problem.message, problem.line)
+    if parsed.data is not None and not isinstance(parsed.data, dict):
+        raise ConfigError(f"{file}:1: expected sections (`run:`, `student:`, ...), not a bare value or list")
+    return parsed.data or {}
+
+
+def _override(data: dict, override: str, report: Report) -> dict:
+    """`data` with one `a.b=c` applied; lists are reached by index and cannot grow."""
+    key, equals, text = override.partition("=")
+    path = undotted(key.strip())
+    if not equals or "" in path:
+        report.add_override(override, "expected key=value, for example training.steps=100")
+        return data
+    try:
+        parsed = config_yaml.parse(text)
+    except config_yaml.YamlError as error:
+        report.add_override(override, f"the value is not valid YAML: {error}")
+        return data
+    changed = _placed(data, path, parsed.data)
+    if changed is _MISSING:
+        report.add_override(override, f"there is no place {dotted(path)}: a list has only the indices written in the file, a value has no keys")
+        return data
+    for table in (report.positions, report.overridden):
+        for old in [old for old in table if old[: len(path)] == path]:
+            del table[old]
+    report.overridden[path] = override
+    for problem in parsed.problems:
+        report.add((*path, *problem.path), problem.message)
+    return changed
+
+
+def _placed(data: Any, path: Path, value: Any) -> Any:
+    """A copy of `data` with `value` at `path`; _MISSING where there is no such place."""
+    if not path:
+        return value
+    head, rest = path[0], path[1:]
+    if data is None or isinstance(data, dict):
+        inner = _placed((data or {}).get(str(head)), rest, value)
+        return inner if inner is _MISSING else {**(data or {}), str(head): inner}
+    if isinstance(data, tuple) and isinstance(head, int) and head < len(data):
+        inner = _placed(data[head], rest, value)
+        return inner if inner is _MISSING else (*data[:head], inner, *data[head + 1 :])
+    return _MISSING
+
+
+def _validate(data: dict, report: Report) -> RunConfig | None:
+    """The configuration. Where keys are faulty they are reported and stand-ins take their place, so that contradictions
+    among the others are found in the same run; None when even that gives nothing to check."""
+    for attempt in range(8):  # a stand-in can uncover a fault one level further in, and no section is deeper than this
+        try:
+            return RunConfig.model_validate(data)
+        except ValidationError as error:
+            faults = error.errors(include_url=False)
+        for fault in faults:
+            path = tuple(part for part in fault["loc"] if part != "[key]")
+            if attempt == 0:
+                report.add(path, explain({**fault, "loc": path}))
+            data = _mended(data, path, fault["type"] == "missing")
+    return None
+
+
+def _mended(data: Any, path: Path, missing: bool) -> Any:
+    """`data` without the faulty key at `path`, or with the example of its declaration where it is missing."""
+    size = len(path)
+    while size > 1 and not isinstance(path[size - 1], str):
+        size -= 1  # an item of a list cannot be left out: leave out the list
+    field = field_at(path[:size])
+    if missing and size == len(path) and field is not None and field.examples:
+        return _placed(data, path, field.examples[0])
+    return _without(data, path[:size])
+
+
+def _without(data: Any, path: Path) -> Any:
+    if isinstance(data, tuple):
+        return tuple(_without(item, path[1:]) if i == path[0] else item for i, item in enumerate(data))
+    if not isinstance(data, dict) or path[0] not in data:
+        return data
+    if len(path) == 1:
+        return {key: value for key, value in data.items() if key != path[0]}
+    return {**data, path[0]: _without(data[path[0]], path[1:])}
+
+
+def _with_files(config: RunConfig, report: Report) -> RunConfig:
+    """DeepSpeed JSONs as files that exist, looked for from the working directory, the YAML's folder, the repository."""
+    for name in ("training", "teacher"):
+        section = getattr(config, name)
+        if section is None or section.deepspeed is None:
+            continue
+        folders = ("", os.path.dirname(report.file), _REPOSITORY)
+        found = [file for file in (os.path.join(folder, section.deepspeed) for folder in folders) if os.path.isfile(file)]
+        if not found:
+            looked = ", ".join(dict.fromkeys(os.path.abspath(folder) for folder in folders))
+            report.add_conflict((f"{name}.deepspeed",), f"no file {section.deepspeed!r} in {looked}")
+            continue
+        config = config.model_copy(update={name: section.model_copy(update={"deepspeed": found[0]})})
+    return config
+
+
+def _filled(config: RunConfig) -> RunConfig:
+    """Defaults that depend on other keys, written out."""
+    loss, optimizer = config.loss, config.optimizer
+    if loss.weights is None and loss.teacher_share is None and loss.entropy_weighting is None:
+        weights = Weights(truth=1.0) if config.teacher is None else Weights(kl=0.5, hard=0.3, truth=0.2)
+        loss = loss.model_copy(update={"weights": weights})
+    if loss.entropy_weighting is not None:
+        loss = loss.model_copy(update={"entropy_weighting": _normalised(loss.entropy_weighting)})
+    if optimizer.schedule != "constant" and optimizer.final_lr_fraction is None:
+        optimizer = optimizer.model_copy(update={"final_lr_fraction": 0.1})
+    if optimizer.schedule == "wsd" and optimizer.decay_fraction is None:
+        optimizer = optimizer.model_copy(update={"decay_fraction": 0.2})
+    return config.model_copy(update={"loss": loss, "optimizer": optimizer})
+
+
+def _normalised(weighting: EntropyWeighting) -> EntropyWeighting:
+    """Each end's triple divided by its sum; left alone within rounding of 1, so that a saved configuration loads equal."""
+    names = ("kd", "hard", "truth")
+    sums = [sum(getattr(weighting, name)[end] for name in names) for end in (0, 1)]
+    scales = [1.0 if abs(total - 1) < 1e-12 else total for total in sums]
+    return weighting.model_copy(update={name: tuple(value / scale for value, scale in zip(getattr(weighting, name), scales)) for name in names})

@@ -1,0 +1,142 @@
+"""YAML as a person means it, with the line of every key.
+
+PyYAML's safe loader keeps the last of two equal keys without a word, reads `3e-4` as text, `no` as False and `1:30` as
+90 (it follows YAML 1.1). This reader resolves plain scalars by the core rules of YAML 1.2, knows no tag beyond the
+plain types, and returns beside the data where each key stands, so that an error can name its line.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import yaml
+
+Path = tuple[str | int, ...]
+
+_INT = re.compile(r"[-+]?[0-9][0-9_]*$")
+_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$")
+_BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
+_NULL = re.compile(r"(?:~|null|Null|NULL|)$")
+_TAG = "tag:yaml.org,2002:"
+
+
+class Problem(NamedTuple):
+    """One thing wrong: where it stands in the file (1-based line, 0 when unknown), the key, and what to do about it."""
+
+    line: int
+    path: Path
+    message: str
+
+
+class Parsed(NamedTuple):
+    data: Any  # dicts, tuples (never lists: a frozen configuration holds them), str, int, float, bool, None
+    lines: dict[Path, int]
+    problems: list[Problem]
+
+
+class YamlError(ValueError):
+    """The text is not YAML at all. `line` is 1-based; 0 when the parser could not say."""
+
+    def __init__(self, line: int, message: str):
+        super().__init__(message)
+        self.line = line
+
+
+class _NoAlias:
+    """Aliases are refused: a configuration is read top to bottom, and an alias can nest into itself or explode."""
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.events.AliasEvent):
+            raise yaml.MarkedYAMLError(problem=f"alias *{event.anchor}: write the value out", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
+class _Loader(_NoAlias, yaml.SafeLoader):
+    yaml_implicit_resolvers: dict = {}  # its own table: PyYAML's is shared by every loader of the process
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict = {}  # the same rules, so that text which looks like a number is written in quotes
+
+
+for _name, _pattern, _first in (
+    ("null", _NULL, [*"~nN", ""]),
+    ("bool", _BOOL, [*"tTfF"]),
+    ("int", _INT, [*"-+0123456789"]),
+    ("float", _FLOAT, [*"-+.0123456789"]),
+):
+    for _cls in (_Loader, _Dumper):
+        _cls.add_implicit_resolver(_TAG + _name, _pattern, _first)
+_Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
+
+
+def parse(text: str) -> Parsed:
+    """Parse one YAML document. Raises YamlError where the text is not YAML; anything milder is in `problems`."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise YamlError(mark.line + 1 if mark else 0, f"{error.problem or error.context}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise YamlError(line, f"character {error.character!r} is not allowed in YAML") from None
+    except RecursionError:
+        raise YamlError(0, "nested too deeply to be a configuration") from None
+    parsed = Parsed(None, {}, [])
+    return parsed if node is None else parsed._replace(data=_build(node, (), parsed))
+
+
+def dump(data: Any) -> str:
+    """Write plain data as YAML that `parse` reads back equal."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _build(node: yaml.Node, path: Path, parsed: Parsed) -> Any:
+    parsed.lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+        return _mapping(node, path, parsed)
+    if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+        return tuple(_build(child, (*path, i), parsed) for i, child in enumerate(node.value))
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            return _scalar(node)
+        except ValueError:
+            pass  # reported just below: the tag and the text disagree
+    tag = node.tag.replace(_TAG, "!!")
+    parsed.problems.append(Problem(node.start_mark.line + 1, path, f"tag {tag} is not understood here: write a plain value"))
+    return None
+
+
+def _mapping(node: yaml.MappingNode, path: Path, parsed: Parsed) -> dict:
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            parsed.problems.append(Problem(line, path, "a key must be plain text, not a list or a mapping"))
+            continue
+        key = key_node.value  # the text as written: `on:` and `1:` are keys like any other
+        child = (*path, key)
+        if key in result:
+            first = parsed.lines[child]
+            parsed.problems.append(Problem(line, child, f"given twice (first on line {first}): keep one"))
+            continue
+        parsed.lines[child] = line
+        result[key] = _build(value_node, child, parsed)
+    return result
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    kind, value = node.tag.removeprefix(_TAG), node.value
+    if kind == "str":
+        return value
+    if kind == "null" and _NULL.match(value):
+        return None
+    if kind == "bool" and _BOOL.match(value):
+        return value.lower() == "true"
+    if kind == "int" and _INT.match(value):
+        return int(value.replace("_", ""))
+    if kind == "float" and _FLOAT.match(value):
+        return float(value.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+    raise ValueError(kind)
