@@ -1,0 +1,91 @@
+"""Greedy generation in batches from a plain, unsharded causal LM.
+
+transformers' `generate` obeys the model's generation_config (sampling, repetition penalties) and keeps computing rows that
+have ended. A measurement wants the argmax and nothing else, and most calls are short: here a row that ends leaves the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+# Leaving costs a copy of the cache, about what one step costs: wait until a quarter of the rows have ended.
+_KEEP_FRACTION = 0.75
+
+
+@torch.inference_mode()
+def greedy(
+    model: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Iterable[int],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """The most likely continuation of each prompt, token by token, in the order of `prompts`.
+
+    Args:
+        model: a transformers causal LM, whole on one device. It is put in eval mode and back.
+        prompts: token ids, at least one each. They are sorted by length, so a batch carries little padding.
+        stop_ids: a row ends with the first of these; it is the last id of that row's result.
+        max_new_tokens: a row that has not ended by then is cut; its last id is then no stop id.
+        batch_size: rows computed together. It changes speed and memory; the padding is masked, so it changes a result
+            only where rounding decides between two tokens.
+        progress: called as progress(num_done, num_prompts) after each batch.
+
+    Raises:
+        ValueError: an empty prompt, or a size below 1.
+    """
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"max_new_tokens ({max_new_tokens}) and batch_size ({batch_size}) must be at least 1")
+    if not all(len(prompt) for prompt in prompts):
+        raise ValueError("a prompt has no tokens: render it with the chat template and add_generation_prompt=True")
+    stops = frozenset(stop_ids)
+    # Longest first: if memory is going to run out, it does so at once.
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    outputs: list[list[int]] = [[] for _ in prompts]
+    was_training = model.training
+    model.eval()
+    try:
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            _continue(model, [prompts[row] for row in rows], [outputs[row] for row in rows], stops, max_new_tokens)
+            if progress is not None:
+                progress(min(first + batch_size, len(order)), len(order))
+    finally:
+        model.train(was_training)
+    return outputs
+
+
+def _continue(model, prompts: list[Sequence[int]], outputs: list[list[int]], stops: frozenset[int], limit: int) -> None:
+    device = next(model.parameters()).device
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache, live = None, list(range(len(prompts)))  # live[i]: whose tokens row i of the batch makes
+    while True:
+        out = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        cache = out.past_key_values
+        chosen = out.logits[:, -1].argmax(dim=-1)
+        ended = []
+        for row, token in zip(live, chosen.tolist()):
+            # A row that ended stays in the batch until it is worth dropping; what it says after its end is not kept.
+            if not (outputs[row] and outputs[row][-1] in stops):
+                outputs[row].append(token)
+            ended.append(outputs[row][-1] in stops or len(outputs[row]) >= limit)
+        if all(ended):
+            return
+        positions = positions[:, -1:] + 1
+        keep = [index for index, done in enumerate(ended) if not done]
+        if len(keep) <= _KEEP_FRACTION * len(live) and hasattr(cache, "batch_select_indices"):
+            index = torch.tensor(keep, device=device)
+            cache.batch_select_indices(index)
+            chosen, mask, positions = chosen[index], mask[index], positions[index]
+            live = [live[kept] for kept in keep]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
