@@ -1,0 +1,199 @@
+"""The student: a Llama or Qwen3 model with grouped-query attention, made from scratch, from a checkpoint, or from some
+of the teacher's layers.
+
+Under ZeRO-3 a model must be *made* partitioned, by transformers and with an HfDeepSpeedConfig alive: `deepspeed.zero.Init`
+around a constructor silently changes the initialisation. That object is one slot for the whole process, and a living one of
+the teacher's would change the student's precision, so `load_causal_lm` makes it, builds one model, and deletes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
+
+from kd.config_schema import RunConfig
+from kd.student_cut import cut_config, write_cut
+
+_CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class StudentError(ValueError):
+    """The student asked for cannot be made."""
+
+
+def student_model_config(
+    config: RunConfig, tokenizer_length: int | None = None, token_ids: Mapping[str, Any] | None = None
+) -> PreTrainedConfig:
+    """The transformers configuration of the student `config` asks for.
+
+    tokenizer_length: len(tokenizer); the vocabulary must be at least as wide. Needed from scratch when neither
+    student.vocab_size nor a teacher gives the width. token_ids: bos_token_id, eos_token_id, pad_token_id of the tokenizer.
+    A teacher's or checkpoint's configuration is read only when something is taken from it.
+    """
+    student = config.student
+    if student.init == "checkpoint":
+        result = AutoConfig.from_pretrained(student.path)
+    elif student.init == "teacher_layers":
+        result = cut_config(student, _teacher_config(config))
+    else:
+        result = _scratch(config, tokenizer_length)
+    if tokenizer_length is not None and result.get_text_config().vocab_size < tokenizer_length:
+        raise StudentError(
+            f"the student's vocabulary is {result.get_text_config().vocab_size} wide and the tokenizer has {tokenizer_length} tokens: "
+            f"set student.vocab_size to {tokenizer_length} or more, or take the tokenizer the source was trained with"
+        )
+    longest = max(stage.max_length for stage in config.data.stages)
+    if result.get_text_config().max_position_embeddings < longest:
+        raise StudentError(
+            f"the student has {result.get_text_config().max_position_embeddings} positions and a stage has max_length {longest}: lower max_length"
+        )
+    for name, value in (token_ids or {}).items():
+        setattr(result, name, value)
+    return result
+
+
+def _teacher_config(config: RunConfig) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision)
+
+
+def _scratch(config: RunConfig, tokenizer_length: int | None) -> PreTrainedConfig:
+    student = config.student
+    vocab_size = student.vocab_size
+    if vocab_size is None and config.teacher is not None:
+        vocab_size = _teacher_config(config).get_text_config().vocab_size
+    if vocab_size is None:
+        vocab_size = tokenizer_length
+    if vocab_size is None:
+        raise StudentError("the width of the vocabulary is not known without the tokenizer or a teacher: set student.vocab_size")
+    return _CONFIGS[student.architecture](
+        vocab_size=vocab_size,
+        hidden_size=student.hidden_size,
+        intermediate_size=student.intermediate_size,
+        num_hidden_layers=student.num_hidden_layers,
+        num_attention_heads=student.num_attention_heads,
+        num_key_value_heads=student.num_key_value_heads or student.num_attention_heads,
+        head_dim=student.head_dim or student.hidden_size // student.num_attention_heads,
+        tie_word_embeddings=bool(student.tie_word_embeddings),
+        rope_parameters={"rope_type": "default", "rope_theta": student.rope_theta or 10_000.0},
+        max_position_embeddings=student.max_position_embeddings or max(stage.max_length for stage in config.data.stages),
+        rms_norm_eps=student.rms_norm_eps or 1e-6,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+
+
+def count_parameters(model_config: PreTrainedConfig) -> int:
+    """Parameters of a model of this configuration, tied ones once; made on the meta device, so it costs no memory."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def build_student(
+    config: RunConfig,
+    *,
+    work_dir: str | os.PathLike,
+    ds_config: dict | None = None,
+    tokenizer_length: int | None = None,
+    token_ids: Mapping[str, Any] | None = None,
+) -> torch.nn.Module:
+    """The student, ready for deepspeed.initialize: partitioned when `ds_config` asks for ZeRO-3, else whole.
+
+    All ranks call it together. The same seed gives the same weights at every world size. `work_dir` must be one folder
+    for all ranks: with init: teacher_layers rank 0 writes the cut checkpoint to work_dir/initial_student.
+    """
+    student = config.student
+    model_config = student_model_config(config, tokenizer_length, token_ids)
+    source: str | None = student.path
+    if student.init == "teacher_layers":
+        source = os.path.join(os.fspath(work_dir), "initial_student")
+        teacher = config.teacher
+        on_rank_0(lambda: write_cut(teacher.path, teacher.revision, student, model_config, source))
+    torch.manual_seed(config.run.seed)
+    model = load_causal_lm(
+        source, model_config, dtype=student.dtype, ds_config=ds_config, attention_implementation=student.attention_implementation
+    )
+    model.config.use_cache = False
+    if student.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def load_causal_lm(
+    source: str | os.PathLike | None,
+    model_config: PreTrainedConfig | None = None,
+    *,
+    dtype: str,
+    ds_config: dict | None = None,
+    attention_implementation: str = "sdpa",
+    revision: str | None = None,
+) -> torch.nn.Module:
+    """One causal LM: saved weights from `source`, or random ones of `model_config` when source is None.
+
+    dtype: bf16, fp16, fp32, or auto (as saved). With a ZeRO-3 `ds_config` every rank calls it and gets its shard; the
+    precision in ds_config is replaced by dtype. Raises StudentError when weights are missing or the result is not as asked.
+    """
+    if model_config is None:
+        model_config = AutoConfig.from_pretrained(source, revision=revision)
+    if dtype == "auto":
+        torch_dtype = model_config.dtype or torch.float32
+    else:
+        torch_dtype = DTYPES[dtype]
+    sharded = (ds_config or {}).get("zero_optimization", {}).get("stage") == 3
+    # A lazy import inside zero.Init fails with a signature-mismatch TypeError: import everything the model needs first.
+    import torch._dynamo  # noqa: F401
+
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]
+    options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": attention_implementation}
+    slot = None
+    if sharded:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        slot = HfDeepSpeedConfig(_init_settings(ds_config, torch_dtype))
+    try:
+        if source is None:
+            model = AutoModelForCausalLM.from_config(model_config, **options)
+        else:
+            model, info = model_class.from_pretrained(source, config=model_config, revision=revision, output_loading_info=True, **options)
+            missing = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
+            if missing:
+                raise StudentError(f"{source}: {len(missing)} weights are missing or of another shape, first {missing[0]}")
+    finally:
+        del slot
+    wrong = [name for name, parameter in model.named_parameters() if parameter.dtype != torch_dtype or hasattr(parameter, "ds_id") != sharded]
+    if wrong:
+        raise StudentError(f"{len(wrong)} weights are not {torch_dtype} or not {'partitioned' if sharded else 'whole'}, first {wrong[0]}")
+    return model
+
+
+def _init_settings(ds_config: dict, dtype: torch.dtype) -> dict:
+    """What zero.Init reads: the precision asked for, and some batch size, which DeepSpeed's checks demand even here."""
+    settings = {key: value for key, value in ds_config.items() if key not in ("bf16", "fp16", "optimizer", "scheduler")}
+    if not any(key.startswith("train_") for key in settings):
+        settings["train_micro_batch_size_per_gpu"] = 1
+    if dtype != torch.float32:
+        settings["bf16" if dtype == torch.bfloat16 else "fp16"] = {"enabled": True}
+    return settings
+
+
+def on_rank_0(work) -> None:
+    """Run `work` on rank 0 while the others wait; an error there is raised on every rank, so that none waits for ever."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    message: list[str | None] = [None]
+    if not distributed or torch.distributed.get_rank() == 0:
+        try:
+            work()
+        except Exception as error:
+            if not distributed:
+                raise
+            message = [f"{type(error).__name__}: {error}"]
+    if distributed:
+        torch.distributed.broadcast_object_list(message, src=0)
+    if message[0] is not None:
+        raise StudentError(message[0])
