@@ -94,7 +94,7 @@ def _scan_block(text: str, body: int) -> tuple[dict, int, str]:
         end = _next_tag(text, body)
         closed = "" if text.startswith(CALL_CLOSE, end) else f", and the block is not closed by {CALL_CLOSE}"
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        return {}, end, f"not valid JSON: {reason} at character {getattr(error, 'pos', start) - body}{closed}"
+        return {}, end, f"not valid JSON: {reason} (character {getattr(error, 'pos', start) - body}){closed}"
     rest = _SPACE.match(text, end).end()
     if not text.startswith(CALL_CLOSE, rest):
         tag = _next_tag(text, end)

@@ -28,8 +28,8 @@ from kd.report_plots import NUM_STAGE_COLOURS, curve
 
 NUM_CASES = 12
 TERMS = {
-    "loss": "Total loss", "kl": "Distillation (T² · divergence)", "hard": "Teacher's own choice", "truth": "Every token of the answer",
-    "tool": "Tool name", "args": "Arguments", "integration": "Values carried into the answer",
+    "loss": "Total loss", "kl": "Distillation (kl)", "hard": "Teacher's own choice", "truth": "All answer tokens",
+    "tool": "Tool names", "args": "Arguments", "integration": "Values carried over",
 }  # fmt: skip
 DRIVERS = {
     "temperature": "Temperature", "lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens a second",
@@ -150,12 +150,12 @@ def _curves(metrics: Sequence[dict]) -> Html:
 
 def _figure(rows: Sequence[dict], stages: Sequence[Any], key: str, label: str) -> Html | None:
     series = [[(row["step"], row[key]) for row in rows if row.get("stage") == stage and _is_number(row.get(key))] for stage in stages]
-    logged = [value for points in series for _, value in points]
-    if not logged:
+    if not any(series):
         return None
     last = next(row[key] for row in reversed(rows) if _is_number(row.get(key)))
     caption = el("figcaption", el("b", label), el("span", f"last {last:.4g}"))
-    return el("figure", caption, curve(series, log=key in TERMS and max(logged) > 20 * max(min(logged), 1e-9)))
+    steps = [row["step"] for row in rows]
+    return el("figure", caption, curve(series, min(steps), max(steps)))
 
 
 def _cases(cases: Sequence[dict]) -> Html:
@@ -226,7 +226,7 @@ def _count(number: float | None) -> str:
         return "not recorded"
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
-            return f"{number / size:.2f} {unit}"
+            return f"{number / size:.3g} {unit}"
     return str(number)
 
 
@@ -239,4 +239,4 @@ def _duration(seconds: float | None) -> str:
 
 
 def _words(name: str) -> str:
-    return str(name).replace("_", " ")
+    return str(name).replace("_", " ").replace("json", "JSON")

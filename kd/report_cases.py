@@ -24,12 +24,18 @@ def choose(cases: Sequence[dict], models: Sequence[str], count: int) -> tuple[li
     for case in sorted(cases, key=_lot):
         verdict = tuple(case["models"][model]["correct"] for model in models)
         groups.setdefault((case["kind"], verdict, case["split"]), []).append(case)
-    # Kinds and verdicts take turns before splits repeat, so a short list is still a mixed one.
-    queue = [groups[key] for key in sorted(groups, key=lambda key: (key[2], list(KINDS).index(key[0]), key[1]))]
+    splits = list(dict.fromkeys(case["split"] for case in cases))
+    # Everybody right first, then the mistakes; splits alternate from one turn to the next.
+    turns = sorted({key[:2] for key in groups}, key=lambda turn: (tuple(not right for right in turn[1]), list(KINDS).index(turn[0])))
     chosen: list[dict] = []
-    while queue and len(chosen) < count:
-        queue = [group for group in queue if group]
-        chosen += [group.pop(0) for group in queue][: count - len(chosen)]
+    shift = 0
+    while any(groups.values()) and len(chosen) < count:
+        for number, turn in enumerate(turns):
+            order = [splits[(number + shift + step) % len(splits)] for step in range(len(splits))]
+            group = next((groups[(*turn, split)] for split in order if groups.get((*turn, split))), None)
+            if group and len(chosen) < count:
+                chosen.append(group.pop(0))
+        shift += 1
     tally: dict[tuple, list[int]] = {}
     for case in cases:
         verdict = tuple(case["models"][model]["correct"] for model in models)

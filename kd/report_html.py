@@ -10,7 +10,7 @@ import html
 import re
 from difflib import SequenceMatcher
 
-_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
+_WORDS = re.compile(r"\d+(?:[.,]\d+)*|\w+|\s+|[^\w\s]")  # a number is one word: half a number is no difference to read
 
 
 class Html(str):
@@ -82,8 +82,10 @@ h1 { font-size: 2rem; line-height: 1.15; margin: 0 0 .3rem; letter-spacing: -.02
 h2 { font-size: 1.25rem; margin: 3rem 0 .4rem; letter-spacing: -.01em; }
 h3 { font-size: .95rem; margin: 1.4rem 0 .4rem; }
 p { margin: .3rem 0 1rem; max-width: 76ch; }
+article p { max-width: none; }
 .eyebrow { color: var(--accent); font-weight: 600; font-size: .85rem; margin: 0; }
 .soft, caption, figcaption { color: var(--soft); }
+.tiles + .note { margin-top: 1.4rem; }
 .note { border-left: 3px solid var(--gone); background: var(--gone-bg); padding: .5rem .8rem; border-radius: 0 6px 6px 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: .7rem; margin: 1.4rem 0 0; padding: 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .75rem .9rem; }
@@ -100,6 +102,7 @@ td.best { font-weight: 700; color: var(--accent); }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr)); gap: .8rem; margin: .8rem 0; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .6rem .7rem .3rem; }
 figcaption { font-size: .85rem; display: flex; justify-content: space-between; gap: .5rem; }
+figcaption span { white-space: nowrap; }
 figcaption b { color: var(--ink); font-weight: 600; }
 figure svg { width: 100%; height: auto; display: block; }
 .key { display: inline-block; margin-right: 1rem; font-size: .88rem; }
@@ -115,6 +118,7 @@ article { background: var(--card); border: 1px solid var(--line); border-radius:
 .right { color: var(--good); background: var(--good-bg); } .wrong { color: var(--bad); background: var(--bad-bg); }
 pre { font: .84rem/1.5 ui-monospace, Menlo, Consolas, monospace; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
   background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: .55rem .7rem; }
+ins, del { padding: 0 .12em; margin: 0 .04em; }
 ins { color: var(--bad); background: var(--bad-bg); text-decoration: none; border-radius: 3px; }
 del { color: var(--gone); background: var(--gone-bg); border-radius: 3px; }
 mark { background: var(--bar); color: inherit; border-radius: 3px; }

@@ -23,8 +23,8 @@ _STAND_INS |= {_INK: "var(--soft)", _LINE: "var(--line)"}
 Series = Sequence[tuple[float, float]]  # (step, value)
 
 
-def curve(series: Sequence[Series], *, log: bool = False) -> Html:
-    """One line a stage, in the stages' order, as an <svg> of about 10 kB. Empty stages keep their colour free."""
+def curve(series: Sequence[Series], first: float, last: float) -> Html:
+    """One line a stage over the steps from `first` to `last`, as an <svg> of about 10 kB. An empty stage keeps its colour."""
     style = {
         "svg.fonttype": "none", "svg.hashsalt": "spanwise", "font.family": "sans-serif", "font.size": 8,
         "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.edgecolor": _LINE,
@@ -43,8 +43,8 @@ def curve(series: Sequence[Series], *, log: bool = False) -> Html:
             steps, values = zip(*points)
             marker = "o" if len(points) == 1 else None
             axes.plot(steps, values, color=colours[number % NUM_STAGE_COLOURS], linewidth=1.4, marker=marker, markersize=3)
-        if log and all(value > 0 for points in series for _, value in points):
-            axes.set_yscale("log")
+        margin = 0.03 * max(last - first, 1)
+        axes.set_xlim(first - margin, last + margin)  # the same steps in every plot, so that they can be read down the page
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.tick_params(length=0)
         out = io.StringIO()

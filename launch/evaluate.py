@@ -1,0 +1,74 @@
+"""Evaluate tool use of saved models on held-out records.
+
+    python launch/evaluate.py --model teacher=runs/demo/teacher --model student=runs/demo/student \\
+        --data unseen_values=held_out/values.jsonl --data unseen_tools=held_out/tools.jsonl --out runs/demo
+
+writes OUT/evaluation.json and OUT/cases.jsonl. Models are whole `save_pretrained` folders with their tokenizers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kd.data.records import read_records
+from kd.evaluate import Evaluation, evaluate_model, format_table, write_cases, write_evaluation
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model", action="append", required=True, type=_named, metavar="[NAME=]FOLDER", help="repeatable")
+    parser.add_argument("--data", action="append", required=True, type=_named, metavar="[SPLIT=]FILE", help="records, repeatable")
+    parser.add_argument("--out", required=True, type=Path, help="folder for evaluation.json and cases.jsonl")
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts generated together")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="an answer is cut here")
+    args = parser.parse_args(argv)
+    for option, pairs in (("--model", args.model), ("--data", args.data)):
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            parser.error(f"{option}: two are called {max(names, key=names.count)!r}; name them apart, as in NAME=PATH")
+        missing = [str(path) for _, path in pairs if not path.exists()]
+        if missing:
+            parser.error(f"{option}: no such file or folder: {', '.join(missing)}")
+    return args
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals else (Path(text).stem, Path(text))
+
+
+def evaluate_folder(folder: Path, data: list[tuple[str, Path]], batch_size: int, max_new_tokens: int) -> dict[str, Evaluation]:
+    """One saved model on every split."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+    done = {}
+    for split, path in data:
+        with tqdm(desc=f"{folder.name} on {split}", unit="turn") as bar:
+
+            def show(num_done: int, num_cases: int) -> None:
+                bar.total = num_cases
+                bar.update(num_done - bar.n)
+
+            done[split] = evaluate_model(
+                model, tokenizer, read_records(path), batch_size=batch_size, max_new_tokens=max_new_tokens, progress=show
+            )
+    return done
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    done = {name: evaluate_folder(folder, args.data, args.batch_size, args.max_new_tokens) for name, folder in args.model}
+    metrics = {name: {split: one.metrics for split, one in splits.items()} for name, splits in done.items()}
+    write_evaluation(args.out / "evaluation.json", metrics)
+    write_cases(args.out / "cases.jsonl", {name: {split: one.cases for split, one in splits.items()} for name, splits in done.items()})
+    print(format_table(metrics))
+
+
+if __name__ == "__main__":
+    main()
