@@ -1,0 +1,195 @@
+"""The definition of the losses in plain PyTorch: any device, any dtype, fp64 in fp64.
+
+`definition` is the formula and nothing else: ordinary autograd differentiates it, and the tests hold every other
+implementation against it in fp64. `dense_rows` is what `impl="reference"` runs: the same rows, a chunk at a time so that
+fp32 [N, V] never exists at once, with the gradient written by formula.
+
+For a row with student logits z, teacher logits u, label y, and q_T = softmax(z / T), p_T = softmax(u / T):
+
+    L = kd T^2 D(p_T, q_T) + (truth + span) (-log q_1[y]) + hard (-log q_1[argmax u])
+
+T^2 keeps the gradient's size when T changes (Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network",
+section 2.1). The gradients by s = z / T, from dD/ds_j = q_j (dD/dq_j - sum_k q_k dD/dq_k):
+
+    forward_kl   KL(p||q)                               q - p
+    reverse_kl   KL(q||p)                               q (log q - log p - KL(q||p))
+    jsd          beta KL(p||m) + (1-beta) KL(q||m)      (1-beta) q (log q - log m - KL(q||m)),  m = beta p + (1-beta) q
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.contract import IGNORE_INDEX, LOG_P_FLOOR, DistillOutput, EntropyWeighting, Options, RowWeights, join_rows
+
+# fp32 bytes of one operand's chunk: small on a CPU, where the working set should stay near the caches, and large enough
+# on a device to fill it.
+_CHUNK_BYTES = {"cpu": 16 << 20, "device": 256 << 20}
+
+
+class _Parts(NamedTuple):
+    """What the gradient needs from a chunk beside its per-row outputs. All [n, vocab] unless said otherwise."""
+
+    log_q: Tensor | None  # T = 1; None unless a cross-entropy term is on
+    log_q_t: Tensor | None  # at T; the tensors from here to log_m are None unless kd is on
+    log_p_t: Tensor | None
+    p_t: Tensor | None
+    log_m: Tensor | None
+    kl_q: Tensor | None  # [n, 1] the row constant of reverse_kl and jsd gradients
+    label: Tensor  # [n, 1] a column that exists, whatever the label was
+    choice: Tensor | None  # [n, 1] the teacher's argmax
+    poison: Tensor  # [n] 1, or NaN where the label is out of range
+
+
+def rows_of(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: RowWeights, options: Options):
+    """Per-row outputs and the gradient's ingredients, out of place: autograd may follow it from the student's logits."""
+    vocab, temperature = options.vocab_size, options.temperature
+    z = student[:, :vocab]
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    zeros = torch.zeros(len(labels), dtype=dtype, device=z.device)
+    tempered = not (isinstance(temperature, float) and temperature == 1.0)
+
+    valid = (labels >= 0) & (labels < vocab)
+    asked = _sum_or(weights.truth, weights.span, zeros) != 0
+    poison = torch.where(valid | ((labels == IGNORE_INDEX) & ~asked), 1.0, float("nan")).to(dtype)
+    label = torch.where(valid, labels, 0).long()[:, None]
+
+    cross_entropy = any(w is not None for w in (weights.truth, weights.span, weights.hard))
+    wide = z.to(dtype)
+    log_q = torch.log_softmax(wide, -1) if cross_entropy or (weights.kd is not None and not tempered) else None
+    best = z.argmax(-1)
+
+    entropy, divergence, hard_nll, teacher_hit = zeros, zeros, zeros, torch.zeros_like(valid)
+    log_q_t = log_p_t = p_t = log_m = kl_q = choice = None
+    if teacher is not None:
+        u = teacher.detach()[:, :vocab]
+        choice = u.argmax(-1, keepdim=True)
+        teacher_hit = best == choice[:, 0]
+        u = u.to(dtype)
+        log_p = torch.log_softmax(u, -1).clamp(min=LOG_P_FLOOR)
+        p = log_p.exp()
+        entropy = -(p * log_p).sum(-1)
+        if weights.kd is not None:
+            log_q_t, log_p_t, p_t = log_q, log_p, p
+            if tempered:
+                log_q_t = torch.log_softmax(wide / temperature, -1)
+                log_p_t = torch.log_softmax(u / temperature, -1).clamp(min=LOG_P_FLOOR)
+                p_t = log_p_t.exp()
+            divergence, log_m, kl_q = _divergence(log_p_t, p_t, log_q_t, options)
+        if weights.hard is not None:
+            hard_nll = -log_q.gather(1, choice)[:, 0]
+    nll = zeros
+    if weights.truth is not None or weights.span is not None:
+        nll = torch.where(valid, -log_q.gather(1, label)[:, 0], 0.0) * poison
+
+    used = _weights_as_used(weights, entropy, options.entropy, zeros)
+    loss = used.kd * temperature**2 * divergence + (used.truth + used.span) * nll + used.hard * hard_nll
+    output = DistillOutput(loss * poison, divergence, nll, hard_nll, entropy, best == labels, teacher_hit, used)
+    return output, _Parts(
+        log_q if cross_entropy else None, log_q_t, log_p_t, p_t, log_m, kl_q, label, choice, poison
+    )
+
+
+def definition(
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, weights: RowWeights, options: Options
+) -> DistillOutput:
+    """The loss of the whole batch as one differentiable expression; needs memory for many [N, V] tensors. For tests."""
+    output, _ = rows_of(student_logits, teacher_logits, labels, weights, options)
+    return output._replace(loss=output.loss.sum())
+
+
+def dense_rows(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor,
+    weights: RowWeights,
+    options: Options,
+    grad: Tensor | None,
+) -> DistillOutput:
+    """Every row's outputs (`loss` is [N] here); `grad`, if given, receives grad_scale * d(sum of loss)/dz.
+
+    `grad` is [N, Vs] in the dtype wanted and may be student_logits itself: a chunk is read in full before it is written.
+    No graph is recorded.
+    """
+    num_rows = len(labels)
+    budget = _CHUNK_BYTES["cpu" if student_logits.device.type == "cpu" else "device"]
+    step = max(1, budget // (4 * options.vocab_size))
+    chunks = []
+    with torch.no_grad():
+        for start in range(0, max(num_rows, 1), step):
+            part = slice(start, start + step)
+            chunk_weights = RowWeights(*(None if w is None else w[part] for w in weights))
+            teacher = None if teacher_logits is None else teacher_logits[part]
+            output, parts = rows_of(student_logits[part], teacher, labels[part], chunk_weights, options)
+            if grad is not None:
+                _write_gradient(grad[part], output.weights, chunk_weights, parts, options)
+            chunks.append(output)
+    return join_rows(chunks)
+
+
+def _sum_or(first: Tensor | None, second: Tensor | None, zeros: Tensor) -> Tensor:
+    return (zeros if first is None else first) + (zeros if second is None else second)
+
+
+def _weights_as_used(
+    weights: RowWeights, entropy: Tensor, weighting: EntropyWeighting | None, zeros: Tensor
+) -> RowWeights:
+    used = {name: zeros if w is None else w.to(zeros.dtype) for name, w in weights._asdict().items()}
+    if weighting is not None:
+        n = ((entropy - weighting.h_min) / (weighting.h_max - weighting.h_min)).clamp(0.0, 1.0)
+        for name in ("kd", "truth", "hard"):
+            sure, unsure = getattr(weighting, name)
+            used[name] = used[name] * (sure + (unsure - sure) * n)
+    return RowWeights(**used)
+
+
+def _divergence(log_p: Tensor, p: Tensor, log_q: Tensor, options: Options):
+    """D [n], and for the gradient log m (jsd) and the row's KL(q || p or m) [n, 1]."""
+    if options.divergence == "forward_kl":
+        # Where p is 0 the term is 0 even if log q is -inf.
+        return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1), None, None
+    # Where q is 0 the term is 0: with this floor exp(log q) is 0 in every dtype, and the product stays finite.
+    log_q = log_q.clamp(min=LOG_P_FLOOR)
+    q = log_q.exp()
+    if options.divergence == "reverse_kl":
+        kl_q = (q * (log_q - log_p)).sum(-1, keepdim=True)
+        return kl_q[:, 0], None, kl_q
+    beta = options.beta
+    # Both p and q may underflow to 0: the floor keeps log m finite, so that 0 * log m is 0.
+    log_m = (beta * p + (1 - beta) * q).clamp(min=torch.finfo(p.dtype).tiny).log()
+    kl_q = (q * (log_q - log_m)).sum(-1, keepdim=True)
+    kl_p = (p * (log_p - log_m)).sum(-1)
+    return beta * kl_p + (1 - beta) * kl_q[:, 0], log_m, kl_q
+
+
+def _write_gradient(grad: Tensor, used: RowWeights, weights: RowWeights, parts: _Parts, options: Options) -> None:
+    """grad[:, :vocab] = grad_scale * dL/dz and zeros past it. Consumes the tensors in `parts`."""
+    vocab, scale = options.vocab_size, parts.poison * options.grad_scale
+    grad[:, vocab:] = 0
+    cross_entropy = (used.truth + used.span + used.hard) * scale
+    total = None
+    q = None if parts.log_q is None else parts.log_q.exp()
+    if weights.kd is not None:
+        # d(T^2 D)/dz = T^2 dD/ds / T
+        kd = (used.kd * options.temperature * scale)[:, None]
+        log_q, q_t = parts.log_q_t, q if parts.log_q_t is parts.log_q else parts.log_q_t.exp()
+        if options.divergence == "forward_kl":
+            total = q_t * kd
+            total.addcmul_(parts.p_t, kd, value=-1)
+        else:
+            other = parts.log_p_t if parts.log_m is None else parts.log_m
+            factor = kd if parts.log_m is None else kd * (1 - options.beta)
+            total = log_q.clamp(min=LOG_P_FLOOR).sub_(other).sub_(parts.kl_q).mul_(q_t).mul_(factor)
+    if q is not None:
+        total = q.mul_(cross_entropy[:, None]) if total is None else total.addcmul_(q, cross_entropy[:, None])
+        ce = ((used.truth + used.span) * scale)[:, None]
+        total.scatter_add_(1, parts.label, -ce)
+        if weights.hard is not None:
+            total.scatter_add_(1, parts.choice, -(used.hard * scale)[:, None])
+    if total is None:
+        grad[:, :vocab] = (parts.poison - 1)[:, None]
+    else:
+        grad[:, :vocab] = total
