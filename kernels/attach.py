@@ -1,0 +1,62 @@
+"""Ties a loss whose gradients were already made in forward to the tensors they belong to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.contract import Scalar
+
+
+def attach(loss: Tensor, grad_scale: Scalar, pairs: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """`loss` as a node of the graph: backward gives each tensor of `pairs` its gradient * upstream / grad_scale.
+
+    The gradients are held until backward and scaled in place, every one of them by the same factor, once. A pair whose
+    gradient is None only connects: its tensor gets no gradient. Nothing else of the pairs is kept: under ZeRO-3 a
+    weight is gathered during forward and gone afterwards.
+    """
+    tensors, grads = zip(*pairs)
+    return _GradientsMadeInForward.apply(loss, grad_scale, grads, *tensors)
+
+
+class _GradientsMadeInForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss, grad_scale, grads, *tensors):
+        ctx.grads, ctx.grad_scale = grads, grad_scale
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        if ctx.grads is None:
+            raise RuntimeError(
+                "backward went through this loss twice: its gradients are made in forward and handed on, not copied. "
+                "Call the loss again for a second backward (retain_graph=True does not help)."
+            )
+        grads, ctx.grads = ctx.grads, None
+        factor = upstream / ctx.grad_scale
+        for grad in grads:
+            if grad is not None:
+                _scale(grad, factor)
+        return None, None, None, *grads
+
+
+def _scale(grad: Tensor, factor: Tensor) -> None:
+    """grad *= factor. The usual factor is 1: the host sees that on a CPU, the kernel on a GPU, where asking would wait."""
+    if grad.device.type == "cpu":
+        if factor.item() != 1.0:
+            grad.mul_(factor)
+    elif grad.is_cuda and _have_triton():
+        from kernels.dense import scale_unless_one
+
+        scale_unless_one(grad, factor)
+    else:
+        grad.mul_(factor)
+
+
+def _have_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
