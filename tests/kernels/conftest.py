@@ -1,0 +1,45 @@
+"""Without a GPU the Triton kernels run in the interpreter, which has to be asked for before triton is first imported."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("triton was imported without TRITON_INTERPRET=1: set it in tests/conftest.py, before imports")
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_configure(config):
+    # numpy, under the interpreter, remarks on 0 * inf in lanes that a select then drops.
+    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """torch.empty hands out NaN (or 113 as an integer), so that an element nobody writes shows."""
+
+    def poisoned(make):
+        def wrapper(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan") if tensor.is_floating_point() else 113)
+
+        return wrapper
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(1234)
+
+
+@pytest.fixture
+def narrow_tiles(monkeypatch):
+    """Many tiles a row at small V: what a large vocabulary does to the kernel."""
+    from kernels import dense
+
+    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64)
