@@ -126,7 +126,7 @@ def _validate(data: dict, report: Report) -> RunConfig | None:
             faults = error.errors(include_url=False)
         for fault in faults:
             path = tuple(part for part in fault["loc"] if part != "[key]")
-            if attempt == 0:
+            if attempt == 0 and not (fault["input"] is None and report.is_bad(path)):  # its tag was refused already
                 report.add(path, explain({**fault, "loc": path}))
             data = _mended(data, path, fault["type"] == "missing")
     return None

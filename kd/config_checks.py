@@ -171,7 +171,7 @@ def _loss(config: RunConfig) -> Iterator[Conflict]:
     if entropy is not None:
         if entropy.h_min >= entropy.h_max:
             keys = ("loss.entropy_weighting.h_min", "loss.entropy_weighting.h_max")
-            yield Conflict(keys, f"h_min ({entropy.h_min}) must be below h_max ({entropy.h_max})")
+            yield Conflict(keys, f"h_min ({entropy.h_min:g}) must be below h_max ({entropy.h_max:g})")
         for end, name in enumerate(("first", "second")):
             if entropy.kd[end] + entropy.hard[end] + entropy.truth[end] <= 0:
                 yield Conflict(

@@ -25,8 +25,8 @@ class Report:
 
     def __init__(self, file: str):
         self.file = file
-        self.positions: dict[Path, int] = {}
-        self.overridden: dict[Path, str] = {}
+        self.positions: dict[Path, int] = {}  # lines of keys in the file
+        self.overridden: dict[Path, str] = {}  # keys set on the command line
         self._bad: set[Path] = set()
         self._problems: list[tuple[int, str]] = []
 
@@ -46,6 +46,9 @@ class Report:
         if not any(_related(path, bad) for path in paths for bad in self._bad):
             order, where = self._where(paths[0])
             self._problems.append((order, f"{where}: {keys[0]}: {message}"))
+
+    def is_bad(self, path: Path) -> bool:
+        return path in self._bad
 
     def raise_if_any(self) -> None:
         if self._problems:
