@@ -24,7 +24,7 @@ def choose(cases: Sequence[dict], models: Sequence[str], count: int) -> tuple[li
     for case in sorted(cases, key=_lot):
         verdict = tuple(case["models"][model]["correct"] for model in models)
         groups.setdefault((case["kind"], verdict, case["split"]), []).append(case)
-    splits = list(dict.fromkeys(case["split"] for case in cases))
+    splits = sorted({case["split"] for case in cases})
     # Everybody right first, then the mistakes; splits alternate from one turn to the next.
     turns = sorted({key[:2] for key in groups}, key=lambda turn: (tuple(not right for right in turn[1]), list(KINDS).index(turn[0])))
     chosen: list[dict] = []

@@ -12,6 +12,7 @@ from kd.cases import build_cases
 from kd.data.records import Record
 from kd.evaluate import METRICS, evaluate_cases, evaluate_model, merge, write_cases, write_evaluation
 from kd.greedy import greedy
+from launch import evaluate as evaluate_command
 
 TEMPLATE = """{%- for m in messages -%}<|{{ m.role }}|>{{ m.content or '' }}
 {%- for c in m.tool_calls or [] -%}<tool_call>{{ c.function | tojson }}</tool_call>{%- endfor -%}<|end|>
@@ -288,3 +289,22 @@ def test_generation_ends_at_the_stop_token_and_restores_the_mode(tiny):
         tiny.eval()
     with pytest.raises(ValueError, match="chat template"):
         greedy(tiny, [[]], stop_ids=[1], max_new_tokens=2, batch_size=1)
+
+
+def test_the_command_evaluates_saved_models_and_writes_both_files(tokenizer, tmp_path, capsys):
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = tmp_path / "held_out.jsonl"
+    data.write_text("".join(json.dumps({"id": one.id, "messages": one.messages, "tools": one.tools}) + "\n" for one in FULL))
+    command = ["--model", f"untrained={tmp_path / 'model'}", "--data", str(data), "--out", str(tmp_path / "out"), "--max-new-tokens", "8"]
+    evaluate_command.main(command)
+    written_metrics = json.loads((tmp_path / "out" / "evaluation.json").read_text())["untrained"]["held_out"]
+    assert written_metrics["num_records"] == 3 and written_metrics["exact_arguments"] == 0
+    assert len((tmp_path / "out" / "cases.jsonl").read_text().splitlines()) == 4
+    assert "held_out" in capsys.readouterr().out
+    for wrong, said in ((["--data", str(data)], "name them apart"), (["--model", "x=absent"], "no such file")):
+        with pytest.raises(SystemExit):
+            evaluate_command.main(command + wrong)
+        assert said in capsys.readouterr().err
