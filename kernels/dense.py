@@ -8,10 +8,8 @@ Sweeps over a row, `BLOCK` columns at a time (S student, T teacher; bytes a logi
     3. gradient      from the last tile to the first, so that what sweep 1 or 2 read
                      last is still in L2; forward_kl's value is summed on the way    read S, T, write dS   6
 
-Exponents are taken of (x - max) and divided by T afterwards: the subtraction is where rounding would hurt, and one max
-serves every temperature. Sums are rescaled by one scalar a tile, never a lane. The device functions below are the
-algebra of a *part* of a row (tile statistics, merge of two parts, terms and gradient of a tile), so that a form with
-several programs a row needs only another way to pass parts around.
+What is computed of a tile, and how two parts of a row merge, is in kernels/tiles.py: a form with several programs a row
+needs only another way to pass parts around.
 """
 
 from __future__ import annotations
@@ -21,127 +19,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.contract import IGNORE_INDEX, LOG_P_FLOOR, DistillOutput, Options, RowWeights
+from kernels.contract import DIVERGENCES, IGNORE_INDEX, DistillOutput, Options, RowWeights
+from kernels.tiles import (
+    FORWARD_KL,
+    LOWEST,
+    REVERSE_KL,
+    entropy_factor,
+    merge_max,
+    rescale,
+    student_part,
+    teacher_part,
+    tile_divergence,
+    tile_kd_gradient,
+    tile_logs,
+    tile_max,
+)
 
-_FORWARD_KL, _REVERSE_KL, _JSD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-_KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
-_FLOOR = tl.constexpr(LOG_P_FLOOR)
 _IGNORE = tl.constexpr(IGNORE_INDEX)
-# Below every logit that is not -inf, and finite: a tile that is masked out as a whole must not make inf - inf.
-_LOWEST = tl.constexpr(-1.0e30)
-_TINY = tl.constexpr(1.1754944e-38)  # smallest normal fp32
-
 _BLOCK, _NUM_WARPS = 4096, 8  # wider tiles spill registers; narrower ones do not fill the memory pipes
 _INTERPRETER_BLOCK = 32768  # the interpreter pays by the operation, not by the lane
-
-
-@triton.jit
-def _power(x, T: tl.constexpr):
-    """x^T for T in {1, 2, 3, 4}: e^s from e^(s/T) with multiplications in place of a second exponential."""
-    if T == 1:
-        return x
-    elif T == 2:
-        return x * x
-    elif T == 3:
-        return x * x * x
-    else:
-        return (x * x) * (x * x)
-
-
-@triton.jit
-def _exps(x, inv_t, T: tl.constexpr):
-    """e^x and e^(x/T); T = 0 stands for a temperature known only at run time."""
-    if T == 0:
-        return tl.exp(x), tl.exp(x * inv_t)
-    else:
-        tempered = tl.exp(x * inv_t)
-        return _power(tempered, T), tempered
-
-
-@triton.jit
-def _merge_max(best, arg, other_best, other_arg):
-    """Max and its lowest column over two parts."""
-    takes = (other_best > best) | ((other_best == best) & (other_arg < arg))
-    return tl.where(takes, other_best, best), tl.where(takes, other_arg, arg)
-
-
-@triton.jit
-def _tile_max(x, cols):
-    best = tl.max(x, 0)
-    arg = tl.min(tl.where(x == best, cols, 2147483647), 0)
-    return best, arg
-
-
-@triton.jit
-def _student_part(top, d1, dt, z, inv_t, T: tl.constexpr):
-    """Add a tile to (max, sum e^(z-max), sum e^((z-max)/T)); `top` already covers the tile, the sums do not."""
-    e1, et = _exps(z - top, inv_t, T)
-    return d1 + tl.sum(e1, 0), dt + tl.sum(et, 0)
-
-
-@triton.jit
-def _teacher_part(top, d1, dt, moment, u, inv_t, T: tl.constexpr):
-    """As for the student, and sum e^(u-max) (u-max), from which the entropy comes without cancellation."""
-    x = u - top
-    e1, et = _exps(x, inv_t, T)
-    return d1 + tl.sum(e1, 0), dt + tl.sum(et, 0), moment + tl.sum(tl.where(e1 > 0.0, e1 * x, 0.0), 0)
-
-
-@triton.jit
-def _rescale(old, new, d1, dt, inv_t, T: tl.constexpr):
-    f1, ft = _exps(old - new, inv_t, T)
-    return d1 * f1, dt * ft, f1
-
-
-@triton.jit
-def _tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep):
-    """log q_T, log p_T (floored) and p_T of a tile; what lies past the vocabulary has probability 0."""
-    log_q = (z - z_top) * inv_t - z_log_dt
-    log_p = tl.maximum((u - u_top) * inv_t - u_log_dt, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
-    p = tl.where(keep, tl.exp(log_p), 0.0)
-    return log_q, log_p, p
-
-
-@triton.jit
-def _log_mixture(p, q, beta):
-    """log(beta p + (1 - beta) q), finite where both have underflowed, since it is then multiplied by 0."""
-    return tl.log(tl.maximum(beta * p + (1.0 - beta) * q, _TINY, propagate_nan=tl.PropagateNan.ALL))
-
-
-@triton.jit
-def _tile_divergence(log_q, log_p, p, beta, keep, KIND: tl.constexpr):
-    """A tile's sums of KL(p || .) and KL(q || .), against each other or, for jsd, against the mixture."""
-    if KIND == _FORWARD_KL:
-        return tl.sum(tl.where(p > 0.0, p * (log_p - log_q), 0.0), 0), 0.0
-    else:
-        log_q = tl.maximum(log_q, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
-        q = tl.where(keep, tl.exp(log_q), 0.0)
-        if KIND == _REVERSE_KL:
-            return 0.0, tl.sum(q * (log_q - log_p), 0)
-        else:
-            log_m = _log_mixture(p, q, beta)
-            return tl.sum(p * (log_p - log_m), 0), tl.sum(q * (log_q - log_m), 0)
-
-
-@triton.jit
-def _tile_kd_gradient(log_q, log_p, p, kl_q, beta, keep, KIND: tl.constexpr):
-    """dD/ds of a tile, s = z / T (formulas: kernels/reference.py)."""
-    if KIND == _FORWARD_KL:
-        return tl.where(keep, tl.exp(log_q), 0.0) - p
-    else:
-        log_q = tl.maximum(log_q, _FLOOR, propagate_nan=tl.PropagateNan.ALL)
-        q = tl.where(keep, tl.exp(log_q), 0.0)
-        if KIND == _REVERSE_KL:
-            return q * (log_q - log_p - kl_q)
-        else:
-            return (1.0 - beta) * q * (log_q - _log_mixture(p, q, beta) - kl_q)
-
-
-@triton.jit
-def _factor(n, ends):
-    """An entropy factor: linear from its value at n = 0 to its value at n = 1."""
-    first = tl.load(ends)
-    return first + (tl.load(ends + 1) - first) * n
 
 
 @triton.jit
@@ -199,38 +95,38 @@ def _dense_kernel(
     beta = tl.load(scalars + 1)
 
     # 1. statistics
-    z_top, z_arg, z_d1, z_dt = _LOWEST, 0, 0.0, 0.0
-    u_top, u_arg, u_d1, u_dt, u_moment = _LOWEST, 0, 0.0, 0.0, 0.0
+    z_top, z_arg, z_d1, z_dt = LOWEST, 0, 0.0, 0.0
+    u_top, u_arg, u_d1, u_dt, u_moment = LOWEST, 0, 0.0, 0.0, 0.0
     for start in range(0, vocab, BLOCK):
         cols = start + offsets
         keep = cols < vocab
         z = tl.load(student + cols, mask=keep, other=float("-inf")).to(tl.float32)
-        tile_top, tile_arg = _tile_max(z, cols)
+        tile_top, tile_arg = tile_max(z, cols)
         old = z_top
-        z_top, z_arg = _merge_max(z_top, z_arg, tile_top, tile_arg)
-        z_d1, z_dt, _ = _rescale(old, z_top, z_d1, z_dt, inv_t, T)
-        z_d1, z_dt = _student_part(z_top, z_d1, z_dt, z, inv_t, T)
+        z_top, z_arg = merge_max(z_top, z_arg, tile_top, tile_arg)
+        z_d1, z_dt, _ = rescale(old, z_top, z_d1, z_dt, inv_t, T)
+        z_d1, z_dt = student_part(z_top, z_d1, z_dt, z, inv_t, T)
         if HAS_TEACHER:
             u = tl.load(teacher + cols, mask=keep, other=float("-inf")).to(tl.float32)
-            tile_top, tile_arg = _tile_max(u, cols)
+            tile_top, tile_arg = tile_max(u, cols)
             old = u_top
-            u_top, u_arg = _merge_max(u_top, u_arg, tile_top, tile_arg)
+            u_top, u_arg = merge_max(u_top, u_arg, tile_top, tile_arg)
             u_moment = u_moment + u_d1 * (old - u_top)
-            u_d1, u_dt, factor = _rescale(old, u_top, u_d1, u_dt, inv_t, T)
-            u_d1, u_dt, u_moment = _teacher_part(u_top, u_d1, u_dt, u_moment * factor, u, inv_t, T)
+            u_d1, u_dt, factor = rescale(old, u_top, u_d1, u_dt, inv_t, T)
+            u_d1, u_dt, u_moment = teacher_part(u_top, u_d1, u_dt, u_moment * factor, u, inv_t, T)
     z_log_d1, z_log_dt = tl.log(z_d1), tl.log(z_dt)
     u_log_dt = tl.log(u_dt)
 
     # 2. divergence, where its own value is part of the gradient
     kl_p, kl_q = 0.0, 0.0
-    if HAS_KD and KIND != _FORWARD_KL:
+    if HAS_KD and KIND != FORWARD_KL:
         for start in range(0, vocab, BLOCK):
             cols = start + offsets
             keep = cols < vocab
             z = tl.load(student + cols, mask=keep, other=float("-inf")).to(tl.float32)
             u = tl.load(teacher + cols, mask=keep, other=float("-inf")).to(tl.float32)
-            log_q, log_p, p = _tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep)
-            tile_p, tile_q = _tile_divergence(log_q, log_p, p, beta, keep, KIND)
+            log_q, log_p, p = tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep)
+            tile_p, tile_q = tile_divergence(log_q, log_p, p, beta, keep, KIND)
             kl_p += tile_p
             kl_q += tile_q
 
@@ -253,9 +149,9 @@ def _dense_kernel(
         h_min = tl.load(scalars + 3)
         n = (entropy - h_min) / (tl.load(scalars + 4) - h_min)
         n = tl.minimum(tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL), 1.0, propagate_nan=tl.PropagateNan.ALL)
-        kd = kd * _factor(n, scalars + 5)
-        truth = truth * _factor(n, scalars + 7)
-        hard = hard * _factor(n, scalars + 9)
+        kd = kd * entropy_factor(n, scalars + 5)
+        truth = truth * entropy_factor(n, scalars + 7)
+        hard = hard * entropy_factor(n, scalars + 9)
 
     nll, hard_nll = 0.0, 0.0
     if HAS_TRUTH or HAS_SPAN:
@@ -268,7 +164,7 @@ def _dense_kernel(
     tl.debug_barrier()
 
     # 3. gradient, last tile first; forward_kl is summed here, where both logarithms are at hand
-    if HAS_GRAD or (HAS_KD and KIND == _FORWARD_KL):
+    if HAS_GRAD or (HAS_KD and KIND == FORWARD_KL):
         scale = tl.load(scalars + 2) * poison
         kd_factor = kd * temperature * scale  # d(T^2 D)/dz = T^2 dD/ds / T
         ce_factor = (truth + span) * scale
@@ -281,12 +177,12 @@ def _dense_kernel(
             g = tl.zeros([BLOCK], tl.float32) + (poison - 1.0)
             if HAS_KD:
                 u = tl.load(teacher + cols, mask=keep, other=float("-inf")).to(tl.float32)
-                log_q, log_p, p = _tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep)
-                if KIND == _FORWARD_KL:
-                    tile_p, _ = _tile_divergence(log_q, log_p, p, beta, keep, KIND)
+                log_q, log_p, p = tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep)
+                if KIND == FORWARD_KL:
+                    tile_p, _ = tile_divergence(log_q, log_p, p, beta, keep, KIND)
                     kl_p += tile_p
                 if HAS_GRAD:
-                    g += kd_factor * _tile_kd_gradient(log_q, log_p, p, kl_q, beta, keep, KIND)
+                    g += kd_factor * tile_kd_gradient(log_q, log_p, p, kl_q, beta, keep, KIND)
             if HAS_GRAD:
                 if HAS_TRUTH or HAS_SPAN or HAS_HARD:
                     g += (ce_factor + hard_factor) * tl.exp(z - z_top - z_log_d1)
@@ -296,9 +192,9 @@ def _dense_kernel(
                     g -= tl.where(cols == u_arg, hard_factor, 0.0)
                 tl.store(grad + cols, tl.where(keep, g, 0.0).to(grad.dtype.element_ty), mask=cols < width)
 
-    if KIND == _FORWARD_KL:
+    if KIND == FORWARD_KL:
         divergence = kl_p
-    elif KIND == _REVERSE_KL:
+    elif KIND == REVERSE_KL:
         divergence = kl_q
     else:
         divergence = beta * kl_p + (1.0 - beta) * kl_q
@@ -378,7 +274,7 @@ def dense_rows(
                 student_logits.stride(0),
                 teacher.stride(0),
                 target.stride(0),
-                KIND=_KINDS[options.divergence],
+                KIND=DIVERGENCES.index(options.divergence),
                 T=int(temperature) if constant_t else 0,
                 HAS_TEACHER=teacher_logits is not None,
                 HAS_KD=weights.kd is not None,
