@@ -142,7 +142,7 @@ class _Gradients:
         if self.dx is not None:
             torch.addmm(self.dx[part], grad, self.head.weight.detach(), beta=0, alpha=alpha, out=self.dx[part])
         if self.dw is not None:
-            _add_product(self.dw, grad.t(), self.hidden[part].detach(), 0 if part.start == 0 else 1, alpha)
+            _add_product(self.dw, grad.t(), self.hidden[part].detach(), part.start == 0, alpha)
         if self.db is not None:
             self.db.add_(grad.sum(0, dtype=self.db.dtype), alpha=alpha)
 
@@ -151,14 +151,17 @@ class _Gradients:
         return [(t, None if g is None else g.to(t.dtype)) for t, g in found if t is not None]
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int, alpha: float) -> None:
-    """total = beta * total + alpha * a @ b, products and sums in total's (wider) dtype; beta = 0 ignores what was there."""
-    if a.dtype == total.dtype:
-        torch.addmm(total, a, b, beta=beta, alpha=alpha, out=total)
-    elif total.is_cuda:
-        torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, alpha=alpha, out=total)
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool, alpha: float) -> None:
+    """total += alpha * a @ b with products and sums in total's (wider) dtype; the first call ignores what was there."""
+    if total.is_cuda and a.dtype != total.dtype:
+        # addmm into a wider `total` is refused by some of the torch versions we support; mm is taken by all of them.
+        product = torch.mm(a, b, out_dtype=total.dtype)
+        if first:
+            torch.mul(product, alpha, out=total)
+        else:
+            total.add_(product, alpha=alpha)
     else:
-        torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=beta, alpha=alpha, out=total)
+        torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=0 if first else 1, alpha=alpha, out=total)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
