@@ -6,8 +6,8 @@ documentation are in config_schema.py, contradictions in config_checks.py.
 
 The DeepSpeed JSONs in ds_configs/ hold what this YAML does not: ZeRO stage, offload, buckets, and
 `data_types.grad_accum_dtype: fp32` (micro-batches otherwise accumulate in bf16). zero3.json keeps everything on the GPU,
-zero3_offload.json keeps the optimizer in host memory, zero3_cpu.json has small buckets for runs with no GPU. The
-trainer fills in batch sizes, accumulation, clipping and precision from the YAML: those keys are not in the JSONs.
+zero3_offload.json keeps the optimizer in host memory, zero3_cpu.json has small buckets for runs with no GPU. Batch sizes,
+accumulation and clipping are filled in from the YAML, and student.dtype replaces the precision a JSON asks for.
 """
 
 from __future__ import annotations

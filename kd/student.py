@@ -37,7 +37,7 @@ def student_model_config(
     """
     student = config.student
     if student.init == "checkpoint":
-        result = AutoConfig.from_pretrained(student.path)
+        result = _read_config("student.path", student.path)
     elif student.init == "teacher_layers":
         result = cut_config(student, _teacher_config(config))
     else:
@@ -58,7 +58,14 @@ def student_model_config(
 
 
 def _teacher_config(config: RunConfig) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision)
+    return _read_config("teacher.path", config.teacher.path, config.teacher.revision)
+
+
+def _read_config(key: str, path: str, revision: str | None = None) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise StudentError(f"{key}: {path!r} is not a model that can be read here: {str(error).splitlines()[0]}") from error
 
 
 def _scratch(config: RunConfig, tokenizer_length: int | None) -> PreTrainedConfig:
@@ -105,8 +112,8 @@ def build_student(
 ) -> torch.nn.Module:
     """The student, ready for deepspeed.initialize: partitioned when `ds_config` asks for ZeRO-3, else whole.
 
-    All ranks call it together. The same seed gives the same weights at every world size. `work_dir` must be one folder
-    for all ranks: with init: teacher_layers rank 0 writes the cut checkpoint to work_dir/initial_student.
+    All ranks call it together. The same seed gives the same weights at every world size (ZeRO-3 draws other random weights
+    than a whole model does). `work_dir` must be one folder for all ranks: with init: teacher_layers rank 0 writes the cut checkpoint to work_dir/initial_student.
     """
     student = config.student
     model_config = student_model_config(config, tokenizer_length, token_ids)

@@ -186,6 +186,20 @@ def test_from_a_checkpoint(teacher, configure, tmp_path):
         student_model_config(configure(f"init: checkpoint, path: {path}", max_length=65))
 
 
+@pytest.mark.parametrize("student", ["init: checkpoint, path: ./nothing", "init: teacher_layers, num_hidden_layers: 1"])
+def test_a_source_that_is_not_there_is_named(configure, student):
+    with pytest.raises(StudentError, match=r"(student|teacher).path: './nothing' is not a model that can be read here"):
+        student_model_config(configure(student, "./nothing"))
+
+
+def test_a_model_in_another_precision_than_asked_is_refused(monkeypatch):
+    """A living HfDeepSpeedConfig of another model does this silently."""
+    made = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, num_hidden_layers=1), dtype=torch.bfloat16)
+    monkeypatch.setattr("kd.student.AutoModelForCausalLM.from_config", lambda *args, **options: made)
+    with pytest.raises(StudentError, match="12 weights are not torch.float32"):
+        load_causal_lm(None, made.config, dtype="fp32")
+
+
 def test_a_checkpoint_without_all_weights_is_refused(teacher, tmp_path):
     from safetensors.torch import load_file, save_file
 
