@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kd.cases import build_cases
 from kd.data.records import Record
@@ -249,13 +249,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert json.loads((tmp_path / "e.json").read_text()) == {"teacher": {}}
 
 
-@pytest.fixture(scope="module")
-def tiny():
+@pytest.fixture(scope="module", params=["llama", "gpt2"])  # relative positions, and absolute ones that padding would shift
+def tiny(request):
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-    )
-    model = LlamaForCausalLM(config)
+    if request.param == "llama":
+        sizes = dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, **sizes))
+    else:
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4))
     for parameter in model.parameters():  # wide weights: logits far apart, so no rounding decides a token
         parameter.data.mul_(6)
     return model.eval()

@@ -110,8 +110,9 @@ def test_broken_tools_are_refused_by_name(tools, match):
         ToolRegistry(tools)
 
 
-def test_a_reference_is_never_fetched():
-    registry = ToolRegistry([{"name": "a", "parameters": {"$ref": "http://127.0.0.1:9/schema.json"}}])
+def test_a_reference_is_never_fetched(tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    registry = ToolRegistry([{"name": "a", "parameters": {"$ref": (tmp_path / "other.json").as_uri()}}])
     with pytest.raises(ValueError, match=r"put it under \$defs"):
         registry.validate_call("a", {})
 
