@@ -75,7 +75,12 @@ def _side(model: str, answer: dict[str, Any], gold: dict[str, Any]) -> Html:
     notes = list(answer["problems"]) if not right else []
     if not answer["finished"]:
         notes.append(f"cut after {answer['num_tokens']} tokens, before the end of the turn")
-    body = el("pre", marked_diff(shown, wanted) if shown else el("span", "(nothing)", class_="soft"))
+    if not shown:
+        body = el("pre", el("span", "(nothing)", class_="soft"))
+    elif bool(gold["calls"]) != (CALL_OPEN in answer["output"]):  # a call for an answer, or the reverse: no word is the same
+        body = el("pre", el("ins", shown))
+    else:
+        body = el("pre", marked_diff(shown, wanted))
     why = el("ul", *(el("li", note) for note in notes), class_="why") if notes else None
     return el("div", el("h4", model.replace("_", " ").capitalize(), badge), body, why, class_="side")
 

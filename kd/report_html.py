@@ -94,6 +94,7 @@ article p { max-width: none; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 th, td { padding: .5rem .7rem; text-align: right; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+td { white-space: nowrap; }
 th:first-child { text-align: left; } thead th { font-size: .82rem; color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tbody tr:last-child > * { border-bottom: 0; }
 td.meter { background: linear-gradient(to right, var(--bar) var(--p), transparent var(--p)); background-origin: content-box;

@@ -181,6 +181,12 @@ def test_parallel_calls_are_compared_with_their_counterparts(run):
     assert "get_weather" in page.marks["del"][1]
 
 
+def test_a_call_where_an_answer_was_due_is_marked_whole(run):
+    gold = {"calls": [], "text": "get_weather is not for that", "carried": []}
+    page = run(cases=[case(kind="no_tool", gold=gold, teacher=answer(output=gold["text"], calls=[]), student=answer(False))])
+    assert page.marks["ins"][1:] == ['get_weather\n  city: "Oslo"\n  days: 1'] and page.marks["del"][1:] == []
+
+
 def test_a_broken_call_is_shown_as_it_was_written(run):
     torn = '<tool_call>{"name": "get_weather", "arguments": {"city": "Os'
     page = run(cases=[case(teacher=answer(), student=answer(False, torn, [], ["call 1: not valid JSON"], finished=False))])
