@@ -17,7 +17,7 @@ from typing import Any, Iterator
 
 from kd.data import demo_tools as d
 from kd.data.demo_tools import ALL_TOOLS, COMPOSED_TOOLS, OBJECTS, PARAMETERS, RESULTS, UNSEEN_TOOLS, VERBS, Draw, Tool
-from kd.data.records import Record
+from kd.data.records import Record, write_records
 
 KINDS = ("echo", "single", "parallel", "multi", "none", "chat")
 SPLITS = ("train", "unseen_values", "unseen_tools")
@@ -181,7 +181,7 @@ SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|tools|>", "<|system|>", "<|user|>", "
 CALL_TOKENS = ("<tool_call>", "</tool_call>")
 
 
-def build_tokenizer(folder: str | Path, *, vocab_size: int = 768, num_records: int = 3000, seed: int = 0):
+def build_tokenizer(folder: str | Path, *, vocab_size: int = 1024, num_records: int = 3000, seed: int = 0):
     """Trains the demo's byte-level BPE tokenizer, saves it as a transformers tokenizer and returns it.
 
     Words, digits and brackets are split apart, so a value is the same tokens in a request, in the JSON and in an answer, and
@@ -215,3 +215,26 @@ def _plain_text(record: Record) -> str:
         parts.append(message["content"] or "")
         parts += [json.dumps(c["function"]) for c in message.get("tool_calls", ())]
     return "\n".join(parts)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Writes the tokenizer, or records of a split as JSONL: python -m kd.data.demo --tokenizer FOLDER."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description="The demo corpus and its tokenizer.")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="train the tokenizer and save it here")
+    parser.add_argument("--records", metavar="FILE", help="write records here, as JSON lines")
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--num-records", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1337)
+    args = parser.parse_args(argv)
+    if args.tokenizer:
+        print(f"{args.tokenizer}: {len(build_tokenizer(args.tokenizer, seed=args.seed))} tokens")
+    if args.records:
+        print(f"{args.records}: {write_records(args.records, records(args.split, args.num_records, seed=args.seed))} records")
+    if not args.tokenizer and not args.records:
+        parser.error("nothing to do: give --tokenizer FOLDER or --records FILE")
+
+
+if __name__ == "__main__":
+    main()

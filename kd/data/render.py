@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import NamedTuple
 
 from kd.data.records import DataError, Record
@@ -61,10 +60,3 @@ def encode(record: Record, tokenizer) -> Encoded:
     return Encoded(record.id, tokens["input_ids"], bits, 1.0 if record.quality is None else float(record.quality))
 
 
-def tokenizer_fingerprint(tokenizer) -> str:
-    """SHA-256 over vocabulary, special tokens and chat template: equal exactly when two tokenizers write the same ids."""
-    digest = hashlib.sha256()
-    for part in (sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]), tokenizer.backend_tokenizer.to_str(),
-                 sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items()), tokenizer.chat_template):
-        digest.update(repr(part).encode())
-    return digest.hexdigest()

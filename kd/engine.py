@@ -1,0 +1,166 @@
+"""The student under DeepSpeed: one optimizer step in, its report out.
+
+The head and the loss run inside engine.forward, because under ZeRO-3 the head's weight is whole only there, and the model
+is never called around the engine, because its hooks reduce the gradients. Micro-batches accumulate; the last one steps.
+
+The finite gate: a gradient that is not finite on any rank makes DeepSpeed (0.19.8 or later) skip the step on all of them;
+`StepReport.skipped` says so, and `suspects` names this rank's records whose rows were not finite.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import deepspeed
+from kd.config_schema import RunConfig
+from kd.data.batches import MicroBatch
+from kd.data.spans import BIT_NAMES
+from kd.losses import CombinedLoss, SpanRows, combined_kd_loss, row_weights
+from kd.model_head import head_of
+from kd.objective import TERMS, TermWeights
+from kd.optimizer import build_optimizer
+from kernels import DenseTeacher
+
+HITS = tuple(f"{name}_accuracy" for name in BIT_NAMES)
+SUMS = (*TERMS, *HITS, "teacher_agreement", "teacher_entropy")  # the columns of StepReport.sums
+
+
+class StepReport(NamedTuple):
+    """`sums` [12] fp32 of SUMS on this rank: weighted terms, then counts of hits (and summed nats); add over ranks."""
+
+    sums: Tensor
+    skipped: bool
+    suspects: tuple[str, ...]
+
+
+class _StudentWithLoss(nn.Module):
+    """What DeepSpeed wraps: tokens and the teacher's signal in, the loss and its rows out."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, vocab_size: int):
+        super().__init__()
+        self.model = model
+        loss = config.loss
+        self._options = {"divergence": loss.divergence, "beta": loss.beta, "chunk_rows": loss.chunk_rows, "vocab_size": vocab_size}
+
+    def forward(self, micro: MicroBatch, weights: SpanRows, terms: TermWeights, teacher: DenseTeacher | None,
+                grad_scale: float) -> CombinedLoss:
+        hidden = self.model.base_model(input_ids=micro.input_ids, attention_mask=micro.attention_mask, use_cache=False).last_hidden_state
+        hidden = hidden.flatten(0, 1).index_select(0, micro.rows)
+        return combined_kd_loss(hidden, head_of(self.model), teacher, micro.labels, weights, terms, grad_scale=grad_scale, **self._options)
+
+
+def resolved_ds_config(config: RunConfig) -> dict[str, Any]:
+    """The DeepSpeed JSON of the run, with what the YAML decides filled in: batches, accumulation, clipping, precision."""
+    settings = json.loads(Path(config.training.deepspeed).read_text())
+    training, student = config.training, config.student
+    settings.pop("train_batch_size", None)
+    settings["train_micro_batch_size_per_gpu"] = training.micro_batch_size
+    settings["gradient_accumulation_steps"] = training.gradient_accumulation
+    settings["gradient_clipping"] = config.optimizer.clip
+    for name in ("bf16", "fp16"):
+        settings[name] = {**settings.get(name, {}), "enabled": student.dtype == name}
+    return settings
+
+
+def use_no_compiler_on_cpu() -> None:
+    """On CPU, keeps DeepSpeed from building its shared-memory op at start-up (half a minute, a compiler, 1.5 GB); gloo serves."""
+    if not torch.cuda.is_available():
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class StudentEngine:
+    """Owns the DeepSpeed engine of the student.
+
+    Args:
+        model: from `kd.student.build_student`, made with the same `ds_config`.
+        vocab_size: len(tokenizer); padded columns beyond it get no probability.
+    """
+
+    def __init__(self, model: nn.Module, config: RunConfig, ds_config: dict, vocab_size: int):
+        self.model = model
+        optimizer = build_optimizer(model, config.optimizer, ds_config)
+        self.engine, *_ = deepspeed.initialize(model=_StudentWithLoss(model, config, vocab_size), optimizer=optimizer, config=ds_config)
+        self.device = self.engine.device
+        self.world_size = torch.distributed.get_world_size()
+
+    def set_learning_rate(self, value: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = value
+
+    def train_step(self, micro_batches: list[MicroBatch], counts: Tensor, terms: TermWeights, teacher=None) -> StepReport:
+        """One optimizer step over this rank's micro-batches.
+
+        Args:
+            micro_batches: exactly gradient_accumulation of them, empty ones where there are no records.
+            counts: [4] global, see `kd.losses.row_weights`.
+            teacher: a source with `signal(micro_batch)`, or None.
+        """
+        skipped_before = self.engine.skipped_steps
+        sums = torch.zeros(len(SUMS), device=self.device)
+        seen: list[tuple[MicroBatch, Tensor]] = []
+        for micro in micro_batches:
+            micro = MicroBatch(*(x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for x in micro))
+            weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
+            signal = teacher.signal(micro) if teacher is not None else None
+            out = self.engine(micro, weights, terms, signal, self._grad_scale())
+            self.engine.backward(out.loss, scale_wrt_gas=False)
+            self.engine.step()
+            sums += self._sums(micro, out)
+            seen.append((micro, out.rows.nll + out.rows.divergence + out.rows.hard_nll))
+        skipped = self.engine.skipped_steps > skipped_before
+        return StepReport(sums, skipped, _suspects(seen) if skipped else ())
+
+    def grad_norm(self) -> float:
+        """Global L2 norm of the last step's gradient before clipping."""
+        return float(self.engine.get_global_grad_norm())
+
+    def _grad_scale(self) -> float:
+        # fp16: gradients made in forward are scaled with the loss, or they underflow once 1/N is in the weights.
+        return float(getattr(self.engine.optimizer, "cur_scale", 1.0)) if self.engine.fp16_enabled() else 1.0
+
+    def _sums(self, micro: MicroBatch, out: CombinedLoss) -> Tensor:
+        rows = out.rows
+        hits = [(rows.label_hit & ((micro.bits & bit) != 0)).sum() for bit in BIT_NAMES.values()]
+        return torch.cat([out.terms.float() / self.world_size, torch.stack([*hits, rows.teacher_hit.sum(), rows.teacher_entropy.sum()]).float()])
+
+
+def _suspects(seen: list[tuple[MicroBatch, Tensor]]) -> tuple[str, ...]:
+    names: list[str] = []
+    for micro, value in seen:
+        bad = micro.record[~torch.isfinite(value)].unique().tolist()
+        names += [micro.record_ids[i] for i in bad]
+    return tuple(names)
+
+
+def start_distributed() -> tuple[int, int]:
+    """Joins the launcher's process group, or makes one of a single process; returns (rank, world size).
+
+    On CPU the cores are shared out between the ranks of this machine.
+    """
+    use_no_compiler_on_cpu()
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    if "RANK" not in os.environ:
+        os.environ |= alone | {"MASTER_PORT": str(_free_port())}
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

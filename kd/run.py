@@ -1,0 +1,107 @@
+"""One run, start to end: check, build, train, export, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+from transformers import AutoConfig
+
+import deepspeed
+from kd.checkpoint import export_student
+from kd.config import dump_config
+from kd.config_schema import RunConfig
+from kd.engine import StudentEngine, resolved_ds_config, start_distributed
+from kd.evaluate import format_table
+from kd.held_out import evaluate_run, held_out_records
+from kd.plan import Plan, check_fits, plan_run
+from kd.report import write_report
+from kd.run_log import RunLog
+from kd.student import build_student, count_parameters, on_rank_0
+from kd.teacher.live import LiveTeacher
+from kd.tokenizers import load_tokenizer
+from kd.trainer import Trainer, TrainingResult, stage_source
+
+
+def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = None) -> Plan:
+    """The plan of `config` for this machine's memory (kd/plan.py)."""
+    student = config.student
+    width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
+    length = len(load_tokenizer(config)) if width_unknown else None
+    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    return plan_run(config, world_size, gpu, psutil.virtual_memory().total, ranks_per_host=ranks_per_host, tokenizer_length=length)
+
+
+def execute(config: RunConfig) -> Path:
+    """Runs `config` on all ranks and returns the run folder. Every rank of the launcher calls it.
+
+    Raises:
+        PlanError: this machine cannot hold the run; nothing was loaded.
+        DataError, TokenizerError, StudentError, TrainingError: each says where and what to do.
+    """
+    rank, world = start_distributed()
+    check_fits(plan_here(config, world))
+    started = time.monotonic()
+    run_dir = Path(config.run.output_dir) / config.run.name
+    tokenizer = load_tokenizer(config)
+    splits = held_out_records(config)
+    for index, stage in enumerate(config.data.stages):
+        stage_source(config, stage, index)  # every file is checked before a model is loaded
+    on_rank_0(lambda: _prepare(run_dir, config))
+    log = RunLog(run_dir, config.training.steps, rank=rank)
+    try:
+        result, student, device = _train(config, tokenizer, run_dir, log)
+        metrics = evaluate_run(config, tokenizer, student, run_dir, splits, log, device) if splits else None
+        on_rank_0(lambda: _finish(config, run_dir, result, time.monotonic() - started, log, metrics, tokenizer))
+    finally:
+        log.close()
+    dist.barrier()
+    return run_dir
+
+
+def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[TrainingResult, Path, torch.device]:
+    ds_config = resolved_ds_config(config)
+    token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = build_student(config, work_dir=run_dir, ds_config=ds_config, tokenizer_length=len(tokenizer), token_ids=token_ids)
+    engine = StudentEngine(model, config, ds_config, len(tokenizer))
+    teacher = None
+    if config.teacher is not None:
+        teacher_ds = json.loads(Path(config.teacher.deepspeed).read_text()) if config.teacher.deepspeed else ds_config
+        teacher = LiveTeacher(config, teacher_ds, engine.device)
+    result = Trainer(config, engine, teacher, tokenizer, log).run()
+    log.say(f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
+            + ("" if result.finished else "; stopped before its end")
+            + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else ""))
+    student = run_dir / "student"
+    export_student(model, tokenizer, student)
+    engine.engine.destroy()
+    return result, student, engine.device
+
+
+def _prepare(run_dir: Path, config: RunConfig) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+
+
+def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_seconds: float, log: RunLog, metrics: dict | None, tokenizer) -> None:
+    facts = {
+        "student_parameters": count_parameters(AutoConfig.from_pretrained(run_dir / "student")), "wall_seconds": wall_seconds,
+        "training_seconds": result.seconds, "steps": result.steps, "tokens": result.tokens, "finished": result.finished,
+        "data": "; ".join(f"{s.name}: {', '.join(s.train) if s.train else 'demo corpus'}" for s in config.data.stages),
+        "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__}, "world_size": dist.get_world_size(), "notes": [],
+    }
+    if config.teacher is not None:
+        facts["teacher_parameters"] = count_parameters(AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision))
+    if config.student.init == "teacher_layers":
+        facts["notes"].append("The student started from layers of the teacher (student.init: teacher_layers), not from random weights.")
+    if result.num_too_long:
+        facts["notes"].append(f"{result.num_too_long} records were longer than their stage's max_length and were left out.")
+    (run_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    report = write_report(run_dir)
+    if metrics:
+        log.say(format_table(metrics))
+    log.say(f"student  {run_dir / 'student'}\nreport   {report}")

@@ -1,0 +1,67 @@
+"""What a run says of itself while it goes: a progress bar, a line each N steps, metrics.jsonl, TensorBoard.
+
+Only rank 0 writes. metrics.jsonl holds one JSON object a line, flushed as written; a number that is not finite is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+_SHOWN = ("loss", "kl", "hard", "truth", "tool", "args", "integration")
+
+
+class RunLog:
+    """Open it once, `line` it each N steps, close it; on other ranks than 0 every call does nothing."""
+
+    def __init__(self, run_dir: Path, num_steps: int, first_step: int = 0, *, rank: int = 0):
+        self._active = rank == 0
+        if self._active:
+            # line_buffering: what was measured must survive a kill
+            self._metrics = (run_dir / "metrics.jsonl").open("a" if first_step else "w", encoding="utf-8", buffering=1)
+            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+            self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1.0,
+                             disable=None if sys.stderr.isatty() else True)
+
+    def advance(self) -> None:
+        if self._active:
+            self._bar.update()
+
+    def say(self, text: str) -> None:
+        """A line for the person watching, clear of the progress bar."""
+        if self._active:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def line(self, values: dict) -> None:
+        """One row of metrics: `step`, `stage` and numbers."""
+        if not self._active:
+            return
+        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
+        self._metrics.write(json.dumps(clean, allow_nan=False) + "\n")
+        for name, value in clean.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._board.add_scalar(name, value, values["step"])
+        terms = "  ".join(f"{name} {values[name]:.4f}" for name in _SHOWN if name in values)
+        self.say(f"step {values['step']:>6}  {values['stage']}  {terms}  T {values['temperature']:.2f}  lr {values['lr']:.2e}  "
+                 f"grad {values['grad_norm']:.2f}  {values['tokens_per_second']:.0f} tok/s  {values['memory_gib']:.1f} GiB")
+
+    def close(self) -> None:
+        if self._active:
+            self._bar.close()
+            self._metrics.close()
+            self._board.close()
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory allocated on a GPU since the start; on CPU the resident memory of this process now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
