@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from kd.config_schema import Loss
+from kd.config_schema import Loss, RunConfig
 from kernels import EntropyWeighting
 
 SOFT_SHARE = 0.6  # of the teacher's share; the rest goes to its own choice (hard)
@@ -73,6 +73,14 @@ def entropy_weighting(*, h_min: float = 2.0, h_max: float = 8.0, kd: tuple[float
         raise ValueError("entropy weighting: kd, hard and truth are all 0 at one end; give at least one of them a weight there")
     ends = [tuple(pair[i] / sums[i] for i in (0, 1)) for pair in (kd, truth, hard)]
     return EntropyWeighting(h_min, h_max, *ends)
+
+
+def uses_teacher(config: RunConfig) -> bool:
+    """Whether any term of the run ever reads the teacher's logits; without one the teacher is never run."""
+    loss = config.loss
+    if config.teacher is None:
+        return False
+    return loss.weights is None or loss.weights.kl > 0 or loss.weights.hard > 0
 
 
 def weights_at(loss: Loss, step: int, num_steps: int, *, has_teacher: bool) -> TermWeights:

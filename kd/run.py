@@ -18,6 +18,7 @@ from kd.config_schema import RunConfig
 from kd.engine import StudentEngine, resolved_ds_config, start_distributed
 from kd.evaluate import format_table
 from kd.held_out import evaluate_run, held_out_records
+from kd.objective import uses_teacher
 from kd.plan import Plan, check_fits, plan_run
 from kd.report import write_report
 from kd.run_log import RunLog
@@ -69,7 +70,7 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[Tr
     model = build_student(config, work_dir=run_dir, ds_config=ds_config, tokenizer_length=len(tokenizer), token_ids=token_ids)
     engine = StudentEngine(model, config, ds_config, len(tokenizer))
     teacher = None
-    if config.teacher is not None:
+    if uses_teacher(config):
         teacher_ds = json.loads(Path(config.teacher.deepspeed).read_text()) if config.teacher.deepspeed else ds_config
         teacher = LiveTeacher(config, teacher_ds, engine.device)
     result = Trainer(config, engine, teacher, tokenizer, log).run()
