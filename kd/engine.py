@@ -114,7 +114,8 @@ class StudentEngine:
             self.engine.backward(out.loss, scale_wrt_gas=False)
             self.engine.step()
             sums += self._sums(micro, out)
-            seen.append((micro, out.rows.nll + out.rows.divergence + out.rows.hard_nll))
+            # With forward_kl a teacher's NaN is in its entropy and not in the divergence.
+            seen.append((micro, out.rows.nll + out.rows.divergence + out.rows.hard_nll + out.rows.teacher_entropy))
         skipped = self.engine.skipped_steps > skipped_before
         return StepReport(sums, skipped, _suspects(seen) if skipped else ())
 

@@ -25,13 +25,24 @@ class TrainingError(RuntimeError):
 
 
 class TrainingResult(NamedTuple):
-    """`seconds` of training alone; `finished` is False where a signal or the time budget stopped it."""
+    """`seconds` of training alone; `finished` is False where a signal or the time budget stopped it. `num_too_long` records,
+    over all ranks, were left out."""
 
     steps: int
     seconds: float
     tokens: int
     finished: bool
     num_too_long: int
+
+
+class _Step(NamedTuple):
+    """One optimizer step of a stage of `num_records`; of them `num_too_long`, on this rank so far, do not fit its max_length."""
+
+    stage: Stage
+    micro_batches: list[MicroBatch]
+    num_records: int
+    num_too_long: int
+    leave: "_LossBelow | None"
 
 
 def stage_source(config: RunConfig, stage: Stage, index: int):
@@ -51,7 +62,7 @@ class Trainer:
         # Counts and the stop flag travel on the CPU before each step's first forward; NCCL cannot carry CPU tensors.
         self._cpu_group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._stop = False
-        self._num_too_long = 0
+        self._num_too_long: dict[str, int] = {}  # by stage, over all ranks
 
     def run(self) -> TrainingResult:
         previous = signal.signal(signal.SIGTERM, self._on_signal)
@@ -69,10 +80,13 @@ class Trainer:
         window = torch.zeros(len(SUMS) + 4, dtype=torch.float64)  # sums, rows by bit of the steps since the last line
         tokens = last_tokens = skipped_in_a_row = done = logged = 0
         finished = True
-        for step, (stage, micro_batches, leave) in zip(range(num_steps), self._steps()):
+        for step, (stage, micro_batches, num_records, num_too_long, leave) in zip(range(num_steps), self._steps()):
             budget = config.training.time_budget_seconds
             stop = self._stop or (budget is not None and time.monotonic() - started >= budget)
-            counts, step_tokens, stop = self._agree(micro_batches, stop)
+            counts, step_tokens, stop, self._num_too_long[stage.name] = self._agree(micro_batches, stop, num_too_long)
+            if self._num_too_long[stage.name] == num_records:
+                raise TrainingError(f"stage {stage.name}: all of its {num_records} records are longer than max_length ({stage.max_length} tokens), "
+                                    "so there is nothing to train on; raise max_length, or cut the records")
             if stop:
                 finished = False
                 break
@@ -97,34 +111,33 @@ class Trainer:
                 self._write_line(done, stage, window, logged, terms.temperature, rate, now - started, speed)
                 window.zero_()
                 last_time, last_tokens, logged = now, tokens, 0
-        return TrainingResult(done, time.monotonic() - started, tokens, finished, self._num_too_long)
+        return TrainingResult(done, time.monotonic() - started, tokens, finished, sum(self._num_too_long.values()))
 
-    def _steps(self) -> Iterator[tuple[Stage, list[MicroBatch], "_LossBelow | None"]]:
+    def _steps(self) -> Iterator[_Step]:
         """Micro-batches of each step over the stages of the curriculum, without end in the last one."""
         config = self._config
         for index, stage in enumerate(config.data.stages):
             self._log.say(f"stage {stage.name}: " + (", ".join(stage.train) if stage.train else f"demo corpus, {dict(stage.mix)}"))
+            source = stage_source(config, stage, index)
             batches = StepBatches(
-                stage_source(config, stage, index), self._tokenizer, max_length=stage.max_length,
+                source, self._tokenizer, max_length=stage.max_length,
                 micro_batch_size=config.training.micro_batch_size, gradient_accumulation=config.training.gradient_accumulation,
                 rank=self._rank, world_size=self._world, seed=config.run.seed)
             until, leave = stage.until, None
             if until is not None and until.loss_below is not None:
                 leave = _LossBelow(until.loss_below)
             limit = None if until is None else until.steps or until.max_steps
-            too_long = self._num_too_long
             for step, micro_batches in enumerate(batches):
                 if limit is not None and step >= limit or leave is not None and leave.reached:
                     break
-                self._num_too_long = too_long + batches.num_too_long
-                yield stage, micro_batches, leave
+                yield _Step(stage, micro_batches, len(source), batches.num_too_long, leave)
 
-    def _agree(self, micro_batches: list[MicroBatch], stop: bool) -> tuple[torch.Tensor, int, bool]:
-        """Sums over ranks, in one all-reduce: rows by span bit [4], tokens, and whether any rank wants to stop."""
+    def _agree(self, micro_batches: list[MicroBatch], stop: bool, num_too_long: int) -> tuple[torch.Tensor, int, bool, int]:
+        """Sums over ranks, in one all-reduce: rows by span bit [4], tokens, whether any rank wants to stop, records too long."""
         tokens = sum(int(m.attention_mask.sum()) for m in micro_batches if m.record_ids)
-        values = torch.cat([count_rows(micro_batches), torch.tensor([tokens, float(stop)], dtype=torch.float64)])
+        values = torch.cat([count_rows(micro_batches), torch.tensor([tokens, float(stop), num_too_long], dtype=torch.float64)])
         dist.all_reduce(values, group=self._cpu_group)
-        return values[:4], int(values[4]), bool(values[5])
+        return values[:4], int(values[4]), bool(values[5]), int(values[6])
 
     def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._cpu_group)

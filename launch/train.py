@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         from kd.run import execute
 
         execute(config)
-    except ValueError as error:  # ours say where and what to do; a traceback would bury it
+    except (ValueError, RuntimeError) as error:  # ours say where and what to do; a traceback would bury it
         if type(error).__module__.split(".")[0] not in ("kd", "kernels"):
             raise
         print(f"error: {error}", file=sys.stderr)

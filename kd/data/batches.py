@@ -127,7 +127,8 @@ class StepBatches:
     Args:
         source: where records come from; epochs follow one another, each in an order of its own.
         tokenizer: fast, with a chat template.
-        max_length: in tokens; a longer record is left out and counted in `num_too_long`.
+        max_length: in tokens; a longer record is left out and counted, in its first epoch, in `num_too_long` of the rank it
+            fell to: over all ranks these add up to the number of such records seen so far.
     """
 
     def __init__(self, source: Source, tokenizer, *, max_length: int, micro_batch_size: int, gradient_accumulation: int,
@@ -141,11 +142,17 @@ class StepBatches:
         self.num_too_long = 0
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        for indices in self._steps():
-            yield [self._micro_batch(indices[(m * self._world + self._rank) * self._micro:][:self._micro])
-                   for m in range(self._accumulation)]
+        for epoch, indices in self._steps():
+            micro_batches = []
+            for m in range(self._accumulation):
+                mine = indices[(m * self._world + self._rank) * self._micro:][:self._micro]
+                kept = self._encode(mine)
+                if epoch == 0:
+                    self.num_too_long += len(mine) - len(kept)
+                micro_batches.append(collate(kept, self._pad))
+            yield micro_batches
 
-    def _steps(self) -> Iterator[list[int]]:
+    def _steps(self) -> Iterator[tuple[int, list[int]]]:
         size, epoch = self._micro * self._accumulation * self._world, 0
         while True:
             rng = random.Random(f"{self._seed}:epoch:{epoch}")
@@ -157,14 +164,12 @@ class StepBatches:
                 window.sort(key=lambda i: (hints[i], i))
                 steps = [window[at:at + size] for at in range(0, len(window), size)]
                 rng.shuffle(steps)
-                yield from steps
+                yield from ((epoch, step) for step in steps)
             epoch += 1
 
-    def _micro_batch(self, indices: list[int]) -> MicroBatch:
-        encoded = [encode(self._source[i], self._tokenizer) for i in indices]
-        kept = [e for e in encoded if len(e.input_ids) <= self._max_length]
-        self.num_too_long += len(encoded) - len(kept)
-        return collate(kept, self._pad)
+    def _encode(self, indices: list[int]) -> list[Encoded]:
+        encoded = (encode(self._source[i], self._tokenizer) for i in indices)
+        return [e for e in encoded if len(e.input_ids) <= self._max_length]
 
 
 def collate(encoded: list[Encoded], pad_token_id: int) -> MicroBatch:

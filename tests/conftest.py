@@ -1,0 +1,63 @@
+"""What every test needs before its imports: the Triton interpreter where there is no GPU, few threads, a fixed seed.
+
+The demo tokenizer and a tiny teacher are made once a session; `tests/distributed/jobs.py` starts real processes.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import random  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():  # triton reads it when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]  # a checkout that is not installed; helpers by their file's name
+
+
+@pytest.fixture(autouse=True)
+def same_seed():
+    random.seed(1234)
+    torch.manual_seed(1234)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    """The demo's tokenizer, smaller: 600 tokens."""
+    from kd.data.demo import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer(folder, vocab_size=600, num_records=300)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory, tokenizer):
+    """A random teacher of two layers that is sure of some tokens and unsure of others; wider than the tokenizer by 24."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(7)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer) + 24, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=1024, initializer_range=0.25, tie_word_embeddings=False,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,91 @@
+"""One job of one rank and one of two run every scenario that the tests here look at; the tests only read the results."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from distributed.jobs import Job
+from kd.data import demo
+from kd.data.records import Record, write_records
+from kd.data.render import encode
+
+SHARES = {"kl": 0.5, "hard": 0.3, "truth": 0.2, "tool": 0.15, "args": 0.15, "integration": 0.1}
+CONFIG = """\
+run: {{name: t, output_dir: {out}, seed: 3}}
+teacher: {{path: {teacher}, dtype: fp32}}
+student: {{architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
+          num_key_value_heads: 2, head_dim: 8, vocab_size: 612, dtype: fp32}}
+data: {{stages: [{{name: a, train: [{out}/records.jsonl], max_length: {max_length}}}]}}
+loss: {{temperature: {{start: 2.0}}, weights: {{kl: 0.5, hard: 0.3, truth: 0.2}}, w_tool: 0.15, w_args: 0.15, w_integr: 0.1}}
+optimizer: {{lr: 1024, schedule: constant, clip: 1.0e+9, weight_decay: 0}}
+training: {{steps: 1, log_every: 1, micro_batch_size: 1, deepspeed: {out}/ds.json}}
+"""
+# Every weight is partitioned, and SGD may stand in for AdamW.
+DS = {"zero_allow_untested_optimizer": True, "data_types": {"grad_accum_dtype": "fp32"}, "steps_per_print": 10**9,
+      "zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0, "reduce_bucket_size": 10**6}}
+
+
+@pytest.fixture(scope="session")
+def records(tokenizer) -> list[Record]:
+    """Four records of one step: calls, results, answers and small talk, two of them weighted, and one too long for any step."""
+    made = [demo.record("single", 1), demo.record("parallel", 2), demo.record("chat", 3), demo.record("multi", 4)]
+    made = [Record(**{**vars(r), "quality": q}) for r, q in zip(made, (None, 0.5, None, 0.25))]
+    # for the scenarios in which a rank has nothing to train
+    long = Record("long", [{"role": "user", "content": "x y z " * 600}, {"role": "assistant", "content": "ok"}])
+    return [*made, long]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, records, tokenizer, teacher_folder):
+    """runs(world, name, rank=0): what the scenario wrote."""
+    out = tmp_path_factory.mktemp("runs")
+    limit = max(len(encode(r, tokenizer).input_ids) for r in records[:4])
+    (out / "ds.json").write_text(json.dumps(DS))
+    (out / "run.yaml").write_text(CONFIG.format(out=out, teacher=teacher_folder, max_length=limit))
+    for name, chosen in {"records": records[:4], "lonely": [records[1], records[4]], "one": [records[1]], "toolong": [records[4]] * 4}.items():
+        write_records(out / f"{name}.jsonl", chosen)
+
+    def scenario(name, *overrides, accumulation=1, optimizer="sgd", **extra):
+        overrides = [f"training.gradient_accumulation={accumulation}", *overrides]
+        return {"name": name, "config": str(out / "run.yaml"), "overrides": overrides, "optimizer": optimizer, **extra}
+
+    def file(name):
+        return f"data.stages.0.train=[{out}/{name}.jsonl]"
+
+    tied = "student.tie_word_embeddings=true"
+    entropy = ("loss.weights=null", "loss.entropy_weighting={h_min: 0.5, h_max: 5.0, kd: [0.2, 0.6], hard: [0.3, 0.2], truth: [0.5, 0.2]}")
+    two_steps = ("training.steps=2", "optimizer.lr=0.5", "loss.temperature={schedule: linear, start: 3.0, end: 1.5}",
+                 "loss.weights=null", "loss.teacher_share={start: 0.7, end: 0.3}")
+    poisoned = dict(optimizer="adamw", poison=[1, records[1].id])
+    adamw = ("optimizer.lr=0.01", "training.steps=2", "training.micro_batch_size=2")
+    scenarios = {
+        1: [scenario("split", accumulation=4), scenario("split_tied", tied, accumulation=4), scenario("lonely", file("lonely"), accumulation=2),
+            scenario("entropy", *entropy, accumulation=4), scenario("replicated", "teacher.placement=replicated", accumulation=4),
+            scenario("one", file("one"), accumulation=2)],
+        2: [scenario("split", accumulation=2), scenario("split_tied", tied, accumulation=2),
+            scenario("wide", "training.micro_batch_size=2"), scenario("wide_tied", tied, "training.micro_batch_size=2"),
+            scenario("lonely", file("lonely")), scenario("one", file("one")), scenario("toolong", file("toolong"), "training.micro_batch_size=2"),
+            scenario("two_steps", *two_steps, accumulation=2), scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
+            scenario("truth", "teacher=null", f"tokenizer.path={teacher_folder}", "loss.weights={truth: 1}", accumulation=2),
+            scenario("nan_fp32", *adamw, **poisoned), scenario("nan_bf16", *adamw, "student.dtype=bf16", "teacher.dtype=bf16", **poisoned)],
+    }
+    jobs = []
+    for world, chosen in scenarios.items():
+        (out / f"world{world}").mkdir()
+        (out / f"world{world}.json").write_text(json.dumps({"out": str(out / f"world{world}"), "scenarios": chosen}))
+        jobs.append(Job(["tests/distributed/scenarios.py", str(out / f"world{world}.json")], world))
+    try:
+        outputs = [job.wait() for job in jobs]
+    finally:
+        for job in jobs:
+            job.stop()
+    del outputs
+
+    def read(world: int, name: str, rank: int = 0) -> dict:
+        return torch.load(out / f"world{world}" / f"{name}.{rank}.pt", weights_only=False)
+
+    read.folder = out
+    return read

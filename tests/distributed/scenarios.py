@@ -1,0 +1,112 @@
+"""What one rank of a distributed test runs: scenarios one after another in one process, results into files.
+
+    python scenarios.py JOB.json
+
+JOB.json: {"out": folder, "scenarios": [{"name", "config": path, "overrides": [...], "optimizer": "sgd" | "adamw",
+"poison": [rank, record id] | null}]}. Each scenario is a run of the real Trainer over StudentEngine and LiveTeacher; rank 0
+writes <out>/<name>.pt with the student's weights before and after every step and the lines that would be logged.
+
+"sgd" replaces AdamW, so that a step's change of weights is -lr times the gradient. "poison" turns the teacher's signal into
+NaN on one rank, in the micro-batch that holds the record. An error is a result too: it is kept as text, by rank.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+import kd.engine
+from kd.config import load_config
+from kd.engine import StudentEngine, resolved_ds_config, start_distributed
+from kd.student import build_student
+from kd.teacher.live import LiveTeacher
+from kd.tokenizers import load_tokenizer
+from kd.trainer import Trainer
+
+
+class Lines:
+    """Stands in for RunLog and keeps what it is told; on every rank."""
+
+    def __init__(self):
+        self.rows, self.said = [], []
+        self.say, self.line = self.said.append, self.rows.append
+
+    def advance(self) -> None:
+        pass
+
+
+class Poisoned:
+    """A teacher whose signal is NaN for the micro-batch that holds one record, on one rank."""
+
+    def __init__(self, teacher, rank: int, record_id: str):
+        self._teacher, self._rank, self._record_id = teacher, rank, record_id
+
+    def signal(self, micro):
+        signal = self._teacher.signal(micro)
+        if dist.get_rank() == self._rank and self._record_id in micro.record_ids:
+            hidden = signal.hidden.clone()
+            hidden[micro.record == micro.record_ids.index(self._record_id)] = float("nan")
+            signal = signal._replace(hidden=hidden)
+        return signal
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    parameters = dict(model.named_parameters())
+    with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+def run(scenario: dict, out: Path) -> dict:
+    config = load_config(scenario["config"], scenario["overrides"])
+    build = kd.engine.build_optimizer
+    if scenario["optimizer"] == "sgd":
+        kd.engine.build_optimizer = lambda model, optimizer, ds: torch.optim.SGD(model.parameters(), lr=optimizer.lr)
+    try:
+        tokenizer, settings = load_tokenizer(config), resolved_ds_config(config)
+        model = build_student(config, work_dir=out, ds_config=settings, tokenizer_length=len(tokenizer))
+        engine = StudentEngine(model, config, settings, len(tokenizer))
+    finally:
+        kd.engine.build_optimizer = build
+    partitioned = [name for name, p in model.named_parameters() if p.numel() == 0]
+    teacher = LiveTeacher(config, settings, engine.device) if config.teacher else None
+    if scenario.get("poison"):
+        teacher = Poisoned(teacher, *scenario["poison"])
+    snapshots = [weights_of(model)]
+    step = engine.train_step
+
+    def train_step(*args, **kwargs):
+        report = step(*args, **kwargs)
+        snapshots.append(weights_of(model))
+        reports.append((report.skipped, report.suspects))
+        return report
+
+    reports: list = []
+    engine.train_step = train_step
+    log = Lines()
+    result = Trainer(config, engine, teacher, tokenizer, log).run()
+    return {"weights": snapshots, "lines": log.rows, "said": log.said, "reports": reports, "partitioned": partitioned,
+            "result": result._asdict(), "world": dist.get_world_size()}
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    out = Path(job["out"])
+    rank, _ = start_distributed()
+    torch.set_num_threads(1)
+    for scenario in job["scenarios"]:
+        try:
+            result = run(scenario, out)
+        except (ValueError, RuntimeError) as error:
+            result = {"error": f"{type(error).__name__}: {error}"}
+        torch.save(result, out / f"{scenario['name']}.{rank}.pt")
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The gradient of one optimizer step does not depend on how the step is split, and is that of the textbook's loss.
+
+Real DeepSpeed ZeRO-3 processes, the real Trainer, a live sharded teacher, every term on. SGD stands in for AdamW with a
+learning rate that is a power of two, so the change of the weights is the gradient (clipping and division included).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from distributed.conftest import SHARES
+from distributed.plain import plain_step
+
+LR = 1024
+TOLERANCE = 1e-5  # of the largest value of a parameter's gradient
+
+
+def gradients(run: dict) -> dict[str, torch.Tensor]:
+    assert "error" not in run, run.get("error")
+    before, after = run["weights"][:2]
+    return {name: (before[name].double() - after[name].double()) / LR for name in before}
+
+
+def assert_same(one: dict, other: dict, tolerance: float = TOLERANCE) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        scale = other[name].abs().max()
+        assert scale > 0, f"{name} has no gradient"
+        error = (one[name] - other[name]).abs().max() / scale
+        assert error < tolerance, f"{name}: {error:.1e} of its largest value"
+
+
+@pytest.fixture(scope="module")
+def plain(runs, records, teacher_folder, tokenizer):
+    def plain(world, name, chosen=slice(0, 4), step=0, **options):
+        weights = runs(world, name)["weights"][step]
+        config = LlamaConfig(vocab_size=612, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                             num_key_value_heads=2, head_dim=8, tie_word_embeddings="lm_head.weight" not in weights,
+                             max_position_embeddings=4096)
+        return plain_step(weights, config, teacher_folder, tokenizer, records[chosen], **{"shares": SHARES} | options)
+
+    return plain
+
+
+def logged(run: dict, line: int = 0) -> dict[str, float]:
+    return {term: run["lines"][line][term] for term in SHARES}
+
+
+def test_the_student_is_partitioned_and_the_same_at_both_world_sizes(runs):
+    one, two = runs(1, "split"), runs(2, "split")
+    assert two["world"] == 2 and set(two["partitioned"]) == set(two["weights"][0])
+    assert all(torch.equal(one["weights"][0][name], two["weights"][0][name]) for name in one["weights"][0])
+
+
+@pytest.mark.parametrize("tied", ["", "_tied"])
+@pytest.mark.parametrize("world, split", [(1, "split"), (2, "split"), (2, "wide")])
+def test_every_split_has_the_gradient_and_the_terms_of_the_plain_loss(runs, plain, world, split, tied):
+    """1 rank x accumulation 4, 2 ranks x 2, and 2 ranks x 1 with the doubled micro-batch."""
+    run = runs(world, split + tied)
+    terms, expected = plain(1, "split" + tied)
+    assert ("lm_head.weight" in expected) == (not tied)
+    assert_same(gradients(run), expected)
+    assert_same(gradients(run), gradients(runs(1, "split" + tied)))
+    assert logged(run) == pytest.approx(terms, rel=1e-5)
+    assert run["lines"][0]["loss"] == pytest.approx(sum(terms.values()), rel=1e-5)
+    norm = torch.stack([g.square().sum() for g in expected.values()]).sum().sqrt()
+    assert run["lines"][0]["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_rank_with_no_supervised_row(runs, plain, world):
+    """Of two records one is too long: on two ranks one has nothing to train, and the step is that of the other."""
+    terms, expected = plain(world, "lonely", slice(1, 2))
+    assert_same(gradients(runs(world, "lonely")), expected)
+    assert logged(runs(world, "lonely")) == pytest.approx(terms, rel=1e-5)
+    assert runs(world, "lonely")["result"]["num_too_long"] == 1
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_fewer_records_than_ranks_or_micro_batches(runs, plain, world):
+    terms, expected = plain(world, "one", slice(1, 2))
+    assert_same(gradients(runs(world, "one")), expected)
+    assert logged(runs(world, "one")) == pytest.approx(terms, rel=1e-5)
+
+
+def test_a_stage_without_any_record_that_fits_stops_all_ranks(runs):
+    assert all("longer than max_length" in runs(2, "toolong", rank)["error"] for rank in (0, 1))
+
+
+def test_a_replicated_teacher_teaches_the_same(runs):
+    assert_same(gradients(runs(1, "replicated")), gradients(runs(1, "split")))
+
+
+def test_jsd_is_another_gradient_of_the_same_step(runs, plain):
+    run, terms = runs(2, "jsd"), plain(2, "jsd")[0]
+    assert "error" not in run
+    assert 0 < logged(run)["kl"] < terms["kl"]  # JSD is below KL times beta, and not 0
+    assert {**logged(run), "kl": 0} == pytest.approx({**terms, "kl": 0}, rel=1e-5)
+
+
+def test_entropy_weights_reach_the_loss(runs, plain):
+    ends = {"kl": (0.2, 0.6), "hard": (0.3, 0.2), "truth": (0.5, 0.2)}
+    shares = SHARES | dict.fromkeys(ends, 1.0)
+    terms, expected = plain(1, "entropy", shares=shares, entropy=(0.5, 5.0, ends))
+    assert_same(gradients(runs(1, "entropy")), expected)
+    assert logged(runs(1, "entropy")) == pytest.approx(terms, rel=1e-5)
+
+
+def test_without_a_teacher_only_the_truth_is_learned(runs, plain):
+    shares = SHARES | {"kl": 0.0, "hard": 0.0, "truth": 1.0}
+    terms, expected = plain(2, "truth", shares=shares)
+    assert_same(gradients(runs(2, "truth")), expected)
+    assert logged(runs(2, "truth")) == pytest.approx(terms, rel=1e-5)
+
+
+def test_schedules_reach_student_teacher_and_both_ranks(runs, plain):
+    """Two steps with a temperature from 3 to 1.5 and a teacher's share from .7 to .3: each step is that of its own numbers."""
+    run = runs(2, "two_steps")
+    for step, (temperature, share) in enumerate([(3.0, 0.7), (1.5, 0.3)]):
+        shares = SHARES | {"kl": 0.6 * share, "hard": 0.4 * share, "truth": 1 - share}
+        terms, expected = plain(2, "two_steps", step=step, temperature=temperature, shares=shares)
+        assert run["lines"][step]["temperature"] == temperature
+        assert logged(run, step) == pytest.approx(terms, rel=1e-5)
+        before, after = run["weights"][step:step + 2]
+        assert_same({name: (before[name].double() - after[name].double()) / 0.5 for name in before}, expected, 2e-3)
