@@ -1,9 +1,14 @@
 """Distillation and cross-entropy losses over vocabulary logits, loss and gradient together.
 
     distill_loss          logits of student and teacher in
-    linear_distill_loss   hidden states and heads in; logits exist only a chunk of rows at a time
+    sparse_distill_loss   logits of the student, K tokens a row of the teacher
+    linear_distill_loss   hidden states and heads in (the teacher may be sparse); logits exist only a chunk at a time
 
-The formula is in kernels/reference.py, the inputs and outputs in kernels/contract.py. `impl` chooses who computes it:
+    teacher_topk, teacher_sample   a teacher's best tokens, or draws, from hidden states and head, for a cache
+    sparse_teacher                 the SparseTeacher of either, at one temperature
+
+The formulas are in kernels/reference.py and kernels/reference_sparse.py, inputs and outputs in kernels/contract.py. All
+losses work in eager mode and under torch.compile (kernels/ops.py). `impl` says who computes them:
 "reference" (PyTorch, any device), "triton" (a GPU, or a CPU under TRITON_INTERPRET=1), or "auto": triton for fp32, fp16
 and bf16 on CUDA or ROCm where triton is installed, the reference everywhere else.
 """
@@ -37,7 +42,8 @@ from kernels.contract import (  # noqa: E402
     SparseTeacher,
 )
 from kernels.linear import linear_distill_loss  # noqa: E402
-from kernels.logits import distill_loss  # noqa: E402
+from kernels.logits import distill_loss, sparse_distill_loss  # noqa: E402
+from kernels.topk import TeacherSamples, TeacherTopK, sparse_teacher, teacher_sample, teacher_topk  # noqa: E402
 
 __all__ = [
     "DenseTeacher",
@@ -46,6 +52,12 @@ __all__ = [
     "Head",
     "RowWeights",
     "SparseTeacher",
+    "TeacherSamples",
+    "TeacherTopK",
     "distill_loss",
     "linear_distill_loss",
+    "sparse_distill_loss",
+    "sparse_teacher",
+    "teacher_sample",
+    "teacher_topk",
 ]

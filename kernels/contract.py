@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
+NO_TOKEN = -1  # id of a slot that a SparseTeacher left empty
 LOG_P_FLOOR = -1e4  # log p below it counts as this much, so that reverse_kl of a masked teacher token stays finite
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 
@@ -64,14 +65,24 @@ class DenseTeacher(NamedTuple):
 
 
 class SparseTeacher(NamedTuple):
-    """A teacher that gives K tokens a row: from a cache, or the top of a live one."""
+    """A teacher that gives K tokens a row: from a cache, or the top of a live one.
 
-    ids: Tensor  # [N, K] int32
+    A slot of id -1 or probability 0 is empty: its token, if it names one, is among "all other tokens". Slots come in any
+    order. A token in two slots, an id that is neither -1 nor in [0, vocab_size), or a negative probability makes the
+    row's loss and gradient NaN, as a label out of range does.
+
+    "topk": the divergence is that of K + 1 buckets, the last of them all other tokens together, so it is at most the
+    divergence over the whole vocabulary. log_tail = -inf says that the teacher gives those tokens nothing; they are then
+    to the divergence what one token of probability 0 is to a dense one (reverse_kl charges 1e4 a unit of student mass).
+    "sampled": probs are counts / draws from p_T; forward_kl only; log_tail is not read.
+    """
+
+    ids: Tensor  # [N, K] int32, K >= 1
     probs: Tensor  # [N, K] at temperature T
-    log_tail: Tensor  # [N] log of the mass on all other tokens at T; -inf where there is no tail
-    entropy: Tensor  # [N] nats, at T = 1
-    entropy_t: Tensor  # [N] nats, at T
-    argmax: Tensor  # [N]
+    log_tail: Tensor  # [N] log of the mass on all other tokens at T
+    entropy: Tensor  # [N] nats, at T = 1, of the whole distribution; read by entropy weighting and for the report
+    entropy_t: Tensor  # [N] nats, at T, of the whole distribution; read for "sampled"
+    argmax: Tensor  # [N] integers; out of range is allowed where the hard weight is 0, and makes the row NaN elsewhere
     kind: str  # "topk" or "sampled"
 
 
@@ -91,6 +102,11 @@ class DistillOutput(NamedTuple):
     label_hit: Tensor  # [N] bool: the student's argmax is the label
     teacher_hit: Tensor  # [N] bool: the student's argmax is the teacher's
     weights: RowWeights  # after entropy weighting; zeros where the weight was None
+
+
+def take_rows(fields: NamedTuple, part: slice) -> NamedTuple:
+    """The rows in `part` of every tensor in a RowWeights or SparseTeacher."""
+    return type(fields)(*(field[part] if isinstance(field, Tensor) else field for field in fields))
 
 
 def join_rows(chunks: list[DistillOutput]) -> DistillOutput:
@@ -198,6 +214,34 @@ def check_rows(num_rows: int, device: torch.device, labels: Tensor, weights: Row
         if name != "labels" and not tensor.is_floating_point():
             raise ValueError(f"weights.{name} is {tensor.dtype}; use float32")
     return RowWeights(*(None if tensor is None else tensor.detach() for tensor in weights))
+
+
+def check_sparse_teacher(teacher: SparseTeacher, num_rows: int, device: torch.device, divergence: str) -> SparseTeacher:
+    """Shapes, types and kind; what is in the slots stays on the device and is judged there. Comes back detached."""
+    if teacher.kind not in ("topk", "sampled"):
+        raise ValueError(f"teacher.kind is {teacher.kind!r}: choose 'topk' (with the tail's mass) or 'sampled' (counts)")
+    if teacher.kind == "sampled" and divergence != "forward_kl":
+        raise ValueError(
+            f"a sampled teacher gives draws, from which {divergence} cannot be estimated without bias: "
+            "use divergence='forward_kl', or a topk teacher"
+        )
+    ids = teacher.ids
+    if ids.dim() != 2 or ids.dtype != torch.int32 or ids.shape[1] < 1:
+        raise ValueError(f"teacher.ids must be int32 [N, K] with K >= 1, got {ids.dtype} {list(ids.shape)}")
+    if teacher.probs.shape != ids.shape:
+        raise ValueError(f"teacher.probs has shape {list(teacher.probs.shape)}, teacher.ids {list(ids.shape)}")
+    if len(ids) != num_rows:
+        raise ValueError(f"teacher has {len(ids)} rows, the student {num_rows}: select the same supervised rows from both")
+    for name in ("log_tail", "entropy", "entropy_t", "argmax"):
+        tensor = getattr(teacher, name)
+        if tensor.shape != (num_rows,):
+            raise ValueError(f"teacher.{name} has shape {list(tensor.shape)}; one value a row, [{num_rows}], is needed")
+    for name, tensor in zip(teacher._fields, teacher[:-1]):
+        if tensor.device != device:
+            raise ValueError(f"teacher.{name} is on {tensor.device}, the student on {device}: move it there")
+        if tensor.is_floating_point() == (name in ("ids", "argmax")):
+            raise ValueError(f"teacher.{name} is {tensor.dtype}; ids and argmax are integers, all else floating point")
+    return SparseTeacher(*(tensor.detach() for tensor in teacher[:-1]), teacher.kind)
 
 
 def check_teacher_terms(has_teacher: bool, weights: RowWeights, entropy: EntropyWeighting | None) -> None:

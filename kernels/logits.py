@@ -1,4 +1,4 @@
-"""distill_loss: logits in, loss and per-row parts out. Also the choice of implementation."""
+"""distill_loss and sparse_distill_loss: logits in, loss and per-row parts out. Also the choice of implementation."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels import reference
+from kernels import ops, reference, reference_sparse
 from kernels.attach import attach
 from kernels.contract import (
     DistillOutput,
     EntropyWeighting,
+    Options,
     RowWeights,
     Scalar,
+    SparseTeacher,
     check_rows,
+    check_sparse_teacher,
     check_teacher_terms,
     resolve_options,
 )
@@ -61,20 +64,7 @@ def distill_loss(
         ValueError: shapes, dtypes, settings that contradict each other, an impl that cannot run here.
         RuntimeError: on a second backward through the same call.
     """
-    for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
-        if logits is not None and (logits.dim() != 2 or not logits.is_floating_point()):
-            raise ValueError(f"{name} must be floating point [N, V], got {logits.dtype} {list(logits.shape)}")
-    num_rows, device = len(student_logits), student_logits.device
-    if teacher_logits is not None and (len(teacher_logits) != num_rows or teacher_logits.device != device):
-        raise ValueError(
-            f"teacher_logits has {len(teacher_logits)} rows on {teacher_logits.device}, student_logits {num_rows} "
-            f"on {device}: select the same supervised rows from both, on one device"
-        )
-    weights = check_rows(num_rows, device, labels, weights)
-    check_teacher_terms(teacher_logits is not None, weights, entropy)
-    options = resolve_options(
-        device,
-        (student_logits.shape[1], None if teacher_logits is None else teacher_logits.shape[1]),
+    settings = dict(
         temperature=temperature,
         divergence=divergence,
         beta=beta,
@@ -82,36 +72,162 @@ def distill_loss(
         vocab_size=vocab_size,
         grad_scale=grad_scale,
     )
-    if inplace and torch.compiler.is_compiling():
-        raise ValueError("inplace=True overwrites an input, which torch.compile cannot follow: set inplace=False there")
-    rows = choose_rows(impl, student_logits, teacher_logits)
+    return _loss(student_logits, teacher_logits, labels, weights, settings, inplace, impl)
 
+
+def sparse_distill_loss(
+    student_logits: Tensor,
+    teacher: SparseTeacher,
+    labels: Tensor,
+    weights: RowWeights,
+    *,
+    temperature: Scalar = 1.0,
+    divergence: str = "forward_kl",
+    beta: Scalar | None = None,
+    entropy: EntropyWeighting | None = None,
+    vocab_size: int | None = None,
+    grad_scale: Scalar = 1.0,
+    inplace: bool = False,
+    impl: str = "auto",
+) -> DistillOutput:
+    """distill_loss with a teacher that gives K tokens a row (see SparseTeacher and kernels/reference_sparse.py).
+
+    Args:
+        student_logits: [N, Vs] as in distill_loss.
+        teacher: its probabilities, tail and entropy_t are at `temperature`, its entropy at T = 1: that one weighs terms
+            and is reported. The hard term is against teacher.argmax.
+
+    All else is as in distill_loss. `divergence` of the output is that of the K + 1 buckets for a "topk" teacher, at most
+    the one over the whole vocabulary: compare it between runs of equal K only. For a "sampled" one it is an unbiased
+    estimate, and may be negative on a row.
+
+    Raises:
+        ValueError: as distill_loss; a sampled teacher with another divergence than forward_kl; a teacher whose tensors
+            do not fit each other.
+        RuntimeError: on a second backward through the same call.
+    """
+    if not isinstance(teacher, SparseTeacher):
+        raise ValueError(f"teacher must be a SparseTeacher, got {type(teacher).__name__}: for logits use distill_loss")
+    settings = dict(
+        temperature=temperature,
+        divergence=divergence,
+        beta=beta,
+        entropy=entropy,
+        vocab_size=vocab_size,
+        grad_scale=grad_scale,
+    )
+    return _loss(student_logits, teacher, labels, weights, settings, inplace, impl)
+
+
+def _loss(
+    student_logits: Tensor,
+    teacher: Tensor | SparseTeacher | None,
+    labels: Tensor,
+    weights: RowWeights,
+    settings: dict,
+    inplace: bool,
+    impl: str,
+) -> DistillOutput:
+    wanted = torch.is_grad_enabled() and student_logits.requires_grad
+    if torch.compiler.is_compiling():
+        if inplace:
+            raise ValueError("inplace=True overwrites an input, which torch.compile cannot follow: set inplace=False there")
+        sparse = teacher if isinstance(teacher, SparseTeacher) else None
+        dense = teacher if sparse is None else None
+        packed = ops.pack(sparse, labels, weights, settings, impl)
+        *rows, _ = torch.ops.spanwise.logits_loss(student_logits, dense, wanted, *packed)
+        return ops.restore(rows)
+    output, grad, options = _run(student_logits, teacher, labels, weights, settings, inplace, impl, wanted)
+    if grad is not None:
+        output = output._replace(loss=attach(output.loss, options.grad_scale, [(student_logits, grad)]))
+    return output
+
+
+def _run(
+    student_logits: Tensor,
+    teacher: Tensor | SparseTeacher | None,
+    labels: Tensor,
+    weights: RowWeights,
+    settings: dict,
+    inplace: bool,
+    impl: str,
+    wanted: bool,
+) -> tuple[DistillOutput, Tensor | None, Options]:
+    """Check, then compute: the output outside any graph, the gradient if wanted (held at grad_scale), the settings."""
+    sparse = isinstance(teacher, SparseTeacher)
+    for name, logits in (("student_logits", student_logits), ("teacher_logits", None if sparse else teacher)):
+        if logits is not None and (logits.dim() != 2 or not logits.is_floating_point()):
+            raise ValueError(f"{name} must be floating point [N, V], got {logits.dtype} {list(logits.shape)}")
+    num_rows, device = len(student_logits), student_logits.device
+    if not sparse and teacher is not None and (len(teacher) != num_rows or teacher.device != device):
+        raise ValueError(
+            f"teacher_logits has {len(teacher)} rows on {teacher.device}, student_logits {num_rows} "
+            f"on {device}: select the same supervised rows from both, on one device"
+        )
+    weights = check_rows(num_rows, device, labels, weights)
+    check_teacher_terms(teacher is not None, weights, settings["entropy"])
+    teacher_width = None if sparse or teacher is None else teacher.shape[1]
+    options = resolve_options(device, (student_logits.shape[1], teacher_width), **settings)
+    if sparse:
+        teacher = check_sparse_teacher(teacher, num_rows, device, options.divergence)
+    rows = choose_rows(impl, student_logits, teacher)
     student = student_logits.detach()
     grad = None
-    if torch.is_grad_enabled() and student_logits.requires_grad:
+    if wanted:
         grad = student if inplace else torch.empty_like(student)
-    output = rows(student, teacher_logits, labels, weights, options, grad)
-    loss = output.loss.sum()
-    if grad is not None:
-        loss = attach(loss, options.grad_scale, [(student_logits, grad)])
-    return output._replace(loss=loss)
+    output = rows(student, teacher, labels, weights, options, grad)
+    return output._replace(loss=output.loss.sum()), grad, options
 
 
-def choose_rows(impl: str, student_logits: Tensor, teacher_logits: Tensor | None) -> Callable[..., DistillOutput]:
-    """The `dense_rows` of the implementation that `impl` names, or, for "auto", of the best that can run here."""
+torch.library.define(
+    "spanwise::logits_loss",
+    f"(Tensor student, Tensor? teacher, bool wanted, {ops.ARGUMENTS}) -> ({ops.ROWS}, Tensor)",
+)
+
+
+@torch.library.impl("spanwise::logits_loss", "default")
+def _logits_loss(student, teacher, wanted, *packed):
+    sparse, labels, weights, settings, impl = ops.unpack(packed)
+    output, grad, _ = _run(student, teacher if sparse is None else sparse, labels, weights, settings, False, impl, wanted)
+    return *ops.flatten(output), student.new_empty(0) if grad is None else grad
+
+
+@torch.library.register_fake("spanwise::logits_loss")
+def _(student, teacher, wanted, *packed):
+    return *ops.fake_rows(student), torch.empty_like(student) if wanted else student.new_empty(0)
+
+
+def _keep(ctx, inputs, output):
+    _, _, _, *packed = inputs
+    ops.keep_for_backward(ctx, output[-1:], packed)
+
+
+def _backward(ctx, upstream, *_):
+    return *ops.scaled_grads(ctx, upstream), *[None] * (2 + ops.NUM_ARGUMENTS)
+
+
+torch.library.register_autograd("spanwise::logits_loss", _backward, setup_context=_keep)
+
+
+def choose_rows(
+    impl: str, student_logits: Tensor, teacher: Tensor | SparseTeacher | None
+) -> Callable[..., DistillOutput]:
+    """`dense_rows` or `sparse_rows` of the implementation that `impl` names; for "auto", of the best that can run here."""
     if impl not in ("auto", "triton", "reference"):
         raise ValueError(f"unknown impl {impl!r}: choose 'auto', 'triton' or 'reference'")
-    fits = all(x is None or x.dtype in _TRITON_DTYPES for x in (student_logits, teacher_logits))
+    sparse = isinstance(teacher, SparseTeacher)
+    plain = reference_sparse.sparse_rows if sparse else reference.dense_rows
+    fits = all(x is None or x.dtype in _TRITON_DTYPES for x in (student_logits, None if sparse else teacher))
     if impl == "reference" or (impl == "auto" and not (student_logits.is_cuda and fits)):
-        return reference.dense_rows
+        return plain
     try:
-        from kernels import dense
+        from kernels import dense, sparse as sparse_form
     except ImportError as error:
         if impl == "auto":
-            return reference.dense_rows
+            return plain
         raise ValueError("impl='triton' needs triton >= 3.4: install it, or use impl='auto'") from error
     if not student_logits.is_cuda and not dense.INTERPRETED:
         raise ValueError(f"impl='triton' needs a GPU, the logits are on {student_logits.device}: use impl='auto'")
     if not fits:
         raise ValueError("impl='triton' takes fp32, fp16 and bf16 logits: use impl='reference' for others")
-    return dense.dense_rows
+    return sparse_form.sparse_rows if sparse else dense.dense_rows

@@ -23,7 +23,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.contract import IGNORE_INDEX, LOG_P_FLOOR, DistillOutput, EntropyWeighting, Options, RowWeights, join_rows
+from kernels.contract import (
+    IGNORE_INDEX,
+    LOG_P_FLOOR,
+    DistillOutput,
+    EntropyWeighting,
+    Options,
+    RowWeights,
+    join_rows,
+    take_rows,
+)
 
 # fp32 bytes of one operand's chunk: small on a CPU, where the working set should stay near the caches, and large enough
 # on a device to fill it.
@@ -52,11 +61,7 @@ def rows_of(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Ro
     zeros = torch.zeros(len(labels), dtype=dtype, device=z.device)
     tempered = not (isinstance(temperature, float) and temperature == 1.0)
 
-    valid = (labels >= 0) & (labels < vocab)
-    asked = _sum_or(weights.truth, weights.span, zeros) != 0
-    poison = torch.where(valid | ((labels == IGNORE_INDEX) & ~asked), 1.0, float("nan")).to(dtype)
-    label = torch.where(valid, labels, 0).long()[:, None]
-
+    valid, label, poison = read_labels(labels, weights, vocab, zeros)
     cross_entropy = any(w is not None for w in (weights.truth, weights.span, weights.hard))
     wide = z.to(dtype)
     log_q = torch.log_softmax(wide, -1) if cross_entropy or (weights.kd is not None and not tempered) else None
@@ -78,14 +83,14 @@ def rows_of(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Ro
                 log_q_t = torch.log_softmax(wide / temperature, -1)
                 log_p_t = torch.log_softmax(u / temperature, -1).clamp(min=LOG_P_FLOOR)
                 p_t = log_p_t.exp()
-            divergence, log_m, kl_q = _divergence(log_p_t, p_t, log_q_t, options)
+            divergence, log_m, kl_q = divergence_of(log_p_t, p_t, log_q_t, options)
         if weights.hard is not None:
             hard_nll = -log_q.gather(1, choice)[:, 0]
     nll = zeros
     if weights.truth is not None or weights.span is not None:
         nll = torch.where(valid, -log_q.gather(1, label)[:, 0], 0.0) * poison
 
-    used = _weights_as_used(weights, entropy, options.entropy, zeros)
+    used = weights_as_used(weights, entropy, options.entropy, zeros)
     loss = used.kd * temperature**2 * divergence + (used.truth + used.span) * nll + used.hard * hard_nll
     output = DistillOutput(loss * poison, divergence, nll, hard_nll, entropy, best == labels, teacher_hit, used)
     return output, _Parts(
@@ -114,14 +119,10 @@ def dense_rows(
     `grad` is [N, Vs] in the dtype wanted and may be student_logits itself: a chunk is read in full before it is written.
     No graph is recorded.
     """
-    num_rows = len(labels)
-    budget = _CHUNK_BYTES["cpu" if student_logits.device.type == "cpu" else "device"]
-    step = max(1, budget // (4 * options.vocab_size))
     chunks = []
     with torch.no_grad():
-        for start in range(0, max(num_rows, 1), step):
-            part = slice(start, start + step)
-            chunk_weights = RowWeights(*(None if w is None else w[part] for w in weights))
+        for part in row_chunks(student_logits, options.vocab_size):
+            chunk_weights = take_rows(weights, part)
             teacher = None if teacher_logits is None else teacher_logits[part]
             output, parts = rows_of(student_logits[part], teacher, labels[part], chunk_weights, options)
             if grad is not None:
@@ -130,11 +131,26 @@ def dense_rows(
     return join_rows(chunks)
 
 
-def _sum_or(first: Tensor | None, second: Tensor | None, zeros: Tensor) -> Tensor:
+def row_chunks(student_logits: Tensor, vocab: int) -> list[slice]:
+    """Rows taken at once, from a memory budget; no rows at all are one empty chunk."""
+    budget = _CHUNK_BYTES["cpu" if student_logits.device.type == "cpu" else "device"]
+    step = max(1, budget // (4 * vocab))
+    return [slice(start, start + step) for start in range(0, max(len(student_logits), 1), step)]
+
+
+def read_labels(labels: Tensor, weights: RowWeights, vocab: int, zeros: Tensor):
+    """[n] whether the label is a token, [n, 1] a column that exists whatever it is, [n] 1 or NaN where it is a stranger."""
+    valid = (labels >= 0) & (labels < vocab)
+    asked = sum_or(weights.truth, weights.span, zeros) != 0
+    poison = torch.where(valid | ((labels == IGNORE_INDEX) & ~asked), 1.0, float("nan")).to(zeros.dtype)
+    return valid, torch.where(valid, labels, 0).long()[:, None], poison
+
+
+def sum_or(first: Tensor | None, second: Tensor | None, zeros: Tensor) -> Tensor:
     return (zeros if first is None else first) + (zeros if second is None else second)
 
 
-def _weights_as_used(
+def weights_as_used(
     weights: RowWeights, entropy: Tensor, weighting: EntropyWeighting | None, zeros: Tensor
 ) -> RowWeights:
     used = {name: zeros if w is None else w.to(zeros.dtype) for name, w in weights._asdict().items()}
@@ -146,7 +162,7 @@ def _weights_as_used(
     return RowWeights(**used)
 
 
-def _divergence(log_p: Tensor, p: Tensor, log_q: Tensor, options: Options):
+def divergence_of(log_p: Tensor, p: Tensor, log_q: Tensor, options: Options):
     """D [n], and for the gradient log m (jsd) and the row's KL(q || p or m) [n, 1]."""
     if options.divergence == "forward_kl":
         # Where p is 0 the term is 0 even if log q is -inf.

@@ -5,6 +5,7 @@ import torch
 
 from kernel_cases import DIVERGENCES, ENTROPY, assert_within
 from kernels import DenseTeacher, Head, RowWeights, linear, linear_distill_loss
+from kernels.head import default_chunk_rows
 from kernels.contract import resolve_options
 from kernels.reference import definition
 
@@ -168,7 +169,7 @@ def test_logits_exist_a_chunk_at_a_time(monkeypatch):
 
 def test_default_chunks():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert linear.default_chunk_rows(151936, torch.float32, cpu) == 110
-    assert linear.default_chunk_rows(32000, torch.bfloat16, gpu) == 4096
-    assert linear.default_chunk_rows(151936, torch.bfloat16, gpu) == 3533
-    assert linear.default_chunk_rows(262144, torch.float32, gpu) == 2048
+    assert default_chunk_rows(151936, torch.float32, cpu) == 110
+    assert default_chunk_rows(32000, torch.bfloat16, gpu) == 4096
+    assert default_chunk_rows(151936, torch.bfloat16, gpu) == 3533
+    assert default_chunk_rows(262144, torch.float32, gpu) == 2048

@@ -1,0 +1,232 @@
+"""The losses for a teacher that gives K tokens a row, in plain PyTorch: any device, any dtype, fp64 in fp64.
+
+As in kernels/reference.py, `sparse_definition` is the formula for autograd and tests, `sparse_rows` what
+`impl="reference"` runs, with the gradient written by formula. A row's columns are cut into buckets: each kept token, and
+all other tokens together, the *rest*. The divergence D(p, q) is taken over the buckets, with f_b = dD/dq_b, so for s = z / T
+
+    dD/ds_j = q_j (f_b(j) - sum_b q_b f_b)  =  r_j G_b,      G_b = q_b (f_b - sum_b q_b f_b),   r_j = q_j / q_b(j)
+
+    forward_kl   G = mass q - p                     mass = sum of p: 1 but for rounding
+    reverse_kl   G = q (log q - log p - KL(q||p))
+    jsd          G = (1-beta) q (log q - log m - KL(q||m))
+
+r is 1 in a kept token's own bucket, and softmax of s among the rest: off the kept tokens the gradient is one constant
+times e^s, and a second one times e^z for the cross-entropies. The rest's q is the log-sum-exp of its own columns, never
+1 - sum: of a sure student the difference would be rounding and nothing else. Merging buckets cannot raise a divergence
+(data processing inequality), so `topk` divergences are lower bounds of those over the whole vocabulary.
+
+A `sampled` teacher has no rest. -sum p^ log q_T is an unbiased estimate of the cross-entropy to p_T when p^ are counts
+/ draws, and so is its gradient; taking off the exact entropy leaves an unbiased KL (which one row's draws can make
+negative).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.contract import LOG_P_FLOOR, NO_TOKEN, DistillOutput, Options, RowWeights, SparseTeacher, join_rows, take_rows
+from kernels.reference import divergence_of, read_labels, row_chunks, weights_as_used
+
+_LOWEST = -1.0e30  # below every logit that is not -inf, and finite: inf - inf must not be made of a row with no rest
+
+
+class _Slots(NamedTuple):
+    ids: Tensor  # [n, K] int64; vocab_size in an empty slot: one past the last column
+    probs: Tensor  # [n, K], 0 in an empty slot
+    poison: Tensor  # [n] 1, or NaN for a row whose slots no tokenizer gave
+
+
+def sorted_slots(teacher: SparseTeacher) -> tuple[Tensor, Tensor]:
+    """Slots by ascending id, empty ones (id -1 whatever they named) first: ids [N, K], probs [N, K] as given."""
+    ids, order = torch.where(teacher.probs == 0, NO_TOKEN, teacher.ids).sort(-1)
+    return ids, teacher.probs.gather(1, order)
+
+
+def _read_slots(teacher: SparseTeacher, vocab: int, dtype: torch.dtype) -> _Slots:
+    ids, probs = sorted_slots(teacher)
+    empty = ids == NO_TOKEN
+    wrong = ((ids < 0) & ~empty) | (ids >= vocab) | (probs < 0)
+    wrong[:, 1:] |= (ids[:, 1:] == ids[:, :-1]) & ~empty[:, 1:]
+    poison = torch.where(wrong.any(-1), float("nan"), 1.0).to(dtype)
+    stray = empty | (ids < 0) | (ids >= vocab)
+    return _Slots(ids.masked_fill(stray, vocab).long(), probs.to(dtype).masked_fill(empty, 0.0), poison)
+
+
+def sparse_definition(
+    student_logits: Tensor, teacher: SparseTeacher, labels: Tensor, weights: RowWeights, options: Options
+) -> DistillOutput:
+    """The loss of the whole batch as one differentiable expression of the logits. For tests."""
+    vocab, temperature = options.vocab_size, options.temperature
+    wide = student_logits[:, :vocab].to(torch.float64 if student_logits.dtype == torch.float64 else torch.float32)
+    zeros = wide.new_zeros(len(labels))
+    valid, label, poison = read_labels(labels, weights, vocab, zeros)
+    slots = _read_slots(teacher, vocab, wide.dtype)
+    poison = poison * slots.poison
+    log_q, log_q_t = torch.log_softmax(wide, -1), torch.log_softmax(wide / temperature, -1)
+
+    padded = torch.cat([log_q_t, torch.full_like(log_q_t[:, :1], _LOWEST)], 1)
+    others = padded.scatter(1, slots.ids, _LOWEST)
+    bucket_log_q = torch.cat([padded.gather(1, slots.ids), torch.logsumexp(others, -1, keepdim=True)], 1)
+    divergence = zeros
+    if teacher.kind == "sampled":
+        divergence = -(slots.probs * bucket_log_q[:, :-1]).sum(-1) - teacher.entropy_t
+    else:
+        log_p = torch.cat([slots.probs.log(), teacher.log_tail.to(wide.dtype)[:, None]], 1).clamp(min=LOG_P_FLOOR)
+        divergence, _, _ = divergence_of(log_p, log_p.exp(), bucket_log_q, options)
+
+    chosen = (teacher.argmax >= 0) & (teacher.argmax < vocab)
+    choice = torch.where(chosen, teacher.argmax, 0).long()[:, None]
+    nll = torch.where(valid, -log_q.gather(1, label)[:, 0], 0.0) * poison
+    hard_nll = torch.where(chosen, -log_q.gather(1, choice)[:, 0], 0.0)
+    entropy = teacher.entropy.to(wide.dtype)
+    used = weights_as_used(weights, entropy, options.entropy, zeros)
+    best = wide.argmax(-1)
+    loss = used.kd * temperature**2 * divergence + (used.truth + used.span) * nll + used.hard * hard_nll
+    return DistillOutput(
+        (loss * poison).sum(), divergence, nll, hard_nll, entropy, best == labels, best == teacher.argmax, used
+    )
+
+
+def sparse_rows(
+    student_logits: Tensor,
+    teacher: SparseTeacher,
+    labels: Tensor,
+    weights: RowWeights,
+    options: Options,
+    grad: Tensor | None,
+) -> DistillOutput:
+    """As reference.dense_rows: `loss` is [N]; `grad` [N, Vs], which may be student_logits itself, is written if given."""
+    chunks = []
+    with torch.no_grad():
+        for part in row_chunks(student_logits, options.vocab_size):
+            some = take_rows(weights, part)
+            output, parts = _rows_of(student_logits[part], take_rows(teacher, part), labels[part], some, options)
+            if grad is not None:
+                _write_gradient(grad[part], output.weights, some, parts, options)
+            chunks.append(output)
+    return join_rows(chunks)
+
+
+class _Parts(NamedTuple):
+    """What the gradient needs beside the rows' outputs. `rest_1` and `rest_t` are one tensor where T is 1."""
+
+    rest_1: Tensor | None  # [n, V + 1] e^(z - top of the rest), 0 at kept tokens; the last column is thrown away
+    rest_t: Tensor | None  # [n, V + 1] the same of z / T; None unless kd is on, as all that has to do with slots
+    rest_kd: Tensor | None  # [n] times rest_t: dD/ds
+    rest_ce: Tensor | None  # [n] times rest_1: q at T = 1; None unless a cross-entropy is on
+    slot_ids: Tensor | None  # [n, K]
+    slot_kd: Tensor | None  # [n, K] dD/ds
+    slot_ce: Tensor | None  # [n, K] q at T = 1
+    label: Tensor  # [n, 1]
+    choice: Tensor  # [n, 1]
+    poison: Tensor  # [n]
+
+
+def _rows_of(student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: RowWeights, options: Options):
+    vocab, temperature = options.vocab_size, options.temperature
+    z = student[:, :vocab]
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    zeros = torch.zeros(len(labels), dtype=dtype, device=z.device)
+    valid, label, poison = read_labels(labels, weights, vocab, zeros)
+    best = z.argmax(-1)
+    chosen = (teacher.argmax >= 0) & (teacher.argmax < vocab)
+    choice = torch.where(chosen, teacher.argmax, 0).long()[:, None]
+    if weights.hard is not None:
+        poison = poison * torch.where(chosen | (weights.hard == 0), 1.0, float("nan")).to(dtype)
+    distilled = weights.kd is not None
+    cross_entropy = any(w is not None for w in (weights.truth, weights.span, weights.hard))
+
+    x = torch.empty(len(z), vocab + 1, dtype=dtype, device=z.device)
+    x[:, :vocab] = z
+    x[:, vocab] = -float("inf")  # what empty slots read
+    z_label, z_choice = x.gather(1, label)[:, 0], x.gather(1, choice)[:, 0]
+    slots = kept = None
+    if distilled:
+        slots = _read_slots(teacher, vocab, dtype)
+        poison = poison * slots.poison
+        kept = x.gather(1, slots.ids)
+        x.scatter_(1, slots.ids, -float("inf"))
+
+    # x is of the rest alone from here, and relative to its own top: a rest far below the kept tokens keeps its shape.
+    rest_top = x.amax(1).clamp_(min=_LOWEST)
+    top = torch.maximum(rest_top, kept.amax(1)) if distilled else rest_top
+    x -= rest_top[:, None]
+    above = rest_top - top
+    rest_1 = rest_t = rest_kd = rest_ce = slot_kd = slot_ce = None
+    divergence, nll, hard_nll = zeros, zeros, zeros
+    if distilled:
+        rest_t = torch.exp(x / temperature)
+        kept -= top[:, None]
+        kept_s, rest_sum = kept / temperature, rest_t.sum(-1)
+        log_sum = (kept_s.exp().sum(-1) + (above / temperature).exp() * rest_sum).log()
+        log_q = torch.cat([kept_s, (above / temperature + rest_sum.log())[:, None]], 1) - log_sum[:, None]
+        divergence, pull = _divergence_and_pull(log_q, slots.probs, teacher, options)
+        slot_kd, rest_kd = pull[:, :-1], torch.where(rest_sum > 0, pull[:, -1] / rest_sum, 0.0)
+    if cross_entropy:
+        plain = distilled and isinstance(temperature, float) and temperature == 1.0
+        rest_1 = rest_t if plain else x.exp_()
+        sums = above.exp() * rest_1.sum(-1)
+        log_sum = (sums + kept.exp().sum(-1) if distilled else sums).log()
+        rest_ce = (above - log_sum).exp()
+        slot_ce = (kept - log_sum[:, None]).exp() if distilled else None
+        if weights.truth is not None or weights.span is not None:
+            nll = torch.where(valid, log_sum - (z_label - top), 0.0) * poison
+        if weights.hard is not None:
+            hard_nll = torch.where(chosen, log_sum - (z_choice - top), 0.0)
+
+    entropy = teacher.entropy.to(dtype)
+    used = weights_as_used(weights, entropy, options.entropy, zeros)
+    loss = used.kd * temperature**2 * divergence + (used.truth + used.span) * nll + used.hard * hard_nll
+    hits = best == labels, best == teacher.argmax
+    slot_ids = slots.ids if distilled else None
+    return DistillOutput(loss * poison, divergence, nll, hard_nll, entropy, *hits, used), _Parts(
+        rest_1, rest_t, rest_kd, rest_ce, slot_ids, slot_kd, slot_ce, label, choice, poison
+    )
+
+
+def _write_gradient(grad: Tensor, used: RowWeights, weights: RowWeights, parts: _Parts, options: Options) -> None:
+    """grad[:, :vocab] = grad_scale * dL/dz and zeros past it. Consumes the tensors in `parts`."""
+    vocab, scale = options.vocab_size, parts.poison * options.grad_scale
+    kd, ce, hard = used.kd * options.temperature * scale, (used.truth + used.span) * scale, used.hard * scale
+    grad[:, vocab:] = 0
+    terms = []
+    if parts.rest_kd is not None:
+        terms.append((parts.rest_t, kd * parts.rest_kd))
+    if parts.rest_ce is not None:
+        terms.append((parts.rest_1, (ce + hard) * parts.rest_ce))
+    if not terms:
+        grad[:, :vocab] = (parts.poison - 1)[:, None]
+        return
+    if parts.rest_t is parts.rest_1:
+        terms = [(parts.rest_1, terms[0][1] + terms[1][1])]
+    total = terms[0][0].mul_(terms[0][1][:, None])
+    for of_rest, factor in terms[1:]:
+        total.addcmul_(of_rest, factor[:, None])
+    if parts.slot_kd is not None:
+        of_slots = parts.slot_kd * kd[:, None]
+        if parts.slot_ce is not None:
+            of_slots.addcmul_(parts.slot_ce, (ce + hard)[:, None])
+        total.scatter_(1, parts.slot_ids, of_slots)
+    if weights.truth is not None or weights.span is not None:
+        total.scatter_add_(1, parts.label, -ce[:, None])
+    if weights.hard is not None:
+        total.scatter_add_(1, parts.choice, -hard[:, None])
+    grad[:, :vocab] = total[:, :vocab]
+
+
+def _divergence_and_pull(log_q: Tensor, probs: Tensor, teacher: SparseTeacher, options: Options) -> tuple[Tensor, Tensor]:
+    """D [n] over buckets and G [n, K + 1], the rest last, from the student's log q of them."""
+    if teacher.kind == "sampled":
+        p = torch.cat([probs, torch.zeros_like(probs[:, :1])], 1)
+        divergence = torch.where(p > 0, -p * log_q, 0.0).sum(-1) - teacher.entropy_t
+        return divergence, log_q.exp() * p.sum(-1, keepdim=True) - p
+    log_p = torch.cat([probs.log(), teacher.log_tail.to(probs.dtype)[:, None]], 1).clamp_(min=LOG_P_FLOOR)
+    p = log_p.exp()
+    divergence, log_m, kl_q = divergence_of(log_p, p, log_q, options)
+    if options.divergence == "forward_kl":
+        return divergence, log_q.exp() * p.sum(-1, keepdim=True) - p
+    pull = (log_q.clamp(min=LOG_P_FLOOR) - (log_p if log_m is None else log_m) - kl_q) * log_q.exp()
+    return divergence, pull if log_m is None else pull * (1 - options.beta)

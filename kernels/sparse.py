@@ -1,0 +1,382 @@
+"""Triton kernel for a teacher that gives K tokens a row: per-row loss parts and the gradient, one program a row.
+
+Formulas: kernels/reference_sparse.py. *Slots* are the teacher's K entries of a row, sorted by id; the *rest* is every
+column that no slot names. Off the slots the gradient is one constant times e^(z/T) and another times e^z, so the
+vocabulary is swept as for cross-entropy alone, whatever the divergence (bytes a logit in bf16, before L2 helps):
+
+    1. slots         gather the K student logits, into memory of their own: z may be overwritten later
+    2. statistics    of the rest: its max and sums of exponentials, online           read z             2
+    3. slots         both distributions over K + 1 buckets, divergence, constants
+    4. gradient      from the last tile to the first, as if every column were rest   read z, write dz   4
+    5. slots         write the K columns again, with their own gradient
+
+In 2, a slot's column is taken out of a tile by one comparison a lane; since slots are sorted, each is compared with one
+tile only: K * BLOCK comparisons a row in all, without shared memory or a bit mask of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.contract import DIVERGENCES, IGNORE_INDEX, NO_TOKEN, DistillOutput, Options, RowWeights, SparseTeacher
+from kernels.dense import INTERPRETED, _on, _scalars
+from kernels.reference_sparse import sorted_slots
+from kernels.tiles import (
+    FLOOR,
+    FORWARD_KL,
+    LOWEST,
+    REVERSE_KL,
+    entropy_factor,
+    exps,
+    log_mixture,
+    merge_max,
+    rescale,
+    student_part,
+    tile_divergence,
+    tile_max,
+)
+
+_IGNORE = tl.constexpr(IGNORE_INDEX)
+_EMPTY = tl.constexpr(NO_TOKEN)
+_NO_MORE = tl.constexpr(2147483647)  # past every column
+_BLOCK, _NUM_WARPS = 4096, 8
+_INTERPRETER_BLOCK = 32768
+_MOST_SLOTS = 1024  # slots taken at once; more are taken in turns
+
+
+@triton.jit
+def _buckets(slot, ids, probs, logits, num_slots, z_top, log_sum, inv_t, rest_log_q, rest_log_p, rest_p):
+    """Token, logit, log q_T, log p_T (floored) and p_T of buckets; bucket `num_slots` is the rest. Others are empty."""
+    token = tl.load(ids + slot, mask=slot < num_slots, other=_EMPTY)
+    z = tl.load(logits + slot, mask=slot < num_slots, other=float("-inf"))
+    p = tl.load(probs + slot, mask=token != _EMPTY, other=0.0)
+    is_rest = slot == num_slots
+    log_q = tl.where(is_rest, rest_log_q, (z - z_top) * inv_t - log_sum)
+    log_p = tl.where(is_rest, rest_log_p, tl.log(p))
+    log_p = tl.maximum(log_p, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+    return token, z, log_q, log_p, tl.where(is_rest, rest_p, p)
+
+
+@triton.jit
+def _pull(log_q, log_p, p, mass, kl_q, beta, KIND: tl.constexpr):
+    """dD/ds of a bucket as a whole, s = z / T."""
+    if KIND == FORWARD_KL:
+        return mass * tl.exp(log_q) - p
+    else:
+        log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+        q = tl.exp(log_q)
+        if KIND == REVERSE_KL:
+            return q * (log_q - log_p - kl_q)
+        else:
+            return (1.0 - beta) * q * (log_q - log_mixture(p, q, beta) - kl_q)
+
+
+@triton.jit
+def _sparse_kernel(
+    student,  # [N, Vs], row stride student_stride
+    grad,  # [N, Vs], row stride grad_stride; may be student itself
+    slot_ids,  # [N, K] int32, ascending; -1 is an empty slot
+    slot_probs,  # [N, K] fp32
+    slot_logits,  # [N, K] fp32, scratch
+    log_tail,  # [N] fp32, as are the two entropies
+    entropy_1,
+    entropy_t,
+    choices,  # [N] integers: the teacher's argmax
+    labels,  # [N]
+    kd_weight,  # [N] fp32, as are the three below
+    truth_weight,
+    span_weight,
+    hard_weight,
+    scalars,  # [11] fp32: T, beta, grad_scale, h_min, h_max, kd ends, truth ends, hard ends
+    floats,  # [8, N] fp32 out: loss, divergence, nll, hard_nll, entropy, kd, truth, hard as used
+    hits,  # [2, N] uint8 out: label, teacher
+    num_rows,
+    num_slots,  # K, or 0 where kd is off: then all columns are rest
+    vocab,
+    width,  # Vs
+    student_stride,
+    grad_stride,
+    KIND: tl.constexpr,
+    T: tl.constexpr,  # 1 to 4, or 0: read it from scalars
+    SAMPLED: tl.constexpr,
+    HAS_KD: tl.constexpr,
+    HAS_TRUTH: tl.constexpr,
+    HAS_SPAN: tl.constexpr,
+    HAS_HARD: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    HAS_GRAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """One row a program: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
+
+    Worked example: one row, V = 3, T = 1, K = 1: token 0 with p = 3/4, log_tail = ln 1/4; kd alone, weight 1.
+    z = (ln 2, 0, 0), so q = (1/2, 1/4, 1/4) and the rest has 1/2.
+      forward_kl   divergence = 3/4 ln(3/2) + 1/4 ln(1/2)        = 0.130812
+                   dz         = (1/2 - 3/4; the rest's 1/2 - 1/4 shared evenly)   = (-1/4, 1/8, 1/8)
+      reverse_kl   divergence = 1/2 ln(2/3) + 1/2 ln 2           = 0.143841
+                   dz         = 1/2 (ln(2/3) - 0.143841), then the rest's 1/2 (ln 2 - 0.143841) shared evenly
+                              = (-0.274653, 0.137327, 0.137327)
+    As a sampled teacher, 3 of 4 draws on token 0 and one on token 1, entropy_t = 0.6:
+      forward_kl   divergence = 3/4 ln 2 + 1/4 ln 4 - 0.6        = 0.266434
+                   dz         = q - (3/4, 1/4, 0)                = (-1/4, 0, 1/4)
+    """
+    row = tl.program_id(0).to(tl.int64)
+    student += row * student_stride
+    grad += row * grad_stride
+    slot_ids += row * num_slots
+    slot_probs += row * num_slots
+    slot_logits += row * num_slots
+    offsets = tl.arange(0, BLOCK)
+    slots = tl.arange(0, SLOTS)
+    if T == 0:
+        temperature = tl.load(scalars)
+    else:
+        temperature = T * 1.0
+    inv_t = 1.0 / temperature
+    beta = tl.load(scalars + 1)
+
+    # 1. slots: logits, their max, what is wrong with them
+    kept_top, kept_arg, at, num_wrong = LOWEST, 0, 0, 0
+    for first in range(0, num_slots, SLOTS):
+        slot = first + slots
+        inside = slot < num_slots
+        token = tl.load(slot_ids + slot, mask=inside, other=_EMPTY)
+        before = tl.load(slot_ids + slot - 1, mask=inside & (slot > 0), other=_EMPTY)
+        p = tl.load(slot_probs + slot, mask=inside, other=0.0)
+        known = (token >= 0) & (token < vocab)
+        filled = inside & (token != _EMPTY)
+        wrong = filled & ((token == before) | (p < 0.0) | (known == 0))
+        num_wrong += tl.sum(wrong.to(tl.int32), 0)
+        at += tl.sum((inside & (token == _EMPTY)).to(tl.int32), 0)
+        z = tl.load(student + token, mask=known, other=float("-inf")).to(tl.float32)
+        tl.store(slot_logits + slot, z, mask=inside)
+        tile_top, tile_arg = tile_max(z, token)
+        kept_top, kept_arg = merge_max(kept_top, kept_arg, tile_top, tile_arg)
+
+    # 2. statistics of the rest, relative to its own max: far below the slots it keeps its proportions
+    rest_top, rest_arg, rest_d1, rest_dt = LOWEST, 0, 0.0, 0.0
+    taken = tl.load(slot_ids + at, mask=at < num_slots, other=_NO_MORE)
+    for start in range(0, vocab, BLOCK):
+        cols = start + offsets
+        z = tl.load(student + cols, mask=cols < vocab, other=float("-inf")).to(tl.float32)
+        while taken < start + BLOCK:
+            z = tl.where(cols == taken, float("-inf"), z)
+            at += 1
+            taken = tl.load(slot_ids + at, mask=at < num_slots, other=_NO_MORE)
+        tile_top, tile_arg = tile_max(z, cols)
+        old = rest_top
+        rest_top, rest_arg = merge_max(rest_top, rest_arg, tile_top, tile_arg)
+        rest_d1, rest_dt, _ = rescale(old, rest_top, rest_d1, rest_dt, inv_t, T)
+        rest_d1, rest_dt = student_part(rest_top, rest_d1, rest_dt, z, inv_t, T)
+
+    # 3. slots: the row's sums, then both distributions over the buckets
+    tl.debug_barrier()
+    z_top, z_arg = merge_max(kept_top, kept_arg, rest_top, rest_arg)
+    above = rest_top - z_top
+    z_d1, z_dt, _ = rescale(rest_top, z_top, rest_d1, rest_dt, inv_t, T)
+    for first in range(0, num_slots, SLOTS):
+        slot = first + slots
+        z = tl.load(slot_logits + slot, mask=slot < num_slots, other=float("-inf"))
+        z_d1, z_dt = student_part(z_top, z_d1, z_dt, z, inv_t, T)
+    z_log_d1, z_log_dt = tl.log(z_d1), tl.log(z_dt)
+    rest_log_q = above * inv_t + tl.log(rest_dt) - z_log_dt
+    rest_log_p, rest_p = FLOOR, 0.0
+    kl_p, kl_q, mass, rest_pull = 0.0, 0.0, 0.0, 0.0
+    if HAS_KD:
+        if not SAMPLED:
+            rest_log_p = tl.maximum(tl.load(log_tail + row), FLOOR, propagate_nan=tl.PropagateNan.ALL)
+            rest_p = tl.exp(rest_log_p)
+        for first in range(0, num_slots + 1, SLOTS):
+            slot = first + slots
+            _, _, log_q, log_p, p = _buckets(
+                slot, slot_ids, slot_probs, slot_logits, num_slots, z_top, z_log_dt, inv_t, rest_log_q, rest_log_p, rest_p
+            )
+            mass += tl.sum(p, 0)
+            if SAMPLED:
+                kl_p += tl.sum(tl.where(p > 0.0, -p * log_q, 0.0), 0)
+            else:
+                bucket_p, bucket_q = tile_divergence(log_q, log_p, p, beta, slot <= num_slots, KIND)
+                kl_p += bucket_p
+                kl_q += bucket_q
+        if SAMPLED:
+            kl_p -= tl.load(entropy_t + row)
+        rest_pull = _pull(rest_log_q, rest_log_p, rest_p, mass, kl_q, beta, KIND)
+
+    # The row's weights, and NaN for a label or a slot that no tokenizer gave
+    label = tl.load(labels + row)
+    valid = (label >= 0) & (label < vocab)
+    choice = tl.load(choices + row)
+    chosen = (choice >= 0) & (choice < vocab)
+    truth, span, kd, hard = 0.0, 0.0, 0.0, 0.0
+    if HAS_TRUTH:
+        truth = tl.load(truth_weight + row)
+    if HAS_SPAN:
+        span = tl.load(span_weight + row)
+    if HAS_KD:
+        kd = tl.load(kd_weight + row)
+    if HAS_HARD:
+        hard = tl.load(hard_weight + row)
+    sound = valid | ((label == _IGNORE) & (truth + span == 0.0))
+    poison = tl.where(sound & (chosen | (hard == 0.0)) & (num_wrong == 0), 1.0, float("nan"))
+    entropy = tl.load(entropy_1 + row)
+    if HAS_ENTROPY:
+        h_min = tl.load(scalars + 3)
+        n = (entropy - h_min) / (tl.load(scalars + 4) - h_min)
+        n = tl.minimum(tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL), 1.0, propagate_nan=tl.PropagateNan.ALL)
+        kd = kd * entropy_factor(n, scalars + 5)
+        truth = truth * entropy_factor(n, scalars + 7)
+        hard = hard * entropy_factor(n, scalars + 9)
+
+    nll, hard_nll = 0.0, 0.0
+    if HAS_TRUTH or HAS_SPAN:
+        z_label = tl.load(student + label, mask=valid, other=0.0).to(tl.float32)
+        nll = tl.where(valid, z_log_d1 - (z_label - z_top), 0.0) * poison
+    if HAS_HARD:
+        z_choice = tl.load(student + choice, mask=chosen, other=0.0).to(tl.float32)
+        hard_nll = tl.where(chosen, z_log_d1 - (z_choice - z_top), 0.0)
+
+    # Everything that still has to be read of `student` by position has been read: `grad` may be the same memory.
+    tl.debug_barrier()
+
+    if HAS_GRAD:
+        # 4. gradient of every column as part of the rest, last tile first
+        scale = tl.load(scalars + 2) * poison
+        kd_factor = kd * temperature * scale  # d(T^2 D)/dz = T^2 dD/ds / T
+        ce_factor = (truth + span) * scale
+        hard_factor = hard * scale
+        rest_kd = kd_factor * tl.where(rest_dt > 0.0, rest_pull / rest_dt, 0.0)
+        rest_ce = (ce_factor + hard_factor) * tl.exp(above - z_log_d1)
+        num_tiles = tl.cdiv(width, BLOCK)
+        for index in range(0, num_tiles):
+            cols = (num_tiles - 1 - index) * BLOCK + offsets
+            keep = cols < vocab
+            z = tl.load(student + cols, mask=keep, other=float("-inf")).to(tl.float32)
+            # A slot's column may lie above the rest's max; what it gets here is written again below.
+            e1, et = exps(tl.minimum(z - rest_top, 0.0), inv_t, T)
+            g = tl.zeros([BLOCK], tl.float32) + (poison - 1.0)
+            if HAS_KD:
+                g += rest_kd * et
+            if HAS_TRUTH or HAS_SPAN or HAS_HARD:
+                g += rest_ce * e1
+            if HAS_TRUTH or HAS_SPAN:
+                g -= tl.where(cols == label, ce_factor, 0.0)
+            if HAS_HARD:
+                g -= tl.where(cols == choice, hard_factor, 0.0)
+            tl.store(grad + cols, tl.where(keep, g, 0.0).to(grad.dtype.element_ty), mask=cols < width)
+
+        # 5. slots: their columns' own gradient, after whoever wrote there above
+        tl.debug_barrier()
+        for first in range(0, num_slots, SLOTS):
+            slot = first + slots
+            token, z, log_q, log_p, p = _buckets(
+                slot, slot_ids, slot_probs, slot_logits, num_slots, z_top, z_log_dt, inv_t, rest_log_q, rest_log_p, rest_p
+            )
+            g = kd_factor * _pull(log_q, log_p, p, mass, kl_q, beta, KIND)
+            if HAS_TRUTH or HAS_SPAN or HAS_HARD:
+                g += (ce_factor + hard_factor) * tl.exp(z - z_top - z_log_d1)
+            if HAS_TRUTH or HAS_SPAN:
+                g -= tl.where(token == label, ce_factor, 0.0)
+            if HAS_HARD:
+                g -= tl.where(token == choice, hard_factor, 0.0)
+            tl.store(grad + token, g.to(grad.dtype.element_ty), mask=(token >= 0) & (token < vocab))
+
+    if KIND == FORWARD_KL:
+        divergence = kl_p
+    elif KIND == REVERSE_KL:
+        divergence = kl_q
+    else:
+        divergence = beta * kl_p + (1.0 - beta) * kl_q
+    loss = kd * temperature * temperature * divergence + (truth + span) * nll + hard * hard_nll
+
+    out = floats + row
+    tl.store(out, loss * poison)
+    tl.store(out + num_rows, divergence)
+    tl.store(out + num_rows * 2, nll)
+    tl.store(out + num_rows * 3, hard_nll)
+    tl.store(out + num_rows * 4, entropy)
+    tl.store(out + num_rows * 5, kd)
+    tl.store(out + num_rows * 6, truth)
+    tl.store(out + num_rows * 7, hard)
+    tl.store(hits + row, (z_arg == label).to(tl.uint8))
+    tl.store(hits + num_rows + row, (z_arg == choice).to(tl.uint8))
+
+
+def sparse_rows(
+    student_logits: Tensor,
+    teacher: SparseTeacher,
+    labels: Tensor,
+    weights: RowWeights,
+    options: Options,
+    grad: Tensor | None,
+) -> DistillOutput:
+    """As reference_sparse.sparse_rows, by the kernel: `loss` is [N], grad [N, Vs] is written if given (any float dtype)."""
+    num_rows, width = student_logits.shape
+    device = student_logits.device
+    if student_logits.stride(1) != 1 and student_logits.numel() > 0:
+        raise ValueError(f"student_logits has columns {student_logits.stride(1)} apart: call .contiguous() on it first")
+    floats = torch.empty(8, num_rows, dtype=torch.float32, device=device)
+    hits = torch.empty(2, num_rows, dtype=torch.uint8, device=device)
+    if num_rows > 0:
+        # A pointer that no compiled branch reads still has to point somewhere.
+        kd, truth, span, hard = (floats if w is None else _fp32(w) for w in weights)
+        ids, probs, logits, num_slots = labels, floats, floats, 0
+        if weights.kd is not None:
+            ids, probs = sorted_slots(teacher)
+            probs, num_slots = _fp32(probs), ids.shape[1]
+            logits = torch.empty(num_rows, num_slots, dtype=torch.float32, device=device)
+        temperature = options.temperature
+        constant_t = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
+        target = student_logits if grad is None else grad
+        with torch.no_grad(), _on(device):
+            _sparse_kernel[(num_rows,)](
+                student_logits,
+                target,
+                ids,
+                probs,
+                logits,
+                _fp32(teacher.log_tail),
+                _fp32(teacher.entropy),
+                _fp32(teacher.entropy_t),
+                teacher.argmax.contiguous(),
+                labels.contiguous(),
+                kd,
+                truth,
+                span,
+                hard,
+                _scalars(options, device),
+                floats,
+                hits,
+                num_rows,
+                num_slots,
+                options.vocab_size,
+                width,
+                student_logits.stride(0),
+                target.stride(0),
+                KIND=DIVERGENCES.index(options.divergence),
+                T=int(temperature) if constant_t else 0,
+                SAMPLED=teacher.kind == "sampled",
+                HAS_KD=weights.kd is not None,
+                HAS_TRUTH=weights.truth is not None,
+                HAS_SPAN=weights.span is not None,
+                HAS_HARD=weights.hard is not None,
+                HAS_ENTROPY=options.entropy is not None,
+                HAS_GRAD=grad is not None,
+                BLOCK=_INTERPRETER_BLOCK if INTERPRETED else _BLOCK,
+                SLOTS=min(_MOST_SLOTS, triton.next_power_of_2(num_slots + 1)),
+                num_warps=_NUM_WARPS,
+            )
+        if grad is not None and grad.data_ptr() == student_logits.data_ptr():
+            torch.autograd.graph.increment_version(student_logits)
+    label_hit, teacher_hit = hits.view(torch.bool)
+    span_used = torch.zeros_like(floats[0]) if weights.span is None else weights.span.to(torch.float32)
+    loss, divergence, nll, hard_nll, entropy, kd, truth, hard = floats
+    used = RowWeights(kd, truth, span_used, hard)
+    return DistillOutput(loss, divergence, nll, hard_nll, entropy, label_hit, teacher_hit, used)
+
+
+def _fp32(values: Tensor) -> Tensor:
+    return values.to(torch.float32).contiguous()
