@@ -11,7 +11,6 @@ that does not join a gather stops all the others.
 from __future__ import annotations
 
 import glob
-import json
 import random
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Protocol
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kd.data import demo
-from kd.data.records import DataError, Record, parse_record
+from kd.data.records import DataError, Record, parse_line
 from kd.data.render import Encoded, encode
 from kd.data.spans import ARGS, INTEGRATION, TOOL, TRUTH
 
@@ -74,7 +73,7 @@ class FileSource:
             offset = 0
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    _decode(line, f"{path}:{number}")
+                    parse_line(line, f"{path}:{number}")
                     self._lines.append((path, offset, len(line), number))
                 offset += len(line)
 
@@ -85,18 +84,10 @@ class FileSource:
         path, offset, length, number = self._lines[index]
         with path.open("rb") as file:
             file.seek(offset)
-            return _decode(file.read(length), f"{path}:{number}")
+            return parse_line(file.read(length), f"{path}:{number}")
 
     def size_hint(self, index: int) -> int:
         return self._lines[index][2]
-
-
-def _decode(line: bytes, where: str) -> Record:
-    try:
-        data = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{where}: not a line of JSON in UTF-8: {error}") from None
-    return parse_record(data, where)
 
 
 class DemoSource:

@@ -9,13 +9,14 @@ function declarations with JSON Schemas. Chain-of-thought is refused: this train
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 
 ROLES = ("system", "user", "assistant", "tool")
 COT_FIELDS = frozenset({"reasoning_content", "teacher_reasoning_content", "teacher_reasoning", "reasoning", "thinking"})
-COT_TAG = "<think>"
+COT_TAG = re.compile(r"</?think(ing)?>", re.IGNORECASE)  # some models write the closing one alone: their prompt holds the opening
 
 
 class DataError(ValueError):
@@ -40,8 +41,8 @@ def check_no_reasoning(value: Any, where: str) -> None:
         for key, inner in value.items():
             if key in COT_FIELDS and inner not in (None, "", [], {}):
                 raise DataError(f"{where}.{key}: chain-of-thought is never trained on; remove the field")
-            if key == "content" and isinstance(inner, str) and COT_TAG in inner:
-                raise DataError(f"{where}.content: holds a {COT_TAG} block; remove the reasoning from the text")
+            if key == "content" and isinstance(inner, str) and (tag := COT_TAG.search(inner)):
+                raise DataError(f"{where}.content: holds a {tag[0]} block; remove the reasoning from the text")
             if key != "arguments":
                 check_no_reasoning(inner, f"{where}.{key}")
     elif isinstance(value, list):
@@ -106,6 +107,15 @@ def parse_record(data: Any, where: str) -> Record:
     return Record(str(data.get("id") or where), clean, tools, quality, data.get("caws"), data.get("meta") or {})
 
 
+def parse_line(line: bytes, where: str) -> Record:
+    """A checked Record from one line of a JSONL file; as `parse_record`."""
+    try:
+        data = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{where}: not a line of JSON in UTF-8: {error}") from None
+    return parse_record(data, where)
+
+
 def read_records(path: str | Path) -> Iterator[Record]:
     """Streams the records of a JSONL file, one line in memory at a time.
 
@@ -116,16 +126,11 @@ def read_records(path: str | Path) -> Iterator[Record]:
     if not path.is_file():
         raise DataError(f"{path}: no such data file; check data.* in the config (paths are relative to where you start the run)")
     seen = 0
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                data = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not JSON: {error}") from None
-            seen += 1
-            yield parse_record(data, f"{path}:{number}")
+            if line.strip():
+                seen += 1
+                yield parse_line(line, f"{path}:{number}")
     if not seen:
         raise DataError(f"{path}: holds no record")
 
