@@ -55,6 +55,13 @@ def _read_slots(teacher: SparseTeacher, vocab: int, dtype: torch.dtype) -> _Slot
     return _Slots(ids.masked_fill(stray, vocab).long(), probs.to(dtype).masked_fill(empty, 0.0), poison)
 
 
+def _read_choice(teacher: SparseTeacher, weights: RowWeights, vocab: int):
+    """[n] whether the argmax is a token, [n, 1] a column that exists, [n] 1 or NaN where it is none and has weight."""
+    chosen = (teacher.argmax >= 0) & (teacher.argmax < vocab)
+    wrong = torch.zeros_like(chosen) if weights.hard is None else ~chosen & (weights.hard != 0)
+    return chosen, torch.where(chosen, teacher.argmax, 0).long()[:, None], torch.where(wrong, float("nan"), 1.0)
+
+
 def sparse_definition(
     student_logits: Tensor, teacher: SparseTeacher, labels: Tensor, weights: RowWeights, options: Options
 ) -> DistillOutput:
@@ -63,24 +70,29 @@ def sparse_definition(
     wide = student_logits[:, :vocab].to(torch.float64 if student_logits.dtype == torch.float64 else torch.float32)
     zeros = wide.new_zeros(len(labels))
     valid, label, poison = read_labels(labels, weights, vocab, zeros)
+    chosen, choice, hard_poison = _read_choice(teacher, weights, vocab)
+    poison = poison * hard_poison
     slots = _read_slots(teacher, vocab, wide.dtype)
-    poison = poison * slots.poison
+    if weights.kd is not None:
+        poison = poison * slots.poison
     log_q, log_q_t = torch.log_softmax(wide, -1), torch.log_softmax(wide / temperature, -1)
 
     padded = torch.cat([log_q_t, torch.full_like(log_q_t[:, :1], _LOWEST)], 1)
     others = padded.scatter(1, slots.ids, _LOWEST)
     bucket_log_q = torch.cat([padded.gather(1, slots.ids), torch.logsumexp(others, -1, keepdim=True)], 1)
-    divergence = zeros
-    if teacher.kind == "sampled":
+    if weights.kd is None:
+        divergence = zeros
+    elif teacher.kind == "sampled":
         divergence = -(slots.probs * bucket_log_q[:, :-1]).sum(-1) - teacher.entropy_t
     else:
         log_p = torch.cat([slots.probs.log(), teacher.log_tail.to(wide.dtype)[:, None]], 1).clamp(min=LOG_P_FLOOR)
         divergence, _, _ = divergence_of(log_p, log_p.exp(), bucket_log_q, options)
 
-    chosen = (teacher.argmax >= 0) & (teacher.argmax < vocab)
-    choice = torch.where(chosen, teacher.argmax, 0).long()[:, None]
-    nll = torch.where(valid, -log_q.gather(1, label)[:, 0], 0.0) * poison
-    hard_nll = torch.where(chosen, -log_q.gather(1, choice)[:, 0], 0.0)
+    nll = hard_nll = zeros
+    if weights.truth is not None or weights.span is not None:
+        nll = torch.where(valid, -log_q.gather(1, label)[:, 0], 0.0) * poison
+    if weights.hard is not None:
+        hard_nll = torch.where(chosen, -log_q.gather(1, choice)[:, 0], 0.0)
     entropy = teacher.entropy.to(wide.dtype)
     used = weights_as_used(weights, entropy, options.entropy, zeros)
     best = wide.argmax(-1)
@@ -132,10 +144,8 @@ def _rows_of(student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: R
     zeros = torch.zeros(len(labels), dtype=dtype, device=z.device)
     valid, label, poison = read_labels(labels, weights, vocab, zeros)
     best = z.argmax(-1)
-    chosen = (teacher.argmax >= 0) & (teacher.argmax < vocab)
-    choice = torch.where(chosen, teacher.argmax, 0).long()[:, None]
-    if weights.hard is not None:
-        poison = poison * torch.where(chosen | (weights.hard == 0), 1.0, float("nan")).to(dtype)
+    chosen, choice, hard_poison = _read_choice(teacher, weights, vocab)
+    poison = poison * hard_poison
     distilled = weights.kd is not None
     cross_entropy = any(w is not None for w in (weights.truth, weights.span, weights.hard))
 

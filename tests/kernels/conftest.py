@@ -43,3 +43,12 @@ def narrow_tiles(monkeypatch):
     from kernels import dense
 
     monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64)
+
+
+@pytest.fixture
+def narrow_slots(monkeypatch):
+    """The same for the sparse kernel, whose slots then take several turns as well."""
+    from kernels import sparse
+
+    monkeypatch.setattr(sparse, "_INTERPRETER_BLOCK", 64)
+    monkeypatch.setattr(sparse, "_MOST_SLOTS", 16)
