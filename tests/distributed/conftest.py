@@ -12,7 +12,6 @@ from kd.data import demo
 from kd.data.records import Record, write_records
 from kd.data.render import encode
 
-SHARES = {"kl": 0.5, "hard": 0.3, "truth": 0.2, "tool": 0.15, "args": 0.15, "integration": 0.1}
 CONFIG = """\
 run: {{name: t, output_dir: {out}, seed: 3}}
 teacher: {{path: {teacher}, dtype: fp32}}
@@ -59,13 +58,13 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
     entropy = ("loss.weights=null", "loss.entropy_weighting={h_min: 0.5, h_max: 5.0, kd: [0.2, 0.6], hard: [0.3, 0.2], truth: [0.5, 0.2]}")
     two_steps = ("training.steps=2", "optimizer.lr=0.5", "loss.temperature={schedule: linear, start: 3.0, end: 1.5}",
                  "loss.weights=null", "loss.teacher_share={start: 0.7, end: 0.3}")
-    poisoned = dict(optimizer="adamw", poison=[1, records[1].id])
+    poisoned = dict(optimizer="adamw", export=True, poison=[1, records[1].id])
     adamw = ("optimizer.lr=0.01", "training.steps=2", "training.micro_batch_size=2")
     scenarios = {
         1: [scenario("split", accumulation=4), scenario("split_tied", tied, accumulation=4), scenario("lonely", file("lonely"), accumulation=2),
             scenario("entropy", *entropy, accumulation=4), scenario("replicated", "teacher.placement=replicated", accumulation=4),
             scenario("one", file("one"), accumulation=2)],
-        2: [scenario("split", accumulation=2), scenario("split_tied", tied, accumulation=2),
+        2: [scenario("split", accumulation=2, export=True), scenario("split_tied", tied, accumulation=2, export=True),
             scenario("wide", "training.micro_batch_size=2"), scenario("wide_tied", tied, "training.micro_batch_size=2"),
             scenario("lonely", file("lonely")), scenario("one", file("one")), scenario("toolong", file("toolong"), "training.micro_batch_size=2"),
             scenario("two_steps", *two_steps, accumulation=2), scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
@@ -74,15 +73,16 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
     }
     jobs = []
     for world, chosen in scenarios.items():
-        (out / f"world{world}").mkdir()
-        (out / f"world{world}.json").write_text(json.dumps({"out": str(out / f"world{world}"), "scenarios": chosen}))
+        folder = out / f"world{world}"
+        folder.mkdir()
+        (out / f"world{world}.json").write_text(json.dumps({"out": str(folder), "scenarios": chosen}))
         jobs.append(Job(["tests/distributed/scenarios.py", str(out / f"world{world}.json")], world))
     try:
-        outputs = [job.wait() for job in jobs]
+        for job in jobs:
+            job.wait()
     finally:
         for job in jobs:
             job.stop()
-    del outputs
 
     def read(world: int, name: str, rank: int = 0) -> dict:
         return torch.load(out / f"world{world}" / f"{name}.{rank}.pt", weights_only=False)

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from kd.data.render import encode
 
+# What the scenarios weigh each term with (tests/distributed/conftest.py).
+SHARES = {"kl": 0.5, "hard": 0.3, "truth": 0.2, "tool": 0.15, "args": 0.15, "integration": 0.1}
 BITS = {"truth": 1, "tool": 2, "args": 4, "integration": 8}
 
 

@@ -3,11 +3,11 @@
     python scenarios.py JOB.json
 
 JOB.json: {"out": folder, "scenarios": [{"name", "config": path, "overrides": [...], "optimizer": "sgd" | "adamw",
-"poison": [rank, record id] | null}]}. Each scenario is a run of the real Trainer over StudentEngine and LiveTeacher; rank 0
+"poison": [rank, record id] | null, "export": bool}]}. Each scenario is a run of the real Trainer over StudentEngine and LiveTeacher; rank 0
 writes <out>/<name>.pt with the student's weights before and after every step and the lines that would be logged.
 
 "sgd" replaces AdamW, so that a step's change of weights is -lr times the gradient. "poison" turns the teacher's signal into
-NaN on one rank, in the micro-batch that holds the record. An error is a result too: it is kept as text, by rank.
+NaN on one rank, in the micro-batch that holds the record. "export" writes <out>/<name>_student when trained. An error is a result too: it is kept as text, by rank.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch.distributed as dist
 import kd.engine
 from kd.config import load_config
 from kd.engine import StudentEngine, resolved_ds_config, start_distributed
+from kd.export import export_student
 from kd.student import build_student
 from kd.teacher.live import LiveTeacher
 from kd.tokenizers import load_tokenizer
@@ -88,7 +89,9 @@ def run(scenario: dict, out: Path) -> dict:
     reports: list = []
     engine.train_step = train_step
     log = Lines()
-    result = Trainer(config, engine, teacher, tokenizer, log).run()
+    result = Trainer(config, engine, teacher, tokenizer, log, dist.group.WORLD).run()
+    if scenario.get("export"):
+        export_student(model, tokenizer, out / f"{scenario['name']}_student")
     return {"weights": snapshots, "lines": log.rows, "said": log.said, "reports": reports, "partitioned": partitioned,
             "result": result._asdict(), "world": dist.get_world_size()}
 

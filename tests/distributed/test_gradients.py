@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from distributed.conftest import SHARES
-from distributed.plain import plain_step
+from distributed.plain import SHARES, plain_step
 
 LR = 1024
 TOLERANCE = 1e-5  # of the largest value of a parameter's gradient
