@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -12,7 +14,8 @@ import torch.distributed as dist
 from transformers import AutoConfig
 
 import deepspeed
-from kd.checkpoint import export_student
+from kd.export import export_student
+from kd.checkpoint import Checkpoints, listed
 from kd.config import dump_config
 from kd.config_schema import RunConfig
 from kd.engine import StudentEngine, resolved_ds_config, start_distributed
@@ -28,6 +31,9 @@ from kd.tokenizers import load_tokenizer
 from kd.trainer import Trainer, TrainingResult, stage_source
 
 
+_STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
+
+
 def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = None) -> Plan:
     """The plan of `config` for this machine's memory (kd/plan.py)."""
     student = config.student
@@ -37,12 +43,15 @@ def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = N
     return plan_run(config, world_size, gpu, psutil.virtual_memory().total, ranks_per_host=ranks_per_host, tokenizer_length=length)
 
 
-def execute(config: RunConfig) -> Path:
+def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     """Runs `config` on all ranks and returns the run folder. Every rank of the launcher calls it.
+
+    A run that was stopped or killed goes on from its newest good checkpoint; `fresh` begins again instead. A run that was
+    finished begins again.
 
     Raises:
         PlanError: this machine cannot hold the run; nothing was loaded.
-        DataError, TokenizerError, StudentError, TrainingError: each says where and what to do.
+        DataError, TokenizerError, StudentError, CheckpointError, TrainingError: each says where and what to do.
     """
     rank, world = start_distributed()
     check_fits(plan_here(config, world))
@@ -52,10 +61,13 @@ def execute(config: RunConfig) -> Path:
     splits = held_out_records(config)
     for index, stage in enumerate(config.data.stages):
         stage_source(config, stage, index)  # every file is checked before a model is loaded
-    on_rank_0(lambda: _prepare(run_dir, config))
+    on_rank_0(lambda: _prepare(run_dir, config, fresh))
     log = RunLog(run_dir, config.training.steps, rank=rank)
     try:
         result, student, device = _train(config, tokenizer, run_dir, log)
+        if result.stopped == "signal":
+            log.say("the same command goes on from here")
+            return run_dir
         metrics = evaluate_run(config, tokenizer, student, run_dir, splits, log, device) if splits else None
         on_rank_0(lambda: _finish(config, run_dir, result, time.monotonic() - started, log, metrics, tokenizer))
     finally:
@@ -73,25 +85,43 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[Tr
     if uses_teacher(config):
         teacher_ds = json.loads(Path(config.teacher.deepspeed).read_text()) if config.teacher.deepspeed else ds_config
         teacher = LiveTeacher(config, teacher_ds, engine.device)
-    result = Trainer(config, engine, teacher, tokenizer, log).run()
+    # Counts, flags and checkpoints travel over the CPU; NCCL cannot carry that.
+    group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    checkpoints = Checkpoints(run_dir / "checkpoints", engine.engine, group, _identity(config), log.say)
+    result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints).run()
     log.say(f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
-            + ("" if result.finished else "; stopped before its end")
+            + (f"; stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else "")
             + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else ""))
     student = run_dir / "student"
-    export_student(model, tokenizer, student)
+    if result.stopped != "signal":
+        export_student(model, tokenizer, student)
     engine.engine.destroy()
     return result, student, engine.device
 
 
-def _prepare(run_dir: Path, config: RunConfig) -> None:
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """What a checkpoint must agree with to be gone on from: all but where and how often things are written, and evaluation."""
+    free = {"training": {"log_every", "save_every", "time_budget_seconds"}, "run": {"output_dir"}, "data": {"evaluation"}}
+    return json.loads(json.dumps({
+        f"{section}.{key}": value for section, keys in config.model_dump(exclude={"evaluation"}).items() if isinstance(keys, dict)
+        for key, value in keys.items() if key not in free.get(section, ())
+    }))
+
+
+def _prepare(run_dir: Path, config: RunConfig, fresh: bool) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
+    if fresh or (run_dir / "run.json").exists() or not listed(run_dir / "checkpoints"):
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
+        for name in ("metrics.jsonl", "run.json", "evaluation.json", "cases.jsonl", "report.html"):
+            (run_dir / name).unlink(missing_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
 
 
 def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_seconds: float, log: RunLog, metrics: dict | None, tokenizer) -> None:
     facts = {
         "student_parameters": count_parameters(AutoConfig.from_pretrained(run_dir / "student")), "wall_seconds": wall_seconds,
-        "training_seconds": result.seconds, "steps": result.steps, "tokens": result.tokens, "finished": result.finished,
+        "training_seconds": result.seconds, "steps": result.steps, "tokens": result.tokens, "stopped": result.stopped,
         "data": "; ".join(f"{s.name}: {', '.join(s.train) if s.train else 'demo corpus'}" for s in config.data.stages),
         "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__}, "world_size": dist.get_world_size(), "notes": [],
     }

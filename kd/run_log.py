@@ -21,14 +21,22 @@ _SHOWN = ("loss", "kl", "hard", "truth", "tool", "args", "integration")
 class RunLog:
     """Open it once, `line` it each N steps, close it; on other ranks than 0 every call does nothing."""
 
-    def __init__(self, run_dir: Path, num_steps: int, first_step: int = 0, *, rank: int = 0):
+    def __init__(self, run_dir: Path, num_steps: int, *, rank: int = 0):
         self._active = rank == 0
         if self._active:
-            # line_buffering: what was measured must survive a kill
-            self._metrics = (run_dir / "metrics.jsonl").open("a" if first_step else "w", encoding="utf-8", buffering=1)
+            self._path = run_dir / "metrics.jsonl"
+            self._metrics = self._path.open("a", encoding="utf-8", buffering=1)  # by line: what was measured must survive a kill
             self._board = SummaryWriter(str(run_dir / "tensorboard"))
-            self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1.0,
-                             disable=None if sys.stderr.isatty() else True)
+            self._bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not sys.stderr.isatty())
+
+    def resume_at(self, step: int) -> None:
+        """Forget the lines past `step`: they will be written again."""
+        if self._active:
+            self._metrics.close()
+            kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            self._metrics = self._path.open("a", encoding="utf-8", buffering=1)
+            self._bar.update(step)
 
     def advance(self) -> None:
         if self._active:
@@ -58,6 +66,13 @@ class RunLog:
             self._bar.close()
             self._metrics.close()
             self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # cut off in mid-write by a kill
+        return math.inf
 
 
 def memory_gib(device: torch.device) -> float:

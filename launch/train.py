@@ -20,6 +20,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", required=True, help="the run's YAML (configs/)")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key, repeatable")
     parser.add_argument("--dry-run", action="store_true", help="print parameters, memory and plan, load nothing, and exit")
+    parser.add_argument("--fresh", action="store_true", help="begin again, though the run folder has checkpoints to go on from")
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # some launchers pass it
     return parser.parse_args(argv)
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         from kd.run import execute
 
-        execute(config)
+        execute(config, fresh=args.fresh)
     except (ValueError, RuntimeError) as error:  # ours say where and what to do; a traceback would bury it
         if type(error).__module__.split(".")[0] not in ("kd", "kernels"):
             raise

@@ -11,6 +11,7 @@ that does not join a gather stops all the others.
 from __future__ import annotations
 
 import glob
+import itertools
 import random
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Protocol
@@ -133,7 +134,11 @@ class StepBatches:
         self.num_too_long = 0
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        for epoch, indices in self._steps():
+        return self.after(0)
+
+    def after(self, num_steps: int) -> Iterator[list[MicroBatch]]:
+        """The steps from number `num_steps` on, as if those before had been taken; `num_too_long` is the caller's to restore."""
+        for epoch, indices in itertools.islice(self._steps(), num_steps, None):
             micro_batches = []
             for m in range(self._accumulation):
                 mine = indices[(m * self._world + self._rank) * self._micro:][:self._micro]

@@ -81,7 +81,8 @@ def _menu(wanted: list[Tool], split: str, rng: random.Random, *, forbidden: tupl
         verb, _, noun = tool.name.partition("_")
         if noun in OBJECTS and rng.random() < 0.5:
             near = [t for t in pool if t.name.endswith(f"_{noun}") or t.name.startswith(f"{verb}_")]
-            menu.setdefault((t := rng.choice(near)).name, t)
+            if near:
+                menu.setdefault((t := rng.choice(near)).name, t)
     while len(menu) < size:
         menu.setdefault((t := rng.choice(pool)).name, t)
     offered = list(menu.values())

@@ -1,0 +1,119 @@
+"""A killed run goes on from its newest good checkpoint and ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kd.checkpoint import damage, listed
+from kd.data import demo
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+run: {{name: {name}, output_dir: {out}}}
+tokenizer: {{path: {out}/tokenizer}}
+student: {{architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
+          num_key_value_heads: 2, tie_word_embeddings: true, dtype: bf16}}
+data:
+  demo: {{num_records: 200}}
+  stages:
+    - {{name: first, mix: {{echo: 1}}, max_length: 600, until: {{steps: 7}}}}
+    - {{name: second, mix: {{single: 1, none: 1}}, max_length: 600}}
+optimizer: {{lr: 3e-3, warmup_steps: 2}}
+training: {{steps: 24, micro_batch_size: 2, log_every: 5, save_every: 4, deepspeed: ds_configs/zero3_cpu.json}}
+"""
+
+
+def start(out: Path, name: str, ranks: int, *arguments: str) -> list[subprocess.Popen]:
+    path = out / f"{name}.yaml"
+    path.write_text(CONFIG.format(name=name, out=out))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    common |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with (out / f"{name}.log").open("w") as log:
+        return [subprocess.Popen([sys.executable, "launch/train.py", "--config", str(path), *arguments], cwd=ROOT, stdout=log, stderr=log,
+                                 env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)]
+
+
+def finish(out: Path, name: str, ranks: int, *arguments: str, code: int = 0) -> str:
+    processes = start(out, name, ranks, *arguments)
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    said = (out / f"{name}.log").read_text()
+    assert codes == [code] * ranks, said[-4000:]
+    return said
+
+
+def kill_after_two_checkpoints(processes: list[subprocess.Popen], checkpoints: Path) -> None:
+    deadline = time.monotonic() + 180
+    while len(listed(checkpoints)) < 2 and time.monotonic() < deadline and processes[0].poll() is None:
+        time.sleep(0.01)
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def numbers(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "memory_gib")} for row in rows]
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_and_damaged_it_ends_with_the_same_bits(tmp_path, ranks):
+    demo.build_tokenizer(tmp_path / "tokenizer", vocab_size=420, num_records=200)
+    finish(tmp_path, "whole", ranks)
+
+    killed = tmp_path / "killed"
+    kill_after_two_checkpoints(start(tmp_path, "killed", ranks), killed / "checkpoints")
+    assert not (killed / "run.json").exists(), "it finished before it was killed"
+    newest, older = listed(killed / "checkpoints")[:2]
+    file = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert file.name in damage(newest) and damage(older) is None
+
+    said = finish(tmp_path, "killed", ranks)
+    assert f"{newest} is damaged and left aside" in said
+    assert f"going on from the checkpoint of step {int(older.name.removeprefix('step-'))}" in said
+    for name in ("model.safetensors", "config.json"):
+        assert (killed / "student" / name).read_bytes() == (tmp_path / "whole" / "student" / name).read_bytes()
+    assert numbers(killed) == numbers(tmp_path / "whole")
+    assert [row["step"] for row in numbers(killed)] == [5, 10, 15, 20, 24]
+
+    # Another configuration is refused on every rank, and nothing is silently begun again.
+    (killed / "run.json").unlink()
+    said = finish(tmp_path, "killed", ranks, "--set", "optimizer.lr=1e-3", code=1)
+    assert "optimizer.lr was 0.003 and is 0.001" in said and "Traceback" not in said
+
+
+def test_every_damage_is_named(tmp_path):
+    from kd.checkpoint import MANIFEST, sha256
+
+    folder = tmp_path / "step-00000004"
+    (folder / "state").mkdir(parents=True)
+    shard = folder / "state" / "shard.pt"
+    shard.write_bytes(b"weights" * 1000)
+    manifest = {"step": 4, "world_size": 1, "identity": {}, "files": {"state/shard.pt": [sha256(shard), 7000]}}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert damage(folder) is None
+    shard.write_bytes(b"weights" * 999)
+    assert "state/shard.pt has 6993 bytes, not 7000" == damage(folder)
+    shard.write_bytes(b"weighty" * 1000)
+    assert "state/shard.pt does not have the hash" in damage(folder)
+    shard.unlink()
+    assert damage(folder) == "state/shard.pt is missing"
+    (folder / MANIFEST).write_text("{")
+    assert MANIFEST in damage(folder)
