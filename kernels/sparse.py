@@ -1,4 +1,4 @@
-"""Triton kernel for a teacher that gives K tokens a row: per-row loss parts and the gradient, one program a row.
+"""Triton kernel for a teacher that gives K tokens a row: per-row loss parts and the gradient, a row at a time.
 
 Formulas: kernels/reference_sparse.py. *Slots* are the teacher's K entries of a row, sorted by id; the *rest* is every
 column that no slot names. Off the slots the gradient is one constant times e^(z/T) and another times e^z, so the
@@ -8,70 +8,33 @@ vocabulary is swept as for cross-entropy alone, whatever the divergence (bytes a
     2. statistics    of the rest: its max and sums of exponentials, online           read z             2
     3. slots         both distributions over K + 1 buckets, divergence, constants
     4. gradient      from the last tile to the first, as if every column were rest   read z, write dz   4
-    5. slots         write the K columns again, with their own gradient
+    5. specials      write the label's and the choice's column again, then the slots' K columns, each with its own gradient
 
 In 2, a slot's column is taken out of a tile by one comparison a lane; since slots are sorted, each is compared with one
-tile only: K * BLOCK comparisons a row in all, without shared memory or a bit mask of the vocabulary.
+tile only: K * BLOCK comparisons a row in all, without shared memory or a bit mask of the vocabulary. Layout and masks
+(groups of 16 bytes, statistics of their own for each) are those of kernels/sweeps.py, which also says why.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.contract import DIVERGENCES, IGNORE_INDEX, NO_TOKEN, DistillOutput, Options, RowWeights, SparseTeacher
+from kernels import forms
+from kernels.contract import DIVERGENCES, IGNORE_INDEX, DistillOutput, Options, RowWeights, SparseTeacher
 from kernels.dense import INTERPRETED, _on, _scalars
 from kernels.reference_sparse import sorted_slots
-from kernels.tiles import (
-    FLOOR,
-    FORWARD_KL,
-    LOWEST,
-    REVERSE_KL,
-    entropy_factor,
-    exps,
-    log_mixture,
-    merge_max,
-    rescale,
-    student_part,
-    tile_divergence,
-    tile_max,
-)
+from kernels.slots import EMPTY, bucket_pull, read_buckets, rest_gradient, rest_statistics, sweep_rest_gradient
+from kernels.sweeps import zero_padding
+from kernels.tiles import FLOOR, FORWARD_KL, LOWEST, REVERSE_KL, entropy_factor, exps, merge_max, tile_divergence, tile_max
 
 _IGNORE = tl.constexpr(IGNORE_INDEX)
-_EMPTY = tl.constexpr(NO_TOKEN)
-_NO_MORE = tl.constexpr(2147483647)  # past every column
-_BLOCK, _NUM_WARPS = 4096, 8
 _INTERPRETER_BLOCK = 32768
 _MOST_SLOTS = 1024  # slots taken at once; more are taken in turns
-
-
-@triton.jit
-def _buckets(slot, ids, probs, logits, num_slots, z_top, log_sum, inv_t, rest_log_q, rest_log_p, rest_p):
-    """Token, logit, log q_T, log p_T (floored) and p_T of buckets; bucket `num_slots` is the rest. Others are empty."""
-    token = tl.load(ids + slot, mask=slot < num_slots, other=_EMPTY)
-    z = tl.load(logits + slot, mask=slot < num_slots, other=float("-inf"))
-    p = tl.load(probs + slot, mask=token != _EMPTY, other=0.0)
-    is_rest = slot == num_slots
-    log_q = tl.where(is_rest, rest_log_q, (z - z_top) * inv_t - log_sum)
-    log_p = tl.where(is_rest, rest_log_p, tl.log(p))
-    log_p = tl.maximum(log_p, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-    return token, z, log_q, log_p, tl.where(is_rest, rest_p, p)
-
-
-@triton.jit
-def _pull(log_q, log_p, p, mass, kl_q, beta, KIND: tl.constexpr):
-    """dD/ds of a bucket as a whole, s = z / T."""
-    if KIND == FORWARD_KL:
-        return mass * tl.exp(log_q) - p
-    else:
-        log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-        q = tl.exp(log_q)
-        if KIND == REVERSE_KL:
-            return q * (log_q - log_p - kl_q)
-        else:
-            return (1.0 - beta) * q * (log_q - log_mixture(p, q, beta) - kl_q)
 
 
 @triton.jit
@@ -109,9 +72,10 @@ def _sparse_kernel(
     HAS_ENTROPY: tl.constexpr,
     HAS_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,  # columns in 16 bytes
     SLOTS: tl.constexpr,
 ):
-    """One row a program: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
+    """Rows pid, pid + programs, ...: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
 
     Worked example: one row, V = 3, T = 1, K = 1: token 0 with p = 3/4, log_tail = ln 1/4; kd alone, weight 1.
     z = (ln 2, 0, 0), so q = (1/2, 1/4, 1/4) and the rest has 1/2.
@@ -124,64 +88,72 @@ def _sparse_kernel(
       forward_kl   divergence = 3/4 ln 2 + 1/4 ln 4 - 0.6        = 0.266434
                    dz         = q - (3/4, 1/4, 0)                = (-1/4, 0, 1/4)
     """
-    row = tl.program_id(0).to(tl.int64)
-    student += row * student_stride
-    grad += row * grad_stride
-    slot_ids += row * num_slots
-    slot_probs += row * num_slots
-    slot_logits += row * num_slots
-    offsets = tl.arange(0, BLOCK)
-    slots = tl.arange(0, SLOTS)
     if T == 0:
         temperature = tl.load(scalars)
     else:
         temperature = T * 1.0
+    row = tl.program_id(0).to(tl.int64)
+    while row < num_rows:
+        _row(
+            student + row * student_stride, grad + row * grad_stride, slot_ids + row * num_slots,
+            slot_probs + row * num_slots, slot_logits + row * num_slots, log_tail, entropy_1, entropy_t, choices, labels,
+            kd_weight, truth_weight, span_weight, hard_weight, scalars, floats, hits, row, num_rows, num_slots, vocab,
+            width, temperature, KIND, T, SAMPLED, HAS_KD, HAS_TRUTH, HAS_SPAN, HAS_HARD, HAS_ENTROPY, HAS_GRAD, BLOCK,
+            GROUP, SLOTS,
+        )  # fmt: skip
+        row += tl.num_programs(0)
+
+
+@triton.jit
+def _row(
+    student, grad, slot_ids, slot_probs, slot_logits, log_tail, entropy_1, entropy_t, choices, labels, kd_weight,
+    truth_weight, span_weight, hard_weight, scalars, floats, hits, row, num_rows, num_slots, vocab, width, temperature,
+    KIND: tl.constexpr, T: tl.constexpr, SAMPLED: tl.constexpr, HAS_KD: tl.constexpr, HAS_TRUTH: tl.constexpr,
+    HAS_SPAN: tl.constexpr, HAS_HARD: tl.constexpr, HAS_ENTROPY: tl.constexpr, HAS_GRAD: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """One row; the first five are that row's own, the rest as in the kernel."""
+    HINT: tl.constexpr = "evict_last" if HAS_GRAD else "evict_first"
+    CE: tl.constexpr = HAS_TRUTH or HAS_SPAN or HAS_HARD
     inv_t = 1.0 / temperature
     beta = tl.load(scalars + 1)
+    slots = tl.arange(0, SLOTS)
 
     # 1. slots: logits, their max, what is wrong with them
-    kept_top, kept_arg, at, num_wrong = LOWEST, 0, 0, 0
+    kept_top, kept_arg, num_empty, num_wrong = LOWEST, 0, 0, 0
     for first in range(0, num_slots, SLOTS):
         slot = first + slots
         inside = slot < num_slots
-        token = tl.load(slot_ids + slot, mask=inside, other=_EMPTY)
-        before = tl.load(slot_ids + slot - 1, mask=inside & (slot > 0), other=_EMPTY)
+        token = tl.load(slot_ids + slot, mask=inside, other=EMPTY)
+        before = tl.load(slot_ids + slot - 1, mask=inside & (slot > 0), other=EMPTY)
         p = tl.load(slot_probs + slot, mask=inside, other=0.0)
         known = (token >= 0) & (token < vocab)
-        filled = inside & (token != _EMPTY)
+        filled = inside & (token != EMPTY)
         wrong = filled & ((token == before) | (p < 0.0) | (known == 0))
         num_wrong += tl.sum(wrong.to(tl.int32), 0)
-        at += tl.sum((inside & (token == _EMPTY)).to(tl.int32), 0)
+        num_empty += tl.sum((inside & (token == EMPTY)).to(tl.int32), 0)
         z = tl.load(student + token, mask=known, other=float("-inf")).to(tl.float32)
         tl.store(slot_logits + slot, z, mask=inside)
         tile_top, tile_arg = tile_max(z, token)
         kept_top, kept_arg = merge_max(kept_top, kept_arg, tile_top, tile_arg)
 
     # 2. statistics of the rest, relative to its own max: far below the slots it keeps its proportions
-    rest_top, rest_arg, rest_d1, rest_dt = LOWEST, 0, 0.0, 0.0
-    taken = tl.load(slot_ids + at, mask=at < num_slots, other=_NO_MORE)
-    for start in range(0, vocab, BLOCK):
-        cols = start + offsets
-        z = tl.load(student + cols, mask=cols < vocab, other=float("-inf")).to(tl.float32)
-        while taken < start + BLOCK:
-            z = tl.where(cols == taken, float("-inf"), z)
-            at += 1
-            taken = tl.load(slot_ids + at, mask=at < num_slots, other=_NO_MORE)
-        tile_top, tile_arg = tile_max(z, cols)
-        old = rest_top
-        rest_top, rest_arg = merge_max(rest_top, rest_arg, tile_top, tile_arg)
-        rest_d1, rest_dt, _ = rescale(old, rest_top, rest_d1, rest_dt, inv_t, T)
-        rest_d1, rest_dt = student_part(rest_top, rest_d1, rest_dt, z, inv_t, T)
+    rest_top, rest_arg, rest_d1, rest_dt = rest_statistics(
+        student, slot_ids, num_empty, num_slots, vocab, inv_t, KIND, T, BLOCK, GROUP, HINT
+    )
 
     # 3. slots: the row's sums, then both distributions over the buckets
     tl.debug_barrier()
     z_top, z_arg = merge_max(kept_top, kept_arg, rest_top, rest_arg)
     above = rest_top - z_top
-    z_d1, z_dt, _ = rescale(rest_top, z_top, rest_d1, rest_dt, inv_t, T)
+    f1, ft = exps(above, inv_t, T)
+    z_d1, z_dt = rest_d1 * f1, rest_dt * ft
     for first in range(0, num_slots, SLOTS):
         slot = first + slots
         z = tl.load(slot_logits + slot, mask=slot < num_slots, other=float("-inf"))
-        z_d1, z_dt = student_part(z_top, z_d1, z_dt, z, inv_t, T)
+        e1, et = exps(z - z_top, inv_t, T)
+        z_d1 += tl.sum(e1, 0)
+        z_dt += tl.sum(et, 0)
     z_log_d1, z_log_dt = tl.log(z_d1), tl.log(z_dt)
     rest_log_q = above * inv_t + tl.log(rest_dt) - z_log_dt
     rest_log_p, rest_p = FLOOR, 0.0
@@ -192,7 +164,7 @@ def _sparse_kernel(
             rest_p = tl.exp(rest_log_p)
         for first in range(0, num_slots + 1, SLOTS):
             slot = first + slots
-            _, _, log_q, log_p, p = _buckets(
+            _, _, log_q, log_p, p = read_buckets(
                 slot, slot_ids, slot_probs, slot_logits, num_slots, z_top, z_log_dt, inv_t, rest_log_q, rest_log_p, rest_p
             )
             mass += tl.sum(p, 0)
@@ -204,7 +176,7 @@ def _sparse_kernel(
                 kl_q += bucket_q
         if SAMPLED:
             kl_p -= tl.load(entropy_t + row)
-        rest_pull = _pull(rest_log_q, rest_log_p, rest_p, mass, kl_q, beta, KIND)
+        rest_pull = bucket_pull(rest_log_q, rest_log_p, rest_p, mass, kl_q, beta, KIND)
 
     # The row's weights, and NaN for a label or a slot that no tokenizer gave
     label = tl.load(labels + row)
@@ -231,59 +203,13 @@ def _sparse_kernel(
         truth = truth * entropy_factor(n, scalars + 7)
         hard = hard * entropy_factor(n, scalars + 9)
 
+    z_label = tl.load(student + label, mask=valid, other=0.0).to(tl.float32)
+    z_choice = tl.load(student + choice, mask=chosen, other=0.0).to(tl.float32)
     nll, hard_nll = 0.0, 0.0
     if HAS_TRUTH or HAS_SPAN:
-        z_label = tl.load(student + label, mask=valid, other=0.0).to(tl.float32)
         nll = tl.where(valid, z_log_d1 - (z_label - z_top), 0.0) * poison
     if HAS_HARD:
-        z_choice = tl.load(student + choice, mask=chosen, other=0.0).to(tl.float32)
         hard_nll = tl.where(chosen, z_log_d1 - (z_choice - z_top), 0.0)
-
-    # Everything that still has to be read of `student` by position has been read: `grad` may be the same memory.
-    tl.debug_barrier()
-
-    if HAS_GRAD:
-        # 4. gradient of every column as part of the rest, last tile first
-        scale = tl.load(scalars + 2) * poison
-        kd_factor = kd * temperature * scale  # d(T^2 D)/dz = T^2 dD/ds / T
-        ce_factor = (truth + span) * scale
-        hard_factor = hard * scale
-        rest_kd = kd_factor * tl.where(rest_dt > 0.0, rest_pull / rest_dt, 0.0)
-        rest_ce = (ce_factor + hard_factor) * tl.exp(above - z_log_d1)
-        num_tiles = tl.cdiv(width, BLOCK)
-        for index in range(0, num_tiles):
-            cols = (num_tiles - 1 - index) * BLOCK + offsets
-            keep = cols < vocab
-            z = tl.load(student + cols, mask=keep, other=float("-inf")).to(tl.float32)
-            # A slot's column may lie above the rest's max; what it gets here is written again below.
-            e1, et = exps(tl.minimum(z - rest_top, 0.0), inv_t, T)
-            g = tl.zeros([BLOCK], tl.float32) + (poison - 1.0)
-            if HAS_KD:
-                g += rest_kd * et
-            if HAS_TRUTH or HAS_SPAN or HAS_HARD:
-                g += rest_ce * e1
-            if HAS_TRUTH or HAS_SPAN:
-                g -= tl.where(cols == label, ce_factor, 0.0)
-            if HAS_HARD:
-                g -= tl.where(cols == choice, hard_factor, 0.0)
-            tl.store(grad + cols, tl.where(keep, g, 0.0).to(grad.dtype.element_ty), mask=cols < width)
-
-        # 5. slots: their columns' own gradient, after whoever wrote there above
-        tl.debug_barrier()
-        for first in range(0, num_slots, SLOTS):
-            slot = first + slots
-            token, z, log_q, log_p, p = _buckets(
-                slot, slot_ids, slot_probs, slot_logits, num_slots, z_top, z_log_dt, inv_t, rest_log_q, rest_log_p, rest_p
-            )
-            g = kd_factor * _pull(log_q, log_p, p, mass, kl_q, beta, KIND)
-            if HAS_TRUTH or HAS_SPAN or HAS_HARD:
-                g += (ce_factor + hard_factor) * tl.exp(z - z_top - z_log_d1)
-            if HAS_TRUTH or HAS_SPAN:
-                g -= tl.where(token == label, ce_factor, 0.0)
-            if HAS_HARD:
-                g -= tl.where(token == choice, hard_factor, 0.0)
-            tl.store(grad + token, g.to(grad.dtype.element_ty), mask=(token >= 0) & (token < vocab))
-
     if KIND == FORWARD_KL:
         divergence = kl_p
     elif KIND == REVERSE_KL:
@@ -291,7 +217,6 @@ def _sparse_kernel(
     else:
         divergence = beta * kl_p + (1.0 - beta) * kl_q
     loss = kd * temperature * temperature * divergence + (truth + span) * nll + hard * hard_nll
-
     out = floats + row
     tl.store(out, loss * poison)
     tl.store(out + num_rows, divergence)
@@ -303,6 +228,39 @@ def _sparse_kernel(
     tl.store(out + num_rows * 7, hard)
     tl.store(hits + row, (z_arg == label).to(tl.uint8))
     tl.store(hits + num_rows + row, (z_arg == choice).to(tl.uint8))
+
+    if HAS_GRAD:
+        # 4. gradient of every column as part of the rest. Everything that has to be read of `student` by position has been
+        # read: `grad` may be the same memory.
+        tl.debug_barrier()
+        scale = tl.load(scalars + 2) * poison
+        kd_factor = kd * temperature * scale  # d(T^2 D)/dz = T^2 dD/ds / T
+        ce_factor, hard_factor = (truth + span) * scale, hard * scale
+        rest_kd = kd_factor * tl.where(rest_dt > 0.0, rest_pull / rest_dt, 0.0)
+        rest_ce = (ce_factor + hard_factor) * tl.exp(above - z_log_d1)
+        sweep_rest_gradient(student, grad, vocab, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE, BLOCK, GROUP)
+        zero_padding(grad, vocab, width, BLOCK // GROUP)
+
+        # 5. specials: label and choice as part of the rest, then slots, which may be one or the other
+        tl.debug_barrier()
+        both = tl.where(label == choice, 1.0, 0.0)
+        if HAS_TRUTH or HAS_SPAN:
+            at_label = rest_gradient(z_label, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE)
+            tl.store(grad + label, (at_label - ce_factor - both * hard_factor).to(grad.dtype.element_ty), mask=valid)
+        if HAS_HARD:
+            at_choice = rest_gradient(z_choice, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE)
+            tl.store(grad + choice, (at_choice - hard_factor - both * ce_factor).to(grad.dtype.element_ty), mask=chosen)
+        tl.debug_barrier()
+        for first in range(0, num_slots, SLOTS):
+            slot = first + slots
+            token, z, log_q, log_p, p = read_buckets(
+                slot, slot_ids, slot_probs, slot_logits, num_slots, z_top, z_log_dt, inv_t, rest_log_q, rest_log_p, rest_p
+            )
+            g = kd_factor * bucket_pull(log_q, log_p, p, mass, kl_q, beta, KIND)
+            if CE:
+                g += (ce_factor + hard_factor) * tl.exp(z - z_top - z_log_d1)
+            g -= tl.where(token == label, ce_factor, 0.0) + tl.where(token == choice, hard_factor, 0.0)
+            tl.store(grad + token, g.to(grad.dtype.element_ty), mask=(token >= 0) & (token < vocab))
 
 
 def sparse_rows(
@@ -331,8 +289,10 @@ def sparse_rows(
         temperature = options.temperature
         constant_t = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
         target = student_logits if grad is None else grad
+        vocab = options.vocab_size
+        launch = forms.row_launch(forms.device_facts(device), vocab * student_logits.element_size())
         with torch.no_grad(), _on(device):
-            _sparse_kernel[(num_rows,)](
+            _sparse_kernel[(min(num_rows, launch.programs),)](
                 student_logits,
                 target,
                 ids,
@@ -352,7 +312,7 @@ def sparse_rows(
                 hits,
                 num_rows,
                 num_slots,
-                options.vocab_size,
+                vocab,
                 width,
                 student_logits.stride(0),
                 target.stride(0),
@@ -365,9 +325,10 @@ def sparse_rows(
                 HAS_HARD=weights.hard is not None,
                 HAS_ENTROPY=options.entropy is not None,
                 HAS_GRAD=grad is not None,
-                BLOCK=_INTERPRETER_BLOCK if INTERPRETED else _BLOCK,
+                BLOCK=_INTERPRETER_BLOCK if INTERPRETED else launch.block,
+                GROUP=forms.group_of(student_logits.dtype),
                 SLOTS=min(_MOST_SLOTS, triton.next_power_of_2(num_slots + 1)),
-                num_warps=_NUM_WARPS,
+                num_warps=launch.num_warps,
             )
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
             torch.autograd.graph.increment_version(student_logits)
@@ -376,6 +337,16 @@ def sparse_rows(
     loss, divergence, nll, hard_nll, entropy, kd, truth, hard = floats
     used = RowWeights(kd, truth, span_used, hard)
     return DistillOutput(loss, divergence, nll, hard_nll, entropy, label_hit, teacher_hit, used)
+
+
+def launchable(dtypes: tuple[torch.dtype, ...], kinds: tuple[int, ...]) -> Iterator[tuple[torch.dtype, forms.Compiled]]:
+    """As forms.launchable, with slots for 64 tokens and, for forward_kl, a sampled teacher as well."""
+    for dtype in dtypes:
+        for kind in kinds:
+            for sampled in (False, True) if DIVERGENCES[kind] == "forward_kl" else (False,):
+                for block, warps, _ in forms.ROW_SHAPES:
+                    layout = dict(KIND=kind, SAMPLED=sampled, BLOCK=block, GROUP=forms.group_of(dtype), SLOTS=128)
+                    yield dtype, forms.Compiled("sparse", layout, warps)
 
 
 def _fp32(values: Tensor) -> Tensor:
