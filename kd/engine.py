@@ -91,6 +91,7 @@ class StudentEngine:
             _gather_whole_layers(model)
         optimizer = build_optimizer(model, config.optimizer, ds_config)
         self.engine, *_ = deepspeed.initialize(model=_StudentWithLoss(model, config, vocab_size), optimizer=optimizer, config=ds_config)
+        self.engine.train()  # a loaded model comes in evaluation mode, where gradient checkpointing and dropout silently do nothing
         self.device = self.engine.device
         self.world_size = torch.distributed.get_world_size()
 

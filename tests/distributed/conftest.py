@@ -58,6 +58,9 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
     entropy = ("loss.weights=null", "loss.entropy_weighting={h_min: 0.5, h_max: 5.0, kd: [0.2, 0.6], hard: [0.3, 0.2], truth: [0.5, 0.2]}")
     two_steps = ("training.steps=2", "optimizer.lr=0.5", "loss.temperature={schedule: linear, start: 3.0, end: 1.5}",
                  "loss.weights=null", "loss.teacher_share={start: 0.7, end: 0.3}")
+    source = ("student.init=checkpoint", f"student.path={teacher_folder}", "student.gradient_checkpointing=true", *(
+        f"student.{key}=null" for key in ("architecture", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                                          "num_key_value_heads", "head_dim", "vocab_size")))
     poisoned = dict(optimizer="adamw", export=True, poison=[1, records[1].id])
     adamw = ("optimizer.lr=0.01", "training.steps=2", "training.micro_batch_size=2")
     scenarios = {
@@ -67,6 +70,7 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
         2: [scenario("split", accumulation=2, export=True), scenario("split_tied", tied, accumulation=2, export=True),
             scenario("wide", "training.micro_batch_size=2"), scenario("wide_tied", tied, "training.micro_batch_size=2"),
             scenario("lonely", file("lonely")), scenario("one", file("one")), scenario("toolong", file("toolong"), "training.micro_batch_size=2"),
+            scenario("checkpoint", *source, "teacher=null", "loss.weights={truth: 1}", accumulation=2),
             scenario("two_steps", *two_steps, accumulation=2), scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
             scenario("truth", "teacher=null", f"tokenizer.path={teacher_folder}", "loss.weights={truth: 1}", accumulation=2),
             scenario("nan_fp32", *adamw, **poisoned), scenario("nan_bf16", *adamw, "student.dtype=bf16", "teacher.dtype=bf16", **poisoned)],

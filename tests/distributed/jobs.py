@@ -41,16 +41,16 @@ class Job:
                              env=plain_environment(RANK=str(rank), LOCAL_RANK=str(rank), **address, **environment))
             for rank in range(world_size)]
 
-    def wait(self, timeout: float = 240, expect: int = 0) -> list[str]:
+    def wait(self, timeout: float = 300, expect: int = 0) -> list[str]:
         """The output of each rank. `expect`: the exit code all of them must have.
 
-        A rank that is still running `timeout` seconds on, or half a minute after another one ended, hangs: an AssertionError.
+        A rank that is still running `timeout` seconds on, or a minute after another one ended, hangs: an AssertionError.
         """
         deadline, outputs = time.monotonic() + timeout, []
         try:
             for rank in self._ranks:
                 outputs.append(rank.communicate(timeout=max(deadline - time.monotonic(), 1))[0])
-                deadline = min(deadline, time.monotonic() + 30)
+                deadline = min(deadline, time.monotonic() + 60)
         except subprocess.TimeoutExpired:
             self.stop()
             raise AssertionError("a rank hangs; output:\n" + "\n".join(r.communicate()[0] for r in self._ranks)) from None

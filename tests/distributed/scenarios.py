@@ -93,7 +93,7 @@ def run(scenario: dict, out: Path) -> dict:
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")
     return {"weights": snapshots, "lines": log.rows, "said": log.said, "reports": reports, "partitioned": partitioned,
-            "result": result._asdict(), "world": dist.get_world_size()}
+            "training": all(module.training for module in model.modules()), "result": result._asdict(), "world": dist.get_world_size()}
 
 
 def main() -> None:

@@ -38,6 +38,8 @@ def plain(runs, records, teacher_folder, tokenizer):
         config = LlamaConfig(vocab_size=612, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                              num_key_value_heads=2, head_dim=8, tie_word_embeddings="lm_head.weight" not in weights,
                              max_position_embeddings=4096)
+        if name == "checkpoint":
+            config = LlamaConfig.from_pretrained(teacher_folder)
         return plain_step(weights, config, teacher_folder, tokenizer, records[chosen], **{"shares": SHARES} | options)
 
     return plain
@@ -112,6 +114,15 @@ def test_without_a_teacher_only_the_truth_is_learned(runs, plain):
     terms, expected = plain(2, "truth", shares=shares)
     assert_same(gradients(runs(2, "truth")), expected)
     assert logged(runs(2, "truth")) == pytest.approx(terms, rel=1e-5)
+
+
+def test_a_student_from_a_checkpoint_is_in_training_mode_and_recomputes(runs, plain):
+    """A loaded model comes in evaluation mode, in which gradient checkpointing silently does nothing."""
+    run = runs(2, "checkpoint")
+    terms, expected = plain(2, "checkpoint", shares=SHARES | {"kl": 0.0, "hard": 0.0, "truth": 1.0})
+    assert_same(gradients(run), expected)
+    assert logged(run) == pytest.approx(terms, rel=1e-5)
+    assert run["training"]
 
 
 def test_schedules_reach_student_teacher_and_both_ranks(runs, plain):
