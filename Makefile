@@ -21,12 +21,13 @@ demo: $(STAMP)
 	$(TRAIN) --config configs/demo.yaml
 
 test: $(STAMP)
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
 
 teacher: $(STAMP)
 	$(BIN)/python -m kd.data.demo --tokenizer runs/demo_tokenizer
-	$(TRAIN) --config configs/demo_teacher.yaml
-	rm -rf configs/demo_teacher && cp -r runs/demo_teacher/student configs/demo_teacher
+	$(TRAIN) --config configs/demo_teacher.yaml --fresh
+	$(TRAIN) --config configs/demo_teacher_2.yaml --fresh
+	rm -rf configs/demo_teacher && cp -r runs/demo_teacher_2/student configs/demo_teacher
 
 $(STAMP): requirements.txt
 	@missing=""; \
