@@ -109,12 +109,27 @@ def take_rows(fields: NamedTuple, part: slice) -> NamedTuple:
     return type(fields)(*(field[part] if isinstance(field, Tensor) else field for field in fields))
 
 
-def join_rows(chunks: list[DistillOutput]) -> DistillOutput:
-    """Outputs of consecutive rows as one output; `loss` is still [N] here."""
-    if len(chunks) == 1:
-        return chunks[0]
-    columns = [torch.cat(column) for column in zip(*(chunk[:-1] for chunk in chunks))]
-    return DistillOutput(*columns, RowWeights(*(torch.cat(column) for column in zip(*(c.weights for c in chunks)))))
+class RowsInChunks:
+    """Outputs of consecutive rows, put into whole columns a chunk at a time; `loss` is [N] here.
+
+    Kept in pieces until the end they would lie between the large temporaries of one chunk and the next, and the C
+    library's heap would grow with every chunk: several times the memory that is in use.
+    """
+
+    def __init__(self, num_rows: int):
+        self._num_rows, self._columns = num_rows, None
+
+    def put(self, part: slice, output: DistillOutput) -> None:
+        pieces = (*output[:-1], *output.weights)
+        if self._columns is None:
+            whole = len(output.loss) == self._num_rows
+            self._columns = pieces if whole else [piece.new_empty(self._num_rows) for piece in pieces]
+        if self._columns is not pieces:
+            for column, piece in zip(self._columns, pieces):
+                column[part] = piece
+
+    def output(self) -> DistillOutput:
+        return DistillOutput(*self._columns[:7], RowWeights(*self._columns[7:]))
 
 
 class Options(NamedTuple):

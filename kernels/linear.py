@@ -15,13 +15,13 @@ from kernels.contract import (
     EntropyWeighting,
     Head,
     Options,
+    RowsInChunks,
     RowWeights,
     Scalar,
     SparseTeacher,
     check_rows,
     check_sparse_teacher,
     check_teacher_terms,
-    join_rows,
     resolve_options,
     take_rows,
 )
@@ -110,11 +110,11 @@ def _run(
     options = resolve_options(device, (width, len(teacher.head.weight) if dense else None), **settings)
     if sparse:
         teacher = check_sparse_teacher(teacher, num_rows, device, options.divergence)
-    rows = choose_rows(impl, hidden, teacher.hidden if dense else teacher)
+    loss_of = choose_rows(impl, hidden, teacher.hidden if dense else teacher)
     chunk_rows = resolve_chunk_rows(chunk_rows, width, hidden.dtype, device)
 
     grads = _Gradients(hidden, head, wanted)
-    chunks = []
+    rows = RowsInChunks(num_rows)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for start in range(0, max(num_rows, 1), chunk_rows):
             part = slice(start, start + chunk_rows)
@@ -127,10 +127,10 @@ def _run(
                 signal = head_logits(teacher.hidden[part], teacher.head)
             else:
                 signal = take_rows(teacher, part) if sparse else None
-            chunks.append(rows(logits, signal, labels[part], take_rows(weights, part), options, target))
+            rows.put(part, loss_of(logits, signal, labels[part], take_rows(weights, part), options, target))
             if grads.wanted:
                 grads.add(part, target, logits)
-    output = join_rows(chunks)
+    output = rows.output()
     return output._replace(loss=output.loss.sum()), grads.results(), options
 
 

@@ -29,8 +29,8 @@ from kernels.contract import (
     DistillOutput,
     EntropyWeighting,
     Options,
+    RowsInChunks,
     RowWeights,
-    join_rows,
     take_rows,
 )
 
@@ -119,7 +119,7 @@ def dense_rows(
     `grad` is [N, Vs] in the dtype wanted and may be student_logits itself: a chunk is read in full before it is written.
     No graph is recorded.
     """
-    chunks = []
+    rows = RowsInChunks(len(labels))
     with torch.no_grad():
         for part in row_chunks(student_logits, options.vocab_size):
             chunk_weights = take_rows(weights, part)
@@ -127,8 +127,8 @@ def dense_rows(
             output, parts = rows_of(student_logits[part], teacher, labels[part], chunk_weights, options)
             if grad is not None:
                 _write_gradient(grad[part], output.weights, chunk_weights, parts, options)
-            chunks.append(output)
-    return join_rows(chunks)
+            rows.put(part, output)
+    return rows.output()
 
 
 def row_chunks(student_logits: Tensor, vocab: int) -> list[slice]:

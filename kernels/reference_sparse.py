@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.contract import LOG_P_FLOOR, NO_TOKEN, DistillOutput, Options, RowWeights, SparseTeacher, join_rows, take_rows
+from kernels.contract import LOG_P_FLOOR, NO_TOKEN, DistillOutput, Options, RowWeights, RowsInChunks, SparseTeacher, take_rows
 from kernels.reference import divergence_of, read_labels, row_chunks, weights_as_used
 
 _LOWEST = -1.0e30  # below every logit that is not -inf, and finite: inf - inf must not be made of a row with no rest
@@ -111,24 +111,24 @@ def sparse_rows(
     grad: Tensor | None,
 ) -> DistillOutput:
     """As reference.dense_rows: `loss` is [N]; `grad` [N, Vs], which may be student_logits itself, is written if given."""
-    chunks = []
+    rows = RowsInChunks(len(labels))
     with torch.no_grad():
         for part in row_chunks(student_logits, options.vocab_size):
             some = take_rows(weights, part)
             output, parts = _rows_of(student_logits[part], take_rows(teacher, part), labels[part], some, options)
             if grad is not None:
                 _write_gradient(grad[part], output.weights, some, parts, options)
-            chunks.append(output)
-    return join_rows(chunks)
+            rows.put(part, output)
+    return rows.output()
 
 
 class _Parts(NamedTuple):
     """What the gradient needs beside the rows' outputs. `rest_1` and `rest_t` are one tensor where T is 1."""
 
-    rest_1: Tensor | None  # [n, V + 1] e^(z - top of the rest), 0 at kept tokens; the last column is thrown away
+    rest_1: Tensor | None  # [n, V + 1] softmax of z among the rest, 0 at kept tokens; the last column is thrown away
     rest_t: Tensor | None  # [n, V + 1] the same of z / T; None unless kd is on, as all that has to do with slots
-    rest_kd: Tensor | None  # [n] times rest_t: dD/ds
-    rest_ce: Tensor | None  # [n] times rest_1: q at T = 1; None unless a cross-entropy is on
+    rest_kd: Tensor | None  # [n] dD/ds of the rest as a whole
+    rest_ce: Tensor | None  # [n] q of it at T = 1; None unless a cross-entropy is on
     slot_ids: Tensor | None  # [n, K]
     slot_kd: Tensor | None  # [n, K] dD/ds
     slot_ce: Tensor | None  # [n, K] q at T = 1
@@ -143,15 +143,15 @@ def _rows_of(student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: R
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     zeros = torch.zeros(len(labels), dtype=dtype, device=z.device)
     valid, label, poison = read_labels(labels, weights, vocab, zeros)
-    best = z.argmax(-1)
     chosen, choice, hard_poison = _read_choice(teacher, weights, vocab)
     poison = poison * hard_poison
     distilled = weights.kd is not None
     cross_entropy = any(w is not None for w in (weights.truth, weights.span, weights.hard))
 
+    # x is z with a column too many, which empty slots read and write; where every token is kept it is all the rest.
     x = torch.empty(len(z), vocab + 1, dtype=dtype, device=z.device)
     x[:, :vocab] = z
-    x[:, vocab] = -float("inf")  # what empty slots read
+    x[:, vocab] = _LOWEST
     z_label, z_choice = x.gather(1, label)[:, 0], x.gather(1, choice)[:, 0]
     slots = kept = None
     if distilled:
@@ -159,29 +159,30 @@ def _rows_of(student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: R
         poison = poison * slots.poison
         kept = x.gather(1, slots.ids)
         x.scatter_(1, slots.ids, -float("inf"))
+        x[:, vocab] = _LOWEST
+    rest_top, rest_best = x.max(-1)
+    top, best = _best_of_both(rest_top, rest_best, kept, slots)
+    above = torch.where(rest_top > _LOWEST, rest_top - top, -float("inf"))
 
-    # x is of the rest alone from here, and relative to its own top: a rest far below the kept tokens keeps its shape.
-    rest_top = x.amax(1).clamp_(min=_LOWEST)
-    top = torch.maximum(rest_top, kept.amax(1)) if distilled else rest_top
-    x -= rest_top[:, None]
-    above = rest_top - top
     rest_1 = rest_t = rest_kd = rest_ce = slot_kd = slot_ce = None
     divergence, nll, hard_nll = zeros, zeros, zeros
+    plain = isinstance(temperature, float) and temperature == 1.0
     if distilled:
-        rest_t = torch.exp(x / temperature)
-        kept -= top[:, None]
-        kept_s, rest_sum = kept / temperature, rest_t.sum(-1)
-        log_sum = (kept_s.exp().sum(-1) + (above / temperature).exp() * rest_sum).log()
-        log_q = torch.cat([kept_s, (above / temperature + rest_sum.log())[:, None]], 1) - log_sum[:, None]
+        rest_t = torch.softmax(x if plain else x / temperature, -1)
+        # A softmax is at least 1 / V at its top, so the log of its sum can be read off there.
+        rest_log_sum = above / temperature - rest_t.gather(1, rest_best[:, None])[:, 0].log()
+        buckets = torch.cat([(kept - top[:, None]) / temperature, rest_log_sum[:, None]], 1)
+        log_q = buckets - torch.logsumexp(buckets, -1, keepdim=True)
         divergence, pull = _divergence_and_pull(log_q, slots.probs, teacher, options)
-        slot_kd, rest_kd = pull[:, :-1], torch.where(rest_sum > 0, pull[:, -1] / rest_sum, 0.0)
+        slot_kd, rest_kd = pull[:, :-1], pull[:, -1]
     if cross_entropy:
-        plain = distilled and isinstance(temperature, float) and temperature == 1.0
-        rest_1 = rest_t if plain else x.exp_()
-        sums = above.exp() * rest_1.sum(-1)
-        log_sum = (sums + kept.exp().sum(-1) if distilled else sums).log()
-        rest_ce = (above - log_sum).exp()
-        slot_ce = (kept - log_sum[:, None]).exp() if distilled else None
+        rest_1 = rest_t if distilled and plain else torch.softmax(x, -1)
+        buckets = (above - rest_1.gather(1, rest_best[:, None])[:, 0].log())[:, None]
+        if distilled:
+            buckets = torch.cat([kept - top[:, None], buckets], 1)
+        log_sum = torch.logsumexp(buckets, -1)
+        q = (buckets - log_sum[:, None]).exp()
+        slot_ce, rest_ce = q[:, :-1], q[:, -1]
         if weights.truth is not None or weights.span is not None:
             nll = torch.where(valid, log_sum - (z_label - top), 0.0) * poison
         if weights.hard is not None:
@@ -197,6 +198,16 @@ def _rows_of(student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: R
     )
 
 
+def _best_of_both(rest_top: Tensor, rest_best: Tensor, kept: Tensor | None, slots: _Slots | None) -> tuple[Tensor, Tensor]:
+    """Max of the whole row and its lowest column; slots are sorted, so the first of theirs is the lowest."""
+    if kept is None:
+        return rest_top, rest_best
+    kept_top, slot = kept.max(-1)
+    kept_best = slots.ids.gather(1, slot[:, None])[:, 0]
+    ahead = (kept_top > rest_top) | ((kept_top == rest_top) & (kept_best < rest_best))
+    return torch.maximum(kept_top, rest_top), torch.where(ahead, kept_best, rest_best)
+
+
 def _write_gradient(grad: Tensor, used: RowWeights, weights: RowWeights, parts: _Parts, options: Options) -> None:
     """grad[:, :vocab] = grad_scale * dL/dz and zeros past it. Consumes the tensors in `parts`."""
     vocab, scale = options.vocab_size, parts.poison * options.grad_scale
@@ -210,14 +221,14 @@ def _write_gradient(grad: Tensor, used: RowWeights, weights: RowWeights, parts: 
     if not terms:
         grad[:, :vocab] = (parts.poison - 1)[:, None]
         return
-    if parts.rest_t is parts.rest_1:
+    if len(terms) == 2 and parts.rest_t is parts.rest_1:
         terms = [(parts.rest_1, terms[0][1] + terms[1][1])]
     total = terms[0][0].mul_(terms[0][1][:, None])
     for of_rest, factor in terms[1:]:
         total.addcmul_(of_rest, factor[:, None])
     if parts.slot_kd is not None:
         of_slots = parts.slot_kd * kd[:, None]
-        if parts.slot_ce is not None:
+        if parts.rest_ce is not None:
             of_slots.addcmul_(parts.slot_ce, (ce + hard)[:, None])
         total.scatter_(1, parts.slot_ids, of_slots)
     if weights.truth is not None or weights.span is not None:

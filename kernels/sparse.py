@@ -1,4 +1,4 @@
-"""Triton kernel for a teacher that gives K tokens a row: per-row loss parts and the gradient, a row at a time.
+"""Triton kernel for a teacher that gives K tokens a row: per-row loss parts and the gradient, one program a row.
 
 Formulas: kernels/reference_sparse.py. *Slots* are the teacher's K entries of a row, sorted by id; the *rest* is every
 column that no slot names. Off the slots the gradient is one constant times e^(z/T) and another times e^z, so the
@@ -75,7 +75,7 @@ def _sparse_kernel(
     GROUP: tl.constexpr,  # columns in 16 bytes
     SLOTS: tl.constexpr,
 ):
-    """Rows pid, pid + programs, ...: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
+    """One row a program: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
 
     Worked example: one row, V = 3, T = 1, K = 1: token 0 with p = 3/4, log_tail = ln 1/4; kd alone, weight 1.
     z = (ln 2, 0, 0), so q = (1/2, 1/4, 1/4) and the rest has 1/2.
@@ -88,31 +88,16 @@ def _sparse_kernel(
       forward_kl   divergence = 3/4 ln 2 + 1/4 ln 4 - 0.6        = 0.266434
                    dz         = q - (3/4, 1/4, 0)                = (-1/4, 0, 1/4)
     """
+    row = tl.program_id(0).to(tl.int64)
+    student += row * student_stride
+    grad += row * grad_stride
+    slot_ids += row * num_slots
+    slot_probs += row * num_slots
+    slot_logits += row * num_slots
     if T == 0:
         temperature = tl.load(scalars)
     else:
         temperature = T * 1.0
-    row = tl.program_id(0).to(tl.int64)
-    while row < num_rows:
-        _row(
-            student + row * student_stride, grad + row * grad_stride, slot_ids + row * num_slots,
-            slot_probs + row * num_slots, slot_logits + row * num_slots, log_tail, entropy_1, entropy_t, choices, labels,
-            kd_weight, truth_weight, span_weight, hard_weight, scalars, floats, hits, row, num_rows, num_slots, vocab,
-            width, temperature, KIND, T, SAMPLED, HAS_KD, HAS_TRUTH, HAS_SPAN, HAS_HARD, HAS_ENTROPY, HAS_GRAD, BLOCK,
-            GROUP, SLOTS,
-        )  # fmt: skip
-        row += tl.num_programs(0)
-
-
-@triton.jit
-def _row(
-    student, grad, slot_ids, slot_probs, slot_logits, log_tail, entropy_1, entropy_t, choices, labels, kd_weight,
-    truth_weight, span_weight, hard_weight, scalars, floats, hits, row, num_rows, num_slots, vocab, width, temperature,
-    KIND: tl.constexpr, T: tl.constexpr, SAMPLED: tl.constexpr, HAS_KD: tl.constexpr, HAS_TRUTH: tl.constexpr,
-    HAS_SPAN: tl.constexpr, HAS_HARD: tl.constexpr, HAS_ENTROPY: tl.constexpr, HAS_GRAD: tl.constexpr,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
-    """One row; the first five are that row's own, the rest as in the kernel."""
     HINT: tl.constexpr = "evict_last" if HAS_GRAD else "evict_first"
     CE: tl.constexpr = HAS_TRUTH or HAS_SPAN or HAS_HARD
     inv_t = 1.0 / temperature
@@ -290,9 +275,10 @@ def sparse_rows(
         constant_t = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
         target = student_logits if grad is None else grad
         vocab = options.vocab_size
-        launch = forms.row_launch(forms.device_facts(device), vocab * student_logits.element_size())
+        group = forms.group_of(student_logits.dtype)
+        launch = forms.row_launch(forms.device_facts(device), vocab * student_logits.element_size(), group)
         with torch.no_grad(), _on(device):
-            _sparse_kernel[(min(num_rows, launch.programs),)](
+            _sparse_kernel[(num_rows,)](
                 student_logits,
                 target,
                 ids,
@@ -326,9 +312,9 @@ def sparse_rows(
                 HAS_ENTROPY=options.entropy is not None,
                 HAS_GRAD=grad is not None,
                 BLOCK=_INTERPRETER_BLOCK if INTERPRETED else launch.block,
-                GROUP=forms.group_of(student_logits.dtype),
+                GROUP=group,
                 SLOTS=min(_MOST_SLOTS, triton.next_power_of_2(num_slots + 1)),
-                num_warps=launch.num_warps,
+                **forms.options_of(launch),
             )
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
             torch.autograd.graph.increment_version(student_logits)
@@ -339,14 +325,12 @@ def sparse_rows(
     return DistillOutput(loss, divergence, nll, hard_nll, entropy, label_hit, teacher_hit, used)
 
 
-def launchable(dtypes: tuple[torch.dtype, ...], kinds: tuple[int, ...]) -> Iterator[tuple[torch.dtype, forms.Compiled]]:
+def launchable(arch: str, dtype: torch.dtype, kind: int) -> Iterator[forms.Compiled]:
     """As forms.launchable, with slots for 64 tokens and, for forward_kl, a sampled teacher as well."""
-    for dtype in dtypes:
-        for kind in kinds:
-            for sampled in (False, True) if DIVERGENCES[kind] == "forward_kl" else (False,):
-                for block, warps, _ in forms.ROW_SHAPES:
-                    layout = dict(KIND=kind, SAMPLED=sampled, BLOCK=block, GROUP=forms.group_of(dtype), SLOTS=128)
-                    yield dtype, forms.Compiled("sparse", layout, warps)
+    for found in forms.launchable(arch, dtype, kind):
+        for sampled in (False, True) if DIVERGENCES[kind] == "forward_kl" else (False,):
+            if found.kernel == "row":
+                yield found._replace(kernel="sparse", constants=found.constants | dict(SAMPLED=sampled, SLOTS=128))
 
 
 def _fp32(values: Tensor) -> Tensor:
