@@ -2,14 +2,16 @@
 
 Sweeps over a row, `BLOCK` columns at a time (S student, T teacher; bytes a logit in bf16, before L2 helps):
 
-    1. statistics    both rows' max and sums of exponentials, online                 read S, T      4
-    2. divergence    reverse_kl and jsd only: KL(q || p or m) enters their gradient,
-                     and needs both normalisers first                                read S, T      4
-    3. gradient      from the last tile to the first, so that what sweep 1 or 2 read
-                     last is still in L2; forward_kl's value is summed on the way    read S, T, write dS   6
+    1. statistics    both rows' max and sums of exponentials, online, and of forward_kl and reverse_kl
+                     the divergence itself: without gradient this is all             read S, T            4
+    2. divergence    jsd: log m mixes both normalisers, so KL(q || m) has to wait for them
+                     (and reverse_kl's rows in which the floor under log p bites)    read S, T            4
+    3. gradient      from the last tile to the first, so that what was read last is
+                     still in L2                                                     read S, T, write dS  6
 
-What is computed of a tile, and how two parts of a row merge, is in kernels/tiles.py: a form with several programs a row
-needs only another way to pass parts around.
+Row form (here): one program a row, of as many warps as leave few rows on an SM, so that sweep 3 finds what it can in L2.
+A row of 151936 is 608 KB in bf16: 132 of them are more than an H100's L2 holds. kernels/cooperative.py has the forms in
+which several programs share a row; kernels/forms.py says which form runs, and how it is laid out.
 """
 
 from __future__ import annotations
@@ -19,24 +21,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.contract import DIVERGENCES, IGNORE_INDEX, DistillOutput, Options, RowWeights
-from kernels.tiles import (
-    FORWARD_KL,
-    LOWEST,
-    REVERSE_KL,
-    entropy_factor,
-    merge_max,
-    rescale,
-    student_part,
-    teacher_part,
-    tile_divergence,
-    tile_kd_gradient,
-    tile_logs,
-    tile_max,
+from kernels import cooperative, forms
+from kernels.contract import DIVERGENCES, DistillOutput, Options, RowWeights
+from kernels.sweeps import (
+    measure,
+    row_divergence,
+    row_terms,
+    special_columns,
+    store_row,
+    store_special,
+    sweep_gradient,
+    sweep_statistics,
+    zero_padding,
 )
 
-_IGNORE = tl.constexpr(IGNORE_INDEX)
-_BLOCK, _NUM_WARPS = 4096, 8  # wider tiles spill registers; narrower ones do not fill the memory pipes
+_SCALE_BLOCK, _SCALE_WARPS = 4096, 8
 _INTERPRETER_BLOCK = 32768  # the interpreter pays by the operation, not by the lane
 
 
@@ -59,7 +58,7 @@ def _dense_kernel(
     student_stride,
     teacher_stride,
     grad_stride,
-    KIND: tl.constexpr,
+    KIND: tl.constexpr,  # place in DIVERGENCES
     T: tl.constexpr,  # 1 to 4, or 0: read it from scalars
     HAS_TEACHER: tl.constexpr,
     HAS_KD: tl.constexpr,
@@ -69,6 +68,7 @@ def _dense_kernel(
     HAS_ENTROPY: tl.constexpr,
     HAS_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,  # columns in 16 bytes
 ):
     """One row a program: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
 
@@ -82,135 +82,52 @@ def _dense_kernel(
       divergence = 1/2 ln(1 / (4 * 0.633975 * 0.366025)) = 0.037253,   loss = 4 * 0.037253 = 0.149010
       dz         = 2 (q_2 - p_2) = (0.267949, -0.267949)
     """
-    row = tl.program_id(0).to(tl.int64)
-    student += row * student_stride
-    teacher += row * teacher_stride
-    grad += row * grad_stride
-    offsets = tl.arange(0, BLOCK)
     if T == 0:
         temperature = tl.load(scalars)
     else:
         temperature = T * 1.0
     inv_t = 1.0 / temperature
     beta = tl.load(scalars + 1)
+    LABEL: tl.constexpr = HAS_TRUTH or HAS_SPAN
+    HINT: tl.constexpr = "evict_last" if HAS_GRAD else "evict_first"
+    row = tl.program_id(0).to(tl.int64)
+    z_row = student + row * student_stride
+    u_row = teacher + row * teacher_stride
+    g_row = grad + row * grad_stride
+    label = tl.load(labels + row)
 
     # 1. statistics
-    z_top, z_arg, z_d1, z_dt = LOWEST, 0, 0.0, 0.0
-    u_top, u_arg, u_d1, u_dt, u_moment = LOWEST, 0, 0.0, 0.0, 0.0
-    for start in range(0, vocab, BLOCK):
-        cols = start + offsets
-        keep = cols < vocab
-        z = tl.load(student + cols, mask=keep, other=float("-inf")).to(tl.float32)
-        tile_top, tile_arg = tile_max(z, cols)
-        old = z_top
-        z_top, z_arg = merge_max(z_top, z_arg, tile_top, tile_arg)
-        z_d1, z_dt, _ = rescale(old, z_top, z_d1, z_dt, inv_t, T)
-        z_d1, z_dt = student_part(z_top, z_d1, z_dt, z, inv_t, T)
-        if HAS_TEACHER:
-            u = tl.load(teacher + cols, mask=keep, other=float("-inf")).to(tl.float32)
-            tile_top, tile_arg = tile_max(u, cols)
-            old = u_top
-            u_top, u_arg = merge_max(u_top, u_arg, tile_top, tile_arg)
-            u_moment = u_moment + u_d1 * (old - u_top)
-            u_d1, u_dt, factor = rescale(old, u_top, u_d1, u_dt, inv_t, T)
-            u_d1, u_dt, u_moment = teacher_part(u_top, u_d1, u_dt, u_moment * factor, u, inv_t, T)
-    z_log_d1, z_log_dt = tl.log(z_d1), tl.log(z_dt)
-    u_log_dt = tl.log(u_dt)
+    stats = sweep_statistics(z_row, u_row, 0, vocab, inv_t, KIND, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP, HINT)
+    stats = measure(
+        stats, z_row, u_row, 0, vocab, label, inv_t, KIND, T, HAS_TEACHER, HAS_KD, HAS_HARD, BLOCK, GROUP
+    )
 
-    # 2. divergence, where its own value is part of the gradient
-    kl_p, kl_q = 0.0, 0.0
-    if HAS_KD and KIND != FORWARD_KL:
-        for start in range(0, vocab, BLOCK):
-            cols = start + offsets
-            keep = cols < vocab
-            z = tl.load(student + cols, mask=keep, other=float("-inf")).to(tl.float32)
-            u = tl.load(teacher + cols, mask=keep, other=float("-inf")).to(tl.float32)
-            log_q, log_p, p = tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep)
-            tile_p, tile_q = tile_divergence(log_q, log_p, p, beta, keep, KIND)
-            kl_p += tile_p
-            kl_q += tile_q
-
-    # The row's weights, and NaN for a label that no tokenizer gave
-    label = tl.load(labels + row)
-    valid = (label >= 0) & (label < vocab)
-    truth, span, kd, hard, asked, entropy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    if HAS_TRUTH:
-        truth = tl.load(truth_weight + row)
-    if HAS_SPAN:
-        span = tl.load(span_weight + row)
+    # 2. divergence
+    divergence, kl_q = 0.0, 0.0
     if HAS_KD:
-        kd = tl.load(kd_weight + row)
-    if HAS_HARD:
-        hard = tl.load(hard_weight + row)
-    poison = tl.where(valid | ((label == _IGNORE) & (truth + span == 0.0)), 1.0, float("nan"))
-    if HAS_TEACHER:
-        entropy = tl.log(u_d1) - u_moment / u_d1
-    if HAS_ENTROPY:
-        h_min = tl.load(scalars + 3)
-        n = (entropy - h_min) / (tl.load(scalars + 4) - h_min)
-        n = tl.minimum(tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL), 1.0, propagate_nan=tl.PropagateNan.ALL)
-        kd = kd * entropy_factor(n, scalars + 5)
-        truth = truth * entropy_factor(n, scalars + 7)
-        hard = hard * entropy_factor(n, scalars + 9)
+        divergence, kl_q = row_divergence(z_row, u_row, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
+    outputs, kd, ce, hard, poison = row_terms(
+        stats, divergence, row, label, vocab, temperature, scalars, kd_weight, truth_weight, span_weight,
+        hard_weight, HAS_TEACHER, HAS_KD, HAS_TRUTH, HAS_SPAN, HAS_HARD, HAS_ENTROPY,
+    )  # fmt: skip
+    store_row(outputs, stats, floats, hits, num_rows, row, label, HAS_TEACHER)
 
-    nll, hard_nll = 0.0, 0.0
-    if HAS_TRUTH or HAS_SPAN:
-        z_label = tl.load(student + label, mask=valid, other=0.0).to(tl.float32)
-        nll = tl.where(valid, z_log_d1 - (z_label - z_top), 0.0) * poison
-    if HAS_HARD:
-        hard_nll = z_log_d1 - (tl.load(student + u_arg).to(tl.float32) - z_top)
-
-    # Everything that still has to be read of `student` by position has been read: `grad` may be the same memory.
-    tl.debug_barrier()
-
-    # 3. gradient, last tile first; forward_kl is summed here, where both logarithms are at hand
-    if HAS_GRAD or (HAS_KD and KIND == FORWARD_KL):
-        scale = tl.load(scalars + 2) * poison
-        kd_factor = kd * temperature * scale  # d(T^2 D)/dz = T^2 dD/ds / T
-        ce_factor = (truth + span) * scale
-        hard_factor = hard * scale
-        num_tiles = tl.cdiv(width, BLOCK)
-        for index in range(0, num_tiles):
-            cols = (num_tiles - 1 - index) * BLOCK + offsets
-            keep = cols < vocab
-            z = tl.load(student + cols, mask=keep, other=float("-inf")).to(tl.float32)
-            g = tl.zeros([BLOCK], tl.float32) + (poison - 1.0)
-            if HAS_KD:
-                u = tl.load(teacher + cols, mask=keep, other=float("-inf")).to(tl.float32)
-                log_q, log_p, p = tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep)
-                if KIND == FORWARD_KL:
-                    tile_p, _ = tile_divergence(log_q, log_p, p, beta, keep, KIND)
-                    kl_p += tile_p
-                if HAS_GRAD:
-                    g += kd_factor * tile_kd_gradient(log_q, log_p, p, kl_q, beta, keep, KIND)
-            if HAS_GRAD:
-                if HAS_TRUTH or HAS_SPAN or HAS_HARD:
-                    g += (ce_factor + hard_factor) * tl.exp(z - z_top - z_log_d1)
-                if HAS_TRUTH or HAS_SPAN:
-                    g -= tl.where(cols == label, ce_factor, 0.0)
-                if HAS_HARD:
-                    g -= tl.where(cols == u_arg, hard_factor, 0.0)
-                tl.store(grad + cols, tl.where(keep, g, 0.0).to(grad.dtype.element_ty), mask=cols < width)
-
-    if KIND == FORWARD_KL:
-        divergence = kl_p
-    elif KIND == REVERSE_KL:
-        divergence = kl_q
-    else:
-        divergence = beta * kl_p + (1.0 - beta) * kl_q
-    loss = kd * temperature * temperature * divergence + (truth + span) * nll + hard * hard_nll
-
-    out = floats + row
-    tl.store(out, loss * poison)
-    tl.store(out + num_rows, divergence)
-    tl.store(out + num_rows * 2, nll)
-    tl.store(out + num_rows * 3, hard_nll)
-    tl.store(out + num_rows * 4, entropy)
-    tl.store(out + num_rows * 5, kd)
-    tl.store(out + num_rows * 6, truth)
-    tl.store(out + num_rows * 7, hard)
-    tl.store(hits + row, (z_arg == label).to(tl.uint8))
-    tl.store(hits + num_rows + row, ((z_arg == u_arg) & HAS_TEACHER).to(tl.uint8))
+    # 3. gradient
+    if HAS_GRAD:
+        choice = stats[5]
+        factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], kl_q)
+        special = special_columns(
+            z_row, u_row, 0, vocab, label, choice, factors, ce, hard, inv_t, beta, KIND, T, HAS_KD, LABEL, HAS_HARD
+        )
+        # All that is read of `student` by position has been read: `grad` may be the same memory.
+        tl.debug_barrier()
+        sweep_gradient(
+            z_row, u_row, g_row, 0, vocab, factors, poison, inv_t, beta, KIND, T, HAS_KD, LABEL or HAS_HARD, BLOCK,
+            GROUP,
+        )  # fmt: skip
+        zero_padding(g_row, vocab, width, BLOCK // GROUP)
+        tl.debug_barrier()
+        store_special(g_row, label, choice, special, LABEL, HAS_HARD)
 
 
 @triton.jit
@@ -238,8 +155,12 @@ def dense_rows(
     weights: RowWeights,
     options: Options,
     grad: Tensor | None,
+    form: str | None = None,
 ) -> DistillOutput:
-    """As reference.dense_rows, by the kernel: `loss` is [N], grad [N, Vs] is written if given (any float dtype)."""
+    """As reference.dense_rows, by the kernel: `loss` is [N], grad [N, Vs] is written if given (any float dtype).
+
+    `form` asks for one of forms.FORMS, for tests and measurements; None leaves the choice to forms.choose.
+    """
     num_rows, width = student_logits.shape
     device = student_logits.device
     for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
@@ -255,37 +176,32 @@ def dense_rows(
         constant_t = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
         teacher = student_logits if teacher_logits is None else teacher_logits
         target = student_logits if grad is None else grad
+        vocab = options.vocab_size
+        kind = DIVERGENCES.index(options.divergence)
+        if weights.kd is None:
+            kind = 0
+        launch = forms.choose(device, student_logits, teacher_logits, vocab, kind, form)
+        runtime = (
+            student_logits, teacher, target, labels.contiguous(), kd, truth, span, hard, _scalars(options, device), floats,
+            hits, num_rows, vocab, width, student_logits.stride(0), teacher.stride(0), target.stride(0),
+        )  # fmt: skip
+        constants = dict(
+            KIND=kind,
+            T=int(temperature) if constant_t else 0,
+            HAS_TEACHER=teacher_logits is not None,
+            HAS_KD=weights.kd is not None,
+            HAS_TRUTH=weights.truth is not None,
+            HAS_SPAN=weights.span is not None,
+            HAS_HARD=weights.hard is not None,
+            HAS_ENTROPY=options.entropy is not None,
+            HAS_GRAD=grad is not None,
+            GROUP=launch.group,
+        )
         with torch.no_grad(), _on(device):
-            _dense_kernel[(num_rows,)](
-                student_logits,
-                teacher,
-                target,
-                labels.contiguous(),
-                kd,
-                truth,
-                span,
-                hard,
-                _scalars(options, device),
-                floats,
-                hits,
-                num_rows,
-                options.vocab_size,
-                width,
-                student_logits.stride(0),
-                teacher.stride(0),
-                target.stride(0),
-                KIND=DIVERGENCES.index(options.divergence),
-                T=int(temperature) if constant_t else 0,
-                HAS_TEACHER=teacher_logits is not None,
-                HAS_KD=weights.kd is not None,
-                HAS_TRUTH=weights.truth is not None,
-                HAS_SPAN=weights.span is not None,
-                HAS_HARD=weights.hard is not None,
-                HAS_ENTROPY=options.entropy is not None,
-                HAS_GRAD=grad is not None,
-                BLOCK=_INTERPRETER_BLOCK if INTERPRETED else _BLOCK,
-                num_warps=_NUM_WARPS,
-            )
+            if launch.form == "row" or not cooperative.run(_interpretable(launch), runtime, constants):
+                launch = _interpretable(forms.row_launch(launch.device, launch.row_bytes, launch.group))
+                options = forms.options_of(launch)
+                _dense_kernel[(num_rows,)](*runtime, **constants, BLOCK=launch.block, **options)
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
             torch.autograd.graph.increment_version(student_logits)
     label_hit, teacher_hit = hits.view(torch.bool)
@@ -295,6 +211,10 @@ def dense_rows(
     return DistillOutput(loss, divergence, nll, hard_nll, entropy, label_hit, teacher_hit, used)
 
 
+def _interpretable(launch: forms.Launch) -> forms.Launch:
+    return launch._replace(block=_INTERPRETER_BLOCK) if INTERPRETED else launch
+
+
 def scale_unless_one(grad: Tensor, factor: Tensor) -> None:
     """grad *= factor in place, where the factor is read by the device and 1 costs one small launch."""
     flat = grad.view(1, -1) if grad.dim() == 1 else grad
@@ -302,7 +222,7 @@ def scale_unless_one(grad: Tensor, factor: Tensor) -> None:
         return
     with _on(grad.device):
         _scale_kernel[(min(len(flat), 2048),)](
-            flat, factor, len(flat), flat.shape[1], flat.stride(0), BLOCK=_BLOCK, num_warps=_NUM_WARPS
+            flat, factor, len(flat), flat.shape[1], flat.stride(0), BLOCK=_SCALE_BLOCK, num_warps=_SCALE_WARPS
         )
 
 
