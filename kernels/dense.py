@@ -177,9 +177,7 @@ def dense_rows(
         teacher = student_logits if teacher_logits is None else teacher_logits
         target = student_logits if grad is None else grad
         vocab = options.vocab_size
-        kind = DIVERGENCES.index(options.divergence)
-        if weights.kd is None:
-            kind = 0
+        kind = 0 if weights.kd is None else DIVERGENCES.index(options.divergence)
         launch = forms.choose(device, student_logits, teacher_logits, vocab, kind, form)
         runtime = (
             student_logits, teacher, target, labels.contiguous(), kd, truth, span, hard, _scalars(options, device), floats,
@@ -200,8 +198,8 @@ def dense_rows(
         with torch.no_grad(), _on(device):
             if launch.form == "row" or not cooperative.run(_interpretable(launch), runtime, constants):
                 launch = _interpretable(forms.row_launch(launch.device, launch.row_bytes, launch.group))
-                options = forms.options_of(launch)
-                _dense_kernel[(num_rows,)](*runtime, **constants, BLOCK=launch.block, **options)
+                compiler = forms.options_of(launch)
+                _dense_kernel[(num_rows,)](*runtime, **constants, BLOCK=launch.block, **compiler)
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
             torch.autograd.graph.increment_version(student_logits)
     label_hit, teacher_hit = hits.view(torch.bool)

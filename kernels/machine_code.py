@@ -1,0 +1,114 @@
+"""Reads compiled kernels: SASS by way of cuobjdump, and AMD's assembly. Knows instructions, and nothing of our kernels."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import NamedTuple
+
+
+class Loop(NamedTuple):
+    """A backward branch and what lies between it and its target."""
+
+    span: tuple[int, int]
+    num_instructions: int
+    reads: Counter  # bytes of one access -> number of accesses of global memory
+    writes: Counter
+    exps: int
+    barriers: int
+    shuffles: int
+
+
+class Code(NamedTuple):
+    registers: int  # a thread
+    stack: int  # bytes a thread
+    spills: int  # instructions that move registers to or from the stack
+    shared: int  # bytes a program
+    num_instructions: int
+    loops: list[Loop]
+
+
+_SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
+_SASS_JUMP = re.compile(r"\bBRA\b.*?0x([0-9a-f]+)")
+_SASS_GLOBAL = re.compile(r"\b(LDG|STG)\.E(?:\.[A-Z0-9]+)*")
+_SASS_WIDTH = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+_AMD_GLOBAL = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(\w+)")
+_AMD_WIDTH = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4}
+
+
+def read_sass(usage: str, listing: str) -> Code:
+    """From `cuobjdump -res-usage` and `cuobjdump -sass` of a cubin with one kernel."""
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    lines = [(int(m[1], 16), m[2]) for m in _SASS_LINE.finditer(listing)]
+    jumps = []
+    for at, text in lines:
+        jump = _SASS_JUMP.search(text)
+        if jump and int(jump[1], 16) < at:
+            jumps.append((int(jump[1], 16), at))
+    spills = sum(bool(re.search(r"\b(LDL|STL)\b", text)) for _, text in lines)
+    loops = [
+        _loop([text for at, text in lines if first <= at <= last], (first, last), _sass_access) for first, last in jumps
+    ]
+    return Code(int(found[1]), int(found[2]), spills, 0, len(lines), loops)
+
+
+def read_amdgcn(assembly: str) -> Code:
+    def number(name):
+        return int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
+
+    lines, labels, jumps = [], {}, []
+    for text in assembly.split("\n"):
+        label = re.match(r"(\.LBB\w+):", text)
+        if label:
+            labels[label[1]] = len(lines)
+        elif text.startswith("\t") and not text.lstrip().startswith((".", ";")):
+            jump = re.search(r"s_c?branch\w*\s+(\.LBB\w+)", text)
+            if jump and jump[1] in labels:
+                jumps.append((labels[jump[1]], len(lines)))
+            lines.append(text.split(";")[0].strip())
+    loops = [_loop(lines[first : last + 1], (first, last), _amd_access) for first, last in jumps]
+    spills = number("vgpr_spill_count") + number("sgpr_spill_count")
+    return Code(number("vgpr_count"), number("private_segment_fixed_size"), spills, 0, len(lines), loops)
+
+
+def widest_loops(code: Code, width: int) -> list[Loop]:
+    """The loops that read `width` bytes at once and have no loop within that does."""
+    readers = [loop for loop in code.loops if loop.reads[width]]
+    return [
+        loop for loop in readers
+        if not any(o is not loop and loop.span[0] <= o.span[0] and o.span[1] <= loop.span[1] for o in readers)
+    ]  # fmt: skip
+
+
+def _loop(body: list[str], span: tuple[int, int], access) -> Loop:
+    reads, writes = Counter(), Counter()
+    for text in body:
+        found = access(text)
+        if found is not None:
+            (reads if found[0] == "read" else writes)[found[1]] += 1
+    return Loop(
+        span=span,
+        num_instructions=len(body),
+        reads=reads,
+        writes=writes,
+        exps=sum("MUFU.EX2" in text or "v_exp_f32" in text for text in body),
+        barriers=sum(bool(re.search(r"\bBAR\b|s_barrier", text)) for text in body),
+        shuffles=sum(bool(re.search(r"\bSHFL\b|ds_bpermute|ds_swizzle|_dpp", text)) for text in body),
+    )
+
+
+def _sass_access(text: str) -> tuple[str, int] | None:
+    found = _SASS_GLOBAL.search(text)
+    if found is None:
+        return None
+    width = next((_SASS_WIDTH[part] for part in found[0].split(".") if part in _SASS_WIDTH), 4)
+    return "read" if found[1] == "LDG" else "write", width
+
+
+def _amd_access(text: str) -> tuple[str, int] | None:
+    found = _AMD_GLOBAL.search(text)
+    if found is None:
+        return None
+    kind = found[2]
+    width = _AMD_WIDTH.get(kind, 1 if "byte" in kind else 2)
+    return "read" if found[1] == "load" else "write", width

@@ -1,0 +1,210 @@
+"""What the compiled kernels do, without a GPU: ahead-of-time compilation, then the machine code is read.
+
+    python -m kernels.static_proof                     the table of kernels/README.md
+    python -m kernels.static_proof --quick             one layout of each kernel and divergence; --arch, --dtype, --kernel,
+                                                       --temperature and --terms narrow or widen it as well
+    python -m kernels.static_proof --json              one JSON object a line, for the tests
+
+Every layout that a launch can choose is compiled (forms.launchable, and the sparse kernel's own), with pointers and strides
+marked as multiples of 16, as the JIT finds them for vocabularies of a multiple of 16 columns, and with a vocab_size that
+is *not* one: widths are padded, tokenizers are not. Needs TRITON_INTERPRET unset; takes about 1 to 4 s a compilation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # 3.10 turns it off; the counts are those with fusion
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels import cooperative, dense, forms, sparse
+from kernels.contract import DIVERGENCES
+from kernels.machine_code import Code, Loop, read_amdgcn, read_sass, widest_loops
+
+ARCHES = ("sm_80", "sm_90", "sm_100", "gfx942")
+TERMS = {
+    "all": dict(HAS_TEACHER=True, HAS_KD=True, HAS_TRUTH=True, HAS_SPAN=True, HAS_HARD=True, HAS_ENTROPY=True),
+    "kd": dict(HAS_TEACHER=True, HAS_KD=True, HAS_TRUTH=False, HAS_SPAN=False, HAS_HARD=False, HAS_ENTROPY=False),
+    "ce": dict(HAS_TEACHER=False, HAS_KD=False, HAS_TRUTH=True, HAS_SPAN=True, HAS_HARD=False, HAS_ENTROPY=False),
+}  # fmt: skip
+_POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+_KERNELS = {
+    "row": dense._dense_kernel,
+    "streamed": cooperative._streamed_kernel,
+    "cooperative": cooperative._cooperative_kernel,
+    "sparse": sparse._sparse_kernel,
+}
+# Each gives every layout that its launcher can choose: launchable(arch, dtype, kind). A new kernel joins here and above.
+_REGISTRY = (forms.launchable, sparse.launchable)
+_LOGITS = ("student", "teacher", "grad")
+_OTHERS = {"labels": "*i64", "choices": "*i64", "hits": "*u8", "counters": "*i32", "slot_ids": "*i32"}
+_INTEGERS = ("num_rows", "vocab", "width", "lag", "num_slots", "student_stride", "teacher_stride", "grad_stride")
+_ALIGNED = ("width", "student_stride", "teacher_stride", "grad_stride")
+
+
+class Case(NamedTuple):
+    kernel: str
+    arch: str
+    dtype: torch.dtype
+    kind: int
+    temperature: int  # 0: known at run time
+    terms: str
+    constants: dict
+    options: dict
+
+
+class Proof(NamedTuple):
+    """Of one compilation. Loops are those over whole tiles: what a wide vocabulary spends its time in."""
+
+    case: Case
+    code: Code
+    statistics: list[Loop]  # read and do not write; the second, if any, is the divergence's own sweep
+    gradient: list[Loop]  # read and write; for the cooperative form the whole of a part, with what is rare in it
+    issued_bytes: float  # a logit, over all sweeps
+    exps: float  # a logit, likewise
+    instructions: float  # a logit, likewise
+    bookkeeping: int  # instructions a thread outside those loops: once a row, or a part
+
+
+def cases(arches=ARCHES, dtypes=tuple(_POINTERS), temperatures=(1, 2, 3, 4, 0), terms=tuple(TERMS)) -> Iterator[Case]:
+    """All that can be launched, but for the sets of terms: "all" is the largest of them, the others its parts."""
+    for arch, name in itertools.product(arches, terms):
+        distils = TERMS[name]["HAS_KD"]
+        kinds = range(len(DIVERGENCES)) if distils else (0,)
+        for temperature, dtype, kind in itertools.product(temperatures if distils else (1,), dtypes, kinds):
+            for found in (found for launchable in _REGISTRY for found in launchable(arch, dtype, kind)):
+                constants = found.constants | TERMS[name] | dict(T=temperature, HAS_GRAD=True)
+                used = {key: value for key, value in constants.items() if key in _KERNELS[found.kernel].arg_names}
+                yield Case(found.kernel, arch, dtype, kind, temperature, name, used, found.options)
+
+
+def target_of(arch: str) -> GPUTarget:
+    return GPUTarget("cuda", int(arch[3:]), 32) if arch.startswith("sm_") else GPUTarget("hip", arch, 64)
+
+
+def compile_case(case: Case):
+    """As the JIT would compile it."""
+    function = _KERNELS[case.kernel]
+    signature, aligned = {}, []
+    for index, name in enumerate(function.arg_names):
+        if name in case.constants:
+            signature[name] = "constexpr"
+        elif name in _LOGITS:
+            signature[name] = _POINTERS[case.dtype]
+        else:
+            signature[name] = "i32" if name in _INTEGERS else _OTHERS.get(name, "*fp32")
+        if name in _ALIGNED or signature[name].startswith("*"):
+            aligned.append(index)
+    source = ASTSource(
+        function,
+        signature,
+        constexprs={(function.arg_names.index(name),): value for name, value in case.constants.items()},
+        attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
+    )
+    return triton.compile(source, target=target_of(case.arch), options=case.options)
+
+
+def prove(case: Case) -> Proof:
+    compiled = compile_case(case)
+    if case.arch.startswith("sm_"):
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder, "kernel.cubin")
+            cubin.write_bytes(compiled.asm["cubin"])
+            code = read_sass(_cuobjdump("-res-usage", cubin), _cuobjdump("-sass", cubin))
+    else:
+        code = read_amdgcn(compiled.asm["amdgcn"])
+    code = code._replace(shared=compiled.metadata.shared)
+    return _count(case, code)
+
+
+def _count(case: Case, code: Code) -> Proof:
+    """Logits a thread and trip from the bytes it reads: that holds also where the compiler unrolled the loop."""
+    main = widest_loops(code, 16)
+    statistics = [loop for loop in main if not loop.writes[16]]
+    gradient = [loop for loop in main if loop.writes[16]]
+    counted = [(loop, 1 + case.constants.get("HAS_TEACHER", False)) for loop in statistics]
+    if DIVERGENCES[case.kind] == "reverse_kl":
+        counted = counted[:1]  # the second sweep is for rows with a floor in them
+    reads_teacher = case.kernel != "sparse" and case.constants["HAS_KD"]
+    counted += [(loop, 1 + reads_teacher) for loop in gradient]
+    issued = exps = instructions = 0.0
+    for loop, operands in counted:
+        logits = loop.reads[16] * 16 / case.dtype.itemsize / operands
+        issued += (loop.reads[16] + loop.writes[16]) * 16 / logits
+        exps += loop.exps / logits
+        instructions += loop.num_instructions / logits
+    inside = sum(loop.num_instructions for loop in main)
+    bookkeeping = 0 if case.kernel == "cooperative" else code.num_instructions - inside
+    return Proof(case, code, statistics, gradient, issued, exps, instructions, bookkeeping)
+
+
+def _cuobjdump(option: str, cubin: Path) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, option, cubin], capture_output=True, text=True, check=True).stdout
+
+
+def as_dict(proof: Proof) -> dict:
+    """As the table and the tests read it. Narrow: accesses of the loops that are not 16 bytes (4 is a slot's id)."""
+    case, code = proof.case, proof.code
+    loops = proof.statistics + (proof.gradient if case.kernel != "cooperative" else [])
+    narrow = sum(count for loop in loops for width, count in (loop.reads + loop.writes).items() if width not in (16, 4))
+    return dict(
+        kernel=case.kernel, arch=case.arch, dtype=str(case.dtype).split(".")[1], divergence=DIVERGENCES[case.kind],
+        temperature=case.temperature or "run-time", terms=case.terms, block=case.constants["BLOCK"],
+        num_warps=case.options["num_warps"], registers=code.registers, stack=code.stack, spills=code.spills, shared=code.shared,
+        statistics_loops=len(proof.statistics), gradient_loops=len(proof.gradient), narrow_accesses=narrow,
+        bytes=round(proof.issued_bytes, 2), exps=round(proof.exps, 2), instructions=round(proof.instructions, 1),
+        bookkeeping=proof.bookkeeping, waits=sum(loop.barriers + loop.shuffles for loop in loops), triton=triton.__version__,
+    )  # fmt: skip
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown, one line a compilation."""
+    columns = ("kernel", "arch", "dtype", "divergence", "temperature", "terms", "block", "num_warps", "registers", "stack",
+               "spills", "shared", "bytes", "exps", "instructions", "bookkeeping")  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", nargs="+", default=list(ARCHES), choices=ARCHES)
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=[str(d).split(".")[1] for d in _POINTERS])
+    parser.add_argument("--temperature", nargs="+", type=int, default=[1, 2, 0], help="0: known at run time")
+    parser.add_argument("--terms", nargs="+", default=["all"], choices=list(TERMS))
+    parser.add_argument("--kernel", nargs="+", default=list(_KERNELS), choices=list(_KERNELS))
+    parser.add_argument("--quick", action="store_true", help="one layout of each kernel and divergence")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.exit("unset TRITON_INTERPRET: the interpreter compiles nothing")
+    dtypes = tuple(getattr(torch, name) for name in chosen.dtype)
+    rows, seen = [], set()
+    for case in cases(chosen.arch, dtypes, tuple(chosen.temperature), tuple(chosen.terms)):
+        what = (case.kernel, case.arch, case.dtype, case.kind, case.temperature, case.terms)
+        if case.kernel in chosen.kernel and not (chosen.quick and what in seen):
+            seen.add(what)
+            rows.append(as_dict(prove(case)))
+            if chosen.json:
+                print(json.dumps(rows[-1]), flush=True)
+    if not chosen.json:
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

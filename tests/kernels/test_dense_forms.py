@@ -1,0 +1,204 @@
+"""The forms with several programs a row, and the choice between forms.
+
+The interpreter runs the streamed form as it is: its programs wait only for turns taken before their own, so one program
+after another is a valid order, and an order that was not would hang here. The cooperative form is run with one part a row,
+where its exchange is trivial: what it computes is tested, how it waits is for tests/gpu/test_cooperative_gpu.py.
+"""
+
+import pytest
+import torch
+
+from kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case, options_for
+from kernels import RowWeights, cooperative, dense, distill_loss, forms
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these run in the interpreter; GPUs have tests/gpu")
+
+H100 = forms.Device("sm_90", 132, 50 << 20)
+each_form = pytest.mark.parametrize("form", ["streamed", "cooperative"])
+
+
+@pytest.fixture
+def tiles(monkeypatch, request):
+    """Many parts a row for the streamed form, one for the cooperative."""
+    form = request.getfixturevalue("form")
+    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64 if form == "streamed" else 1024)
+    monkeypatch.setattr(forms, "STREAMED_PART_BYTES", 1)
+    return form
+
+
+def run(case, form, grad=True, **settings):
+    grad = torch.empty_like(case.student) if grad is True else grad
+    output = dense.dense_rows(*case, options_for(case, **settings), grad, form=form)
+    return output._replace(loss=output.loss.sum()), grad
+
+
+@each_form
+@pytest.mark.parametrize("entropy", [None, ENTROPY], ids=["constant", "entropy"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.7])
+def test_parity(temperature, entropy, form, tiles):
+    case = make_case(5, 300)
+    settings = dict(temperature=temperature, entropy=entropy)
+    assert_parity(case, *run(case, form, **settings), **settings)
+
+
+@each_form
+def test_equals_the_row_form(form, tiles):
+    """Widths that end inside a group, inside a tile and inside a part; terms on and off; over the logits themselves."""
+    for width, vocab in ((304, 299), (304, 256), (40, 33), (300, 300)):
+        case = make_case(4, width, vocab=vocab)
+        case.student[:, vocab:], case.teacher[:, vocab:] = 50.0, 60.0
+        kd, truth, span, hard = case.weights
+        for weights in (case.weights, RowWeights(kd=kd), RowWeights(hard=hard), RowWeights(truth=truth), RowWeights()):
+            one = case._replace(weights=weights)
+            expected, expected_grad = run(one, "row", temperature=2.0, vocab_size=vocab)
+            output, grad = run(one, form, temperature=2.0, vocab_size=vocab)
+            torch.testing.assert_close(grad, expected_grad)
+            for name, row in expected._asdict().items():
+                torch.testing.assert_close(getattr(output, name), row)
+            over = one._replace(student=one.student.clone())
+            run(over, form, grad=over.student, temperature=2.0, vocab_size=vocab)
+            assert over.student.equal(grad)
+
+
+@each_form
+def test_without_teacher_or_gradient(form, tiles):
+    case = make_case(3, 200)
+    case = case._replace(teacher=None, weights=RowWeights(truth=case.weights.truth))
+    options = options_for(make_case(3, 200))
+    expected, output = (dense.dense_rows(*case, options, None, form=f) for f in ("row", form))
+    torch.testing.assert_close(output.loss, expected.loss)
+    torch.testing.assert_close(output.nll, expected.nll)
+
+
+@pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
+def test_excluded_tokens(form, tiles):
+    """-inf on either side leaves the online sums; what is computed instead is what the reference says."""
+    case = make_case(5, 300)
+    case.teacher[0, 5] = case.teacher[1, :250] = case.teacher[2, 1:] = -float("inf")
+    case.student[1, 3] = case.student[3, 17] = -float("inf")
+    case.teacher[3, 17] = -1e4  # the teacher's probability is 0 as well: nothing is lost
+    case.student[4, 40] = -float("inf")  # the teacher likes it: the divergence is infinite
+    kd = RowWeights(kd=torch.ones(5))
+    output, grad = run(case._replace(weights=kd), form, temperature=2.0)
+    expected = distill_loss(*case._replace(weights=kd), temperature=2.0, impl="reference")
+    torch.testing.assert_close(output.divergence, expected.divergence)
+    torch.testing.assert_close(output.teacher_entropy, expected.teacher_entropy)
+    assert output.divergence[4] == float("inf") and output.divergence[:4].isfinite().all() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
+def test_labels_and_ties(form, tiles):
+    case = make_case(5, 300)
+    labels = torch.tensor([-100, 300, 3, -1, 299])
+    case.student[:, 20] = case.student[:, 290] = case.teacher[:, 20] = case.teacher[:, 70] = 99.0
+    case = case._replace(labels=labels, weights=case.weights._replace(truth=torch.tensor([0.0, 1, 1, 0, 1]), span=None))
+    output, grad = run(case, form)
+    assert grad.isnan().all(1).tolist() == grad.isnan().any(1).tolist() == [False, True, False, True, False]
+    assert output.teacher_hit.all()
+    expected, expected_grad = run(case, "row")
+    torch.testing.assert_close(grad, expected_grad, equal_nan=True)
+
+
+@pytest.mark.parametrize("divergence, beta", DIVERGENCES[1:])
+def test_floor_of_reverse_kl(divergence, beta, monkeypatch):
+    """Finite logits so low that the floor under log p bites: the online sum is wrong there, and is not used."""
+    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64)
+    case = make_case(3, 200)
+    case.teacher[0, 7], case.teacher[1, 150] = -3e4, -1.0001e4
+    settings = dict(divergence=divergence, beta=beta)
+    assert_parity(case, *run(case, "row", **settings), **settings)
+
+
+def test_choice_of_form(monkeypatch):
+    logits = torch.zeros(2, 32)
+    monkeypatch.setattr(forms, "device_facts", lambda device: H100)
+    wide = torch.empty(1, 151936, dtype=torch.bfloat16)
+
+    def chosen(student, vocab=151936, kind=0, form=None):
+        return forms.choose(student.device, student, student, vocab, kind, form).form
+
+    monkeypatch.delenv("SPANWISE_DENSE_FORM", raising=False)
+    assert chosen(wide) == "row" and not any(forms.PROVEN.values())  # nothing is proven until a GPU has been asked
+    monkeypatch.setattr(forms, "PROVEN", {"streamed": frozenset({"sm_90"}), "cooperative": frozenset()})
+    assert chosen(wide) == "streamed" and chosen(wide, kind=1) == "row" and chosen(logits, vocab=32) == "row"
+    monkeypatch.setenv("SPANWISE_DENSE_FORM", "cooperative")
+    assert chosen(wide) == "cooperative" and chosen(wide, kind=2) == "row" and chosen(wide, form="row") == "row"
+    monkeypatch.setenv("SPANWISE_DENSE_FORM", "fast")
+    with pytest.raises(ValueError, match="SPANWISE_DENSE_FORM is 'fast': choose one of row, streamed, cooperative"):
+        chosen(wide)
+    for form, kind in (("fast", 0), ("streamed", 1)):
+        with pytest.raises(ValueError, match="forward_kl or no kd"):
+            chosen(wide, kind=kind, form=form)
+    monkeypatch.setattr(forms, "device_facts", lambda device: H100._replace(arch="gfx942"))
+    monkeypatch.delenv("SPANWISE_DENSE_FORM")
+    assert chosen(wide) == "row"
+
+
+def test_layouts():
+    """Rows in flight fall as rows grow; registers always leave room for the programs that a shape counts on."""
+    narrow, wide = forms.row_launch(H100, 4000, 8), forms.row_launch(H100, 600_000, 8)
+    assert (narrow.block, narrow.num_warps, narrow.registers) == (2048, 8, 64)
+    assert (wide.block, wide.num_warps, wide.registers) == (8192, 32, 64)
+    assert forms.layout("gfx942", (32, 1, 1), 8) == (8192, 16, None)
+    streamed = forms.streamed_launch(H100, 600_000, 151936, 8)
+    parts = -(-151936 // (streamed.block * streamed.tiles))
+    assert streamed.lag >= 1 and streamed.lag * parts >= streamed.programs  # who comes for a row finds it measured
+    assert 2 * streamed.programs * streamed.block * streamed.tiles * 4 < H100.l2_bytes  # between a row's two sweeps
+    assert forms.streamed_launch(H100, 0, 8_000_000, 8).tiles * streamed.block * forms.MOST_PARTS >= 8_000_000
+    assert cooperative.programs_held(128, 32, 8, 132) == 264 and cooperative.programs_held(64, 0, 8, 100) == 400
+    assert cooperative.programs_held(32, 100 << 10, 4, 10) == 10 and cooperative.programs_held(255, 0, 32, 10) == 0
+
+
+def test_refusal_falls_back_once_with_a_warning(monkeypatch):
+    """A device that cannot hold a row's programs, or refuses the grid, gets one program a row; other errors surface."""
+    monkeypatch.setattr(cooperative, "_warned", set())
+    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64)
+    case = make_case(3, 200)
+    expected, expected_grad = run(case, "row")
+    with pytest.warns(UserWarning, match="1 programs are resident on interpreter, a row needs 4") as caught:
+        for _ in range(2):
+            output, grad = run(case, "cooperative")
+            assert output.loss.equal(expected.loss) and grad.equal(expected_grad)
+    assert len(caught) == 1
+
+    class Refuses:
+        def __init__(self, message):
+            self.message = message
+
+        def __getitem__(self, grid):
+            def launch(*args, **kwargs):
+                raise RuntimeError(self.message)
+
+            return launch
+
+    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 256)
+    message = "Triton Error [CUDA]: too many blocks in cooperative launch"
+    monkeypatch.setattr(cooperative, "_cooperative_kernel", Refuses(message))
+    with pytest.warns(UserWarning, match="too many blocks"):
+        output, grad = run(case, "cooperative")
+    assert grad.equal(run(case, "row")[1])
+    monkeypatch.setattr(cooperative, "_cooperative_kernel", Refuses("out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(case, "cooperative")
+
+
+def test_grid_leaves_room_for_nccl(monkeypatch):
+    """Programs are what the compiled kernel's registers allow, on the SMs that communication does not need."""
+
+    class Compiled:
+        n_regs, metadata = 128, type("Metadata", (), {"shared": 32})
+
+        def _init_handles(self):
+            self.loaded = True
+
+    class Kernel:
+        compiled = Compiled()
+
+        def warmup(self, *args, grid, **options):
+            return self.compiled
+
+    launch = forms.cooperative_launch(H100, 600_000, 151936, 8)
+    assert cooperative.resident_programs(Kernel(), (), {}, launch) == 2 * 132 and Kernel.compiled.loaded
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    assert cooperative.resident_programs(Kernel(), (), {}, launch) == 2 * (132 - cooperative.NCCL_SMS)
