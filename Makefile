@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(TRAIN) --config configs/demo.yaml
 
 test: $(STAMP)
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
 
 teacher: $(STAMP)
 	$(BIN)/python -m kd.data.demo --tokenizer runs/demo_tokenizer

@@ -28,5 +28,5 @@ setup(
         "tqdm>=4.66",
         "psutil>=5.9",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.6"]},
+    extras_require={"test": ["pytest>=8", "hypothesis>=6.100"]},
 )

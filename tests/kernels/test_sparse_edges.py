@@ -255,6 +255,7 @@ def test_inplace_strided_and_in_chunks(impl, monkeypatch):
         output.loss.backward()
 
 
+@pytest.mark.slow  # the interpreter copies its arguments whole: 17 GB, which killed a run on a machine of 24
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_addresses_past_two_to_the_31():
     """Two rows 2^31 + 64 elements apart, in memory that the system gives only where it is touched."""
