@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from kd.carried import carried_values
-from kd.data.records import Record
+from kd.data.records import DataError, Record
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Case:
 
 def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
     """All cases of one split, in the order of the records. `tokenizer` must have a chat template.
+
+    Raises:
+        DataError: the template refuses a record.
 
     To share the work between ranks give each `cases[rank::world_size]`, and merge what they return (kd/evaluate.py).
     """
@@ -62,9 +67,12 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
             else:
                 kind = "no_tool" if record.tools and user_at >= 0 else ""
             if kind:
-                prompt = tokenizer.apply_chat_template(
-                    history, tools=record.tools or None, add_generation_prompt=True, tokenize=False
-                )
+                try:
+                    prompt = tokenizer.apply_chat_template(
+                        history, tools=record.tools or None, add_generation_prompt=True, tokenize=False
+                    )
+                except (TemplateError, TypeError) as error:
+                    raise DataError(f"record {record.id}: messages[{turn}]: the chat template refuses it: {error}") from error
                 user = history[user_at]["content"] if user_at >= 0 else ""
                 cases.append(
                     Case(len(cases), number, record.id, turn, kind, prompt, user, results, record.tools, calls, text, carried)

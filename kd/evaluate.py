@@ -82,7 +82,8 @@ def evaluate_cases(
     stop_ids = _stop_ids(model, tokenizer)
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False)["input_ids"] if cases else []
     rows = greedy(
-        model, prompts, stop_ids=stop_ids, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+        model, prompts, stop_ids=stop_ids, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        vocab_size=len(tokenizer), progress=progress
     )
     outcomes = []
     for case, ids in zip(cases, rows):

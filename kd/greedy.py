@@ -22,6 +22,7 @@ def greedy(
     stop_ids: Iterable[int],
     max_new_tokens: int,
     batch_size: int,
+    vocab_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, token by token, in the order of `prompts`.
@@ -33,6 +34,7 @@ def greedy(
         max_new_tokens: a row that has not ended by then is cut; its last id is then no stop id.
         batch_size: rows computed together. It changes speed and memory; the padding is masked, so it changes a result
             only where rounding decides between two tokens.
+        vocab_size: len(tokenizer), where the model is wider: columns beyond it were never trained and are never chosen.
         progress: called as progress(num_done, num_prompts) after each batch.
 
     Raises:
@@ -51,7 +53,7 @@ def greedy(
     try:
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
-            _continue(model, [prompts[row] for row in rows], [outputs[row] for row in rows], stops, max_new_tokens)
+            _continue(model, [prompts[row] for row in rows], [outputs[row] for row in rows], stops, max_new_tokens, vocab_size)
             if progress is not None:
                 progress(min(first + batch_size, len(order)), len(order))
     finally:
@@ -59,7 +61,8 @@ def greedy(
     return outputs
 
 
-def _continue(model, prompts: list[Sequence[int]], outputs: list[list[int]], stops: frozenset[int], limit: int) -> None:
+def _continue(model, prompts: list[Sequence[int]], outputs: list[list[int]], stops: frozenset[int], limit: int,
+              vocab_size: int | None) -> None:
     device = next(model.parameters()).device
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -71,7 +74,7 @@ def _continue(model, prompts: list[Sequence[int]], outputs: list[list[int]], sto
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         )
         cache = out.past_key_values
-        chosen = out.logits[:, -1].argmax(dim=-1)
+        chosen = out.logits[:, -1, :vocab_size].argmax(dim=-1)
         ended = []
         for row, token in zip(live, chosen.tolist()):
             # A row that ended stays in the batch until it is worth dropping; what it says after its end is not kept.

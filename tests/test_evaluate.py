@@ -1,5 +1,6 @@
 """The evaluation judges what a model says: here a scripted model says exactly what each test needs."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kd.cases import build_cases
-from kd.data.records import Record
+from kd.data.records import DataError, Record
 from kd.evaluate import METRICS, evaluate_cases, evaluate_model, merge, write_cases, write_evaluation
 from kd.greedy import greedy
 from launch import evaluate as evaluate_command
@@ -281,6 +282,14 @@ def test_generation_is_what_generate_says(tiny):
     assert greedy(tiny, [prompt], stop_ids=[3], max_new_tokens=20, batch_size=1)[0] == ids[0, len(prompt) :].tolist()
 
 
+def test_columns_beyond_the_tokenizer_are_never_chosen(tiny):
+    prompts = prompts_of(3, 8)
+    free = greedy(tiny, prompts, stop_ids=[3], max_new_tokens=20, batch_size=2)
+    narrow = min(max(row) for row in free)  # a token that both rows would say
+    rows = greedy(tiny, prompts, stop_ids=[3], max_new_tokens=20, batch_size=2, vocab_size=narrow)
+    assert max(map(max, rows)) < narrow
+
+
 def test_generation_ends_at_the_stop_token_and_restores_the_mode(tiny):
     tiny.train()
     try:
@@ -290,6 +299,13 @@ def test_generation_ends_at_the_stop_token_and_restores_the_mode(tiny):
         tiny.eval()
     with pytest.raises(ValueError, match="chat template"):
         greedy(tiny, [[]], stop_ids=[1], max_new_tokens=2, batch_size=1)
+
+
+def test_a_record_the_template_refuses_is_named(tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataError, match=rf"record {FULL[0].id}: messages\[1\]: the chat template refuses it: roles must alternate"):
+        build_cases(FULL, strict)
 
 
 def test_the_command_evaluates_saved_models_and_writes_both_files(tokenizer, tmp_path, capsys):

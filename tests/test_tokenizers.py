@@ -53,6 +53,26 @@ def test_a_teacher_with_another_tokenizer_is_refused(configure, teacher_folder, 
         load_tokenizer(configure(teacher_folder, tmp_path / "other"))
 
 
+def test_a_checkpoint_with_another_tokenizer_is_refused_and_one_without_is_not(configure, teacher_folder, tmp_path):
+    other = shutil.copytree(teacher_folder, tmp_path / "model")
+    student = f"init: checkpoint, path: {other}"
+    assert load_tokenizer(configure(teacher_folder, student=student))
+    build_tokenizer(other, vocab_size=620, num_records=100, seed=5)
+    with pytest.raises(TokenizerError, match=r"tokenizer of the student's checkpoint .* is not the run's .*: token .* for the student's checkpoint"):
+        load_tokenizer(configure(teacher_folder, student=student))
+    for file in other.glob("*token*"):
+        file.unlink()
+    assert load_tokenizer(configure(teacher_folder, student=student))
+
+
+def test_a_teacher_narrower_than_the_tokenizer_is_refused(configure, teacher_folder, tmp_path):
+    narrow = shutil.copytree(teacher_folder, tmp_path / "narrow")
+    settings = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps({**settings, "vocab_size": 599}))
+    with pytest.raises(TokenizerError, match="the teacher's vocabulary is 599 wide and the tokenizer has 600 tokens"):
+        load_tokenizer(configure(narrow))
+
+
 def swap(data):
     vocab = data["model"]["vocab"]
     one, two = sorted(vocab, key=vocab.get)[-2:]
