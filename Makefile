@@ -27,7 +27,8 @@ teacher: $(STAMP)
 	$(BIN)/python -m kd.data.demo --tokenizer runs/demo_tokenizer
 	$(TRAIN) --config configs/demo_teacher.yaml --fresh
 	$(TRAIN) --config configs/demo_teacher_2.yaml --fresh
-	rm -rf configs/demo_teacher && cp -r runs/demo_teacher_2/student configs/demo_teacher
+	$(TRAIN) --config configs/demo_teacher_3.yaml --fresh
+	rm -rf configs/demo_teacher && cp -r runs/demo_teacher_3/student configs/demo_teacher
 
 $(STAMP): requirements.txt
 	@missing=""; \
