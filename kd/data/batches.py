@@ -25,6 +25,7 @@ from kd.data.render import Encoded, encode
 from kd.data.spans import ARGS, INTEGRATION, TOOL, TRUTH
 
 WINDOW_STEPS = 16  # steps sorted together by length
+PAD_MULTIPLE = 16  # few widths: a CPU's matrix library compiles and keeps code for each, and tensor cores want multiples of 8
 COUNTED = (TRUTH, TOOL, ARGS, INTEGRATION)
 
 
@@ -145,7 +146,7 @@ class StepBatches:
                 kept = self._encode(mine)
                 if epoch == 0:
                     self.num_too_long += len(mine) - len(kept)
-                micro_batches.append(collate(kept, self._pad))
+                micro_batches.append(collate(kept, self._pad, self._max_length))
             yield micro_batches
 
     def _steps(self) -> Iterator[tuple[int, list[int]]]:
@@ -168,12 +169,16 @@ class StepBatches:
         return [e for e in encoded if len(e.input_ids) <= self._max_length]
 
 
-def collate(encoded: list[Encoded], pad_token_id: int) -> MicroBatch:
+def collate(encoded: list[Encoded], pad_token_id: int, max_length: int | None = None) -> MicroBatch:
     """Right-padded tensors and the supervised rows. No records gives one padding token and no rows.
+
+    With `max_length`, batches are as wide as the longest record rounded up to PAD_MULTIPLE, but no wider than that.
 
     This is the one place of the shift: a token at position t with bits becomes the row at position t - 1.
     """
     length = max((len(e.input_ids) for e in encoded), default=1)
+    if encoded and max_length is not None:
+        length = max(length, min(-(-length // PAD_MULTIPLE) * PAD_MULTIPLE, max_length))
     input_ids = torch.full((max(len(encoded), 1), length), pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
     if not encoded:

@@ -116,3 +116,11 @@ def test_padding_does_not_change_what_is_trained(tokenizer):
     assert padded.labels.tolist() == alone.labels.tolist() and padded.bits.tolist() == alone.bits.tolist()
     assert padded.rows.tolist() == alone.rows.tolist()  # it is the first of the batch
     assert (padded.input_ids[0][padded.attention_mask[0] == 0] == 0).all()
+
+
+def test_widths_are_multiples_of_16_up_to_max_length():
+    def width(num_tokens, max_length):
+        return collate([Encoded("a", [5] * num_tokens, [TRUTH] * num_tokens, 1.0)], 0, max_length).input_ids.shape[1]
+
+    assert [width(n, 40) for n in (1, 16, 17, 33, 40)] == [16, 16, 32, 40, 40]
+    assert collate([], 0, 40).input_ids.shape == (1, 1)
