@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ def _scale(grad: Tensor, factor: Tensor) -> None:
     if grad.device.type == "cpu":
         if factor.item() != 1.0:
             grad.mul_(factor)
-    elif grad.is_cuda and _have_triton():
+    elif grad.is_cuda and have_triton():
         from kernels.dense import scale_unless_one
 
         scale_unless_one(grad, factor)
@@ -54,9 +56,6 @@ def _scale(grad: Tensor, factor: Tensor) -> None:
         grad.mul_(factor)
 
 
-def _have_triton() -> bool:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def have_triton() -> bool:
+    """Whether triton is installed. One that is there and fails to import is an error, which is for the user to see."""
+    return importlib.util.find_spec("triton") is not None

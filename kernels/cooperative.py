@@ -23,6 +23,7 @@ import triton.language as tl
 
 from kernels import forms
 from kernels.forms import Launch
+from kernels.rows import row_terms, store_row
 from kernels.sweeps import (
     NUM_STATS,
     gradient_of_tile,
@@ -31,9 +32,7 @@ from kernels.sweeps import (
     padding_of,
     publish,
     row_divergence,
-    row_terms,
     special_columns,
-    store_row,
     store_special,
     sweep_gradient,
     sweep_statistics,
@@ -117,7 +116,7 @@ def _streamed_kernel(
                 hard_weight, HAS_TEACHER, HAS_KD, HAS_TRUTH, HAS_SPAN, HAS_HARD, HAS_ENTROPY,
             )  # fmt: skip
             if part == 0:
-                store_row(outputs, stats, floats, hits, num_rows, row, label, HAS_TEACHER)
+                store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
             if HAS_GRAD:
                 choice = stats[5]
                 factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], 0.0)
@@ -193,7 +192,7 @@ def _cooperative_kernel(
             HAS_TEACHER, HAS_KD, HAS_TRUTH, HAS_SPAN, HAS_HARD, HAS_ENTROPY,
         )  # fmt: skip
         if part == 0:
-            store_row(outputs, stats, floats, hits, num_rows, row, label, HAS_TEACHER)
+            store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
         if HAS_GRAD:
             choice = stats[5]
             factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], 0.0)

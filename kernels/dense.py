@@ -23,12 +23,11 @@ from torch import Tensor
 
 from kernels import cooperative, forms
 from kernels.contract import DIVERGENCES, DistillOutput, Options, RowWeights
+from kernels.rows import row_terms, store_row
 from kernels.sweeps import (
     measure,
     row_divergence,
-    row_terms,
     special_columns,
-    store_row,
     store_special,
     sweep_gradient,
     sweep_statistics,
@@ -110,7 +109,7 @@ def _dense_kernel(
         stats, divergence, row, label, vocab, temperature, scalars, kd_weight, truth_weight, span_weight,
         hard_weight, HAS_TEACHER, HAS_KD, HAS_TRUTH, HAS_SPAN, HAS_HARD, HAS_ENTROPY,
     )  # fmt: skip
-    store_row(outputs, stats, floats, hits, num_rows, row, label, HAS_TEACHER)
+    store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
 
     # 3. gradient
     if HAS_GRAD:
@@ -132,7 +131,8 @@ def _dense_kernel(
 
 @triton.jit
 def _scale_kernel(grad, factor, num_rows, width, stride, BLOCK: tl.constexpr):
-    by = tl.load(factor).to(tl.float32)
+    WIDE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
+    by = tl.load(factor).to(WIDE)
     if by != 1.0:
         row = tl.program_id(0).to(tl.int64)
         while row < num_rows:
@@ -140,7 +140,7 @@ def _scale_kernel(grad, factor, num_rows, width, stride, BLOCK: tl.constexpr):
                 cols = start + tl.arange(0, BLOCK)
                 keep = cols < width
                 at = grad + row * stride + cols
-                value = tl.load(at, mask=keep, other=0.0).to(tl.float32) * by
+                value = tl.load(at, mask=keep, other=0.0).to(WIDE) * by
                 tl.store(at, value.to(grad.dtype.element_ty), mask=keep)
             row += tl.num_programs(0)
 
@@ -163,17 +163,12 @@ def dense_rows(
     """
     num_rows, width = student_logits.shape
     device = student_logits.device
-    for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
-        if logits is not None and logits.stride(1) != 1 and logits.numel() > 0:
-            raise ValueError(f"{name} has columns {logits.stride(1)} apart: call .contiguous() on it first")
     floats = torch.empty(8, num_rows, dtype=torch.float32, device=device)
     hits = torch.empty(2, num_rows, dtype=torch.uint8, device=device)
     if num_rows > 0:
         given = [None if w is None else w.to(torch.float32).contiguous() for w in weights]
         # A pointer that no compiled branch reads still has to point somewhere.
         kd, truth, span, hard = (floats if w is None else w for w in given)
-        temperature = options.temperature
-        constant_t = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
         teacher = student_logits if teacher_logits is None else teacher_logits
         target = student_logits if grad is None else grad
         vocab = options.vocab_size
@@ -183,18 +178,8 @@ def dense_rows(
             student_logits, teacher, target, labels.contiguous(), kd, truth, span, hard, _scalars(options, device), floats,
             hits, num_rows, vocab, width, student_logits.stride(0), teacher.stride(0), target.stride(0),
         )  # fmt: skip
-        constants = dict(
-            KIND=kind,
-            T=int(temperature) if constant_t else 0,
-            HAS_TEACHER=teacher_logits is not None,
-            HAS_KD=weights.kd is not None,
-            HAS_TRUTH=weights.truth is not None,
-            HAS_SPAN=weights.span is not None,
-            HAS_HARD=weights.hard is not None,
-            HAS_ENTROPY=options.entropy is not None,
-            HAS_GRAD=grad is not None,
-            GROUP=launch.group,
-        )
+        constants = compiled_in(weights, options, grad)
+        constants |= dict(KIND=kind, HAS_TEACHER=teacher_logits is not None, GROUP=launch.group)
         with torch.no_grad(), _on(device):
             if launch.form == "row" or not cooperative.run(_interpretable(launch), runtime, constants):
                 launch = _interpretable(forms.row_launch(launch.device, launch.row_bytes, launch.group))
@@ -202,11 +187,30 @@ def dense_rows(
                 _dense_kernel[(num_rows,)](*runtime, **constants, BLOCK=launch.block, **compiler)
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
             torch.autograd.graph.increment_version(student_logits)
+    return output_of(floats, hits, weights)
+
+
+def output_of(floats: Tensor, hits: Tensor, weights: RowWeights) -> DistillOutput:
+    """What a kernel wrote, by name. Span weights are used as they are given."""
     label_hit, teacher_hit = hits.view(torch.bool)
-    span_used = torch.zeros_like(floats[0]) if weights.span is None else weights.span.to(torch.float32)
-    loss, divergence, nll, hard_nll, entropy, kd, truth, hard = floats
-    used = RowWeights(kd, truth, span_used, hard)
-    return DistillOutput(loss, divergence, nll, hard_nll, entropy, label_hit, teacher_hit, used)
+    span = torch.zeros_like(floats[0]) if weights.span is None else weights.span.to(torch.float32)
+    *rows, kd, truth, hard = floats
+    return DistillOutput(*rows, label_hit, teacher_hit, RowWeights(kd, truth, span, hard))
+
+
+def compiled_in(weights: RowWeights, options: Options, grad: Tensor | None) -> dict:
+    """The choices that a kernel is compiled for: T (0: read at run time), which terms are on."""
+    temperature = options.temperature
+    constant = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
+    return dict(
+        T=int(temperature) if constant else 0,
+        HAS_KD=weights.kd is not None,
+        HAS_TRUTH=weights.truth is not None,
+        HAS_SPAN=weights.span is not None,
+        HAS_HARD=weights.hard is not None,
+        HAS_ENTROPY=options.entropy is not None,
+        HAS_GRAD=grad is not None,
+    )
 
 
 def _interpretable(launch: forms.Launch) -> forms.Launch:

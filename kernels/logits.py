@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import ops, reference, reference_sparse
-from kernels.attach import attach
+from kernels.attach import attach, have_triton
 from kernels.contract import (
     DistillOutput,
     EntropyWeighting,
@@ -158,6 +158,8 @@ def _run(
     for name, logits in (("student_logits", student_logits), ("teacher_logits", None if sparse else teacher)):
         if logits is not None and (logits.dim() != 2 or not logits.is_floating_point()):
             raise ValueError(f"{name} must be floating point [N, V], got {logits.dtype} {list(logits.shape)}")
+        if logits is not None and logits.stride(1) != 1 and logits.numel() > 0:
+            raise ValueError(f"{name} has columns {logits.stride(1)} apart: call .contiguous() on it first")
     num_rows, device = len(student_logits), student_logits.device
     if not sparse and teacher is not None and (len(teacher) != num_rows or teacher.device != device):
         raise ValueError(
@@ -220,12 +222,12 @@ def choose_rows(
     fits = all(x is None or x.dtype in _TRITON_DTYPES for x in (student_logits, None if sparse else teacher))
     if impl == "reference" or (impl == "auto" and not (student_logits.is_cuda and fits)):
         return plain
-    try:
-        from kernels import dense, sparse as sparse_form
-    except ImportError as error:
+    if not have_triton():
         if impl == "auto":
             return plain
-        raise ValueError("impl='triton' needs triton >= 3.4: install it, or use impl='auto'") from error
+        raise ValueError("impl='triton' needs triton >= 3.4: install it, or use impl='auto'")
+    from kernels import dense, sparse as sparse_form
+
     if not student_logits.is_cuda and not dense.INTERPRETED:
         raise ValueError(f"impl='triton' needs a GPU, the logits are on {student_logits.device}: use impl='auto'")
     if not fits:

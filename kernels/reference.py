@@ -50,7 +50,7 @@ class _Parts(NamedTuple):
     kl_q: Tensor | None  # [n, 1] the row constant of reverse_kl and jsd gradients
     label: Tensor  # [n, 1] a column that exists, whatever the label was
     choice: Tensor | None  # [n, 1] the teacher's argmax
-    poison: Tensor  # [n] 1, or NaN where the label is out of range
+    poison: Tensor  # [n] 1, or NaN where the label is out of range, or the teacher's choice that of NaN
 
 
 def rows_of(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: RowWeights, options: Options):
@@ -86,6 +86,7 @@ def rows_of(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Ro
             divergence, log_m, kl_q = divergence_of(log_p_t, p_t, log_q_t, options)
         if weights.hard is not None:
             hard_nll = -log_q.gather(1, choice)[:, 0]
+            poison = poison + 0 * entropy  # of a teacher of NaN the choice means nothing
     nll = zeros
     if weights.truth is not None or weights.span is not None:
         nll = torch.where(valid, -log_q.gather(1, label)[:, 0], 0.0) * poison
@@ -165,8 +166,8 @@ def weights_as_used(
 def divergence_of(log_p: Tensor, p: Tensor, log_q: Tensor, options: Options):
     """D [n], and for the gradient log m (jsd) and the row's KL(q || p or m) [n, 1]."""
     if options.divergence == "forward_kl":
-        # Where p is 0 the term is 0 even if log q is -inf.
-        return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1), None, None
+        # Where p is 0 the term is 0 even if log q is -inf; where it is NaN the row is NaN.
+        return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1), None, None
     # Where q is 0 the term is 0: with this floor exp(log q) is 0 in every dtype, and the product stays finite.
     log_q = log_q.clamp(min=LOG_P_FLOOR)
     q = log_q.exp()

@@ -242,7 +242,7 @@ def _divergence_and_pull(log_q: Tensor, probs: Tensor, teacher: SparseTeacher, o
     """D [n] over buckets and G [n, K + 1], the rest last, from the student's log q of them."""
     if teacher.kind == "sampled":
         p = torch.cat([probs, torch.zeros_like(probs[:, :1])], 1)
-        divergence = torch.where(p > 0, -p * log_q, 0.0).sum(-1) - teacher.entropy_t
+        divergence = torch.where(p == 0, 0.0, -p * log_q).sum(-1) - teacher.entropy_t
         return divergence, log_q.exp() * p.sum(-1, keepdim=True) - p
     log_p = torch.cat([probs.log(), teacher.log_tail.to(probs.dtype)[:, None]], 1).clamp_(min=LOG_P_FLOOR)
     p = log_p.exp()

@@ -25,14 +25,14 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import forms
-from kernels.contract import DIVERGENCES, IGNORE_INDEX, DistillOutput, Options, RowWeights, SparseTeacher
-from kernels.dense import INTERPRETED, _on, _scalars
+from kernels.contract import DIVERGENCES, DistillOutput, Options, RowWeights, SparseTeacher
+from kernels.dense import INTERPRETED, _on, _scalars, compiled_in, output_of
 from kernels.reference_sparse import sorted_slots
+from kernels.rows import row_weights, store_row, weigh_by_entropy
 from kernels.slots import EMPTY, bucket_pull, read_buckets, rest_gradient, rest_statistics, sweep_rest_gradient
 from kernels.sweeps import zero_padding
-from kernels.tiles import FLOOR, FORWARD_KL, LOWEST, REVERSE_KL, entropy_factor, exps, merge_max, tile_divergence, tile_max
+from kernels.tiles import FLOOR, FORWARD_KL, LOWEST, REVERSE_KL, exps, merge_max, tile_divergence, tile_max
 
-_IGNORE = tl.constexpr(IGNORE_INDEX)
 _INTERPRETER_BLOCK = 32768
 _MOST_SLOTS = 1024  # slots taken at once; more are taken in turns
 
@@ -154,7 +154,7 @@ def _sparse_kernel(
             )
             mass += tl.sum(p, 0)
             if SAMPLED:
-                kl_p += tl.sum(tl.where(p > 0.0, -p * log_q, 0.0), 0)
+                kl_p += tl.sum(tl.where(p == 0.0, 0.0, -p * log_q), 0)
             else:
                 bucket_p, bucket_q = tile_divergence(log_q, log_p, p, beta, slot <= num_slots, KIND)
                 kl_p += bucket_p
@@ -165,28 +165,15 @@ def _sparse_kernel(
 
     # The row's weights, and NaN for a label or a slot that no tokenizer gave
     label = tl.load(labels + row)
-    valid = (label >= 0) & (label < vocab)
+    valid, poison, kd, truth, span, hard = row_weights(
+        row, label, vocab, kd_weight, truth_weight, span_weight, hard_weight, HAS_KD, HAS_TRUTH, HAS_SPAN, HAS_HARD
+    )
     choice = tl.load(choices + row)
     chosen = (choice >= 0) & (choice < vocab)
-    truth, span, kd, hard = 0.0, 0.0, 0.0, 0.0
-    if HAS_TRUTH:
-        truth = tl.load(truth_weight + row)
-    if HAS_SPAN:
-        span = tl.load(span_weight + row)
-    if HAS_KD:
-        kd = tl.load(kd_weight + row)
-    if HAS_HARD:
-        hard = tl.load(hard_weight + row)
-    sound = valid | ((label == _IGNORE) & (truth + span == 0.0))
-    poison = tl.where(sound & (chosen | (hard == 0.0)) & (num_wrong == 0), 1.0, float("nan"))
+    poison = tl.where((chosen | (hard == 0.0)) & (num_wrong == 0), poison, float("nan"))
     entropy = tl.load(entropy_1 + row)
     if HAS_ENTROPY:
-        h_min = tl.load(scalars + 3)
-        n = (entropy - h_min) / (tl.load(scalars + 4) - h_min)
-        n = tl.minimum(tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL), 1.0, propagate_nan=tl.PropagateNan.ALL)
-        kd = kd * entropy_factor(n, scalars + 5)
-        truth = truth * entropy_factor(n, scalars + 7)
-        hard = hard * entropy_factor(n, scalars + 9)
+        kd, truth, hard = weigh_by_entropy(kd, truth, hard, entropy, scalars)
 
     z_label = tl.load(student + label, mask=valid, other=0.0).to(tl.float32)
     z_choice = tl.load(student + choice, mask=chosen, other=0.0).to(tl.float32)
@@ -202,17 +189,8 @@ def _sparse_kernel(
     else:
         divergence = beta * kl_p + (1.0 - beta) * kl_q
     loss = kd * temperature * temperature * divergence + (truth + span) * nll + hard * hard_nll
-    out = floats + row
-    tl.store(out, loss * poison)
-    tl.store(out + num_rows, divergence)
-    tl.store(out + num_rows * 2, nll)
-    tl.store(out + num_rows * 3, hard_nll)
-    tl.store(out + num_rows * 4, entropy)
-    tl.store(out + num_rows * 5, kd)
-    tl.store(out + num_rows * 6, truth)
-    tl.store(out + num_rows * 7, hard)
-    tl.store(hits + row, (z_arg == label).to(tl.uint8))
-    tl.store(hits + num_rows + row, (z_arg == choice).to(tl.uint8))
+    outputs = (loss * poison, divergence, nll, hard_nll, entropy, kd, truth, hard)
+    store_row(outputs, z_arg == label, z_arg == choice, floats, hits, num_rows, row)
 
     if HAS_GRAD:
         # 4. gradient of every column as part of the rest. Everything that has to be read of `student` by position has been
@@ -221,7 +199,7 @@ def _sparse_kernel(
         scale = tl.load(scalars + 2) * poison
         kd_factor = kd * temperature * scale  # d(T^2 D)/dz = T^2 dD/ds / T
         ce_factor, hard_factor = (truth + span) * scale, hard * scale
-        rest_kd = kd_factor * tl.where(rest_dt > 0.0, rest_pull / rest_dt, 0.0)
+        rest_kd = kd_factor * tl.where(rest_dt == 0.0, 0.0, rest_pull / rest_dt)
         rest_ce = (ce_factor + hard_factor) * tl.exp(above - z_log_d1)
         sweep_rest_gradient(student, grad, vocab, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE, BLOCK, GROUP)
         zero_padding(grad, vocab, width, BLOCK // GROUP)
@@ -259,8 +237,6 @@ def sparse_rows(
     """As reference_sparse.sparse_rows, by the kernel: `loss` is [N], grad [N, Vs] is written if given (any float dtype)."""
     num_rows, width = student_logits.shape
     device = student_logits.device
-    if student_logits.stride(1) != 1 and student_logits.numel() > 0:
-        raise ValueError(f"student_logits has columns {student_logits.stride(1)} apart: call .contiguous() on it first")
     floats = torch.empty(8, num_rows, dtype=torch.float32, device=device)
     hits = torch.empty(2, num_rows, dtype=torch.uint8, device=device)
     if num_rows > 0:
@@ -271,8 +247,6 @@ def sparse_rows(
             ids, probs = sorted_slots(teacher)
             probs, num_slots = _fp32(probs), ids.shape[1]
             logits = torch.empty(num_rows, num_slots, dtype=torch.float32, device=device)
-        temperature = options.temperature
-        constant_t = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
         target = student_logits if grad is None else grad
         vocab = options.vocab_size
         group = forms.group_of(student_logits.dtype)
@@ -303,26 +277,16 @@ def sparse_rows(
                 student_logits.stride(0),
                 target.stride(0),
                 KIND=DIVERGENCES.index(options.divergence),
-                T=int(temperature) if constant_t else 0,
                 SAMPLED=teacher.kind == "sampled",
-                HAS_KD=weights.kd is not None,
-                HAS_TRUTH=weights.truth is not None,
-                HAS_SPAN=weights.span is not None,
-                HAS_HARD=weights.hard is not None,
-                HAS_ENTROPY=options.entropy is not None,
-                HAS_GRAD=grad is not None,
                 BLOCK=_INTERPRETER_BLOCK if INTERPRETED else launch.block,
                 GROUP=group,
                 SLOTS=min(_MOST_SLOTS, triton.next_power_of_2(num_slots + 1)),
+                **compiled_in(weights, options, grad),
                 **forms.options_of(launch),
             )
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
             torch.autograd.graph.increment_version(student_logits)
-    label_hit, teacher_hit = hits.view(torch.bool)
-    span_used = torch.zeros_like(floats[0]) if weights.span is None else weights.span.to(torch.float32)
-    loss, divergence, nll, hard_nll, entropy, kd, truth, hard = floats
-    used = RowWeights(kd, truth, span_used, hard)
-    return DistillOutput(loss, divergence, nll, hard_nll, entropy, label_hit, teacher_hit, used)
+    return output_of(floats, hits, weights)
 
 
 def launchable(arch: str, dtype: torch.dtype, kind: int) -> Iterator[forms.Compiled]:

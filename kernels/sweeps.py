@@ -1,8 +1,8 @@
 """Device functions that the forms of the dense kernel share: what a row needs, built from the tiles of tiles.py.
 
 A *part* is a range of columns [start, stop) of one row: the whole row where one program has it (dense.py), a slice where
-several do (cooperative.py). `measure` gives a part's statistics, `merge_parts` joins them, `row_terms` makes of a row's
-statistics its outputs and the factors of its gradient, `write_gradient` writes a part of that.
+several do (cooperative.py). `measure` gives a part's statistics, `merge_parts` joins them, rows.py makes of a row's statistics
+its outputs and the factors of its gradient, `sweep_gradient` writes a part of that.
 
 A tile is masked by whole groups of 16 bytes, one comparison for each: so every access is 16 bytes wide however many
 columns the vocabulary has, so long as rows start at multiples of 16 elements. What is left of a row, less than a group, is
@@ -12,14 +12,12 @@ a narrow tile of its own: one column a group.
 import triton
 import triton.language as tl
 
-from kernels.contract import IGNORE_INDEX
 from kernels.tiles import (
     FLOOR,
     FORWARD_KL,
     LOWEST,
     REVERSE_KL,
     add_tile,
-    entropy_factor,
     exps,
     merge_all,
     no_columns,
@@ -30,7 +28,6 @@ from kernels.tiles import (
     tile_max,
 )
 
-_IGNORE = tl.constexpr(IGNORE_INDEX)
 _INF = tl.constexpr(float("inf"))
 NUM_STATS = tl.constexpr(14)  # what `measure` returns
 
@@ -139,7 +136,8 @@ def measure(
     if TEACHER:
         u_column = _first_column(teacher, u_column, u_top, stop, GROUP)
         if HARD:
-            z_choice = tl.load(student + u_column).to(tl.float32)
+            # Of nothing but NaN the largest has no column.
+            z_choice = tl.load(student + u_column, mask=u_column < stop, other=0.0).to(tl.float32)
         suspect = moment * 0.0
         if KD and KIND == FORWARD_KL:
             suspect += cross * 0.0
@@ -243,54 +241,6 @@ def row_divergence(
     else:
         kl_p, kl_q = exact_divergence(student, teacher, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
         return beta * kl_p + (1.0 - beta) * kl_q, kl_q
-
-
-@triton.jit
-def row_terms(
-    stats, divergence, row, label, vocab, temperature, scalars, kd_weight, truth_weight, span_weight, hard_weight,
-    TEACHER: tl.constexpr, KD: tl.constexpr, TRUTH: tl.constexpr, SPAN: tl.constexpr, HARD: tl.constexpr,
-    ENTROPY: tl.constexpr,
-):  # fmt: skip
-    """The outputs of a row, and its gradient's factors: of kd, of the label, of the teacher's choice."""
-    valid = (label >= 0) & (label < vocab)
-    truth, span, kd, hard, entropy = 0.0, 0.0, 0.0, 0.0, 0.0
-    if TRUTH:
-        truth = tl.load(truth_weight + row)
-    if SPAN:
-        span = tl.load(span_weight + row)
-    if KD:
-        kd = tl.load(kd_weight + row)
-    if HARD:
-        hard = tl.load(hard_weight + row)
-    # NaN for a label that no tokenizer gave
-    poison = tl.where(valid | ((label == _IGNORE) & (truth + span == 0.0)), 1.0, float("nan"))
-    if TEACHER:
-        entropy = tl.log(stats[6]) - stats[8] / stats[6]
-    if ENTROPY:
-        h_min = tl.load(scalars + 3)
-        n = (entropy - h_min) / (tl.load(scalars + 4) - h_min)
-        n = tl.minimum(tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL), 1.0, propagate_nan=tl.PropagateNan.ALL)
-        kd = kd * entropy_factor(n, scalars + 5)
-        truth = truth * entropy_factor(n, scalars + 7)
-        hard = hard * entropy_factor(n, scalars + 9)
-    z_log_d1 = tl.log(stats[2])
-    nll, hard_nll = 0.0, 0.0
-    if TRUTH or SPAN:
-        nll = tl.where(valid, z_log_d1 - (stats[12] - stats[0]), 0.0) * poison
-    if HARD:
-        hard_nll = z_log_d1 - (stats[11] - stats[0])
-    loss = (kd * temperature * temperature * divergence + (truth + span) * nll + hard * hard_nll) * poison
-    scale = tl.load(scalars + 2) * poison
-    outputs = (loss, divergence, nll, hard_nll, entropy, kd, truth, hard)
-    return outputs, kd * temperature * scale, (truth + span) * scale, hard * scale, poison
-
-
-@triton.jit
-def store_row(outputs, stats, floats, hits, num_rows, row, label, TEACHER: tl.constexpr):
-    for index in tl.static_range(8):
-        tl.store(floats + index * num_rows + row, outputs[index])
-    tl.store(hits + row, (stats[1] == label).to(tl.uint8))
-    tl.store(hits + num_rows + row, ((stats[1] == stats[5]) & TEACHER).to(tl.uint8))
 
 
 @triton.jit

@@ -5,9 +5,9 @@ tile: a kernel adds only who reads which columns, and how parts reach each other
 divided by T afterwards: the subtraction is where rounding would hurt, and one max serves every temperature. The formulas
 are those of kernels/reference.py.
 
-Statistics are kept either for a whole tile (student_part, teacher_part: sums rescaled by one scalar a tile) or, in the
-second half of this file, for each *group* of 16 bytes: the columns that one thread loads at once. A group has its own
-max, so a sweep needs no shuffle and no barrier until its end, for one exponential more a group (1/8 a logit in bf16).
+Statistics are kept for each *group* of 16 bytes: the columns that one thread loads at once. A group has its own max, so a
+sweep needs no shuffle and no barrier until its end, for one exponential more a group (1/8 a logit in bf16). A part that is
+one tile in registers has one max for all of it (whole_part).
 """
 
 import triton
@@ -61,27 +61,6 @@ def tile_max(x, cols):
 
 
 @triton.jit
-def student_part(top, d1, dt, z, inv_t, T: tl.constexpr):
-    """Add a tile to (max, sum e^(z-max), sum e^((z-max)/T)); `top` already covers the tile, the sums do not."""
-    e1, et = exps(z - top, inv_t, T)
-    return d1 + tl.sum(e1, 0), dt + tl.sum(et, 0)
-
-
-@triton.jit
-def teacher_part(top, d1, dt, moment, u, inv_t, T: tl.constexpr):
-    """As for the student, and sum e^(u-max) (u-max), from which the entropy comes without cancellation."""
-    x = u - top
-    e1, et = exps(x, inv_t, T)
-    return d1 + tl.sum(e1, 0), dt + tl.sum(et, 0), moment + tl.sum(tl.where(e1 > 0.0, e1 * x, 0.0), 0)
-
-
-@triton.jit
-def rescale(old, new, d1, dt, inv_t, T: tl.constexpr):
-    f1, ft = exps(old - new, inv_t, T)
-    return d1 * f1, dt * ft, f1
-
-
-@triton.jit
 def tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep):
     """log q_T, log p_T (floored) and p_T of a tile; what lies past the vocabulary has probability 0."""
     log_q = (z - z_top) * inv_t - z_log_dt
@@ -100,7 +79,7 @@ def log_mixture(p, q, beta):
 def tile_divergence(log_q, log_p, p, beta, keep, KIND: tl.constexpr, AXIS: tl.constexpr = 0):
     """A tile's sums over AXIS of KL(p || .) and KL(q || .), against each other or, for jsd, against the mixture."""
     if KIND == FORWARD_KL:
-        return tl.sum(tl.where(p > 0.0, p * (log_p - log_q), 0.0), AXIS), 0.0
+        return tl.sum(tl.where(p == 0.0, 0.0, p * (log_p - log_q)), AXIS), 0.0
     else:
         log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
         q = tl.where(keep, tl.exp2(log_q * LOG2E), 0.0)
@@ -109,27 +88,6 @@ def tile_divergence(log_q, log_p, p, beta, keep, KIND: tl.constexpr, AXIS: tl.co
         else:
             log_m = log_mixture(p, q, beta)
             return tl.sum(p * (log_p - log_m), AXIS), tl.sum(q * (log_q - log_m), AXIS)
-
-
-@triton.jit
-def tile_kd_gradient(log_q, log_p, p, kl_q, beta, keep, KIND: tl.constexpr):
-    """dD/ds of a tile, s = z / T (formulas: kernels/reference.py)."""
-    if KIND == FORWARD_KL:
-        return tl.where(keep, tl.exp(log_q), 0.0) - p
-    else:
-        log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-        q = tl.where(keep, tl.exp(log_q), 0.0)
-        if KIND == REVERSE_KL:
-            return q * (log_q - log_p - kl_q)
-        else:
-            return (1.0 - beta) * q * (log_q - log_mixture(p, q, beta) - kl_q)
-
-
-@triton.jit
-def entropy_factor(n, ends):
-    """An entropy factor: linear from its value at n = 0 to its value at n = 1."""
-    first = tl.load(ends)
-    return first + (tl.load(ends + 1) - first) * n
 
 
 @triton.jit
@@ -229,6 +187,7 @@ def whole_part(
     """merge_all's fields of a part that is one tile in registers (forward_kl): one max for all of it, one 2^x a logit."""
     columns = start + tl.arange(0, BLOCK // GROUP) * GROUP
     z_top, z_column = tile_max(tl.max(z, 1), columns)
+    z_top = tl.maximum(z_top, LOWEST)  # finite where all of the part is -inf
     e1, et = exps(z - z_top, inv_t, T)
     z_d1 = tl.sum(tl.sum(e1, 1), 0)
     z_dt = z_d1
@@ -237,6 +196,7 @@ def whole_part(
     u_top, u_column, u_d1, u_dt, moment, cross = LOWEST, 0, 0.0, 0.0, 0.0, 0.0
     if TEACHER:
         u_top, u_column = tile_max(tl.max(u, 1), columns)
+        u_top = tl.maximum(u_top, LOWEST)
         y = u - u_top
         e1, et = exps(y, inv_t, T)
         u_d1 = tl.sum(tl.sum(e1, 1), 0)

@@ -190,6 +190,7 @@ def _systematic(log_probs: Tensor, num_draws: int, uniform: Tensor) -> Tensor:
     distribution = log_probs.double().exp_().cumsum(-1)
     distribution /= distribution[:, -1:].clone()
     points = (uniform[:, None] + torch.arange(num_draws, device=uniform.device)) / num_draws
+    points.clamp_(max=1 - 2.0**-53)  # rounded up to 1 the last one would be past every token
     # right: the first token whose distribution function is above the point, so never one of probability 0.
     return torch.searchsorted(distribution, points, right=True).clamp_(max=log_probs.shape[1] - 1)
 
@@ -210,7 +211,7 @@ def _count(drawn: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
 def _uniform(seeds: Tensor, temperature: float) -> Tensor:
     """[n] in [0, 1), fp64: the top 53 bits of a hash of seed and temperature."""
     (bits,) = struct.unpack("<q", struct.pack("<d", temperature))
-    return _shift_right(_mix(seeds ^ _mix(torch.full_like(seeds, bits))), 11) * 2.0**-53
+    return _shift_right(_mix(seeds ^ _mix(torch.full_like(seeds, bits))), 11).double() * 2.0**-53
 
 
 def _mix(x: Tensor) -> Tensor:

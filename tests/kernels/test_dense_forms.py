@@ -7,9 +7,13 @@ where its exchange is trivial: what it computes is tested, how it waits is for t
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case, options_for
 from kernels import RowWeights, cooperative, dense, distill_loss, forms
+from kernels.sweeps import NUM_STATS, measure, merge_parts, padding_of, publish, row_divergence
+from kernels.tiles import FORWARD_KL, tile_columns, whole_part
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these run in the interpreter; GPUs have tests/gpu")
 
@@ -97,6 +101,68 @@ def test_labels_and_ties(form, tiles):
     assert output.teacher_hit.all()
     expected, expected_grad = run(case, "row")
     torch.testing.assert_close(grad, expected_grad, equal_nan=True)
+
+
+@triton.jit
+def _exchange_kernel(student, teacher, partials, out, label, vocab, inv_t, BLOCK: tl.constexpr, GROUP: tl.constexpr, NUM_PARTS: tl.constexpr):
+    """What the programs of a cooperative row do, one after another, as far as the row's statistics and divergence."""
+    offsets = tile_columns(BLOCK, GROUP)
+    for part in range(0, tl.cdiv(vocab, BLOCK)):
+        start = part * BLOCK
+        stop = tl.minimum(start + BLOCK, vocab)
+        keep = start + offsets < stop
+        z = tl.load(student + start + offsets, mask=keep, other=padding_of(student)).to(tl.float32)
+        u = tl.load(teacher + start + offsets, mask=keep, other=padding_of(teacher)).to(tl.float32)
+        stats = whole_part(z, u, start, inv_t, 0, True, True, BLOCK, GROUP)
+        stats = measure(stats, student, teacher, start, stop, label, inv_t, FORWARD_KL, 0, True, True, True, BLOCK, GROUP)
+        publish(stats, partials + part, NUM_PARTS)
+    stats = merge_parts(partials, tl.cdiv(vocab, BLOCK), inv_t, FORWARD_KL, 0, NUM_PARTS)
+    divergence, _ = row_divergence(student, teacher, stats, vocab, inv_t, 0.0, FORWARD_KL, BLOCK, GROUP)
+    tl.store(out, divergence)
+    tl.store(out + 1, tl.log(stats[6]) - stats[8] / stats[6])
+    tl.store(out + 2, tl.log(stats[2]) - (stats[12] - stats[0]))
+    tl.store(out + 3, tl.log(stats[2]) - (stats[11] - stats[0]))
+    tl.store(out + 4, stats[1].to(tl.float32))
+    tl.store(out + 5, stats[5].to(tl.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_several_parts_of_a_cooperative_row(dtype):
+    """Also where a part is all -inf, on one side or both: it has no max, and adds nothing to the row."""
+    case = make_case(5, 600, dtype=dtype)
+    case.teacher[1, 256:512] = case.teacher[2, :256] = case.teacher[3, 512:] = -float("inf")
+    case.student[2, :256] = case.student[3, 520:] = case.student[4, 256:512] = -float("inf")
+    case = case._replace(weights=RowWeights(kd=torch.ones(5), truth=torch.ones(5), hard=torch.ones(5)))
+    labels = case.labels.clamp(min=256, max=511)
+    labels[4] = 0
+    case = case._replace(labels=labels)
+    expected = distill_loss(*case, temperature=2.0, impl="reference")
+    assert expected.divergence[:4].isfinite().all() and expected.divergence[4] == float("inf")
+    found = torch.empty(5, 6)
+    for row in range(5):
+        partials = torch.empty(NUM_STATS.value, 4)
+        _exchange_kernel[(1,)](
+            case.student[row], case.teacher[row], partials, found[row], int(labels[row]), 600, 0.5, BLOCK=256, GROUP=8, NUM_PARTS=4
+        )
+    for column, rows in enumerate((expected.divergence, expected.teacher_entropy, expected.nll, expected.hard_nll)):
+        torch.testing.assert_close(found[:, column], rows, rtol=1e-5, atol=1e-5)
+    assert found[:, 4].equal(case.student.argmax(-1).float()) and found[:, 5].equal(case.teacher.argmax(-1).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("factor", [1.0, 1 / 3])
+def test_gradients_are_scaled_in_their_own_precision(factor, dtype):
+    """Rows of a wider buffer, and a bias; what lies beside them stays."""
+    by = torch.tensor(factor, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    buffer = torch.randn(5, 5000, dtype=dtype)
+    whole, flat = buffer.clone(), torch.randn(70, dtype=dtype)
+    expected = buffer.clone()
+    expected[::2, :4100] = (expected[::2, :4100].to(by.dtype) * by).to(dtype)
+    expected_flat = (flat.to(by.dtype) * by).to(dtype)
+    dense.scale_unless_one(whole[::2, :4100], by)
+    dense.scale_unless_one(flat, by)
+    dense.scale_unless_one(torch.empty(0, 7), by)
+    assert whole.equal(expected) and flat.equal(expected_flat)
 
 
 @pytest.mark.parametrize("divergence, beta", DIVERGENCES[1:])

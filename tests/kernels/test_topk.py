@@ -149,6 +149,15 @@ def test_draws_depend_on_seed_and_temperature_alone():
     assert abs((uniform[1:] * uniform[:-1]).mean() - 0.25) < 0.01
 
 
+def test_the_largest_uniform_number_is_below_one(monkeypatch):
+    """In fp32 it would be 1, and the draw the last token, whatever its probability."""
+    monkeypatch.setattr(topk, "_mix", lambda x: torch.full_like(x, -1))
+    assert topk._uniform(torch.arange(1), 1.0).item() == 1 - 2.0**-53
+    masked = Head(torch.zeros(20, 1), torch.full((20,), -float("inf")).index_fill(0, torch.tensor([4, 7]), 0.0))
+    samples = teacher_sample(torch.ones(1, 1), masked, 9, (1.0,), torch.arange(1))
+    assert set(samples.ids.flatten().tolist()) == {4, 7, -1}
+
+
 def test_draws_are_unbiased_and_so_is_their_gradient():
     """Each count's mean over seeds is num_draws * p within 5 standard errors; then the loss's gradient is the dense one."""
     repeats = 4000

@@ -48,8 +48,11 @@ def test_shapes():
         distill_loss(*case._replace(weights=case.weights._replace(span=torch.ones(3, 1))))
     with pytest.raises(ValueError, match="must be a RowWeights"):
         distill_loss(*case._replace(weights=torch.ones(3)))
-    with pytest.raises(ValueError, match="columns 2 apart"):
-        distill_loss(*case._replace(student=torch.randn(3, 80)[:, ::2]), impl="triton")
+    for impl in ("reference", "triton"):
+        with pytest.raises(ValueError, match="student_logits has columns 2 apart"):
+            distill_loss(*case._replace(student=torch.randn(3, 80)[:, ::2]), impl=impl)
+        with pytest.raises(ValueError, match="teacher_logits has columns 3 apart"):
+            distill_loss(*case._replace(teacher=torch.randn(40, 3).T), impl=impl)
     with pytest.raises(ValueError, match="use impl='reference'"):
         distill_loss(*case._replace(student=case.student.double()), impl="triton")
 
@@ -102,6 +105,17 @@ def test_imports_only_torch_and_lives_without_triton():
         "except ValueError as error: print(error)\n"
     )
     assert "impl='triton' needs triton >= 3.4" in done.stdout, done.stderr
+
+
+def test_only_a_missing_triton_is_reported_as_one():
+    """Our own modules failing to import is another error, and is not to be answered by the reference."""
+    done = in_a_fresh_process(
+        "import os; os.environ['TRITON_INTERPRET'] = '1'\n"
+        "import sys; sys.modules['kernels.slots'] = None\n"
+        "import torch, kernels\n"
+        "kernels.distill_loss(torch.randn(2, 5), torch.randn(2, 5), torch.zeros(2).long(), kernels.RowWeights(), impl='triton')\n"
+    )
+    assert "import of kernels.slots halted" in done.stderr and "needs triton" not in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine where triton has no device")
