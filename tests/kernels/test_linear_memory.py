@@ -16,8 +16,8 @@ form, num_rows, width, vocab, chunk_rows = sys.argv[1], *map(int, sys.argv[2:])
 torch.manual_seed(0)
 torch.set_num_threads(1)
 hidden = torch.randn(num_rows, width, requires_grad=True)
-weight = (0.05 * torch.randn(vocab, width)).requires_grad_()
-their_hidden, their_weight = torch.randn(num_rows, 64), 0.1 * torch.randn(vocab, 64)
+weight = torch.randn(vocab, width).mul_(0.05).requires_grad_()  # in place: nothing freed for the forms to take
+their_hidden, their_weight = torch.randn(num_rows, 64), torch.randn(vocab, 64).mul_(0.1)
 labels = torch.randint(0, vocab, (num_rows,))
 one = torch.full((num_rows,), 1 / num_rows)
 
