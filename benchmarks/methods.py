@@ -24,7 +24,8 @@ from kernels import (
     sparse_distill_loss,
 )
 
-KD_SHARE, TRUTH_SHARE, SPAN_SHARE = 0.5, 0.375, 0.125
+# kd, truth, span. A term alone weighs 1: then no peer has to multiply its gradient once more.
+SHARES = {"kd": (1.0, 0.0, 0.0), "kd+ce": (0.5, 0.375, 0.125), "ce": (0.0, 0.75, 0.25)}
 OVERWRITES = ("ours (in place)", "liger")  # ways after which the student's logits are gone
 _SPREAD = 3.0  # standard deviation of the logits
 
@@ -66,9 +67,7 @@ def make_data(work: Workload, device: torch.device, seed: int = 0) -> Data:
         return torch.randn(*shape, device=device, generator=generator, dtype=dtype).mul_(scale)
 
     labels = torch.randint(0, v, (n,), device=device, generator=generator)
-    kd = torch.full((n,), KD_SHARE / n, device=device) if "kd" in work.terms else None
-    ce = (TRUTH_SHARE, SPAN_SHARE) if "ce" in work.terms else (None, None)
-    truth, span = (None if share is None else torch.full((n,), share / n, device=device) for share in ce)
+    kd, truth, span = (torch.full((n,), share / n, device=device) if share else None for share in SHARES[work.terms])
     weights = RowWeights(kd, truth, span, None)
     if work.family in ("dense", "sparse"):
         leaves, teacher = [normal(n, v, scale=_SPREAD)], None
@@ -112,10 +111,11 @@ def ours(impl: str, inplace: bool = False) -> Way:
 def eager(data: Data, leaves: list[Tensor]) -> Tensor:
     """Whole logits, softmax in at least fp32. Sums over the rows given, divided by the workload's number of rows."""
     work, teacher = data.work, data.teacher
+    kd, *ce = SHARES[work.terms]
     logits = leaves[0] if len(leaves) == 1 else F.linear(*leaves)
     z = logits if logits.dtype == torch.float64 else logits.float()
     total = z.new_zeros(())
-    if "kd" in work.terms:
+    if kd:
         log_q = F.log_softmax(z / work.temperature, -1)
         if isinstance(teacher, SparseTeacher):
             divergence = _bucket_divergence(log_q, teacher)
@@ -123,9 +123,9 @@ def eager(data: Data, leaves: list[Tensor]) -> Tensor:
             u = F.linear(teacher.hidden, teacher.head.weight) if isinstance(teacher, DenseTeacher) else teacher
             log_p = F.log_softmax(u.to(z.dtype) / work.temperature, -1)
             divergence = _divergence(log_q, log_p, work)
-        total = total + divergence * (KD_SHARE * work.temperature**2)
-    if "ce" in work.terms:
-        total = total + F.cross_entropy(z, data.labels, reduction="sum") * (TRUTH_SHARE + SPAN_SHARE)
+        total = total + divergence * (kd * work.temperature**2)
+    if any(ce):
+        total = total + F.cross_entropy(z, data.labels, reduction="sum") * sum(ce)
     return total / work.num_rows
 
 
@@ -159,14 +159,15 @@ def liger(work: Workload) -> Way | None:
         from liger_kernel import transformers as kernels_of_liger
     except ImportError:
         return None
+    kd, *ce = SHARES[work.terms]
     beta = {"forward_kl": 0.0, "reverse_kl": 1.0}.get(work.divergence, work.beta)
     if work.family == "linear" and work.terms == "ce":
         cross_entropy = kernels_of_liger.LigerFusedLinearCrossEntropyLoss()
-        return lambda data, x: cross_entropy(x[1], x[0], data.labels) * (TRUTH_SHARE + SPAN_SHARE)
+        return lambda data, x: cross_entropy(x[1], x[0], data.labels) * sum(ce)
     if work.family == "linear" and work.terms == "kd":
         fused = kernels_of_liger.LigerFusedLinearJSD(jsd_beta=beta, temperature=work.temperature)
-        share = KD_SHARE * work.temperature**2
-        return lambda data, x: fused(x[0], x[1], data.teacher.hidden, data.teacher.head.weight) * share
+        share = kd * work.temperature**2
+        return lambda data, x: fused(x[0], x[1], data.teacher.hidden, data.teacher.head.weight, None) * share
     if work.family != "dense" or work.terms == "ce":
         return None
     cross_entropy = kernels_of_liger.LigerCrossEntropyLoss()
@@ -178,10 +179,10 @@ def liger(work: Workload) -> Way | None:
     def loss(data: Data, leaves: list[Tensor]) -> Tensor:
         t = work.temperature
         log_q, log_p = (F.log_softmax(x.float() / t, -1) for x in (leaves[0], data.teacher))
-        total = divergence(log_q, log_p) * (KD_SHARE * t * t)
-        if "ce" in work.terms:
+        total = divergence(log_q, log_p) * (kd * t * t)
+        if any(ce):
             # Overwrites its input by the gradient: log_q was taken before, and OVERWRITES has the logits put back.
-            total = total + cross_entropy(leaves[0], data.labels) * (TRUTH_SHARE + SPAN_SHARE)
+            total = total + cross_entropy(leaves[0], data.labels) * sum(ce)
         return total
 
     return loss
