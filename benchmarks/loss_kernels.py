@@ -208,7 +208,7 @@ def run(chosen: argparse.Namespace) -> dict:
     results = facts(device) | {"command": sys.argv, "rows": [], "not_measured": []}
     copy = copy_bandwidth(device) if on_gpu and not chosen.parity_only else None
     results["copy_gb_s"] = None if copy is None else copy / 1e9
-    shapes = (VOCABS, ROWS, "bfloat16", 4096) if on_gpu else ((32000,), (256,), "float32", 256)
+    shapes = (VOCABS, ROWS, "bfloat16", 4096) if on_gpu else ((32000,), (1024,), "float32", 256)
     given = (chosen.vocab, chosen.rows, chosen.dtype, chosen.hidden)
     for work in workloads(chosen.families, *(value or default for value, default in zip(given, shapes))):
         for name, make in methods(work, device).items():

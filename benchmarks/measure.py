@@ -36,7 +36,7 @@ def facts(device: torch.device) -> dict:
         except metadata.PackageNotFoundError:
             versions[name] = None
     found = {"type": device.type, "name": _cpu_name(), "cores": os.cpu_count(),
-             "torch_threads": torch.get_num_threads()}  # fmt: skip
+             "torch_threads": torch.get_num_threads(), "load_before": round(os.getloadavg()[0], 1)}  # fmt: skip
     if device.type == "cuda":
         props = torch.cuda.get_device_properties(device)
         found = {"type": "cuda", "name": props.name, "capability": f"{props.major}.{props.minor}",

@@ -15,6 +15,7 @@ class Loop(NamedTuple):
     reads: Counter  # bytes of one access -> number of accesses of global memory
     writes: Counter
     exps: int
+    mufu: int  # all instructions of the special-function unit: exps, logarithms, reciprocals
     barriers: int
     shuffles: int
 
@@ -33,6 +34,7 @@ _SASS_JUMP = re.compile(r"\bBRA\b.*?0x([0-9a-f]+)")
 _SASS_GLOBAL = re.compile(r"\b(LDG|STG)\.E(?:\.[A-Z0-9]+)*")
 _SASS_WIDTH = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _AMD_GLOBAL = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(\w+)")
+_AMD_SPECIAL = re.compile(r"\bv_(?:exp|log|rcp|rsq|sqrt|sin|cos)_")
 _AMD_WIDTH = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4}
 
 
@@ -92,6 +94,7 @@ def _loop(body: list[str], span: tuple[int, int], access) -> Loop:
         reads=reads,
         writes=writes,
         exps=sum("MUFU.EX2" in text or "v_exp_f32" in text for text in body),
+        mufu=sum("MUFU." in text or bool(_AMD_SPECIAL.search(text)) for text in body),
         barriers=sum(bool(re.search(r"\bBAR\b|s_barrier", text)) for text in body),
         shuffles=sum(bool(re.search(r"\bSHFL\b|ds_bpermute|ds_swizzle|_dpp", text)) for text in body),
     )

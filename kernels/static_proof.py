@@ -1,13 +1,15 @@
 """What the compiled kernels do, without a GPU: ahead-of-time compilation, then the machine code is read.
 
-    python -m kernels.static_proof                     the table of kernels/README.md
+    python -m kernels.static_proof --write kernels/README.md    its table, between the two markers there
+    python -m kernels.static_proof                     the same table, printed
     python -m kernels.static_proof --quick             one layout of each kernel and divergence; --arch, --dtype, --kernel,
-                                                       --temperature and --terms narrow or widen it as well
+                                                       --temperature, --terms and --slots narrow or widen it as well
     python -m kernels.static_proof --json              one JSON object a line, for the tests
 
 Every layout that a launch can choose is compiled (forms.launchable, and the sparse kernel's own), with pointers and strides
 marked as multiples of 16, as the JIT finds them for vocabularies of a multiple of 16 columns, and with a vocab_size that
-is *not* one: widths are padded, tokenizers are not. Needs TRITON_INTERPRET unset; takes about 1 to 4 s a compilation.
+is *not* one: widths are padded, tokenizers are not. Student and teacher have one dtype. Needs TRITON_INTERPRET unset; takes
+about 1 to 4 s a compilation.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import argparse
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -36,24 +37,38 @@ from kernels.contract import DIVERGENCES
 from kernels.machine_code import Code, Loop, read_amdgcn, read_sass, widest_loops
 
 ARCHES = ("sm_80", "sm_90", "sm_100", "gfx942")
+_ALL = dict.fromkeys(("HAS_TEACHER", "HAS_KD", "HAS_TRUTH", "HAS_SPAN", "HAS_HARD", "HAS_ENTROPY", "HAS_GRAD"), True)
+_NONE = dict.fromkeys(_ALL, False)
+# The sets of terms whose sweeps differ; "eval" is all of them without the gradient.
 TERMS = {
-    "all": dict(HAS_TEACHER=True, HAS_KD=True, HAS_TRUTH=True, HAS_SPAN=True, HAS_HARD=True, HAS_ENTROPY=True),
-    "kd": dict(HAS_TEACHER=True, HAS_KD=True, HAS_TRUTH=False, HAS_SPAN=False, HAS_HARD=False, HAS_ENTROPY=False),
-    "ce": dict(HAS_TEACHER=False, HAS_KD=False, HAS_TRUTH=True, HAS_SPAN=True, HAS_HARD=False, HAS_ENTROPY=False),
-}  # fmt: skip
+    "all": _ALL,
+    "kd": _NONE | dict(HAS_TEACHER=True, HAS_KD=True, HAS_GRAD=True),
+    "ce": _NONE | dict(HAS_TRUTH=True, HAS_SPAN=True, HAS_GRAD=True),
+    "hard": _NONE | dict(HAS_TEACHER=True, HAS_HARD=True, HAS_GRAD=True),
+    "eval": _ALL | dict(HAS_GRAD=False),
+}
+SLOTS = (2, 128, 1024)  # of the sparse kernel: the fewest, those of 64 tokens, the most
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 _KERNELS = {
     "row": dense._dense_kernel,
     "streamed": cooperative._streamed_kernel,
     "cooperative": cooperative._cooperative_kernel,
     "sparse": sparse._sparse_kernel,
+    "scale": dense._scale_kernel,
 }
+
+
+def _scale_layout(arch: str, dtype: torch.dtype, kind: int) -> list[forms.Compiled]:
+    """Backward's multiplication by an upstream gradient that is not 1."""
+    return [forms.Compiled("scale", dict(BLOCK=dense._SCALE_BLOCK), dict(num_warps=dense._SCALE_WARPS))]
+
+
 # Each gives every layout that its launcher can choose: launchable(arch, dtype, kind). A new kernel joins here and above.
-_REGISTRY = (forms.launchable, sparse.launchable)
+_REGISTRY = (forms.launchable, sparse.launchable, _scale_layout)
 _LOGITS = ("student", "teacher", "grad")
 _OTHERS = {"labels": "*i64", "choices": "*i64", "hits": "*u8", "counters": "*i32", "slot_ids": "*i32"}
-_INTEGERS = ("num_rows", "vocab", "width", "lag", "num_slots", "student_stride", "teacher_stride", "grad_stride")
-_ALIGNED = ("width", "student_stride", "teacher_stride", "grad_stride")
+_ALIGNED = ("width", "student_stride", "teacher_stride", "grad_stride", "stride")
+_INTEGERS = ("num_rows", "vocab", "lag", "num_slots", *_ALIGNED)
 
 
 class Case(NamedTuple):
@@ -76,20 +91,26 @@ class Proof(NamedTuple):
     gradient: list[Loop]  # read and write; for the cooperative form the whole of a part, with what is rare in it
     issued_bytes: float  # a logit, over all sweeps
     exps: float  # a logit, likewise
+    mufu: float  # a logit, likewise
     instructions: float  # a logit, likewise
     bookkeeping: int  # instructions a thread outside those loops: once a row, or a part
 
 
-def cases(arches=ARCHES, dtypes=tuple(_POINTERS), temperatures=(1, 2, 3, 4, 0), terms=tuple(TERMS)) -> Iterator[Case]:
-    """All that can be launched, but for the sets of terms: "all" is the largest of them, the others its parts."""
-    for arch, name in itertools.product(arches, terms):
-        distils = TERMS[name]["HAS_KD"]
-        kinds = range(len(DIVERGENCES)) if distils else (0,)
-        for temperature, dtype, kind in itertools.product(temperatures if distils else (1,), dtypes, kinds):
+def cases(
+    arches=ARCHES, dtypes=tuple(_POINTERS), temperatures=(1, 2, 3, 4, 0), terms=tuple(TERMS), slots=SLOTS, kernels=tuple(_KERNELS)
+) -> Iterator[Case]:
+    """All that can be launched, each once, but for sets of terms between those of TERMS."""
+    seen = set()
+    for arch, name, temperature, dtype in itertools.product(arches, terms, temperatures, dtypes):
+        for kind in range(len(DIVERGENCES)) if TERMS[name]["HAS_KD"] else (0,):
             for found in (found for launchable in _REGISTRY for found in launchable(arch, dtype, kind)):
-                constants = found.constants | TERMS[name] | dict(T=temperature, HAS_GRAD=True)
-                used = {key: value for key, value in constants.items() if key in _KERNELS[found.kernel].arg_names}
-                yield Case(found.kernel, arch, dtype, kind, temperature, name, used, found.options)
+                for num_slots in slots if found.kernel == "sparse" else (0,):
+                    constants = found.constants | TERMS[name] | dict(T=temperature, SLOTS=num_slots)
+                    used = {key: value for key, value in constants.items() if key in _KERNELS[found.kernel].arg_names}
+                    what = (found.kernel, arch, dtype, *sorted(used.items()))
+                    if found.kernel in kernels and what not in seen:
+                        seen.add(what)
+                        yield Case(found.kernel, arch, dtype, kind, temperature, name, used, found.options)
 
 
 def target_of(arch: str) -> GPUTarget:
@@ -139,17 +160,22 @@ def _count(case: Case, code: Code) -> Proof:
     counted = [(loop, 1 + case.constants.get("HAS_TEACHER", False)) for loop in statistics]
     if DIVERGENCES[case.kind] == "reverse_kl":
         counted = counted[:1]  # the second sweep is for rows with a floor in them
-    reads_teacher = case.kernel != "sparse" and case.constants["HAS_KD"]
-    counted += [(loop, 1 + reads_teacher) for loop in gradient]
-    issued = exps = instructions = 0.0
+    needs = "HAS_TEACHER" if case.kernel == "cooperative" else "HAS_KD"  # the teacher in the loop that writes
+    reads_teacher = case.kernel != "sparse" and case.constants.get(needs, False)
+    # Where the compiler unrolled the gradient's loop it left a second one for what remains: the first is what counts.
+    counted += [(loop, 1 + reads_teacher) for loop in sorted(gradient, key=lambda loop: -loop.reads[16])[:1]]
+    sums = dict(issued_bytes=0.0, exps=0.0, mufu=0.0, instructions=0.0)
     for loop, operands in counted:
         logits = loop.reads[16] * 16 / case.dtype.itemsize / operands
-        issued += (loop.reads[16] + loop.writes[16]) * 16 / logits
-        exps += loop.exps / logits
-        instructions += loop.num_instructions / logits
+        if case.kernel == "cooperative":  # one trip is one tile, with narrow accesses to other things in it
+            logits = case.constants["BLOCK"] / (32 * case.options["num_warps"])
+        sums["issued_bytes"] += (loop.reads[16] + loop.writes[16]) * 16 / logits
+        sums["exps"] += loop.exps / logits
+        sums["mufu"] += loop.mufu / logits
+        sums["instructions"] += loop.num_instructions / logits
     inside = sum(loop.num_instructions for loop in main)
     bookkeeping = 0 if case.kernel == "cooperative" else code.num_instructions - inside
-    return Proof(case, code, statistics, gradient, issued, exps, instructions, bookkeeping)
+    return Proof(case, code, statistics, gradient, **sums, bookkeeping=bookkeeping)
 
 
 def _cuobjdump(option: str, cubin: Path) -> str:
@@ -160,49 +186,73 @@ def _cuobjdump(option: str, cubin: Path) -> str:
 def as_dict(proof: Proof) -> dict:
     """As the table and the tests read it. Narrow: accesses of the loops that are not 16 bytes (4 is a slot's id)."""
     case, code = proof.case, proof.code
-    loops = proof.statistics + (proof.gradient if case.kernel != "cooperative" else [])
+    loops = proof.statistics + proof.gradient if case.kernel != "cooperative" else []
     narrow = sum(count for loop in loops for width, count in (loop.reads + loop.writes).items() if width not in (16, 4))
+    bodies = [f"{loop.reads[16]}r {loop.writes[16]}w {loop.exps}e {loop.mufu}m" for loop in proof.statistics + proof.gradient]
     return dict(
-        kernel=case.kernel, arch=case.arch, dtype=str(case.dtype).split(".")[1], divergence=DIVERGENCES[case.kind],
-        temperature=case.temperature or "run-time", terms=case.terms, block=case.constants["BLOCK"],
-        num_warps=case.options["num_warps"], registers=code.registers, stack=code.stack, spills=code.spills, shared=code.shared,
+        arch=case.arch, kernel=case.kernel + " sampled" * case.constants.get("SAMPLED", False),
+        divergence=DIVERGENCES[case.kind], block=case.constants["BLOCK"], warps=case.options["num_warps"],
+        registers=code.registers, stack=code.stack, spills=code.spills, shared=code.shared, loops=" + ".join(bodies),
+        bytes=round(proof.issued_bytes, 2), exps=round(proof.exps, 2), mufu=round(proof.mufu, 2),
+        instructions=round(proof.instructions, 1), bookkeeping=proof.bookkeeping, dtype=str(case.dtype).split(".")[1],
+        temperature=case.temperature or "run-time", terms=case.terms, slots=case.constants.get("SLOTS"),
         statistics_loops=len(proof.statistics), gradient_loops=len(proof.gradient), narrow_accesses=narrow,
-        bytes=round(proof.issued_bytes, 2), exps=round(proof.exps, 2), instructions=round(proof.instructions, 1),
-        bookkeeping=proof.bookkeeping, waits=sum(loop.barriers + loop.shuffles for loop in loops), triton=triton.__version__,
+        waits=sum(loop.barriers + loop.shuffles for loop in loops),
     )  # fmt: skip
 
 
+COLUMNS = ("arch", "kernel", "divergence", "block", "warps", "registers", "stack", "spills", "shared", "loops", "bytes",
+           "exps", "mufu", "instructions", "bookkeeping")  # fmt: skip
+
+
+def table_line(row: dict) -> str:
+    return "| " + " | ".join(str(row[column]) for column in COLUMNS) + " |"
+
+
 def table(rows: list[dict]) -> str:
-    """Markdown, one line a compilation."""
-    columns = ("kernel", "arch", "dtype", "divergence", "temperature", "terms", "block", "num_warps", "registers", "stack",
-               "spills", "shared", "bytes", "exps", "instructions", "bookkeeping")  # fmt: skip
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows]
-    return "\n".join(lines)
+    """Markdown: what all compilations have in common, then one line for each."""
+    common = ", ".join(f"{name}: " + " and ".join(sorted({str(row[name]) for row in rows})) for name in _COMMON)
+    narrow = sum(row["narrow_accesses"] for row in rows)
+    head = f"triton {triton.__version__}; {common}. {len(rows)} compilations, accesses narrower than 16 bytes in a sweep: {narrow}."
+    return "\n".join([head, "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *map(table_line, rows)])
+
+
+_COMMON = ("dtype", "temperature", "terms")
+MARKERS = ("<!-- static proof: written by python -m kernels.static_proof --write -->", "<!-- end of static proof -->")
+
+
+def write_between_markers(path: Path, text: str) -> None:
+    before, rest = path.read_text().split(MARKERS[0])
+    _, after = rest.split(MARKERS[1])
+    path.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", default=list(ARCHES), choices=ARCHES)
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=[str(d).split(".")[1] for d in _POINTERS])
-    parser.add_argument("--temperature", nargs="+", type=int, default=[1, 2, 0], help="0: known at run time")
+    parser.add_argument("--temperature", nargs="+", type=int, default=[2], help="0: known at run time")
     parser.add_argument("--terms", nargs="+", default=["all"], choices=list(TERMS))
+    parser.add_argument("--slots", nargs="+", type=int, default=[128], help="of the sparse kernel")
     parser.add_argument("--kernel", nargs="+", default=list(_KERNELS), choices=list(_KERNELS))
     parser.add_argument("--quick", action="store_true", help="one layout of each kernel and divergence")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between its markers in this file")
     chosen = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("unset TRITON_INTERPRET: the interpreter compiles nothing")
     dtypes = tuple(getattr(torch, name) for name in chosen.dtype)
     rows, seen = [], set()
-    for case in cases(chosen.arch, dtypes, tuple(chosen.temperature), tuple(chosen.terms)):
+    for case in cases(chosen.arch, dtypes, chosen.temperature, chosen.terms, chosen.slots, chosen.kernel):
         what = (case.kernel, case.arch, case.dtype, case.kind, case.temperature, case.terms)
-        if case.kernel in chosen.kernel and not (chosen.quick and what in seen):
+        if not (chosen.quick and what in seen):
             seen.add(what)
             rows.append(as_dict(prove(case)))
             if chosen.json:
                 print(json.dumps(rows[-1]), flush=True)
-    if not chosen.json:
+    if chosen.write:
+        write_between_markers(chosen.write, table(rows))
+    elif not chosen.json:
         print(table(rows))
 
 
