@@ -59,7 +59,8 @@ def parts(out: Path, rehearse: bool) -> list[Part]:
         return [[python, "benchmarks/loss_kernels.py", "--out", str(out / f"{name}.json"), "--minutes", "{minutes}",
                  *arguments, *sizes]]  # fmt: skip
 
-    pytest = [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/gpu"]
+    # Names before results (pytest.ini has a -q), and where a test that hangs hangs.
+    pytest = [python, "-m", "pytest", "-vv", "-rs", "-o", "faulthandler_timeout=100", "-p", "no:cacheprovider", "tests/gpu"]
     # In a rehearsal those are imported and skipped, and something that needs no GPU runs beside them.
     pytest += ["tests/kernels/test_dense_forms.py::test_layouts"] if rehearse else []
     processes = 2 if rehearse else TEST_PROCESSES
@@ -171,6 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     # The interpreter must be off on a GPU; in a rehearsal no process may find one.
     env = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "SPANWISE_DENSE_FORM")}
     env |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} if chosen.rehearse else {}
+    env["PYTHONUNBUFFERED"] = "1"  # a log of what is killed is whole
     search = [str(ROOT), *([str(out / "packages")] if chosen.wheels else []), env.get("PYTHONPATH", "")]
     env["PYTHONPATH"] = os.pathsep.join(path for path in search if path)
     if chosen.wheels:
