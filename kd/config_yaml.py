@@ -70,6 +70,8 @@ for _name, _pattern, _first in (
     for _cls in (_Loader, _Dumper):
         _cls.add_implicit_resolver(_TAG + _name, _pattern, _first)
 _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
+# PyYAML folds these as line breaks where it writes unicode plainly; quoted, it escapes them.
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(_TAG + "str", text, '"' if re.search("[\x85\u2028\u2029]", text) else None))
 
 
 def parse(text: str) -> Parsed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kd import config_yaml
@@ -292,6 +292,7 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 
 @settings(max_examples=200, deadline=None)
 @given(st.recursive(scalars, lambda inner: st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner), max_leaves=12))
+@example({"\x85": "a\x85\u2028 b\u2029"})
 def test_what_is_dumped_parses_equal(data):
     parsed = config_yaml.parse(config_yaml.dump(data))
     assert parsed.data == data and repr(parsed.data) == repr(data) and parsed.problems == []
