@@ -37,7 +37,7 @@ import torch  # noqa: E402
 from benchmarks.measure import ROOT, facts, write_json  # noqa: E402
 
 TRAIN_NEEDS = ("transformers", "accelerate", "deepspeed", "safetensors", "pydantic", "yaml", "json_repair", "jsonschema",
-               "tensorboard", "matplotlib", "tqdm", "psutil")  # fmt: skip
+               "tqdm", "psutil")  # fmt: skip
 TEST_PROCESSES = 6  # the tests' time is the compiler's: processes share the GPU and Triton's cache
 _MARGIN_S = 15  # a part is told to stop this long before it is killed
 

@@ -6,12 +6,15 @@ import io
 import math
 from collections.abc import Sequence
 
-import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+try:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ModuleNotFoundError:  # a machine that was lent may lack it: the run and the rest of the report do without
+    matplotlib = None
 
-from kd.report_html import Html
+from kd.report_html import Html, el
 
 NUM_STAGE_COLOURS = 5
 MAX_POINTS = 300  # a curve 250 pixels wide shows no more; longer runs are averaged in equal bins of steps
@@ -24,7 +27,12 @@ Series = Sequence[tuple[float, float]]  # (step, value)
 
 
 def curve(series: Sequence[Series], first: float, last: float) -> Html:
-    """One line a stage over the steps from `first` to `last`, as an <svg> of about 10 kB. An empty stage keeps its colour."""
+    """One line a stage over the steps from `first` to `last`, as an <svg> of about 10 kB. An empty stage keeps its colour.
+
+    Where matplotlib is not installed, a line that says so.
+    """
+    if matplotlib is None:
+        return el("p", "Not drawn: matplotlib is not installed here. The numbers are in metrics.jsonl.", class_="soft")
     style = {
         "svg.fonttype": "none", "svg.hashsalt": "spanwise", "font.family": "sans-serif", "font.size": 8,
         "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.edgecolor": _LINE,

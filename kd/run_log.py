@@ -12,8 +12,12 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ModuleNotFoundError:  # a machine that was lent may lack it, and metrics.jsonl has the same numbers
+    SummaryWriter = None
 
 _SHOWN = ("loss", "kl", "hard", "truth", "tool", "args", "integration")
 
@@ -26,8 +30,10 @@ class RunLog:
         if self._active:
             self._path = run_dir / "metrics.jsonl"
             self._metrics = self._path.open("a", encoding="utf-8", buffering=1)  # by line: what was measured must survive a kill
-            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+            self._board = SummaryWriter(str(run_dir / "tensorboard")) if SummaryWriter else None
             self._bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not sys.stderr.isatty())
+            if not SummaryWriter:
+                self.say("tensorboard is not installed: the curves are in metrics.jsonl alone")
 
     def resume_at(self, step: int) -> None:
         """Forget the lines past `step`: they will be written again."""
@@ -55,7 +61,7 @@ class RunLog:
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
         self._metrics.write(json.dumps(clean, allow_nan=False) + "\n")
         for name, value in clean.items():
-            if isinstance(value, (int, float)) and name != "step":
+            if self._board and isinstance(value, (int, float)) and name != "step":
                 self._board.add_scalar(name, value, values["step"])
         terms = "  ".join(f"{name} {values[name]:.4f}" for name in _SHOWN if name in values)
         self.say(f"step {values['step']:>6}  {values['stage']}  {terms}  T {values['temperature']:.2f}  lr {values['lr']:.2e}  "
@@ -65,7 +71,8 @@ class RunLog:
         if self._active:
             self._bar.close()
             self._metrics.close()
-            self._board.close()
+            if self._board:
+                self._board.close()
 
 
 def _step_of(line: str) -> float:

@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -247,3 +250,22 @@ def test_long_curves_are_averaged_and_short_ones_kept():
 def test_an_older_evaluation_is_refused_with_the_remedy(run):
     with pytest.raises(ValueError, match="evaluate again"):
         run(evaluation={"student": {"unseen_values": {"exact_arguments": 0.5}}})
+
+
+def test_a_run_does_without_matplotlib_and_tensorboard(tmp_path):
+    program = """
+import sys
+sys.modules["matplotlib"] = sys.modules["tensorboard"] = None
+from pathlib import Path
+from kd.report import write_report
+from kd.run_log import RunLog
+log = RunLog(Path(sys.argv[1]), 1)
+log.line({"step": 1, "stage": "a", "loss": 2.0, "temperature": 1.0, "lr": 0.1, "grad_norm": 1.0, "tokens_per_second": 1.0, "memory_gib": 1.0})
+log.close()
+write_report(sys.argv[1])
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert "tensorboard is not installed" in done.stdout
+    assert "matplotlib is not installed" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 2.0
