@@ -57,7 +57,7 @@ def linear_distill_loss(
         head: the student's; head.weight may be tied to the embedding.
         teacher: frozen. A DenseTeacher's logits, teacher.head(teacher.hidden), are made a chunk at a time as well; a
             SparseTeacher needs none; None for cross-entropy alone (weights.kd, weights.hard and entropy are then None).
-        chunk_rows: rows whose logits exist at once; None chooses 2048 to 4096 on a GPU, 64 MiB of fp32 logits on a CPU.
+        chunk_rows: rows whose logits exist at once, at most; None chooses 2048 to 4096 on a GPU, 64 MiB of fp32 logits on a CPU.
 
     All else, and what is raised, is as in distill_loss; logits are always overwritten by their gradient here, so there
     is no `inplace`.
@@ -116,8 +116,10 @@ def _run(
     grads = _Gradients(hidden, head, wanted)
     rows = RowsInChunks(num_rows)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for start in range(0, max(num_rows, 1), chunk_rows):
-            part = slice(start, start + chunk_rows)
+        # Of even size: a last chunk of a row or two would cost as much as any, and BLAS sums so few rows less exactly.
+        num_chunks = max(1, -(-num_rows // chunk_rows))
+        for index in range(num_chunks):
+            part = slice(num_rows * index // num_chunks, num_rows * (index + 1) // num_chunks)
             logits = head_logits(hidden[part], head)
             target = None
             if grads.wanted:

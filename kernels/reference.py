@@ -175,8 +175,13 @@ def divergence_of(log_p: Tensor, p: Tensor, log_q: Tensor, options: Options):
         kl_q = (q * (log_q - log_p)).sum(-1, keepdim=True)
         return kl_q[:, 0], None, kl_q
     beta = options.beta
-    # Both p and q may underflow to 0: the floor keeps log m finite, so that 0 * log m is 0.
-    log_m = (beta * p + (1 - beta) * q).clamp(min=torch.finfo(p.dtype).tiny).log()
+    # log m from the larger of the two: finite where both underflow to 0, and exact where m is near 1.
+    ahead = log_q - log_p
+    log_m = torch.where(
+        ahead > 0,
+        log_q + torch.log1p(beta * torch.expm1(-ahead.clamp(min=0))),
+        log_p + torch.log1p((1 - beta) * torch.expm1(ahead.clamp(max=0))),
+    )
     kl_q = (q * (log_q - log_m)).sum(-1, keepdim=True)
     kl_p = (p * (log_p - log_m)).sum(-1)
     return beta * kl_p + (1 - beta) * kl_q[:, 0], log_m, kl_q

@@ -173,6 +173,9 @@ def _rows_of(student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: R
         rest_log_sum = above / temperature - rest_t.gather(1, rest_best[:, None])[:, 0].log()
         buckets = torch.cat([(kept - top[:, None]) / temperature, rest_log_sum[:, None]], 1)
         log_q = buckets - torch.logsumexp(buckets, -1, keepdim=True)
+        # Near 0 a difference of logarithms would be all rounding.
+        kept_q = log_q[:, :-1].exp().sum(-1)
+        log_q[:, -1] = torch.where(kept_q < 0.5, torch.log1p(-kept_q), log_q[:, -1])
         divergence, pull = _divergence_and_pull(log_q, slots.probs, teacher, options)
         slot_kd, rest_kd = pull[:, :-1], pull[:, -1]
     if cross_entropy:

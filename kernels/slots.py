@@ -9,7 +9,7 @@ import triton.language as tl
 
 from kernels.contract import NO_TOKEN
 from kernels.sweeps import _first_column
-from kernels.tiles import FLOOR, FORWARD_KL, REVERSE_KL, add_tile, exps, log_mixture, no_columns, tile_columns, tile_max
+from kernels.tiles import FLOOR, FORWARD_KL, JSD, REVERSE_KL, add_tile, exps, no_columns, tile_columns, tile_divergence, tile_max
 
 EMPTY = tl.constexpr(NO_TOKEN)
 _NO_MORE = tl.constexpr(2147483647)  # past every column
@@ -29,6 +29,41 @@ def read_buckets(slot, ids, probs, logits, num_slots, z_top, log_sum, inv_t, res
 
 
 @triton.jit
+def log_of_rest(kept):
+    """log(1 - kept) to full precision, also of a kept mass that 1 - kept rounds off (W. Kahan's log1p)."""
+    rest = 1.0 - kept
+    return tl.where(rest == 1.0, -kept, tl.log(rest) * (kept / (1.0 - rest)))
+
+
+@triton.jit
+def _one_less_exp(x):
+    """1 - e^-x for x >= 0, to full precision (W. Kahan's expm1)."""
+    power = tl.exp(-x)
+    return tl.where(power == 1.0, x, tl.where(power == 0.0, 1.0, (1.0 - power) * (x / -tl.log(power))))
+
+
+@triton.jit
+def log_bucket_mixture(log_q, log_p, beta):
+    """log(beta p + (1 - beta) q) to full precision: the rest's is near 0, and a divergence is what is left of it."""
+    ahead = log_q - log_p
+    share = tl.where(ahead > 0.0, beta, 1.0 - beta)  # of the smaller of the two
+    larger = tl.maximum(log_q, log_p, propagate_nan=tl.PropagateNan.ALL)
+    return larger + log_of_rest(share * _one_less_exp(tl.abs(ahead)))
+
+
+@triton.jit
+def bucket_divergence(log_q, log_p, p, beta, inside, KIND: tl.constexpr):
+    """Sums over buckets of KL(p || .) and KL(q || .), as tile_divergence over columns."""
+    if KIND != JSD:
+        return tile_divergence(log_q, log_p, p, beta, inside, KIND)
+    else:
+        log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+        q = tl.where(inside, tl.exp(log_q), 0.0)
+        log_m = log_bucket_mixture(log_q, log_p, beta)
+        return tl.sum(p * (log_p - log_m), 0), tl.sum(q * (log_q - log_m), 0)
+
+
+@triton.jit
 def bucket_pull(log_q, log_p, p, mass, kl_q, beta, KIND: tl.constexpr):
     """dD/ds of a bucket as a whole, s = z / T."""
     if KIND == FORWARD_KL:
@@ -39,7 +74,7 @@ def bucket_pull(log_q, log_p, p, mass, kl_q, beta, KIND: tl.constexpr):
         if KIND == REVERSE_KL:
             return q * (log_q - log_p - kl_q)
         else:
-            return (1.0 - beta) * q * (log_q - log_mixture(p, q, beta) - kl_q)
+            return (1.0 - beta) * q * (log_q - log_bucket_mixture(log_q, log_p, beta) - kl_q)
 
 
 @triton.jit

@@ -29,9 +29,18 @@ from kernels.contract import DIVERGENCES, DistillOutput, Options, RowWeights, Sp
 from kernels.dense import INTERPRETED, _on, _scalars, compiled_in, output_of
 from kernels.reference_sparse import sorted_slots
 from kernels.rows import row_weights, store_row, weigh_by_entropy
-from kernels.slots import EMPTY, bucket_pull, read_buckets, rest_gradient, rest_statistics, sweep_rest_gradient
+from kernels.slots import (
+    EMPTY,
+    bucket_divergence,
+    bucket_pull,
+    log_of_rest,
+    read_buckets,
+    rest_gradient,
+    rest_statistics,
+    sweep_rest_gradient,
+)
 from kernels.sweeps import zero_padding
-from kernels.tiles import FLOOR, FORWARD_KL, LOWEST, REVERSE_KL, exps, merge_max, tile_divergence, tile_max
+from kernels.tiles import FLOOR, FORWARD_KL, LOWEST, REVERSE_KL, exps, merge_max, tile_max
 
 _INTERPRETER_BLOCK = 32768
 _MOST_SLOTS = 1024  # slots taken at once; more are taken in turns
@@ -132,15 +141,18 @@ def _sparse_kernel(
     z_top, z_arg = merge_max(kept_top, kept_arg, rest_top, rest_arg)
     above = rest_top - z_top
     f1, ft = exps(above, inv_t, T)
-    z_d1, z_dt = rest_d1 * f1, rest_dt * ft
+    z_d1, kept_dt = rest_d1 * f1, 0.0
     for first in range(0, num_slots, SLOTS):
         slot = first + slots
         z = tl.load(slot_logits + slot, mask=slot < num_slots, other=float("-inf"))
         e1, et = exps(z - z_top, inv_t, T)
         z_d1 += tl.sum(e1, 0)
-        z_dt += tl.sum(et, 0)
+        kept_dt += tl.sum(et, 0)
+    z_dt = rest_dt * ft + kept_dt
     z_log_d1, z_log_dt = tl.log(z_d1), tl.log(z_dt)
+    # Of a small rest the logarithm is a difference of logarithms; of one near 1 that would be all rounding.
     rest_log_q = above * inv_t + tl.log(rest_dt) - z_log_dt
+    rest_log_q = tl.where(kept_dt < 0.5 * z_dt, log_of_rest(kept_dt / z_dt), rest_log_q)
     rest_log_p, rest_p = FLOOR, 0.0
     kl_p, kl_q, mass, rest_pull = 0.0, 0.0, 0.0, 0.0
     if HAS_KD:
@@ -156,7 +168,7 @@ def _sparse_kernel(
             if SAMPLED:
                 kl_p += tl.sum(tl.where(p == 0.0, 0.0, -p * log_q), 0)
             else:
-                bucket_p, bucket_q = tile_divergence(log_q, log_p, p, beta, slot <= num_slots, KIND)
+                bucket_p, bucket_q = bucket_divergence(log_q, log_p, p, beta, slot <= num_slots, KIND)
                 kl_p += bucket_p
                 kl_q += bucket_q
         if SAMPLED:

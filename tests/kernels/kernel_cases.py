@@ -15,6 +15,8 @@ from kernels.reference import definition
 
 DIVERGENCES = [("forward_kl", None), ("reverse_kl", None), ("jsd", 0.3)]
 ENTROPY = EntropyWeighting(h_min=1.0, h_max=5.0, kd=(0.4, 0.6), truth=(0.5, 0.1), hard=(0.1, 0.3))
+VOCABULARIES = (127, 1000, 4096, 32000, 50257, 65537, 128256, 151936, 152064, 262144)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROWS = ("divergence", "nll", "hard_nll", "teacher_entropy")
 
 

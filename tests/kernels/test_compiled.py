@@ -122,6 +122,19 @@ def test_without_gradients():
     assert call[0].grad is not None and model.head.weight.grad is None
 
 
+def test_the_teachers_side():
+    hidden, head, seeds = torch.randn(N, H), torch.randn(V, H), torch.arange(N)
+
+    def both(hidden, head, seeds):
+        topk, draws = teacher_topk(hidden, Head(head), 4, (2.0,)), teacher_sample(hidden, Head(head), 4, (2.0,), seeds)
+        return sparse_teacher(topk, 2.0), sparse_teacher(draws, 2.0)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for mine, their in zip(compiled(hidden, head, seeds), both(hidden, head, seeds)):
+        assert mine.kind == their.kind
+        torch.testing.assert_close(mine[:-1], their[:-1])
+
+
 @pytest.mark.parametrize("form, kind", [("dense", "logits"), ("sparse", "topk")])
 def test_inplace_is_refused(form, kind):
     compiled = torch.compile(Losses(form, dict(inplace=True)), fullgraph=True, backend="aot_eager")

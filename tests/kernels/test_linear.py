@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernel_cases import DIVERGENCES, ENTROPY, assert_within
+from kernel_cases import DIVERGENCES, DTYPES, ENTROPY, VOCABULARIES, assert_within
 from kernels import DenseTeacher, Head, RowWeights, linear, linear_distill_loss
 from kernels.head import default_chunk_rows
 from kernels.contract import resolve_options
@@ -13,12 +13,12 @@ N, H, HT, V = 7, 12, 9, 50
 IMPLS = ["reference", "triton"]
 
 
-def make_parts(dtype=torch.float32, bias=True, softcap=None, scale=1.0, width=V):
+def make_parts(dtype=torch.float32, bias=True, softcap=None, scale=1.0, width=V, vocab=V):
     hidden = torch.randn(N, H).to(dtype).requires_grad_()
     weight = (0.6 * torch.randn(width, H)).to(dtype).requires_grad_()
     head = Head(weight, torch.randn(width).to(dtype).requires_grad_() if bias else None, softcap, scale)
-    teacher = DenseTeacher(torch.randn(N, HT).to(dtype), Head((0.6 * torch.randn(V, HT)).to(dtype), scale=0.7))
-    return hidden, head, teacher, torch.randint(0, V, (N,)), RowWeights(*torch.rand(4, N))
+    teacher = DenseTeacher(torch.randn(N, HT).to(dtype), Head((0.6 * torch.randn(vocab, HT)).to(dtype), scale=0.7))
+    return hidden, head, teacher, torch.randint(0, vocab, (N,)), RowWeights(*torch.rand(4, N))
 
 
 def plain_logits(hidden, head):
@@ -47,13 +47,13 @@ def ours(hidden, head, teacher, labels, weights, upstream=1.0, **settings):
     return output, torch.autograd.grad(output.loss * upstream, leaves)
 
 
-def check(parts, settings, upstream=1.0, **ours_only):
+def check(parts, settings, upstream=1.0, eps=2e-6, **ours_only):
     output, grads = ours(*parts, upstream=upstream, **settings, **ours_only)
     truth, truth_grads = eager(*parts, torch.float64, **settings)
     theirs, their_grads = eager(*parts, parts[0].dtype, **settings)
     assert_within(output.loss.detach(), theirs, truth, what="loss")
     for name, mine, their, true in zip(("dX", "dW", "dbias"), grads, their_grads, truth_grads):
-        assert_within(mine, their * upstream, true * upstream, what=name)
+        assert_within(mine, their * upstream, true * upstream, eps=eps, what=name)
     return output
 
 
@@ -63,6 +63,18 @@ def check(parts, settings, upstream=1.0, **ours_only):
 def test_gradients_of_all_three(divergence, beta, chunk_rows, impl):
     settings = dict(divergence=divergence, beta=beta, temperature=2.0, entropy=ENTROPY)
     check(make_parts(), settings, chunk_rows=chunk_rows, impl=impl)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocab", VOCABULARIES)
+def test_vocabularies(vocab, dtype):
+    """By the kernel, but for bf16: here it writes bf16 logits' gradients, which the interpreter truncates."""
+    place = VOCABULARIES.index(vocab)
+    divergence, beta = DIVERGENCES[place % 3]
+    settings = dict(divergence=divergence, beta=beta, temperature=(0.5, 1.0, 2.0, 3.7, 4.0)[place % 5], entropy=(None, ENTROPY)[place % 2])
+    impl = "reference" if dtype == torch.bfloat16 else "triton"
+    # One chunk: BLAS sums 151936 columns 30 times less exactly for 3 rows than for 7, and the peer has 7.
+    check(make_parts(dtype, width=vocab, vocab=vocab), settings, impl=impl)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -164,7 +176,7 @@ def test_logits_exist_a_chunk_at_a_time(monkeypatch):
     seen, whole = [], linear.head_logits
     monkeypatch.setattr(linear, "head_logits", lambda x, head: seen.append(len(x)) or whole(x, head))
     linear_distill_loss(*make_parts(), chunk_rows=3)
-    assert seen == [3, 3, 3, 3, 1, 1]  # student and teacher of three chunks
+    assert seen == [2, 2, 2, 2, 3, 3]  # student and teacher of three chunks
 
 
 def test_default_chunks():

@@ -5,7 +5,7 @@ import torch
 
 from kernel_cases import DIVERGENCES, ENTROPY
 from kernels import RowWeights, SparseTeacher, distill_loss, sparse_distill_loss
-from sparse_cases import SparseCase, assert_parity, make_sparse, run_ours, topk_of
+from sparse_cases import SparseCase, assert_parity, make_sparse, options_for, run_definition, run_ours, topk_of
 
 pytestmark = pytest.mark.usefixtures("narrow_slots")
 both = pytest.mark.parametrize("impl", ["reference", "triton"])
@@ -145,6 +145,19 @@ def test_a_tiny_tail_of_the_student_is_not_rounded_away(impl):
     assert_parity(case, output, grad)
     share = torch.softmax(student[0, 2:], 0)
     torch.testing.assert_close(grad[0, 2:], -case.teacher.log_tail.exp() * share, rtol=1e-5, atol=0)
+
+
+@both
+@each_divergence
+def test_a_rest_of_almost_everything_is_not_rounded_away(divergence, beta, impl):
+    """One token of 1e-4 kept of flat logits: a divergence of 1e-5 is not the rounding of logarithms near 9."""
+    case, dense = make_sparse(3, 5000, 1, 4.0, spread=1.0)
+    case = case._replace(weights=RowWeights(kd=torch.ones(3)))
+    settings = dict(divergence=divergence, beta=beta, temperature=4.0)
+    output, _ = run_ours(case, impl, **settings)
+    truth, _ = run_definition(case, options_for(case, **settings))
+    assert truth.divergence.max() < 1e-3
+    torch.testing.assert_close(output.divergence.double(), truth.divergence, rtol=1e-4, atol=1e-9)
 
 
 @both
