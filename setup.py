@@ -28,5 +28,8 @@ setup(
         "tqdm>=4.66",
         "psutil>=5.9",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100"]},
+    extras_require={
+        "data": ["datasets>=3", "zstandard>=0.22"],  # Parquet and Arrow files; zstd files
+        "test": ["pytest>=8", "hypothesis>=6.100"],
+    },
 )
