@@ -29,7 +29,7 @@ setup(
         "psutil>=5.9",
     ],
     extras_require={
-        "data": ["datasets>=3", "zstandard>=0.22"],  # Parquet and Arrow files; zstd files
+        "data": ["datasets>=3", "backports.zstd>=1.0; python_version < '3.14'"],  # Parquet and Arrow files; zstd files
         "test": ["pytest>=8", "hypothesis>=6.100"],
     },
 )

@@ -23,10 +23,21 @@ from typing import Any, BinaryIO, NamedTuple
 
 from kd.data.checks import MAX_RECORD_BYTES, DataError, too_long
 
+try:
+    from compression import zstd
+except ImportError:
+    try:
+        from backports import zstd
+    except ImportError:
+        zstd = None
+
+_ZSTD_ERRORS = () if zstd is None else (zstd.ZstdError,)
 _CHUNK = 1 << 18
 _BOM = b"\xef\xbb\xbf"
 _STRUCTURE = re.compile(rb'\\.|["\n{}\[\]]', re.DOTALL)
-_ROWS = {b"PAR1": "parquet", b"ARROW1": "arrow"}
+_MAX_STACK = 4096  # brackets whose kind is remembered; what nests deeper is refused anyway
+_GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+_PARQUET, _ARROW = b"PAR1", b"ARROW1\x00\x00"
 _NULLS = "arguments is a struct with a null, and Arrow writes the same for an argument that is absent; store arguments as JSON text"
 _EXTRA = "install it with: pip install 'spanwise[data]'"
 
@@ -50,19 +61,18 @@ def read_lines(path: str | Path) -> Iterator[Line]:
     if not path.is_file():
         raise DataError(f"{path}: no such data file; check data.* in the config (paths are relative to where you start the run)")
     with path.open("rb") as file:
-        head = file.read(8)
-        file.seek(0)
-        kind = next((kind for magic, kind in _ROWS.items() if head.startswith(magic)), None)
+        kind = _rows_kind(file)
         if kind:
             yield from _rows(path, kind)
             return
         number = 0
         try:
-            with _opened(file, head, path) as stream:
-                for line in _split(stream, path):
+            with _opened(file, path) as stream:
+                form = _form(stream, path)
+                for line in _json_lines(stream) if form is None else _json_values(stream, form):
                     number = line.number
                     yield line
-        except (EOFError, OSError, zlib.error, lzma.LZMAError, _zstd_error()) as error:
+        except (EOFError, OSError, zlib.error, lzma.LZMAError, *_ZSTD_ERRORS) as error:
             yield Line(number + 1, b"", f"the file is damaged or cut off here: {error}")
 
 
@@ -71,37 +81,34 @@ def is_plain_lines(path: str | Path) -> bool:
     with Path(path).open("rb") as file:
         head = file.read(8)
         file.seek(0)
-        compressed = head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", *_ROWS))
-        return not compressed and _form(io.BufferedReader(file), Path(path)) is None
+        if head.startswith((_GZIP, _BZIP2, _XZ, _ZSTD)) or _rows_kind(file):
+            return False
+        return _form(io.BufferedReader(file), Path(path)) is None
 
 
-def _opened(file: BinaryIO, head: bytes, path: Path) -> BinaryIO:
-    if head.startswith(b"\x1f\x8b"):
+def _rows_kind(file: BinaryIO) -> str | None:
+    head = file.read(8)
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(size - 4, 0))
+    tail = file.read(4)
+    file.seek(0)
+    return "parquet" if head.startswith(_PARQUET) and tail == _PARQUET else "arrow" if head == _ARROW else None
+
+
+def _opened(file: BinaryIO, path: Path) -> BinaryIO:
+    head = file.read(8)
+    file.seek(0)
+    if head.startswith(_GZIP):
         return io.BufferedReader(gzip.GzipFile(fileobj=file))
-    if head.startswith(b"BZh"):
+    if head.startswith(_BZIP2):
         return io.BufferedReader(bz2.BZ2File(file))
-    if head.startswith(b"\xfd7zXZ\x00"):
+    if head.startswith(_XZ):
         return io.BufferedReader(lzma.LZMAFile(file))
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        try:
-            import zstandard
-        except ImportError:
-            raise DataError(f"{path}: zstd files need the package zstandard; {_EXTRA}") from None
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+    if head.startswith(_ZSTD):
+        if zstd is None:
+            raise DataError(f"{path}: zstd files need Python 3.14 or the package backports.zstd; {_EXTRA}")
+        return io.BufferedReader(zstd.ZstdFile(file))
     return io.BufferedReader(file)
-
-
-def _zstd_error() -> type[Exception]:
-    try:
-        from zstandard import ZstdError
-    except ImportError:
-        return EOFError
-    return ZstdError
-
-
-def _split(stream: io.BufferedReader, path: Path) -> Iterator[Line]:
-    form = _form(stream, path)
-    return _json_lines(stream) if form is None else _json_values(stream, form)
 
 
 def _form(stream: io.BufferedReader, path: Path) -> str | None:
@@ -133,7 +140,7 @@ def _json_values(stream: BinaryIO, form: str) -> Iterator[Line]:
     """The elements of an array, or objects one after another, told apart by their brackets alone: a broken one is still one
     element, and those after it are read."""
     base = 1 if form == "array" else 0
-    depth, number, began, in_string = 0, 1, 1, False
+    nest, number, began, in_string = _Nest(), 1, 1, False
     element, gap, held = bytearray(), bytearray(), b""
     overlong = False
 
@@ -159,34 +166,62 @@ def _json_values(stream: BinaryIO, form: str) -> Iterator[Line]:
             elif in_string or len(char) > 1:
                 continue
             elif char in b"{[":
-                if depth == base:
+                if nest.depth == base:
                     gap += chunk[done:at]
                     yield from between()
                     done, began, overlong = at, number, False
-                elif depth < base:
+                elif nest.depth < base:
                     done = at + 1  # the array's own bracket
-                depth += 1
+                nest.open(char)
             else:
-                depth -= 1
-                if depth == base:
+                inside = nest.depth > base
+                nest.close(char, base if inside else 0)
+                if inside and nest.depth <= base:
                     element += chunk[done:at + 1]
                     overlong |= len(element) > MAX_RECORD_BYTES
                     yield Line(began, bytes(element[:_CHUNK] if overlong else element), too_long() if overlong else "")
                     element.clear()
                     done = at + 1
-                elif depth < base:
+                elif not inside and nest.depth < base:  # the array's own: what follows is no part of it
                     gap += chunk[done:at]
-                    done, depth = at + 1, 0
                     yield from between()
-        rest = element if depth > base else gap
+                    gap += chunk[at + 1:]
+                    done = len(chunk)
+                    while (more := stream.read(_CHUNK)) and len(gap) < MAX_RECORD_BYTES:
+                        gap += more
+                    break
+        rest = element if nest.depth > base else gap
         rest += chunk[done:]
         if len(rest) > MAX_RECORD_BYTES:
             overlong = True
             del rest[_CHUNK:]
-    if depth > base:
+    if nest.depth > base:
         yield Line(began, bytes(element[:_CHUNK]), "the file ends inside this record")
     else:
         yield from between()
+
+
+class _Nest:
+    """Open brackets by kind. A closing one closes the nearest of its kind above `floor`, and nothing where there is none."""
+
+    def __init__(self):
+        self._kinds, self._deeper = bytearray(), 0
+
+    @property
+    def depth(self) -> int:
+        return len(self._kinds) + self._deeper
+
+    def open(self, char: bytes) -> None:
+        if len(self._kinds) < _MAX_STACK:
+            self._kinds += b"}" if char == b"{" else b"]"
+        else:
+            self._deeper += 1
+
+    def close(self, char: bytes, floor: int) -> None:
+        if self._deeper:
+            self._deeper -= 1
+        elif (at := self._kinds.rfind(char, floor)) >= 0:
+            del self._kinds[at:]
 
 
 def _rows(path: Path, kind: str) -> Iterator[Line]:
