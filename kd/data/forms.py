@@ -1,13 +1,15 @@
 """The form in which a chat template takes messages.
 
-Templates disagree on three things, and a template given the wrong one fails, or leaves the call out without a word:
+Templates disagree on four things, and a template given the wrong one fails, or leaves a part out without a word:
 
   text_arguments   a call's arguments are its JSON text, not an object (they are joined to other text)
   no_content       a message that only calls has no content at all, rather than an empty one
   short_ids        ids of calls are nine letters and digits, and there is one
+  system_in_user   there is no system role, or only before a user's last message: the system prompt opens the first user
+                   message, an empty line after it
 
 Which form a template takes is found by rendering one small conversation, in each combination, plainest first, until its
-call is in the text. A template that takes none gets the plain form, and its own refusal is then what a record is told.
+call and its system prompt are in the text. A template that takes none gets the plain form, and its own refusal is then what a record is told.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from jinja2 import TemplateError
 
 from kd.data.located import locate_calls
 
-CHANGES = ("text_arguments", "no_content", "short_ids")
+CHANGES = ("text_arguments", "no_content", "short_ids", "system_in_user")
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _CALL = {"name": "find_place", "arguments": {"place": "Tromsø", "days": 3}}
 _PROBE = [
+    {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "How long is the way?"},
     {"role": "assistant", "content": "", "tool_calls": [{"id": "call_0", "type": "function", "function": _CALL}]},
     {"role": "tool", "tool_call_id": "call_0", "name": "find_place", "content": "41 km"},
@@ -63,15 +66,19 @@ def _form(rendering: _Rendering) -> tuple[str, ...]:
                 text = rendering.tokenizer.apply_chat_template(in_form(_PROBE, form), tools=_TOOLS, tokenize=False)
             except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
                 continue
-            if locate_calls(text, 0, len(text), [_CALL]):
+            asked = text.rfind(_PROBE[1]["content"])  # the tools, which hold the name too, may stand before it
+            if asked >= 0 and _PROBE[0]["content"] in text and locate_calls(text, asked, len(text), [_CALL]):
                 return form
     return ()
 
 
 def in_form(messages: list[dict], form: tuple[str, ...]) -> list[dict]:
-    """`messages` with the changes of `form`; those that need none are the same objects."""
+    """`messages` with the changes of `form`; those that need none are the same objects. With system_in_user there is one fewer."""
     if not form:
         return messages
+    if "system_in_user" in form and [message["role"] for message in messages[:2]] == ["system", "user"]:
+        opened = {**messages[1], "content": f"{messages[0]['content'].strip()}\n\n{messages[1]['content']}"}
+        messages = [opened, *messages[2:]]
     changed, waiting = [], []
     for index, message in enumerate(messages):
         if message.get("tool_calls"):

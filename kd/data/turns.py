@@ -8,6 +8,8 @@ messages[:i] with the generation prompt, and messages[:i + 1] without.
     second.
   - Some open the last turn with an empty block that earlier turns are without (Qwen3): the end of the turn that has all of
     its content and calls is what the text has.
+  - Some open such a block in the generation prompt: the turn then begins where the prompt and the text part, at the end of
+    the last line or tag that they share.
   - Some place the tools or the system prompt by what comes later (Mistral): the turn then stands after the text of the
     message before it and what the template writes between the two, at the first such place after the turn before.
 
@@ -16,10 +18,15 @@ Everything else is refused, for then what the model would see and write at this 
 
 from __future__ import annotations
 
+import os.path
+import re
+
 from jinja2 import TemplateError
 
 from kd.data.forms import in_form, template_form
 from kd.data.records import DataError, Record
+
+_BOUNDARY = re.compile(r"[\n>\]]")  # the end of a line or of a tag
 
 
 def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
@@ -30,6 +37,7 @@ def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
             prompt ends, so that its place is not defined.
     """
     messages = in_form(record.messages, template_form(tokenizer))
+    merged = len(record.messages) - len(messages)  # 1 where the system prompt went into the first user message
 
     def written(counts: list[int], prompt: bool) -> list[str]:  # together, for the tools are then prepared once
         try:
@@ -47,44 +55,62 @@ def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
     turns: list[tuple[int, int, int]] = []
     cursor = 0
     for index, before, through in zip(indices, written(indices, True), [*after, text]):
-        place = _place(text, cursor, before, through, record.messages, index)
+        place = _appended(text, before, through, _needed(messages[index]))
         if place is None:
-            raise DataError(f"record {record.id}: messages[{index}]: the chat template does not write this turn where its generation "
+            bare = written([index], False)[0]
+            place = _parted(text, bare, before, through, _needed(messages[index])) or _moved(text, cursor, before, through, messages, index)
+        if place is None:
+            raise DataError(f"record {record.id}: messages[{index + merged}]: the chat template does not write this turn where its generation "
                             "prompt ends, so its tokens cannot be located; use a template whose turns are appended unchanged")
-        turns.append((index, *place))
+        turns.append((index + merged, *place))
         cursor = place[1]
     return text, turns
 
 
-def _place(text: str, cursor: int, before: str, through: str, messages: list[dict], index: int) -> tuple[int, int] | None:
-    """Characters of turn `index`, from the renderings `before` it, `through` it and of the whole; None where they disagree."""
-    if not through.startswith(before):
+def _needed(message: dict) -> list[str]:
+    """What a turn has to hold."""
+    return [(message["content"] or "").strip(), *(call["function"]["name"] for call in message.get("tool_calls", ()))]
+
+
+def _appended(text: str, before: str, through: str, needed: list[str]) -> tuple[int, int] | None:
+    if not (text.startswith(before) and through.startswith(before)):
         return None
-    turn, message = through[len(before):], messages[index]
-    needed = [message["content"].strip(), *(call["function"]["name"] for call in message.get("tool_calls", ()))]
-    if text.startswith(before):
-        end = _end_as_in(text, len(before), turn, needed)
-        return (len(before), end) if end > len(before) else None
-    said = messages[index - 1]["content"].strip() if index else ""
+    return _as_in(text, len(before), through[len(before):], needed)
+
+
+def _parted(text: str, bare: str, before: str, through: str, needed: list[str]) -> tuple[int, int] | None:
+    """`bare`: as `before`, without the generation prompt."""
+    if not all(other.startswith(bare) for other in (text, before, through)):
+        return None
+    shared = os.path.commonprefix([before[len(bare):], text[len(bare):len(before)]])
+    start = len(bare) + max((match.end() for match in _BOUNDARY.finditer(shared)), default=0)
+    if start == len(bare) or not through.startswith(text[len(bare):start], len(bare)):
+        return None
+    return _as_in(text, start, through[start:], needed)
+
+
+def _moved(text: str, cursor: int, before: str, through: str, messages: list[dict], index: int) -> tuple[int, int] | None:
+    said = (messages[index - 1]["content"] or "").strip() if index else ""
     link = before[before.rfind(said):] if said else ""
-    if not link or len(link) == len(said) or any(turn.strip() in other["content"] for other in messages if other["role"] != "assistant"):
-        return None
+    turn = through[len(before):] if through.startswith(before) else ""
+    if not turn.strip() or len(link) == len(said) or any(turn.strip() in other["content"] for other in messages if other["role"] != "assistant"):
+        return None  # without words of the template between the two, or where another message quotes the turn, chance could be this place
     at = text.find(link + turn, cursor)
-    return (at + len(link), at + len(link) + len(turn)) if turn and at >= 0 else None
+    return (at + len(link), at + len(link) + len(turn)) if at >= 0 else None
 
 
-def _end_as_in(text: str, start: int, turn: str, needed: list[str]) -> int:
-    """The end in `text` of `turn`, the last one when it was rendered, which begins at `start`; `start` itself where it does not.
+def _as_in(text: str, start: int, turn: str, needed: list[str]) -> tuple[int, int] | None:
+    """Characters in `text` of `turn`, the last one when it was rendered, which begins at `start`; None where it does not.
 
     Where `turn` opens with what the text has not, the longest end of it counts that has all that is `needed`.
     """
-    if text.startswith(turn, start):
-        return start + len(turn)
+    if turn and text.startswith(turn, start):
+        return start, start + len(turn)
     opens = text[start:start + 16]
     skip = turn.find(opens, 1)
     while opens and skip >= 0:
-        rest = turn[skip:]
-        if text.startswith(rest, start):
-            return start + len(rest) if all(part in rest for part in needed) else start
+        if text.startswith(turn[skip:], start):
+            rest = turn[skip:]
+            return (start, start + len(rest)) if all(part in rest for part in needed) else None
         skip = turn.find(opens, skip + 1)
-    return start
+    return None

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from data import golden
 from kd.data import demo
 from kd.data.records import DataError, Record, parse_record
 from kd.data.render import encode, render
@@ -46,8 +47,8 @@ TEMPLATES = {
 }
 
 
-def with_template(tokenizer, template: str):
-    other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, bos_token="<|pad|>", eos_token="<|end|>")
+def with_template(tokenizer, template: str, bos: str = "<|pad|>", eos: str = "<|end|>"):
+    other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, bos_token=bos, eos_token=eos)
     other.chat_template = template
     return other
 
@@ -85,6 +86,14 @@ def check(record: Record, tokenizer) -> None:
     for bit in (TRUTH, TOOL, ARGS, INTEGRATION):
         inside = {at for s in spans if s.bit == bit for at in range(s.start, s.end)}
         assert [bool(bits & bit) for bits in encoded.bits] == [not inside.isdisjoint(range(*offset)) for offset in offsets]
+
+
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_the_golden_conversation(name, tokenizer):
+    """Text and spans, to the character, as a person read them: see data/golden.py."""
+    record = parse_record(golden.CONVERSATION, "golden")
+    text, turns = render(record, with_template(tokenizer, golden.template(name), "<s>", "</s>"))
+    assert golden.marked(text, find_spans(record, text, turns)) == (golden.FOLDER / f"{name}.golden.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
