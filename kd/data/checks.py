@@ -28,6 +28,10 @@ class DataError(ValueError):
     """A record or data file that cannot be used; the message names the file, the line, the field and the remedy."""
 
 
+class ReasoningError(DataError):
+    """A record that holds chain-of-thought."""
+
+
 def decode_json(text: bytes | str, where: str) -> Any:
     """The value of one JSON text, strictly read; `where` opens every message.
 
@@ -83,9 +87,9 @@ def check_no_reasoning(value: Any, where: str, dot: str = ": ") -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             if key.lower().replace("-", "_") in COT_FIELDS and inner not in (None, "", [], {}):
-                raise DataError(f"{where}{dot}{key}: chain-of-thought is never trained on; remove the field")
+                raise ReasoningError(f"{where}{dot}{key}: chain-of-thought is never trained on; remove the field")
             if key == "content" and isinstance(inner, str) and (tag := COT_TAG.search(inner)):
-                raise DataError(f"{where}{dot}content: holds a {tag[0]} block; remove the reasoning from the text")
+                raise ReasoningError(f"{where}{dot}content: holds a {tag[0]} block; remove the reasoning from the text")
             if key not in _NOT_SAID:
                 check_no_reasoning(inner, f"{where}{dot}{key}", ".")
     elif isinstance(value, list):

@@ -33,14 +33,18 @@ class DataFiles(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One line: its record, or `reason` why it is refused (which begins with file:line)."""
+    """One line: its record, or the error that refuses it (whose message begins with file:line)."""
 
     file: str
     line: int
     record: Record | None
-    reason: str
+    error: DataError | None
     raw: bytes
     id: str | None  # as the line gives it; None where it cannot be read
+
+    @property
+    def reason(self) -> str:
+        return "" if self.error is None else str(self.error)
 
 
 class Quarantine:
@@ -152,12 +156,12 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
             if isinstance(data, dict) and "question" in data and not any(key in data for key in _TRUTH) and format in (None, "bfcl"):
                 truth = _truths(path, truths) if truth is None else truth
                 data = {**data, **truth.get(name, {})} if isinstance(name, (str, int)) else data
-            record, reason = parse_record(data, where, format), ""
-        except DataError as error:
-            record, reason = None, str(error)
+            record, error = parse_record(data, where, format), None
+        except DataError as caught:
+            record, error = None, caught.with_traceback(None)
         finally:
             first = False
-        yield Item(str(path), line.number, record, reason, line.raw, str(name)[:200] if isinstance(name, (str, int)) else None)
+        yield Item(str(path), line.number, record, error, line.raw, str(name)[:200] if isinstance(name, (str, int)) else None)
 
 
 def _decoded(line: Line, where: str) -> Any:

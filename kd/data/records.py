@@ -10,7 +10,7 @@ refused: this trainer never learns a teacher's private reasoning (kd/data/checks
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Iterator
@@ -19,7 +19,7 @@ from kd.data.checks import COT_FIELDS, COT_TAG, DataError, check_no_reasoning, c
 from kd.data.formats import to_chat
 
 __all__ = ["COT_FIELDS", "COT_TAG", "DataError", "ROLES", "Record", "check_no_reasoning", "check_special_tokens", "parse_line", "parse_record",
-           "read_records", "write_records"]  # fmt: skip
+           "read_records", "special_tokens", "write_records"]  # fmt: skip
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -126,8 +126,15 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
     return tools
 
 
-def check_special_tokens(record: Record, special: Collection[str]) -> None:
-    """Refuses a record in which a text holds the string of a special token (`special`: the tokenizer's).
+def special_tokens(tokenizer) -> re.Pattern[str] | None:
+    """What `check_special_tokens` looks for: the strings this tokenizer turns into control tokens; None where it has none."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    strings = sorted(filter(None, added | set(tokenizer.all_special_tokens)), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, strings))) if strings else None
+
+
+def check_special_tokens(record: Record, special: re.Pattern[str] | None) -> None:
+    """Refuses a record in which a text holds the string of a special token (`special`: from `special_tokens`).
 
     A tokenizer turns "<|im_end|>" into the token that ends a turn wherever it stands: in a user's words or a tool's result it
     would forge a turn, in an assistant's it would end one early. Rewriting the text would train something nobody wrote.
@@ -137,15 +144,15 @@ def check_special_tokens(record: Record, special: Collection[str]) -> None:
     """
     stack: list[tuple[str, Any]] = [(f"messages[{i}]", {k: v for k, v in m.items() if k != "role"}) for i, m in enumerate(record.messages)]
     stack.append(("tools", record.tools))
-    while stack:
+    while special is not None and stack:
         where, value = stack.pop()
         if isinstance(value, dict):
             stack.extend((f"{where}.{key}", inner) for key, inner in value.items())
-            value = " ".join(key for key in value if isinstance(key, str))
+            value = "\n".join(key for key in value if isinstance(key, str))
         elif isinstance(value, list):
             stack.extend((f"{where}[{index}]", inner) for index, inner in enumerate(value))
-        if isinstance(value, str) and (found := next((token for token in special if token in value), None)):
-            raise DataError(f"record {record.id}: {where}: holds {found!r}, a special token of this tokenizer; write it another way, or remove the record")
+        if isinstance(value, str) and (found := special.search(value)):
+            raise DataError(f"record {record.id}: {where}: holds {found[0]!r}, a special token of this tokenizer; write it another way, or remove the record")
 
 
 def parse_line(line: bytes, where: str, format: str | None = None) -> Record:
@@ -165,7 +172,7 @@ def read_records(path: str | Path, format: str | None = None) -> Iterator[Record
     for item in read_each(path, format):
         seen = True
         if item.record is None:
-            raise DataError(item.reason)
+            raise item.error
         yield item.record
     if not seen:
         raise DataError(f"{path}: holds no record")
