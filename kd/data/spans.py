@@ -102,20 +102,22 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
 def _structured(text: str, start: int, end: int, functions: list[dict], content: str, where: str) -> tuple[list[Place], int | None]:
     """The places of a turn's calls, and where its content stands; None where the template leaves it out.
 
-    Content comes before the calls, or else after them. What the assistant says is never searched for calls: it may quote one.
+    Content comes before the calls, or else after them. What the assistant says is never searched for calls: it may quote one,
+    and where it may as well be the call itself (its exact text, written twice) the record is refused.
     """
     first, last = text.find(content, start, end), text.rfind(content, start, end)
     places = None
     if content and first >= 0:
-        places = locate_calls(text, first + len(content), end, functions)
-        if places is None:
-            places = locate_calls(text, start, last, functions)
-            first = last
-    if places is not None and content:
+        after, before = locate_calls(text, first + len(content), end, functions), locate_calls(text, start, last, functions)
+        if after and before and after != before:
+            raise DataError(f"{where}.content repeats its tool_calls word for word, so which of the two is the call is not certain; remove it")
+        places = after or before
+        first = first if after else last
+    if places and content:
         return places, first if first == last or _apart(text, start, end, content, places) else None
     if not content or not any(locate_calls(content, 0, len(content), [function]) for function in functions):
         places = locate_calls(text, start, end, functions)
-    if places is None:
+    if not places:
         named = ", ".join(dict.fromkeys(function["name"] for function in functions))
         raise DataError(f"{where}: the call of {named} is not in the rendered turn with these arguments, in order, as JSON, tags or Python; "
                         "this chat template leaves calls out or writes them in a form that is not read (the forms: kd/data/located.py)")
@@ -159,6 +161,8 @@ def token_ranges(offsets: list[tuple[int, int]], spans: list[Span]) -> list[tupl
             past += 1
             if offsets[past - 1][1] > offsets[past - 1][0]:
                 last = past
+        if end <= start:
+            last = begin
         if bit == TRUTH:
             while begin and offsets[begin - 1] == (start, start):
                 begin -= 1

@@ -146,8 +146,11 @@ def check(data: dict, name: str, tokenizers: dict) -> bool:
         try:
             found = annotate(record, tokenizer)
         except DataError as error:
-            assert str(error).startswith("record g: messages[1]: the call of")
             functions = [call["function"] for call in record.messages[1]["tool_calls"]]
+            if "content repeats its tool_calls" in str(error):
+                assert record.messages[1]["content"] in quotations(functions[0]["name"], functions[0]["arguments"])
+                return False
+            assert str(error).startswith("record g: messages[1]: the call of")
             quoted = name in DROPS_CONTENT and any(f["name"] in record.messages[1]["content"] for f in functions)
             assert quoted or name in NAME_OUTSIDE and any(f["name"] in golden.template(name) for f in functions), error
             return False
@@ -209,6 +212,6 @@ def test_spans_are_where_the_calls_are(name, tokenizers, data):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", golden.NAMES)
 @given(data=conversations())
-@settings(max_examples=1000, **COMMON)
-def test_spans_are_where_the_calls_are_in_thousands(name, tokenizers, data):
+@settings(max_examples=300, **COMMON)
+def test_spans_are_where_the_calls_are_many_times(name, tokenizers, data):
     check(data, name, tokenizers)

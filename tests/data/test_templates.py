@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data import golden
 from kd.data import demo
+from kd.data.forms import in_form, template_form
 from kd.data.records import DataError, Record, parse_record
 from kd.data.render import encode, render
 from kd.data.spans import ARGS, INTEGRATION, TOOL, TRUTH, find_spans
@@ -117,6 +118,48 @@ def test_a_turn_that_opens_otherwise_when_last_ends_where_it_ends(tokenizer):
     first, last = (text[start:end] for _, start, end in turns)
     assert first.startswith("<tool_call>") and first.endswith("</tool_call><|e|>\n") and "<think>" not in first
     assert last.startswith("<think>\n\n</think>\n\n") and text.endswith(last)
+
+
+def test_a_prompt_that_opens_a_block_which_earlier_turns_are_without(tokenizer):
+    """The turn begins where the prompt and the text part: after the header, which both have."""
+    source = golden.template("qwen3").replace("{{- '<|im_start|>assistant\\n' }}{% endif %}", "{{- '<|im_start|>assistant\\n<think>\\n' }}{% endif %}")
+    assert source != golden.template("qwen3")
+    record = parse_record(golden.CONVERSATION, "golden")
+    text, turns = render(record, with_template(tokenizer, source))
+    begins = [text[start:].split("\n")[0] for _, start, _ in turns]
+    assert begins == ["I use get_weather_map, then get_weather.", golden.CONVERSATION["messages"][6]["content"] + "<|im_end|>", "<tool_call>", ""]
+    assert all(text[:start].endswith(("assistant\n", "<think>\n")) and text[:end].endswith("<|im_end|>\n") for _, start, end in turns)
+    check(record, with_template(tokenizer, source))
+
+
+@pytest.mark.parametrize(("name", "form"), [
+    ("demo", ()), ("hermes", ()), ("xml_function", ()), ("python_calls", ()), ("mistral_args", ()), ("deepseek_v3", ("text_arguments",)),
+    ("mistral_list", ("short_ids", "system_in_user"))])
+def test_the_form_a_template_takes_is_found_by_trying(name, form, tokenizer):
+    assert template_form(with_template(tokenizer, golden.template(name), "<s>", "</s>")) == form
+
+
+def test_messages_in_a_form():
+    calls = [golden.call("call_0", "f", {"a": "é"}), {"type": "function", "function": {"name": "g", "arguments": {}}}]
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "", "tool_calls": calls},
+                {"role": "tool", "tool_call_id": "call_0", "content": "1"}, {"role": "tool", "content": "2"}]
+    before = json.dumps(messages)
+    assert in_form(messages, ()) is messages
+    user, assistant, one, two = in_form(messages, ("text_arguments", "no_content", "short_ids", "system_in_user"))
+    assert user["content"] == "S\n\nu" and assistant["content"] is None
+    assert [call["function"]["arguments"] for call in assistant["tool_calls"]] == ['{"a": "é"}', "{}"]
+    ids = [call["id"] for call in assistant["tool_calls"]]
+    assert [one["tool_call_id"], two["tool_call_id"]] == ids and all(len(i) == 9 and i.isalnum() for i in ids) and ids[0] != ids[1]
+    assert in_form([{"role": "tool", "tool_call_id": "abcDEF123", "content": ""}], ("short_ids",))[0]["tool_call_id"] == "abcDEF123"
+    assert json.dumps(messages) == before
+
+
+def test_a_system_prompt_that_is_left_out_is_refused(tokenizer):
+    source = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}[end]{% endif %}{% endfor %}"
+    record = parse_record({"id": "s", "messages": [{"role": "user", "content": "hi"}, {"role": "system", "content": "Be kind."},
+                                                   {"role": "assistant", "content": "Hello"}]}, "x")
+    with pytest.raises(DataError, match=r"record s: messages\[1\]: the chat template leaves this system prompt out"):
+        encode(record, with_template(tokenizer, source))
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers(-10**12, 10**12) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
