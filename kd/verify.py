@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from kd.config_schema import RunConfig
-from kd.data.checks import DataError, ReasoningError
+from kd.data import demo
 from kd.data.batches import DemoSource
+from kd.data.checks import DataError, ReasoningError
 from kd.data.files import RAW_BYTES, Item, expand, read_all
 from kd.data.records import Record, check_special_tokens, special_tokens
 from kd.data.render import Annotated, annotate
@@ -134,8 +135,8 @@ class Tally:
 
     def __init__(self):
         self.files: dict[str, Counter] = {}
-        self.failed: Counter = Counter()  # by check
-        self.failures: list[dict[str, Any]] = []
+        self.failed: Counter = Counter()  # records by check
+        self.failures: list[dict[str, Any]] = []  # the first MAX_FAILURES of them
 
     def add(self, verified: Verified) -> None:
         counts = self.files.setdefault(verified.file, Counter())
@@ -145,7 +146,8 @@ class Tally:
         if not verified.ready:
             self.failed[verified.check] += 1
             what = verified.refused or f"{verified.file}:{verified.line}: " + "; ".join(verified.problems)
-            self.failures.append({"file": verified.file, "line": verified.line, "id": verified.id, "check": verified.check, "what": what[:2000]})
+            if len(self.failures) < MAX_FAILURES:
+                self.failures.append({"file": verified.file, "line": verified.line, "id": verified.id, "check": verified.check, "what": what[:2000]})
         if verified.annotated is None:
             return
         encoded, calls, spans = verified.annotated.encoded, verified.annotated.calls, verified.annotated.spans
@@ -193,16 +195,22 @@ def spans_line(verified: Verified, reader: SpanReader) -> dict[str, Any]:
 
 
 def config_items(config: RunConfig) -> Iterator[Item]:
-    """Every line of every data file of a run, and NUM_DEMO records of each stage and split that the demo corpus makes."""
+    """Every line of every data file of a run, and NUM_DEMO records of each stage and each split that the demo corpus makes."""
     patterns = [pattern for stage in config.data.stages for pattern in stage.train or ()]
     patterns += [path for path in config.data.evaluation.values() if path != "demo"]
     yield from read_all(expand(patterns)) if patterns else ()
-    if config.data.demo is not None:
-        for stage in config.data.stages:
-            if stage.mix is not None:
-                source = DemoSource(min(config.data.demo.num_records, NUM_DEMO), config.data.demo.seed, stage.mix)
-                for index in range(len(source)):
-                    yield Item(f"demo:{stage.name}", index + 1, source[index], None, b"", None)
+    corpus = config.data.demo
+    for index, stage in enumerate(config.data.stages if corpus is not None else ()):
+        if stage.mix is not None:
+            source = DemoSource(min(corpus.num_records, NUM_DEMO), corpus.seed * 1000 + index, stage.mix)
+            yield from (_made(f"demo:{stage.name}", at, source[at]) for at in range(len(source)))
+    for name, path in config.data.evaluation.items():
+        if path == "demo" and name in demo.SPLITS:
+            yield from (_made(f"demo:{name}", at, record) for at, record in enumerate(demo.records(name, NUM_DEMO, seed=corpus.seed)))
+
+
+def _made(name: str, index: int, record: Record) -> Item:
+    return Item(name, index + 1, record, None, b"", record.id)
 
 
 def summary(tally: Tally, ready: bool, checks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -211,7 +219,7 @@ def summary(tally: Tally, ready: bool, checks: list[dict[str, Any]]) -> dict[str
     return {
         "ready": ready, "records": dict(tally.total), "files": {file: dict(counts) for file, counts in tally.files.items()},
         "checks": [{"name": name, "what": what, "failed": tally.failed[name]} for name, what in CHECKS.items()],
-        "round_trip": trips, "run": checks, "failures": tally.failures[:MAX_FAILURES], "num_failures": len(tally.failures),
+        "round_trip": trips, "run": checks, "failures": tally.failures, "num_failures": tally.failed.total(),
     }  # fmt: skip
 
 
@@ -233,5 +241,5 @@ def format_tally(tally: Tally, checks: list[dict[str, Any]]) -> str:
     if tally.total["unchecked_calls"]:
         lines.append(f"note    {tally.total['unchecked_calls']:,} calls are of tools that no record declares, so they are not checked; give --tools")
     if tally.failures:
-        lines += ["", f"first of {len(tally.failures):,} records that fail:", *(f"  {f['what'][:300]}" for f in tally.failures[:NUM_LISTED])]
+        lines += ["", f"first of {tally.failed.total():,} records that fail:", *(f"  {f['what'][:300]}" for f in tally.failures[:NUM_LISTED])]
     return "\n".join(lines)

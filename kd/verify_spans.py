@@ -43,6 +43,7 @@ class SpanReader:
         for kind in ("tool", "args"):
             if sum(span.kind == kind for span in spans) != len(annotated.calls):
                 problems.append(f"{kind.upper()}: {len(annotated.calls)} calls, and not as many spans")
+                counts[kind] = (len(annotated.calls),) * 2
         if problems or not spans:
             return counts, problems
         offsets = self._tokenizer(annotated.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
