@@ -41,6 +41,7 @@ class Item(NamedTuple):
     error: DataError | None
     raw: bytes
     id: str | None  # as the line gives it; None where it cannot be read
+    offset: int | None = None  # where `raw` begins, if these bytes alone give the record again
 
     @property
     def reason(self) -> str:
@@ -114,26 +115,31 @@ def read_files(sources: Iterable[DataFiles], *, quarantine: Quarantine | None = 
     """
     quarantine = quarantine or Quarantine()
     for source in sources:
-        if not 0 <= source.weight < 1e6:
-            raise DataError(f"{source.pattern}: weight {source.weight}: 0 or more is needed")
         files = expand([source.pattern])
         for item in read_all(files, source.format):
             if item.record is None:
                 quarantine.refuse(item)
                 continue
             quarantine.accept()
-            drawn = zlib.crc32(f"{seed}:{item.file}:{item.line}".encode()) / 2**32  # not hash(): that is salted
-            for _ in range(int(source.weight) + (drawn < source.weight % 1)):
+            for _ in range(num_copies(source.weight, seed, item)):
                 yield item.record
     quarantine.close()
     if not quarantine.num_good:
         raise DataError("no record in any of the data files")
 
 
+def num_copies(weight: float, seed: int, item: Item) -> int:
+    """How often a record of this weight is read: its whole part, and once more for a fraction of the records."""
+    if not 0 <= weight < 1e6:
+        raise DataError(f"{item.file}: weight {weight}: from 0 to a million is needed")
+    drawn = zlib.crc32(f"{seed}:{item.file}:{item.line}".encode()) / 2**32  # not hash(): that is salted
+    return int(weight) + (drawn < weight % 1)
+
+
 def read_all(files: Iterable[str | Path], format: str | None = None) -> Iterator[Item]:
     """Every line of these files; files that hold BFCL's truth give none of their own, and serve the others."""
     files = list(map(Path, files))
-    holding_truth = [file for file in files if _holds_truth(file)] if format in (None, "bfcl") else []
+    holding_truth = [file for file in files if holds_truth(file)] if format in (None, "bfcl") else []
     for file in files:
         if file not in holding_truth:
             yield from read_each(file, format, holding_truth)
@@ -147,7 +153,7 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
     """
     path, truth, first = Path(path), None, True
     for line in read_lines(path):
-        where, data, name = f"{path}:{line.number}", None, None
+        where, data, name, offset = f"{path}:{line.number}", None, None, line.offset
         try:
             data = _decoded(line, where)
             name = data.get("id") if isinstance(data, dict) else None
@@ -155,13 +161,13 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
                 continue
             if isinstance(data, dict) and "question" in data and not any(key in data for key in _TRUTH) and format in (None, "bfcl"):
                 truth = _truths(path, truths) if truth is None else truth
-                data = {**data, **truth.get(name, {})} if isinstance(name, (str, int)) else data
+                data, offset = {**data, **truth.get(name, {})} if isinstance(name, (str, int)) else data, None
             record, error = parse_record(data, where, format), None
         except DataError as caught:
             record, error = None, caught.with_traceback(None)
         finally:
             first = False
-        yield Item(str(path), line.number, record, error, line.raw, str(name)[:200] if isinstance(name, (str, int)) else None)
+        yield Item(str(path), line.number, record, error, line.raw, str(name)[:200] if isinstance(name, (str, int)) else None, offset)
 
 
 def _decoded(line: Line, where: str) -> Any:
@@ -170,7 +176,8 @@ def _decoded(line: Line, where: str) -> Any:
     return decode_json(line.raw, where) if line.row is None else line.row
 
 
-def _holds_truth(path: Path) -> bool:
+def holds_truth(path: Path) -> bool:
+    """Whether a file's first line is BFCL's truth and no question."""
     for line in read_lines(path):
         try:
             data = _decoded(line, str(path))

@@ -49,6 +49,7 @@ class Line(NamedTuple):
     raw: bytes
     fault: str = ""
     row: dict[str, Any] | None = None
+    offset: int | None = None  # in the stream, of a file with one record a line
 
 
 def read_lines(path: str | Path) -> Iterator[Line]:
@@ -123,17 +124,20 @@ def _form(stream: io.BufferedReader, path: Path) -> str | None:
 
 
 def _json_lines(stream: BinaryIO) -> Iterator[Line]:
-    number = 0
+    number = offset = 0
     while line := stream.readline(MAX_RECORD_BYTES + 1):
-        number += 1
+        number, began = number + 1, offset
+        offset += len(line)
         if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
             head = line[:_CHUNK]
             del line
-            while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):
-                pass
+            while rest := stream.readline(_CHUNK):
+                offset += len(rest)
+                if rest.endswith(b"\n"):
+                    break
             yield Line(number, head, too_long())
         elif line.strip():
-            yield Line(number, line)
+            yield Line(number, line, offset=began)
 
 
 def _json_values(stream: BinaryIO, form: str) -> Iterator[Line]:

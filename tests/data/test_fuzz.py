@@ -9,6 +9,7 @@ import lzma
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +19,7 @@ from conftest import REPOSITORY
 from kd.data.checks import MAX_RECORD_BYTES, DataError
 from kd.data.files import DataFiles, Quarantine, read_all, read_each, read_files
 from kd.data.formats import FORMATS
+from kd.data.index import RecordIndex
 from kd.data.lines import zstd
 from kd.data.records import Record, parse_line, parse_record, write_records
 
@@ -248,6 +250,31 @@ def test_weights_repeat_records_and_a_seed_draws_the_fraction(tmp_path):
     assert ids == [record.id for record in read_files(sources, seed=3)] != [record.id for record in read_files(sources, seed=4)]
     assert {ids.count(f"a{i}") for i in range(400)} == {2, 3} and {ids.count(f"b{i}") for i in range(400)} == {0, 1}
     assert 860 < sum(i.startswith("a") for i in ids) < 940 and 160 < sum(i.startswith("b") for i in ids) < 240
+
+
+def test_an_index_gives_the_records_of_every_kind_of_file_by_position(tmp_path):
+    def line(name):
+        return LINE.replace(b'"g"', json.dumps(name).encode())
+
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + line("a0") + b"\n\nbroken\n" + b"x" * (MAX_RECORD_BYTES + 9) + b"\n" + line("a1"))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(line("b0") + b"\n" + line("b1")))
+    (tmp_path / "c.json").write_bytes(b"[" + line("c0") + b",\n" + line("c1") + b"]")
+    (tmp_path / "d.jsonl").write_text(json.dumps({"id": "d0", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}))
+    (tmp_path / "e.json").write_text(json.dumps({"id": "e0", "question": "q", "function": {"name": "f"}}))
+    (tmp_path / "possible_answer").mkdir()
+    (tmp_path / "possible_answer" / "e.json").write_text(json.dumps({"id": "e0", "ground_truth": [{"f": {}}]}))
+    quarantine = Quarantine(tmp_path / "bad.jsonl", 0.5)
+    sources = [DataFiles(str(tmp_path / "?.json*")), DataFiles(str(tmp_path / "a.jsonl"), 2)]
+    index = RecordIndex(sources, quarantine)
+    ids = [index[at].id for at in range(len(index))]
+    assert ids == ["a0", "a1", "b0", "b1", "c0", "c1", "d0", "e0", "a0", "a0", "a1", "a1"] == [r.id for r in read_files(sources, quarantine=Quarantine(None, 0.5))]
+    assert index[6].messages == GOOD["messages"] and index[7].messages[1]["tool_calls"][0]["function"]["name"] == "f"
+    assert index.size_hint(1) == len(line("a1")) and quarantine.num_bad == 4
+    kept = [json.loads(bad)["line"] for bad in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert kept == [3, 4, 3, 4]
+    spool = index._spool
+    del index
+    assert not Path(spool).exists()
 
 
 def test_memory_stays_bounded(tmp_path):
