@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from kd.data.records import DataError, Record
 from kd.data.spans import BIT_NAMES, TRUTH, Call, find, token_ranges
-from kd.data.turns import render
+from kd.data.tokens import tokenize
+from kd.data.turns import render, whole
 
 __all__ = ["Annotated", "Encoded", "TokenSpan", "annotate", "encode", "render"]
 _KINDS = {bit: name for name, bit in BIT_NAMES.items()}
@@ -42,7 +43,7 @@ def annotate(record: Record, tokenizer) -> Annotated:
     """Render, tokenize and locate. `tokenizer` is a fast tokenizer with a chat template.
 
     Raises:
-        DataError: see `render` and `find_spans`; or the text is no Unicode, or nothing of the record is supervised.
+        DataError: see `render`, `find_spans` and `tokenize`; or the text is no Unicode, or nothing of the record is supervised.
     """
     text, turns = render(record, tokenizer)
     try:
@@ -51,15 +52,15 @@ def annotate(record: Record, tokenizer) -> Annotated:
         raise DataError(f"record {record.id}: half a surrogate pair ({text[error.start]!r}) near {text[max(error.start - 20, 0):error.start]!r}; "
                         "write the whole character, or remove it") from None
     calls, spans = find(record, text, turns)
-    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ranges = token_ranges(tokens["offset_mapping"], spans)
-    bits = [0] * len(tokens["input_ids"])
+    input_ids, offsets = tokenize(record, text, tokenizer, lambda other: whole(other, tokenizer))
+    ranges = token_ranges(offsets, spans)
+    bits = [0] * len(input_ids)
     for span, (start, end) in zip(spans, ranges):
         for token in range(start, end):
             bits[token] |= span.bit
     if not any(b & TRUTH for b in bits[1:]):
         raise DataError(f"record {record.id}: no supervised token")
-    encoded = Encoded(record.id, tokens["input_ids"], bits, 1.0 if record.quality is None else float(record.quality))
+    encoded = Encoded(record.id, input_ids, bits, 1.0 if record.quality is None else float(record.quality))
     return Annotated(encoded, text, calls, [TokenSpan(_KINDS[span.bit], *at) for span, at in zip(spans, ranges)])
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os.path
 import re
+from functools import partial
 
 from jinja2 import TemplateError
 
@@ -37,14 +38,8 @@ def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
             prompt ends, so that its place is not defined.
     """
     messages = in_form(record.messages, template_form(tokenizer))
+    written = partial(_written, record, tokenizer, messages)
     merged = len(record.messages) - len(messages)  # 1 where the system prompt went into the first user message
-
-    def written(counts: list[int], prompt: bool) -> list[str]:  # together, for the tools are then prepared once
-        try:
-            return tokenizer.apply_chat_template([messages[:n] for n in counts], tools=record.tools or None,
-                                                 add_generation_prompt=prompt, tokenize=False)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise DataError(f"record {record.id}: the chat template refuses it: {error}") from error
 
     indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     text, *after = written([len(messages), *(index + 1 for index in indices if index + 1 < len(messages))], False)
@@ -65,6 +60,21 @@ def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
         turns.append((index + merged, *place))
         cursor = place[1]
     return text, turns
+
+
+def whole(record: Record, tokenizer) -> str:
+    """The rendered text alone; as `render`."""
+    messages = in_form(record.messages, template_form(tokenizer))
+    return _written(record, tokenizer, messages, [len(messages)], False)[0]
+
+
+def _written(record: Record, tokenizer, messages: list[dict], counts: list[int], prompt: bool) -> list[str]:
+    """The renderings of the first `counts` messages; together, for the tools are then prepared once."""
+    try:
+        return tokenizer.apply_chat_template([messages[:n] for n in counts], tools=record.tools or None,
+                                             add_generation_prompt=prompt, tokenize=False)
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"record {record.id}: the chat template refuses it: {error}") from error
 
 
 def _needed(message: dict) -> list[str]:
