@@ -152,11 +152,7 @@ def token_ranges(offsets: list[tuple[int, int]], spans: list[Span]) -> list[tupl
         bit, start, end = spans[at]
         while first < len(offsets) and offsets[first][1] <= start:
             first += 1
-        begin = first
-        while begin < len(offsets) and offsets[begin][0] < end and offsets[begin][1] == offsets[begin][0]:
-            begin += 1  # no characters
-        past = begin
-        last = begin
+        begin = past = last = first
         while past < len(offsets) and offsets[past][0] < end:
             past += 1
             if offsets[past - 1][1] > offsets[past - 1][0]:
