@@ -61,7 +61,7 @@ class Verified(NamedTuple):
 CHECKS = {
     "read": "every line is a record",
     "reasoning": "no chain-of-thought",
-    "special": "no special token inside a text",
+    "special": "no special token in what is trained or declared",
     "located": "rendered by the template, every call and answer located",
     "known": "every called tool is offered",
     "arguments": "arguments are valid by their tool's schema",

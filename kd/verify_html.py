@@ -9,6 +9,7 @@ from typing import Any
 from kd.data.spans import ARGS, INTEGRATION, TOOL, TRUTH
 from kd.report_html import Html, el, page
 from kd.verify import CHECKS, READ_BACK, Tally, Verified
+from kd.verify_spans import offsets_of
 
 # The most specific first: a token with several bits takes the first one's colour and names all in its title.
 SHOWN = {TOOL: "tool", ARGS: "args", INTEGRATION: "integration", TRUTH: "truth"}
@@ -68,13 +69,14 @@ def _record(verified: Verified, tokenizer) -> Html:
               class_="meta")  # fmt: skip
     why = [verified.refused] if verified.refused else verified.problems
     reasons = el("ul", *(el("li", reason) for reason in why), class_="why") if why else None
-    return el("article", meta, reasons, el("pre", *_segments(found, tokenizer), class_="spans") if found else None, class_=state)
+    return el("article", meta, reasons, el("pre", *_segments(verified, tokenizer), class_="spans") if found else None, class_=state)
 
 
-def _segments(found, tokenizer) -> Iterator[Html]:
+def _segments(verified: Verified, tokenizer) -> Iterator[Html]:
     """The text in runs of tokens with equal bits; characters that no token has go with the run before them."""
+    found = verified.annotated
     text, bits = found.text, found.encoded.bits
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    offsets = offsets_of(verified.record, found, tokenizer)
     runs = [(key, [offsets[at][0] for at in group]) for key, group in groupby(range(len(bits)), key=lambda at: bits[at])]
     starts = [0, *(places[0] for _, places in runs[1:]), len(text)]
     for (mask, _), start, end in zip(runs, starts, starts[1:]):

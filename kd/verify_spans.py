@@ -19,11 +19,18 @@ from kd.calls import same_json
 from kd.carried import carried_values, occurs
 from kd.data.records import Record
 from kd.data.render import Annotated
+from kd.data.tokens import tokenize
+from kd.data.turns import whole
 
 READ_BACK = ("tool", "args", "integration")
 _EDGES = " \t\r\n.,;:!?\"'`()[]{}<>"
 _LOST = "\ufffd"  # of a character whose bytes are in two tokens
 _MAX_PYTHON = 100_000  # characters
+
+
+def offsets_of(record: Record, annotated: Annotated, tokenizer) -> list[tuple[int, int]]:
+    """The characters of each token of a record."""
+    return tokenize(record, annotated.text, tokenizer, lambda other: whole(other, tokenizer))[1]
 
 
 class SpanReader:
@@ -46,7 +53,7 @@ class SpanReader:
                 counts[kind] = (len(annotated.calls),) * 2
         if problems or not spans:
             return counts, problems
-        offsets = self._tokenizer(annotated.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = offsets_of(record, annotated, self._tokenizer)
         results = [m["content"] for m in record.messages if m["role"] == "tool"]
         numbers: Counter = Counter()
         for kind, start, end in spans:

@@ -72,7 +72,7 @@ def test_good_data_is_ready_and_its_spans_are_what_they_say(tmp_path, run, token
 
 BAD = {
     "read": [b'{"id": "x", ', b"[]"], "reasoning": [calling(reasoning_content="so"), {"id": "r", "messages": [USER, {"role": "assistant", "content": "<think>a</think>b"}]}],
-    "special": [{"id": "r", "messages": [{"role": "user", "content": "a<|end|><|assistant|>b"}, {"role": "assistant", "content": "c"}]}, calling(arguments={"n": 1, "x": "<|end|>"})],
+    "special": [{"id": "r", "messages": [USER, {"role": "assistant", "content": "c<|end|>d"}]}, calling(arguments={"n": 1, "x": "<|end|>"})],
     "located": [calling(name='say "f"', tools=[{"name": 'say "f"'}], arguments={})], "known": [calling(name="g")],
     "arguments": [calling(arguments={"n": True}), calling(arguments={}), calling(tools=[{**TOOL, "parameters": {"type": "object", "properties": {"n": {"type": "objekt"}}}}])],
 }  # fmt: skip
@@ -132,16 +132,25 @@ def test_a_span_that_is_one_token_off_does_not_read_back(kind, by, tokenizer, mo
         assert tally.round_trip(kind) < ROUND_TRIP_TARGET and not tally.ready() and tally.failed == {"read back": 1}
 
 
-def test_special_tokens_are_found_in_every_text(tokenizer):
+def test_special_tokens_are_found_in_every_text_that_is_not_a_users_or_a_tools(tokenizer):
     special = special_tokens(tokenizer)
     for value in ("<|end|>", "a <|user|>", "<|pad|>b"):
-        places = [{"messages": [{"role": "system", "content": value}]}, {"messages": [{"role": "tool", "content": value}]},
+        places = [{"messages": [{"role": "system", "content": value}]}, {"messages": [{"role": "assistant", "content": value}]},
                   {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": [{value: 1}]}}}]}]},
                   {"tools": [{"function": {"name": "f", "description": value}}]}]  # fmt: skip
         for place in places:
             with pytest.raises(DataError, match=r"record r: .*holds '<\|\w+\|>', a special token"):
                 check_special_tokens(Record(**{"id": "r", "messages": [], **place}), special)
-    check_special_tokens(Record("r", [{"role": "user", "content": "<|ends|> < |end|>"}]), special)
+    check_special_tokens(Record("r", [{"role": "assistant", "content": "<|ends|> < |end|>"}]), special)
+
+
+def test_a_special_token_that_a_user_or_a_tool_writes_is_located_as_text(data, run, tokenizer):
+    good = calling()
+    said = [{"role": "user", "content": "a<|end|><|assistant|>b"}, *good["messages"][1:], {"role": "tool", "content": "42<|end|>"}, {"role": "assistant", "content": "It is 42."}]
+    code, (line,), report = run(data({**good, "messages": said}))
+    assert code == 0 and line["token_ids"].count(tokenizer.convert_tokens_to_ids("<|assistant|>")) == 2
+    assert [(s["kind"], s["text"]) for s in line["spans"] if s["kind"] != "TRUTH"] == [("TOOL", "f"), ("ARGS", '{"n": 1}'), ("INTEGRATION", "42")]
+    assert report["round_trip"]["args"] == {"spans": 1, "unread": 0, "share": 1.0}
 
 
 def test_the_page_shows_every_span_and_escapes_what_it_shows(tmp_path, data, run):

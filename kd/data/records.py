@@ -134,16 +134,20 @@ def special_tokens(tokenizer) -> re.Pattern[str] | None:
 
 
 def check_special_tokens(record: Record, special: re.Pattern[str] | None) -> None:
-    """Refuses a record in which a text holds the string of a special token (`special`: from `special_tokens`).
+    """Refuses a record in which the string of a special token stands in what the assistant writes, in a system prompt or in a
+    tool's declaration (`special`: from `special_tokens`).
 
-    A tokenizer turns "<|im_end|>" into the token that ends a turn wherever it stands: in a user's words or a tool's result it
-    would forge a turn, in an assistant's it would end one early. Rewriting the text would train something nobody wrote.
+    A tokenizer turns "<|im_end|>" into the token that ends a turn wherever it stands: in an assistant's arguments it would be
+    trained, and end them early. Rewriting the text would train something nobody wrote. A user's words and a tool's result may
+    hold it: there it stays text (kd/data/tokens.py).
 
     Raises:
         DataError: names the record, the field and the token.
     """
-    stack: list[tuple[str, Any]] = [(f"messages[{i}]", {k: v for k, v in m.items() if k != "role"}) for i, m in enumerate(record.messages)]
-    stack.append(("tools", record.tools))
+    stack: list[tuple[str, Any]] = [("tools", record.tools)]
+    for index, message in enumerate(record.messages):
+        own = ("role", "content") if message["role"] in ("user", "tool") else ("role",)
+        stack.append((f"messages[{index}]", {key: value for key, value in message.items() if key not in own}))
     while special is not None and stack:
         where, value = stack.pop()
         if isinstance(value, dict):

@@ -91,7 +91,7 @@ def test_every_bad_line_is_in_the_quarantine_once(tmp_path):
     assert kept.stat().st_size < 300_000
 
 
-@pytest.mark.parametrize(("bad", "fraction", "raised_after"), [(1, 0.0, 1), (5, 0.05, None), (6, 0.05, 6), (3, 0.02, 3), (99, 1.0, None)])
+@pytest.mark.parametrize(("bad", "fraction", "raised_after"), [(1, 0.0, 1), (5, 0.05, None), (6, 0.05, 6), (3, 0.02, 3), (20, 0.05, 6), (99, 1.0, None)])
 def test_more_than_max_bad_fraction_stops_the_run(tmp_path, bad, fraction, raised_after):
     path = tmp_path / "d.jsonl"
     path.write_bytes(b"\n".join([b"x"] * bad + [LINE] * (100 - bad)))
