@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
+_WRONG = {False: 2, True: 1}  # what --data names is the command's fault; what a configuration names makes the run not ready
 NUM_READY_SHOWN, NUM_FAILING_SHOWN = 40, 60
 
 
@@ -43,6 +44,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argpa
         parser.error("give one of --config and --data")
     if args.data and not args.tokenizer or args.config and args.tokenizer:
         parser.error("--tokenizer goes with --data, and --data needs it")
+    if args.config and not Path(args.config).is_file():
+        parser.error(f"--config: {args.config}: no such file")
     if args.overrides and not args.config:
         parser.error("--set goes with --config")
     if not 0 <= args.max_bad_fraction <= 1:
@@ -74,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             args.out = args.out or Path(config.run.output_dir) / config.run.name
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _WRONG[bool(args.config)]
     return run(args, config, tokenizer, items, tools)
 
 
@@ -102,9 +105,9 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
                 if verified.ready and ready_shown < NUM_READY_SHOWN or not verified.ready and failing_shown < NUM_FAILING_SHOWN:
                     shown.append(verified)
                     ready_shown, failing_shown = ready_shown + verified.ready, failing_shown + (not verified.ready)
-        except DataError as error:  # a package is missing, or BFCL's truth is unreadable
+        except DataError as error:  # a file or a package is missing, or BFCL's truth is unreadable
             print(f"error: {error}", file=sys.stderr)
-            return 2
+            return _WRONG[bool(args.config)]
     checks: list[dict[str, Any]] = []
     if config is not None:
         from kd.verify_run import check_run

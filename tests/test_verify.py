@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from transformers import AutoTokenizer
 
+from conftest import REPOSITORY
 from kd.data import demo
 from kd.data.records import DataError, Record, check_special_tokens, parse_record, read_records, special_tokens, write_records
 from kd.data.render import TokenSpan, annotate
@@ -231,6 +234,26 @@ def test_a_run_that_is_not_ready_says_why(tmp_path, config, kind, old, new, chec
     assert verify.main(["--config", config(kind, old, new)]) == 1
     report = json.loads((tmp_path / "v" / "verify.json").read_text())
     assert not report["ready"] and said in next(c["detail"] for c in report["run"] if c["name"] == check and c["ok"] is False)
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("loss:", "los:", "los"), ("train.jsonl", "gone.jsonl", "no such data file"), ("student:", "tokenizer: {{path: configs}}\nstudent:", "no tokenizer can be loaded"),
+])  # fmt: skip
+def test_a_configuration_that_cannot_be_used_is_not_ready(config, old, new, said, capsys):
+    assert verify.main(["--config", config("single", old, new.replace("{{", "{").replace("}}", "}"))]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_data_alone_needs_neither_deepspeed_nor_a_process_group(tmp_path, data, tokenizer_folder):
+    code = f"""if 1:
+        import sys
+        sys.modules["deepspeed"] = None
+        from launch import verify
+        assert verify.main(["--data", {str(data(calling()))!r}, "--tokenizer", {str(tokenizer_folder)!r}, "--spans", {str(tmp_path / "spans.jsonl")!r}]) == 0
+        import torch
+        assert not torch.distributed.is_initialized()"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
 
 
 def test_another_template_or_a_model_too_large_is_reported(tmp_path, config, tokenizer, monkeypatch):

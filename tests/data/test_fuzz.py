@@ -236,7 +236,10 @@ def test_bfcl_files_are_joined_by_id(tmp_path):
     (tmp_path / "possible_answer").mkdir()
     (tmp_path / "q.json").write_text("\n".join(json.dumps({"id": name, **question}) for name in ("a", "b", "c")))
     (tmp_path / "possible_answer" / "q.json").write_text("\n".join(json.dumps({"id": name, "ground_truth": [{"f": {"x": [i]}}]}) for i, name in enumerate("ba")))
-    for files in ([tmp_path / "q.json"], [tmp_path / "possible_answer" / "q.json", tmp_path / "q.json"]):
+    moved = tmp_path / "answers.jsonl"
+    for files in ([tmp_path / "q.json"], [tmp_path / "possible_answer" / "q.json", tmp_path / "q.json"], [tmp_path / "q.json", moved]):
+        if moved in files:
+            (tmp_path / "possible_answer" / "q.json").rename(moved)
         found = list(read_all(files))
         assert [item.record and item.record.messages[-1]["tool_calls"][0]["function"]["arguments"]["x"] for item in found] == [1, 0, None]
         assert found[2].line == 3 and "no possible_answer file has this id" in found[2].reason
