@@ -2,7 +2,8 @@
 
 Templates disagree on four things, and a template given the wrong one fails, or leaves a part out without a word:
 
-  text_arguments   a call's arguments are its JSON text, not an object (they are joined to other text)
+  text_arguments   a call's arguments are its JSON text, not an object: only where the template fails on the object, or prints it
+                   as Python does. One that writes objects in a way of its own would write the text wrongly
   no_content       a message that only calls has no content at all, rather than an empty one
   short_ids        ids of calls are nine letters and digits, and there is one
   system_in_user   there is no system role, or only before a user's last message: the system prompt opens the first user
@@ -62,14 +63,25 @@ class _Rendering:
 def _form(rendering: _Rendering) -> tuple[str, ...]:
     for count in range(len(CHANGES) + 1):
         for form in itertools.combinations(CHANGES, count):
-            try:
-                text = rendering.tokenizer.apply_chat_template(in_form(_PROBE, form), tools=_TOOLS, tokenize=False)
-            except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
-                continue
-            asked = text.rfind(_PROBE[1]["content"])  # the tools, which hold the name too, may stand before it
-            if asked >= 0 and _PROBE[0]["content"] in text and locate_calls(text, asked, len(text), [_CALL]):
+            text = _probed(rendering, form)
+            if "text_arguments" in form and text is not None:
+                plain = _probed(rendering, tuple(change for change in form if change != "text_arguments"))
+                if plain is not None and str(_CALL["arguments"]) not in plain:
+                    continue
+            if text is not None and _PROBE[0]["content"] in text and locate_calls(text, 0, len(text), [_CALL]):
                 return form
     return ()
+
+
+def _probed(rendering: _Rendering, form: tuple[str, ...]) -> str | None:
+    """The probe from its question on (the tools, which hold the name too, may stand before), its system prompt first; None where refused."""
+    try:
+        text = rendering.tokenizer.apply_chat_template(in_form(_PROBE, form), tools=_TOOLS, tokenize=False)
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
+        return None
+    asked = text.rfind(_PROBE[1]["content"])
+    system = _PROBE[0]["content"] if _PROBE[0]["content"] in text else ""
+    return system + text[asked:] if asked >= 0 else None
 
 
 def in_form(messages: list[dict], form: tuple[str, ...]) -> list[dict]:

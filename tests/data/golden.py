@@ -43,6 +43,8 @@ CONVERSATION = {
         {"role": "assistant", "content": "Stopped at 14:05."},
     ],
 }
+WITHOUT_SPECIAL_TOKENS = {**CONVERSATION, "messages": [  # of the demo's tokenizer
+    {**message, "content": message["content"].replace("tool_call>", "call>")} for message in CONVERSATION["messages"]]}
 
 
 def template(name: str) -> str:

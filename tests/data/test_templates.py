@@ -63,7 +63,7 @@ def plain_bpe():
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     texts = [json.dumps(vars(r)) for r in demo.records("train", 200)]
     core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=900, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="}")
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|eos|>")
 
 
 def check(record: Record, tokenizer) -> None:
@@ -124,7 +124,7 @@ def test_a_prompt_that_opens_a_block_which_earlier_turns_are_without(tokenizer):
     """The turn begins where the prompt and the text part: after the header, which both have."""
     source = golden.template("qwen3").replace("{{- '<|im_start|>assistant\\n' }}{% endif %}", "{{- '<|im_start|>assistant\\n<think>\\n' }}{% endif %}")
     assert source != golden.template("qwen3")
-    record = parse_record(golden.CONVERSATION, "golden")
+    record = parse_record(golden.WITHOUT_SPECIAL_TOKENS, "golden")
     text, turns = render(record, with_template(tokenizer, source))
     begins = [text[start:].split("\n")[0] for _, start, _ in turns]
     assert begins == ["I use get_weather_map, then get_weather.", golden.CONVERSATION["messages"][6]["content"] + "<|im_end|>", "<tool_call>", ""]
@@ -137,6 +137,25 @@ def test_a_prompt_that_opens_a_block_which_earlier_turns_are_without(tokenizer):
     ("mistral_list", ("short_ids", "system_in_user"))])
 def test_the_form_a_template_takes_is_found_by_trying(name, form, tokenizer):
     assert template_form(with_template(tokenizer, golden.template(name), "<s>", "</s>")) == form
+
+
+@pytest.mark.parametrize(("arguments", "form"), [
+    ("{{ c.function.arguments }}", ("text_arguments",)),  # an object would be printed as Python does
+    ("{{ c.function.arguments | tojson }}", ()),
+    ("{% if c.function.arguments is mapping %}{% for k, v in c.function.arguments.items() %}{{ k }}:~{{ v }}~{% endfor %}{% else %}"
+     "{{ c.function.arguments }}{% endif %}", ()),  # its own way with objects, which is not read: text would be another format
+])
+def test_arguments_are_given_as_text_only_where_objects_are_not_written(arguments, form, tokenizer):
+    source = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}call {{ c.function.name }}{ARGS}{% endfor %}</s>"
+              "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}").replace("{ARGS}", arguments)
+    other = with_template(tokenizer, source)
+    assert template_form(other) == form
+    record = parse_record(golden.WITHOUT_SPECIAL_TOKENS, "golden")
+    if "~" in arguments:
+        with pytest.raises(DataError, match=r"messages\[2\]: the call of get_weather_map, get_weather is not in the rendered turn"):
+            encode(record, other)
+    else:
+        check(record, other)
 
 
 def test_messages_in_a_form():
