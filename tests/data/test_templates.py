@@ -135,8 +135,8 @@ def test_a_prompt_that_opens_a_block_which_earlier_turns_are_without(tokenizer):
 def test_a_turn_of_which_only_the_end_is_in_the_text_is_refused(tokenizer):
     """An earlier turn that the template strips of its words ends alike, and is not the turn."""
     source = """{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' and not loop.last %}
-</turn>{% else %}{{ m.content }}
-</turn>{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+</the-end-of-a-turn>{% else %}{{ m.content }}
+</the-end-of-a-turn>{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
     said = [{"role": role, "content": content} for role, content in [("user", "hi"), ("assistant", "Hello you."), ("user", "so"), ("assistant", "Yes.")]]
     with pytest.raises(DataError, match=r"record e: messages\[1\]: the chat template does not write this turn where its generation prompt ends"):
         encode(parse_record({"id": "e", "messages": said}, "x"), with_template(tokenizer, source))
