@@ -116,10 +116,10 @@ def _as_in(text: str, start: int, turn: str, needed: list[str]) -> tuple[int, in
     """
     if turn and text.startswith(turn, start):
         return start, start + len(turn)
-    opens = text[start:start + 16]
-    skip = turn.find(opens, 1)
-    while opens and skip >= 0:
-        if text.startswith(turn[skip:], start):
+    opens = text[start:start + 1]
+    skip = turn.find(opens, 1) if opens else -1
+    while skip >= 0:
+        if text.startswith(turn[skip:skip + 16], start) and text.startswith(turn[skip:], start):  # a long turn is copied when it may be it
             rest = turn[skip:]
             return (start, start + len(rest)) if all(part in rest for part in needed) else None
         skip = turn.find(opens, skip + 1)

@@ -132,11 +132,18 @@ def test_a_prompt_that_opens_a_block_which_earlier_turns_are_without(tokenizer):
     check(record, with_template(tokenizer, source))
 
 
+@pytest.mark.parametrize("said", ["k", "Hi", "<", "</", "Twelve words or more, to be sure that the turn is a long one here."])
+def test_an_earlier_turn_is_found_however_short(said, tokenizer):
+    record = parse_record({"id": "k", "messages": [{"role": role, "content": text} for role, text in [("user", "so"), ("assistant", said)] * 2]}, "x")
+    text, turns = render(record, with_template(tokenizer, golden.template("qwen3")))
+    assert [text[start:end] for _, start, end in turns] == [f"{said}<|im_end|>\n", f"<think>\n\n</think>\n\n{said}<|im_end|>\n"]
+
+
 def test_a_turn_of_which_only_the_end_is_in_the_text_is_refused(tokenizer):
     """An earlier turn that the template strips of its words ends alike, and is not the turn."""
     source = """{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' and not loop.last %}
-</the-end-of-a-turn>{% else %}{{ m.content }}
-</the-end-of-a-turn>{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+</turn>{% else %}{{ m.content }}
+</turn>{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
     said = [{"role": role, "content": content} for role, content in [("user", "hi"), ("assistant", "Hello you."), ("user", "so"), ("assistant", "Yes.")]]
     with pytest.raises(DataError, match=r"record e: messages\[1\]: the chat template does not write this turn where its generation prompt ends"):
         encode(parse_record({"id": "e", "messages": said}, "x"), with_template(tokenizer, source))
