@@ -21,8 +21,10 @@ from pydantic import BaseModel
 from transformers import AutoConfig, AutoTokenizer
 
 from kd.config_schema import RunConfig
-from kd.data.batches import DemoSource, FileSource, MicroBatch, StepBatches, count_rows
+from kd.data.batches import DemoSource, FileSource, StepBatches
+from kd.data.micro_batch import MicroBatch, count_rows
 from kd.data.spans import ARGS, BIT_NAMES, INTEGRATION, TOOL
+from kd.hidden_rows import hidden_rows
 from kd.losses import combined_kd_loss, row_weights
 from kd.model_head import head_of
 from kd.objective import TERMS, TermWeights, uses_teacher, weights_at
@@ -180,7 +182,7 @@ def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
         model = load_causal_lm(config.teacher.path, dtype=config.teacher.dtype, revision=config.teacher.revision,
                                attention_implementation=config.student.attention_implementation).eval().requires_grad_(False)  # fmt: skip
         with torch.no_grad():
-            teacher = DenseTeacher(_hidden(model, micro), head_of(model))
+            teacher = DenseTeacher(hidden_rows(model, micro), head_of(model))
     terms = weights_at(config.loss, 0, config.training.steps, has_teacher=teacher is not None)
     counts = count_rows([micro])
     total, norm = _gradient(config, student, micro, teacher, counts, terms, len(tokenizer))
@@ -203,16 +205,11 @@ def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
     yield {"name": "the terms add up to the loss", "ok": math.isclose(added, total, rel_tol=1e-3, abs_tol=1e-6), "detail": f"{added:.6f} and {total:.6f}"}
 
 
-def _hidden(model, micro: MicroBatch) -> torch.Tensor:
-    hidden = model.base_model(input_ids=micro.input_ids, attention_mask=micro.attention_mask, use_cache=False).last_hidden_state
-    return hidden.flatten(0, 1).index_select(0, micro.rows)
-
-
 def _gradient(config: RunConfig, student, micro: MicroBatch, teacher, counts, terms: TermWeights, vocab_size: int) -> tuple[float, float]:
     """(loss, L2 norm of its gradient over all of the student's parameters)."""
     student.zero_grad(set_to_none=True)
     used = teacher if terms.kl or terms.hard or terms.entropy is not None else None
-    out = combined_kd_loss(_hidden(student, micro), head_of(student), used, micro.labels, row_weights(micro.bits, micro.weight, counts, terms), terms,
+    out = combined_kd_loss(hidden_rows(student, micro), head_of(student), used, micro.labels, row_weights(micro.bits, micro.weight, counts, terms), terms,
                            divergence=config.loss.divergence, beta=config.loss.beta, vocab_size=vocab_size, chunk_rows=config.loss.chunk_rows)  # fmt: skip
     out.loss.backward()
     norms = [parameter.grad.float().norm() for parameter in student.parameters() if parameter.grad is not None]
