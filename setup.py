@@ -28,5 +28,8 @@ setup(
         "tqdm>=4.66",
         "psutil>=5.9",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100"]},
+    extras_require={
+        "data": ["datasets>=3", "backports.zstd>=1.0; python_version < '3.14'"],  # Parquet and Arrow files; zstd files
+        "test": ["pytest>=8", "hypothesis>=6.100"],
+    },
 )

@@ -9,8 +9,10 @@ What a result's values are
   gives itself, its lines, what follows "key:" on a line and that part's comma-separated items, quoted pieces, and words
   that look like identifiers (a digit, or one of _ @ / inside).
 
+  A date written 2024-05-12, alone or before a time, also gives the other ways to write it (kd/dates.py); so does a time.
+
 The minimum, so that chance does not count
-  A string needs 3 to 500 characters, one of them a letter or digit, and must not be a stop word ("true", "none", "the", ...).
+  A string needs 3 to 500 characters, one of them a letter or digit, and a word that is no stop word ("true", "none", "the", ...).
   A number needs 2 digits as the answer writes it, not counting trailing zeros of a fraction: 21 and 0.5 count, 7 and
   7.00 do not. The list and the limits are the constants below.
 
@@ -28,10 +30,17 @@ import re
 from decimal import Decimal
 from typing import Iterator, NamedTuple
 
+from kd.dates import other_spellings
+
 MIN_STRING_CHARS = 3
 MIN_NUMBER_DIGITS = 2
 MAX_STRING_CHARS = 500  # past this it is a passage, not a value; the cap also keeps the search linear
-STOP_WORDS = frozenset("true false null none nan yes no not the and for ok okay n/a".split())
+STOP_WORDS = frozenset(
+    """true false null none nan yes no not n/a ok okay done error success the and for but nor yet are was were has have had can could
+    will would shall should may might must did does you your she her his him its our their they them this that these those there here
+    then than when where what which who whom why how with from into onto over under about after before between all any both each few
+    more most other some such only own same too very just out off per one two""".split())
+SMALL_WORDS = STOP_WORDS | frozenset("a am an as at be by do he i if in is it me my of on or so to up us we".split())
 
 _UNITS = re.compile(r"\w+|\s+|[^\w\s]")  # a match made of whole units can never begin or end inside a word
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|-?\d+(?:\.\d+)?")
@@ -48,35 +57,56 @@ class Carried(NamedTuple):
     text: str
 
 
+class CarriedIndex:
+    """The values of a conversation's results so far. Cost: linear in the results, and in an answer times its longest value."""
+
+    def __init__(self) -> None:
+        self._unread: list[str] = []  # results are read when an answer first asks
+        self._trie: dict = {}
+        self._numbers: set[Decimal] = set()
+
+    def add(self, result: str) -> None:
+        self._unread.append(result)
+
+    def carried(self, answer: str) -> list[Carried]:
+        """Spans of `answer` that carry a value from the results, left to right.
+
+        Spans never overlap; where several values begin at one place the longest wins.
+        """
+        for result in self._unread:
+            for value in _values(result):
+                self._enter(value)
+        self._unread.clear()
+        if not self._trie and not self._numbers:
+            return []
+        units = [(match.start(), match.end()) for match in _UNITS.finditer(answer)]
+        found: list[Carried] = []
+        done = 0
+        for index, (start, _) in enumerate(units):
+            if start < done:
+                continue
+            end = max(_longest_string(answer, units, index, self._trie), _number_end(answer, start, self._numbers))
+            if end > start:
+                found.append(Carried(start, end, answer[start:end]))
+                done = end
+        return found
+
+    def _enter(self, value: str | Decimal) -> None:
+        if isinstance(value, Decimal):
+            self._numbers.add(value)
+        elif len(value) <= MAX_STRING_CHARS and _counts_as_string(value):
+            node = self._trie
+            for unit in _UNITS.findall(value):
+                node = node.setdefault(unit, {})
+            node[_END] = {}
+
+
 def carried_values(answer: str, results: list[str]) -> list[Carried]:
-    """Spans of `answer` that carry a value from `results` (the text of the tool messages), left to right.
-
-    Spans never overlap; where several values begin at one place the longest wins. Cost: linear in the results, and in
-    the answer times the longest value that begins at a place.
-    """
-    trie: dict = {}
-    numbers: set[Decimal] = set()
+    """Spans of `answer` that carry a value from `results` (the text of the tool messages); as CarriedIndex.carried."""
+    index = CarriedIndex()
     for result in results:
-        for value in _values(result):
-            if isinstance(value, Decimal):
-                numbers.add(value)
-            elif len(value) <= min(len(answer), MAX_STRING_CHARS) and _counts_as_string(value):
-                node = trie
-                for unit in _UNITS.findall(value):
-                    node = node.setdefault(unit, {})
-                node[_END] = {}
-
-    units = [(match.start(), match.end()) for match in _UNITS.finditer(answer)]
-    found: list[Carried] = []
-    done = 0
-    for index, (start, _) in enumerate(units):
-        if start < done:
-            continue
-        end = max(_longest_string(answer, units, index, trie), _number_end(answer, start, numbers))
-        if end > start:
-            found.append(Carried(start, end, answer[start:end]))
-            done = end
-    return found
+        index.add(result)
+    return index.carried(answer)
 
 
 def occurs(value: str, text: str) -> bool:
@@ -122,6 +152,7 @@ def _open_json(text: str):
 def _pieces(text: str) -> Iterator[str | Decimal]:
     text = text.strip()
     yield text
+    yield from other_spellings(text)
     for match in _NUMBER.finditer(text):
         if _is_whole(text, match.start(), match.end()):
             yield _decimal(match.group())
@@ -144,6 +175,8 @@ def _pieces(text: str) -> Iterator[str | Decimal]:
 
 def _counts_as_string(value: str) -> bool:
     if len(value) < MIN_STRING_CHARS or value.casefold() in STOP_WORDS:
+        return False
+    if all(word.strip(_EDGES) in SMALL_WORDS for word in value.casefold().split()):
         return False
     # A bare number is judged by value and by the digit minimum; "0042" or "1.2.3" is a string that happens to have digits.
     if _NUMBER.fullmatch(value) and not value.lstrip("-").startswith("0"):

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from kd.carried import carried_values
+from kd.data.forms import in_form, template_form
 from kd.data.records import DataError, Record
 
 
@@ -46,6 +47,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
     To share the work between ranks give each `cases[rank::world_size]`, and merge what they return (kd/evaluate.py).
     """
     cases: list[Case] = []
+    form = template_form(tokenizer)  # as in training (kd/data/turns.py)
     for number, record in enumerate(records):
         for turn, message in enumerate(record.messages):
             if message["role"] != "assistant":
@@ -69,7 +71,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
             if kind:
                 try:
                     prompt = tokenizer.apply_chat_template(
-                        history, tools=record.tools or None, add_generation_prompt=True, tokenize=False
+                        in_form(history, form), tools=record.tools or None, add_generation_prompt=True, tokenize=False
                     )
                 except (TemplateError, TypeError) as error:
                     raise DataError(f"record {record.id}: messages[{turn}]: the chat template refuses it: {error}") from error

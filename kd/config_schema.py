@@ -120,7 +120,7 @@ class Stage(Section):
     mix: Annotated[dict[Text, NotNegative], Field(min_length=1)] | None = None
     """Kinds of demo records and their weights (any scale: they are divided by their sum); needs data.demo."""
     max_length: Count = Field(examples=[2048])
-    """Longest record in tokens."""
+    """Longest record in tokens; with packing also the length of a row."""
     until: Until | None = None
     """When to go to the next stage; the last stage lasts to the end of training and has none."""
 
@@ -130,6 +130,15 @@ class Data(Section):
         examples=[({"name": "main", "train": ("train.jsonl",), "max_length": 2048},)]
     )
     """The curriculum: stages run one after another."""
+    packing: Literal["none", "length"] = "none"
+    """none: a record a row, padded to the longest of its micro-batch; length: rows of max_length tokens filled with several
+    records, which do not see one another. Every record is measured before a stage begins."""
+    too_long: Literal["drop", "truncate"] = "drop"
+    """What happens to a record longer than max_length: drop leaves it out; truncate keeps it to the end of the last assistant
+    turn that fits whole, and leaves it out where none does. Both are counted."""
+    workers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Processes of each rank that prepare batches ahead of training, from 0 to 64; by default 2 where there is a GPU, and none
+    on a CPU, whose cores all train."""
     demo: DemoCorpus | None = None
     """Make the demo corpus, for stages with a mix and for evaluation."""
     evaluation: dict[Text, Text] = {}
@@ -232,7 +241,7 @@ class Training(Section):
     steps: Count = Field(examples=[2000])
     """Optimizer steps of the whole run; all schedules span them."""
     micro_batch_size: Count = 4
-    """Records per GPU in one forward."""
+    """Rows per GPU in one forward: records, or with data.packing sequences of several."""
     gradient_accumulation: Count = 1
     """Micro-batches per optimizer step on each GPU."""
     log_every: Count = 50

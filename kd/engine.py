@@ -20,8 +20,9 @@ from torch import Tensor, nn
 import deepspeed
 from deepspeed.utils import set_z3_leaf_modules
 from kd.config_schema import RunConfig
-from kd.data.batches import MicroBatch
+from kd.data.micro_batch import MicroBatch
 from kd.data.spans import BIT_NAMES
+from kd.hidden_rows import check_packable, hidden_rows
 from kd.losses import CombinedLoss, SpanRows, combined_kd_loss, row_weights
 from kd.model_head import head_of
 from kd.objective import TERMS, TermWeights
@@ -51,8 +52,7 @@ class _StudentWithLoss(nn.Module):
 
     def forward(self, micro: MicroBatch, weights: SpanRows, terms: TermWeights, teacher: DenseTeacher | None,
                 grad_scale: float) -> CombinedLoss:
-        hidden = self.model.base_model(input_ids=micro.input_ids, attention_mask=micro.attention_mask, use_cache=False).last_hidden_state
-        hidden = hidden.flatten(0, 1).index_select(0, micro.rows)
+        hidden = hidden_rows(self.model, micro)
         return combined_kd_loss(hidden, head_of(self.model), teacher, micro.labels, weights, terms, grad_scale=grad_scale, **self._options)
 
 
@@ -87,6 +87,8 @@ class StudentEngine:
 
     def __init__(self, model: nn.Module, config: RunConfig, ds_config: dict, vocab_size: int):
         self.model = model
+        if config.data.packing != "none":
+            check_packable(model)
         if not torch.cuda.is_available():
             _gather_whole_layers(model)
         optimizer = build_optimizer(model, config.optimizer, ds_config)
@@ -111,7 +113,7 @@ class StudentEngine:
         sums = torch.zeros(len(SUMS), device=self.device)
         seen: list[tuple[MicroBatch, Tensor]] = []
         for micro in micro_batches:
-            micro = MicroBatch(*(x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for x in micro))
+            micro = micro.to(self.device)
             weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
             signal = teacher.signal(micro) if teacher is not None else None
             out = self.engine(micro, weights, terms, signal, self._grad_scale())

@@ -91,6 +91,7 @@ def plan_run(
         eager_attention=config.student.attention_implementation == "eager",
         chunk_rows=config.loss.chunk_rows,
         on_cpu=device_memory_bytes is None,
+        packing_mask=config.data.packing != "none" and config.student.attention_implementation != "flash_attention_2",
     )
     machine = _Machine(device_memory_bytes, host_memory_bytes, ranks_per_host)
     device, host = memory(job)
@@ -233,6 +234,8 @@ def _variants(job: Job) -> Iterator[list[tuple[str, Job]]]:
     """Single changes in families, the cheapest first, each from mild to strong."""
     if not job.gradient_checkpointing:
         yield [("student.gradient_checkpointing: true", replace(job, gradient_checkpointing=True))]
+    if job.packing_mask:
+        yield [("student.attention_implementation: flash_attention_2", replace(job, packing_mask=False, eager_attention=False))]
     yield [
         (f"training.micro_batch_size: {size}, with more gradient_accumulation", replace(job, micro_batch_size=size))
         for size in range(job.micro_batch_size - 1, 0, -1)

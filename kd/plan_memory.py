@@ -73,6 +73,7 @@ class Job:
     eager_attention: bool
     chunk_rows: int | None
     on_cpu: bool
+    packing_mask: bool = False  # packed records, kept apart by a mask (kd/hidden_rows.py)
 
     @property
     def zero(self) -> dict:
@@ -125,11 +126,13 @@ def _student_work(job: Job) -> dict[str, int]:
     live = min(student.parameters, int(job.zero.get("stage3_max_live_parameters", 1e9))) if sharded else 0
     buckets = 2 if job.zero.get("overlap_comm") else 1
     layer = _layer_bytes(job)
+    mask = max(width, WIDTH[job.teacher_dtype] if job.teacher else 0) + 1  # and the booleans it is made from
     kept = 2 * student.hidden_size * student.num_layers + layer if job.gradient_checkpointing else layer * student.num_layers
     return {
         "gathered student weights": live * width,
         "gradient reduction buckets": buckets * int(job.zero.get("reduce_bucket_size", 5e8)) * width,
         "student activations": tokens * kept * width // 2,
+        "mask of packed records": tokens * job.max_length * mask if job.packing_mask else 0,
         # dW of the head is summed in fp32 during forward, then cast
         "gradient of the student's head": student.vocab_size * student.hidden_size * (4 + width),
         "logits of one chunk": _chunk_rows(job) * width * (student.vocab_size + (job.teacher.vocab_size if job.teacher else 0)),

@@ -91,7 +91,8 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[Tr
     result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints).run()
     log.say(f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
             + (f"; stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else "")
-            + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else ""))
+            + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else "")
+            + (f"; {result.num_truncated} were cut to it" if result.num_truncated else ""))
     student = run_dir / "student"
     if result.stopped != "signal":
         export_student(model, tokenizer, student)
@@ -101,7 +102,7 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[Tr
 
 def _identity(config: RunConfig) -> dict[str, Any]:
     """What a checkpoint must agree with to be gone on from: all but where and how often things are written, and evaluation."""
-    free = {"training": {"log_every", "save_every", "time_budget_seconds"}, "run": {"output_dir"}, "data": {"evaluation"}}
+    free = {"training": {"log_every", "save_every", "time_budget_seconds"}, "run": {"output_dir"}, "data": {"evaluation", "workers"}}
     return json.loads(json.dumps({
         f"{section}.{key}": value for section, keys in config.model_dump(exclude={"evaluation"}).items() if isinstance(keys, dict)
         for key, value in keys.items() if key not in free.get(section, ())
@@ -131,6 +132,8 @@ def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_secon
         facts["notes"].append("The student started from layers of the teacher (student.init: teacher_layers), not from random weights.")
     if result.num_too_long:
         facts["notes"].append(f"{result.num_too_long} records were longer than their stage's max_length and were left out.")
+    if result.num_truncated:
+        facts["notes"].append(f"{result.num_truncated} records were longer than their stage's max_length and were cut after an assistant turn.")
     (run_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     report = write_report(run_dir)
     if metrics:

@@ -46,7 +46,7 @@ class ToolRegistry:
             name = tool["function"]["name"]
             if self._tools.setdefault(name, tool) != tool:
                 raise ValueError(f"tool {name!r} is defined twice, differently: keep one definition")
-            _validator(name, _canonical(tool["function"].get("parameters")))
+            _validator(name, _canonical(tool["function"].get("parameters")), True)
 
     @classmethod
     def default(cls) -> ToolRegistry:
@@ -77,22 +77,24 @@ class ToolRegistry:
     def __contains__(self, name: object) -> bool:
         return name in self._tools
 
-    def validate_call(self, name: str, arguments: object) -> list[str]:
+    def validate_call(self, name: str, arguments: object, *, closed: bool = True) -> list[str]:
         """What is wrong with calling `name` with `arguments` (a dict of JSON values); empty when nothing is.
 
         Each problem names the argument by its path (`filter.tags[2]`) and what would be right. As in JSON Schema, true
-        is not an integer and 2.0 is one.
+        is not an integer and 2.0 is one. closed: False reads the schema by the letter.
         """
         if name not in self._tools:
             offered = ", ".join(self.names) or "none"
             return [f"unknown tool {name!r}{_nearest(name, self.names)} (offered: {offered})"]
         if not isinstance(arguments, dict):
             return [f"{name}: arguments must be a JSON object, not {shown(arguments)}"]
-        validator = _validator(name, _canonical(self._tools[name]["function"].get("parameters")))
+        validator = _validator(name, _canonical(self._tools[name]["function"].get("parameters")), closed)
         try:
             errors = sorted(validator.iter_errors(arguments), key=lambda error: [str(part) for part in error.absolute_path])
         except Unresolvable as error:
             raise ValueError(f"tool {name!r}: its schema refers to {error.ref!r}, which is not in it; put it under $defs") from error
+        except (RecursionError, OverflowError) as error:  # a $ref to itself; a multipleOf of an integer past every float
+            raise ValueError(f"tool {name!r}: these arguments cannot be checked by its schema ({error})") from error
         return list(dict.fromkeys(f"{name}: {problem}" for error in errors for problem in _explain(error)))
 
 
@@ -126,14 +128,15 @@ def _canonical(parameters: object) -> str:
 
 
 @lru_cache(maxsize=4096)  # an evaluation builds a registry a record out of a few hundred schemas
-def _validator(name: str, schema_json: str) -> Draft202012Validator:
+def _validator(name: str, schema_json: str, closed: bool) -> Draft202012Validator:
     schema = json.loads(schema_json)
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "the top"
         raise ValueError(f"tool {name!r}: its parameters are not a JSON Schema: at {where}: {error.message}") from error
-    _close(schema)
+    if closed:
+        _close(schema)
     return Draft202012Validator(schema, registry=Registry())  # an empty registry: a $ref never reaches the network
 
 
@@ -166,8 +169,13 @@ def _explain(error: ValidationError) -> list[str]:
         strings = [value for value in error.validator_value if isinstance(value, str)]
         return [f"{subject} must be one of {allowed}, not {shown(error.instance)}{_nearest(error.instance, strings)}"]
     if error.context:
-        return [f"{subject} fits none of its alternatives; nearest: {best_match(error.context).message}"]
-    return [f"{subject}: {error.message}"]
+        return [f"{subject} fits none of its alternatives; nearest: {_cut(best_match(error.context).message)}"]
+    return [f"{subject}: {_cut(error.message)}"]
+
+
+def _cut(message: str) -> str:
+    """A message of jsonschema's, which quotes the whole value, in a length a person reads."""
+    return message if len(message) <= 200 else f"{message[:100]} ... {message[-90:]}"
 
 
 def _nearest(word: object, known: list[str]) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kd.checkpoint import Checkpoints
 from kd.config_schema import RunConfig, Stage
-from kd.data.batches import DemoSource, FileSource, MicroBatch, StepBatches, count_rows
+from kd.data.batches import DemoSource, FileSource, StepBatches, measure
+from kd.data.micro_batch import MicroBatch, count_rows
 from kd.data.spans import BIT_NAMES
 from kd.engine import SUMS, StudentEngine
 from kd.objective import TERMS, weights_at
@@ -29,14 +30,15 @@ class TrainingError(RuntimeError):
 
 
 class TrainingResult(NamedTuple):
-    """`stopped` is None, or why training ended before its last step: "signal" or "budget". `num_too_long` records, over all
-    ranks, were left out."""
+    """`stopped` is None, or why training ended before its last step: "signal" or "budget". Of the records seen, over all
+    ranks, `num_too_long` were left out and `num_truncated` cut."""
 
     steps: int
     seconds: float
     tokens: int
     stopped: str | None
     num_too_long: int
+    num_truncated: int
 
 
 @dataclass
@@ -50,8 +52,9 @@ class _Progress:
     tokens: int = 0
     seconds: float = 0.0
     skipped_in_a_row: int = 0
-    my_too_long: int = 0  # of the stage, on this rank
+    data: dict[str, int] | None = None  # of the stage: StepBatches.state_dict after the last step
     num_too_long: dict[str, int] = field(default_factory=dict)  # by stage, over all ranks
+    num_truncated: int = 0
     window: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS) + 4, dtype=torch.float64))  # since the last line: sums, rows by bit
     window_steps: int = 0
     window_tokens: int = 0
@@ -62,6 +65,7 @@ class _Step(NamedTuple):
     stage: Stage
     micro_batches: list[MicroBatch]
     num_records: int
+    state: dict[str, int]  # of the data, once the step is taken
 
 
 def stage_source(config: RunConfig, stage: Stage, index: int):
@@ -98,10 +102,11 @@ class Trainer:
     def _run(self) -> TrainingResult:
         config, at, num_steps = self._config, self._progress, self._config.training.steps
         started, stopped = time.monotonic() - at.seconds, None
-        for stage, micro_batches, num_records in self._steps():
+        for stage, micro_batches, num_records, state in self._steps():
             over = config.training.time_budget_seconds is not None and at.seconds >= config.training.time_budget_seconds
-            counts, step_tokens, stopped = self._agree(micro_batches, over, stage.name)
-            if at.num_too_long[stage.name] == num_records:
+            counts, step_tokens, num_too_long, num_truncated, stopped = self._agree(micro_batches, over)
+            num_too_long += at.num_too_long.get(stage.name, 0)
+            if num_too_long == num_records:
                 raise TrainingError(f"stage {stage.name}: all of its {num_records} records are longer than max_length ({stage.max_length} tokens), "
                                     "so there is nothing to train on; raise max_length, or cut the records")
             if stopped:
@@ -110,7 +115,8 @@ class Trainer:
             rate = learning_rate(config.optimizer, at.step, num_steps)
             self._engine.set_learning_rate(rate)
             report = self._engine.train_step(micro_batches, counts, terms, self._teacher)
-            at.step, at.stage_step = at.step + 1, at.stage_step + 1
+            at.step, at.stage_step, at.data = at.step + 1, at.stage_step + 1, state
+            at.num_too_long[stage.name], at.num_truncated = num_too_long, at.num_truncated + num_truncated
             at.tokens, at.window_tokens = at.tokens + step_tokens, at.window_tokens + step_tokens
             if report.skipped:
                 at.skipped_in_a_row += 1
@@ -129,7 +135,7 @@ class Trainer:
                 self._save()
         if stopped:
             self._save()
-        return TrainingResult(at.step, at.seconds, at.tokens, stopped, sum(at.num_too_long.values()))
+        return TrainingResult(at.step, at.seconds, at.tokens, stopped, sum(at.num_too_long.values()), at.num_truncated)
 
     def _steps(self) -> Iterator[_Step]:
         """What each remaining step trains on, over the stages of the curriculum."""
@@ -138,17 +144,28 @@ class Trainer:
             stage = config.data.stages[at.stage]
             self._log.say(f"stage {stage.name}: " + (", ".join(stage.train) if stage.train else f"demo corpus, {dict(stage.mix)}"))
             source = stage_source(config, stage, at.stage)
-            batches = StepBatches(
-                source, self._tokenizer, max_length=stage.max_length,
-                micro_batch_size=config.training.micro_batch_size, gradient_accumulation=config.training.gradient_accumulation,
-                rank=self._rank, world_size=self._world, seed=config.run.seed)
-            batches.num_too_long = at.my_too_long
-            following = batches.after(at.stage_step)
+            batches = self._batches(source, stage)
+            following = iter(batches)
             while at.step < config.training.steps and not self._leaves(stage):
                 micro_batches = next(following)
-                at.my_too_long = batches.num_too_long
-                yield _Step(stage, micro_batches, len(source))
-            at.stage, at.stage_step, at.loss_mean, at.my_too_long = at.stage + 1, 0, (0.0, 0.0), 0
+                yield _Step(stage, micro_batches, len(source), batches.state_dict())
+            following.close()  # its workers end here
+            at.stage, at.stage_step, at.loss_mean, at.data = at.stage + 1, 0, (0.0, 0.0), None
+
+    def _batches(self, source, stage: Stage) -> StepBatches:
+        data, training = self._config.data, self._config.training
+        workers = data.workers if data.workers is not None else 2 if torch.cuda.is_available() else 0
+        fitting = {"max_length": stage.max_length, "too_long": data.too_long, "rank": self._rank, "world_size": self._world, "workers": workers}
+        lengths = None
+        if data.packing == "length":
+            lengths = self._sum_over_ranks(measure(source, self._tokenizer, **fitting)).tolist()
+            filled = sum(lengths)
+            self._log.say(f"stage {stage.name}: {len(source)} records of {filled:,} tokens, packed into rows of {stage.max_length}")
+        batches = StepBatches(source, self._tokenizer, micro_batch_size=training.micro_batch_size, gradient_accumulation=training.gradient_accumulation,
+                              seed=self._config.run.seed, lengths=lengths, **fitting)
+        if self._progress.data is not None:
+            batches.load_state_dict(self._progress.data)
+        return batches
 
     def _leaves(self, stage: Stage) -> bool:
         """Whether the stage is over by its own rule; the same on every rank."""
@@ -179,13 +196,13 @@ class Trainer:
         self._log.resume_at(self._progress.step)
         self._log.say(f"going on from the checkpoint of step {self._progress.step}")
 
-    def _agree(self, micro_batches: list[MicroBatch], over_budget: bool, stage: str) -> tuple[Tensor, int, str | None]:
-        """One all-reduce a step: rows by span bit [4], tokens, and whether any rank must stop."""
+    def _agree(self, micro_batches: list[MicroBatch], over_budget: bool) -> tuple[Tensor, int, int, int, str | None]:
+        """One all-reduce a step: rows by span bit [4], tokens, records left out and cut, and whether any rank must stop."""
         tokens = sum(int(m.attention_mask.sum()) for m in micro_batches if m.record_ids)
-        own = [tokens, self._signalled, over_budget, self._progress.my_too_long]
+        too_long, truncated = (sum(len(names) for names in found) for found in zip(*((m.left_out, m.truncated) for m in micro_batches)))
+        own = [tokens, too_long, truncated, self._signalled, over_budget]
         values = self._sum_over_ranks(torch.cat([count_rows(micro_batches), torch.tensor(own, dtype=torch.float64)]))
-        self._progress.num_too_long[stage] = int(values[7])
-        return values[:4], int(values[4]), "signal" if values[5] else "budget" if values[6] else None
+        return values[:4], *map(int, values[4:7]), "signal" if values[7] else "budget" if values[8] else None
 
     def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._group)

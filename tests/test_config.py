@@ -329,7 +329,8 @@ student.num_hidden_layers student.num_attention_heads student.num_key_value_head
 student.tie_word_embeddings student.rope_theta student.max_position_embeddings student.rms_norm_eps student.vocab_size
 student.attention_implementation student.gradient_checkpointing student.dtype
 data.stages.*.name data.stages.*.train data.stages.*.mix data.stages.*.max_length data.stages.*.until.steps
-data.stages.*.until.loss_below data.stages.*.until.max_steps data.demo.seed data.demo.num_records data.evaluation
+data.stages.*.until.loss_below data.stages.*.until.max_steps data.packing data.too_long data.workers data.demo.seed
+data.demo.num_records data.evaluation
 loss.divergence loss.beta loss.temperature.schedule loss.temperature.start loss.temperature.end loss.weights.kl
 loss.weights.hard loss.weights.truth loss.teacher_share.schedule loss.teacher_share.start loss.teacher_share.end
 loss.entropy_weighting.h_min loss.entropy_weighting.h_max loss.entropy_weighting.kd loss.entropy_weighting.hard

@@ -301,6 +301,14 @@ def test_generation_ends_at_the_stop_token_and_restores_the_mode(tiny):
         greedy(tiny, [[]], stop_ids=[1], max_new_tokens=2, batch_size=1)
 
 
+def test_prompts_are_in_the_form_that_training_renders(tokenizer):
+    """A template that takes arguments as text only, as DeepSeek-V3's does."""
+    picky = copy.deepcopy(tokenizer)
+    picky.chat_template = TEMPLATE.replace("c.function | tojson", "'{\"name\": \"' + c.function.name + '\", \"arguments\": ' + c.function.arguments + '}'")
+    later = [case for case in build_cases(FULL, picky) if case.turn > 1]
+    assert later and all("<tool_call>{" in case.prompt for case in later)
+
+
 def test_a_record_the_template_refuses_is_named(tokenizer):
     strict = copy.deepcopy(tokenizer)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"

@@ -92,6 +92,17 @@ def test_checkpointing_keeps_each_layers_input_and_one_layer():
     assert memory(job(eager_attention=True))[0]["student activations"] == 30 * (layer + 8 * 2 * 10)
 
 
+def test_packed_records_need_a_mask_unless_flash_attention_keeps_them_apart(configure):
+    mask = "mask of packed records"
+    assert mask not in memory(job())[0]
+    assert memory(job(packing_mask=True))[0][mask] == 3 * 10 * 10 * (2 + 1)
+    teacher = Shape(4000, 12, 24, 2, 12, 12, 3, 120, True)
+    assert memory(job(packing_mask=True, teacher=teacher, teacher_dtype="fp32"))[0][mask] == 3 * 10 * 10 * (4 + 1)
+    assert plan_run(configure({}, overrides=["data.packing=length"]), 2).device_bytes[mask] == 3 * 20 * 20 * (2 + 1)
+    flash = configure({}, overrides=["data.packing=length", "student.attention_implementation=flash_attention_2"])
+    assert mask not in plan_run(flash, 2).device_bytes
+
+
 def test_teacher_memory():
     teacher = Shape(4000, 12, 24, 2, 12, 12, 3, 120, True)
     device, _ = memory(job(teacher=teacher))

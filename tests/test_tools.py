@@ -90,6 +90,24 @@ def test_a_schema_that_lists_its_arguments_is_closed(parameters, open_):
     assert (problem({"extra": 1}, parameters) == "") is open_
 
 
+def test_read_by_the_letter_an_unlisted_argument_is_valid_and_a_wrong_one_is_not():
+    registry = ToolRegistry([{"name": "t", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}])
+    assert registry.validate_call("t", {"b": 1}) and registry.validate_call("t", {"b": 1}, closed=False) == []
+    assert registry.validate_call("t", {"a": True}, closed=False) == ["t: argument 'a' must be integer, not true"]
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#/$defs/n"}, {"multipleOf": 0.1}])
+def test_what_cannot_be_checked_is_an_error_with_the_tool_and_no_crash(schema):
+    parameters = {"type": "object", "properties": {"x": schema}, "$defs": {"n": {"$ref": "#/$defs/n"}}}
+    with pytest.raises(ValueError, match="tool 't': these arguments cannot be checked"):
+        problem({"x": 10**400}, parameters)
+
+
+def test_a_long_value_does_not_fill_the_message():
+    said = problem({"x": "y" * 10**6}, {"properties": {"x": {"maxLength": 3}}})
+    assert len(said) < 300 and said.startswith("t: argument 'x': 'yyy") and said.endswith("is too long")
+
+
 def test_a_record_keeps_its_schema_after_validation():
     parameters = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}}}
     problem({"a": {}}, parameters)

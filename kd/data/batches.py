@@ -1,8 +1,8 @@
 """From records to optimizer steps: the same global order at every world size, each step cut into micro-batches by rank.
 
-A step takes micro_batch_size x gradient_accumulation x world_size records. Records are shuffled by epoch from the seed,
-then windows of them are sorted by length and cut into steps, so a step's records are of like length and little is padding.
-Which records share a step depends on the global batch alone, never on how ranks and accumulation split it.
+A step takes micro_batch_size x gradient_accumulation x world_size rows of the order that kd/data/order.py makes; a row is
+one record, padded, or several packed into one sequence. Which records share a step depends on the global batch alone,
+never on how ranks and accumulation split it.
 
 A rank that a step has no records for gets empty micro-batches: it still runs the same forwards, since under ZeRO-3 a rank
 that does not join a gather stops all the others.
@@ -11,35 +11,22 @@ that does not join a gather stops all the others.
 from __future__ import annotations
 
 import glob
-import itertools
 import random
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, Protocol
+from typing import Any, Iterator, NamedTuple, Protocol, Sequence
 
 import torch
 from torch import Tensor
 
 from kd.data import demo
+from kd.data.micro_batch import MicroBatch, collate, collate_packed
+from kd.data.order import Row, cut_into_steps, packed_epoch, padded_epoch
 from kd.data.records import DataError, Record, parse_line
 from kd.data.render import Encoded, encode
-from kd.data.spans import ARGS, INTEGRATION, TOOL, TRUTH
+from kd.data.spans import TRUTH
+from kd.data.workers import in_order
 
-WINDOW_STEPS = 16  # steps sorted together by length
-PAD_MULTIPLE = 16  # few widths: a CPU's matrix library compiles and keeps code for each, and tensor cores want multiples of 8
-COUNTED = (TRUTH, TOOL, ARGS, INTEGRATION)
-
-
-class MicroBatch(NamedTuple):
-    """One forward of one rank. Row n predicts token labels[n] from position rows[n] of the flattened [B * T] tokens."""
-
-    input_ids: Tensor  # [B, T] int64
-    attention_mask: Tensor  # [B, T] int64
-    rows: Tensor  # [N] int64, ascending
-    labels: Tensor  # [N] int64
-    bits: Tensor  # [N] int64, span mask of the label's token
-    weight: Tensor  # [N] fp32, of the row's record
-    record: Tensor  # [N] int64, index into record_ids
-    record_ids: tuple[str, ...]
+_MEASURED_TOGETHER = 64  # records a worker measures at once
 
 
 class Source(Protocol):
@@ -117,92 +104,126 @@ class DemoSource:
 class StepBatches:
     """An endless iterator of optimizer steps for one rank: lists of exactly `gradient_accumulation` MicroBatches.
 
+    `state_dict()` says what was taken by the steps given out so far, in global terms; a loader of any rank and world size
+    that loads it goes on with the record that follows, in the order that the first one began.
+
     Args:
         source: where records come from; epochs follow one another, each in an order of its own.
         tokenizer: fast, with a chat template.
-        max_length: in tokens; a longer record is left out and counted, in its first epoch, in `num_too_long` of the rank it
-            fell to: over all ranks these add up to the number of such records seen so far.
+        max_length: of a record, or of a row of packed records, in tokens.
+        too_long: what happens to a longer record: "drop" leaves it out, "truncate" keeps what `truncated` does.
+        lengths: of every record, from `measure` summed over ranks, to pack several into a row; None for a record a row.
+        workers: processes that make batches ahead; 0 makes them when they are asked for.
     """
 
     def __init__(self, source: Source, tokenizer, *, max_length: int, micro_batch_size: int, gradient_accumulation: int,
-                 rank: int = 0, world_size: int = 1, seed: int = 0):
+                 rank: int = 0, world_size: int = 1, seed: int = 0, too_long: str = "drop", lengths: Sequence[int] | None = None,
+                 workers: int = 0):
         if not len(source):
             raise DataError("no record to train on")
-        self._source, self._tokenizer, self._max_length = source, tokenizer, max_length
+        self._source, self._max_length, self._lengths = source, max_length, lengths
+        self._make = _Maker(source, tokenizer, max_length, too_long == "truncate", lengths is not None)
         self._micro, self._accumulation = micro_batch_size, gradient_accumulation
-        self._rank, self._world, self._seed = rank, world_size, seed
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self.num_too_long = 0
+        self._rank, self._world, self._seed, self._workers = rank, world_size, seed, workers
+        self._at = _Place(0, 0)
+        self._group = self._size = micro_batch_size * gradient_accumulation * world_size
+
+    def state_dict(self) -> dict[str, int]:
+        return {**self._at._asdict(), "group": self._group, "source_records": len(self._source)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there; before the first step is asked for.
+
+        Raises:
+            DataError: the source has another number of records than the one the state is of.
+        """
+        if state["source_records"] != len(self._source):
+            raise DataError(f"the data had {state['source_records']} records when the checkpoint was written and has {len(self._source)}: restore "
+                            "its files, or give --fresh to begin again")
+        self._at, self._group = _Place(state["epoch"], state["num_records"]), state["group"]
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        return self.after(0)
-
-    def after(self, num_steps: int) -> Iterator[list[MicroBatch]]:
-        """The steps from number `num_steps` on, as if those before had been taken; `num_too_long` is the caller's to restore."""
-        for epoch, indices in itertools.islice(self._steps(), num_steps, None):
-            micro_batches = []
-            for m in range(self._accumulation):
-                mine = indices[(m * self._world + self._rank) * self._micro:][:self._micro]
-                kept = self._encode(mine)
-                if epoch == 0:
-                    self.num_too_long += len(mine) - len(kept)
-                micro_batches.append(collate(kept, self._pad, self._max_length))
+        for self._at, micro_batches in in_order(self._make, self._work(), self._workers):
             yield micro_batches
 
-    def _steps(self) -> Iterator[tuple[int, list[int]]]:
-        size, epoch = self._micro * self._accumulation * self._world, 0
+    def _work(self) -> Iterator[_Work]:
+        epoch, num_done = self._at
         while True:
-            rng = random.Random(f"{self._seed}:epoch:{epoch}")
-            order = list(range(len(self._source)))
-            rng.shuffle(order)
-            for start in range(0, len(order), size * WINDOW_STEPS):
-                window = order[start:start + size * WINDOW_STEPS]
-                hints = {i: self._source.size_hint(i) for i in window}
-                window.sort(key=lambda i: (hints[i], i))
-                steps = [window[at:at + size] for at in range(0, len(window), size)]
-                rng.shuffle(steps)
-                yield from ((epoch, step) for step in steps)
-            epoch += 1
-
-    def _encode(self, indices: list[int]) -> list[Encoded]:
-        encoded = (encode(self._source[i], self._tokenizer) for i in indices)
-        return [e for e in encoded if len(e.input_ids) <= self._max_length]
+            if self._lengths is None:
+                groups, whole = padded_epoch(self._source, self._seed, epoch, self._group), self._group
+            else:
+                groups, whole = packed_epoch(self._lengths, self._seed, epoch, self._max_length), 1
+            for taken, step in cut_into_steps(groups, self._size, whole, num_done):
+                starts = [(m * self._world + self._rank) * self._micro for m in range(self._accumulation)]
+                yield _Work(_Place(epoch, taken), [step[at:at + self._micro] for at in starts])
+            epoch, num_done = epoch + 1, 0
 
 
-def collate(encoded: list[Encoded], pad_token_id: int, max_length: int | None = None) -> MicroBatch:
-    """Right-padded tensors and the supervised rows. No records gives one padding token and no rows.
-
-    With `max_length`, batches are as wide as the longest record rounded up to PAD_MULTIPLE, but no wider than that.
-
-    This is the one place of the shift: a token at position t with bits becomes the row at position t - 1.
-    """
-    length = max((len(e.input_ids) for e in encoded), default=1)
-    if encoded and max_length is not None:
-        length = max(length, min(-(-length // PAD_MULTIPLE) * PAD_MULTIPLE, max_length))
-    input_ids = torch.full((max(len(encoded), 1), length), pad_token_id, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    if not encoded:
-        attention_mask[0, 0] = 1  # attention over nothing is NaN in some implementations
-    rows, labels, bits, weight, record = [], [], [], [], []
-    for b, e in enumerate(encoded):
-        input_ids[b, :len(e.input_ids)] = torch.tensor(e.input_ids)
-        attention_mask[b, :len(e.input_ids)] = 1
-        for t in range(1, len(e.input_ids)):
-            if e.bits[t]:
-                rows.append(b * length + t - 1)
-                labels.append(e.input_ids[t])
-                bits.append(e.bits[t])
-                weight.append(e.weight)
-                record.append(b)
-    return MicroBatch(input_ids, attention_mask, torch.tensor(rows, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64),
-                      torch.tensor(bits, dtype=torch.int64), torch.tensor(weight, dtype=torch.float32),
-                      torch.tensor(record, dtype=torch.int64), tuple(e.record_id for e in encoded))
+class _Place(NamedTuple):
+    epoch: int
+    num_records: int  # of the epoch, taken
 
 
-def count_rows(micro_batches: list[MicroBatch]) -> Tensor:
-    """[4] float64: the sum of record weights over rows with each bit of COUNTED, over one rank's micro-batches."""
-    counts = torch.zeros(len(COUNTED), dtype=torch.float64)
-    for micro in micro_batches:
-        for i, bit in enumerate(COUNTED):
-            counts[i] += micro.weight[(micro.bits & bit) != 0].double().sum()
-    return counts
+class _Work(NamedTuple):
+    after: _Place
+    micro_batches: list[list[Row]]
+
+
+class _Maker(NamedTuple):
+    """Makes a rank's part of a step; it goes to worker processes whole."""
+
+    source: Source
+    tokenizer: Any
+    max_length: int
+    truncate: bool
+    packed: bool
+
+    def __call__(self, work: _Work) -> tuple[_Place, list[MicroBatch]]:
+        return work.after, [self._micro_batch(rows, work.after.epoch == 0) for rows in work.micro_batches]
+
+    def lengths(self, indices: range) -> list[int]:
+        """Tokens that are kept of each record; 0 of one that is left out."""
+        fitted = (self._fitted(encode(self.source[i], self.tokenizer)) for i in indices)
+        return [len(e.input_ids) if e else 0 for e in fitted]
+
+    def _fitted(self, encoded: Encoded) -> Encoded | None:
+        if len(encoded.input_ids) <= self.max_length:
+            return encoded
+        return truncated(encoded, self.max_length) if self.truncate else None
+
+    def _micro_batch(self, rows: list[Row], count: bool) -> MicroBatch:
+        kept, left_out, cut = [], [], []
+        for row in rows:
+            kept.append([])
+            for whole in (encode(self.source[i], self.tokenizer) for i in row):
+                fitted = self._fitted(whole)
+                if fitted is None:
+                    left_out.append(whole.record_id)
+                    continue
+                kept[-1].append(fitted)
+                if fitted is not whole:
+                    cut.append(whole.record_id)
+        kept = [row for row in kept if row]
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        micro = collate_packed(kept, pad, self.max_length) if self.packed else collate([row[0] for row in kept], pad, self.max_length)
+        return micro._replace(left_out=tuple(left_out), truncated=tuple(cut)) if count else micro
+
+
+def measure(source: Source, tokenizer, *, max_length: int, too_long: str, rank: int, world_size: int, workers: int = 0) -> Tensor:
+    """[num_records] int64: tokens that each record takes in a row, 0 for one left out. Each rank measures its share and has 0
+    for the others': add up over ranks."""
+    maker = _Maker(source, tokenizer, max_length, too_long == "truncate", True)
+    shares = [range(at, min(at + _MEASURED_TOGETHER, len(source))) for at in range(0, len(source), _MEASURED_TOGETHER)][rank::world_size]
+    lengths = torch.zeros(len(source), dtype=torch.int64)
+    for share, found in zip(shares, in_order(maker.lengths, shares, workers)):
+        lengths[share.start:share.stop] = torch.tensor(found)
+    return lengths
+
+
+def truncated(encoded: Encoded, max_length: int) -> Encoded | None:
+    """The record up to the end of its last assistant turn that is whole within max_length tokens, so that no span of any kind
+    is cut and nothing untrained trails; None where no turn fits."""
+    bits = encoded.bits
+    ends = (t for t in range(min(max_length, len(bits)), 1, -1) if bits[t - 1] & TRUTH and not (t < len(bits) and bits[t] & TRUTH))
+    end = next(ends, None)
+    return None if end is None else encoded._replace(input_ids=encoded.input_ids[:end], bits=bits[:end])

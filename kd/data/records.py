@@ -1,9 +1,10 @@
-"""Records: one JSON line each, in the chat format everyone uses, checked as they are read.
+"""Records: one JSON object each, in the chat format everyone uses, checked as they are read.
 
     {"id": "...", "messages": [...], "tools": [...], "quality": 0.9, "caws": {...}, "meta": {...}}
 
 `messages` hold roles system, user, assistant (with `tool_calls`, arguments as an object) and tool; `tools` are
-function declarations with JSON Schemas. Chain-of-thought is refused: this trainer never learns a teacher's private reasoning.
+function declarations with JSON Schemas. Records of other forms become this one first (kd/data/formats.py). Chain-of-thought is
+refused: this trainer never learns a teacher's private reasoning (kd/data/checks.py, with the limits on size and depth).
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 
+from kd.data.checks import COT_FIELDS, COT_TAG, DataError, check_no_reasoning, check_shape, decode_json
+from kd.data.formats import to_chat
+
+__all__ = ["COT_FIELDS", "COT_TAG", "DataError", "ROLES", "Record", "check_no_reasoning", "check_special_tokens", "parse_line", "parse_record",
+           "read_records", "special_tokens", "write_records"]  # fmt: skip
+
 ROLES = ("system", "user", "assistant", "tool")
-COT_FIELDS = frozenset({"reasoning_content", "teacher_reasoning_content", "teacher_reasoning", "reasoning", "thinking"})
-COT_TAG = re.compile(r"</?think(ing)?>", re.IGNORECASE)  # some models write the closing one alone: their prompt holds the opening
-
-
-class DataError(ValueError):
-    """A record or data file that cannot be used; the message names the file, the line, the field and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,52 @@ class Record:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def check_no_reasoning(value: Any, where: str) -> None:
-    """Raises DataError where a chain-of-thought field, or a <think> block in a content, is found at any depth of messages."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key in COT_FIELDS and inner not in (None, "", [], {}):
-                raise DataError(f"{where}.{key}: chain-of-thought is never trained on; remove the field")
-            if key == "content" and isinstance(inner, str) and (tag := COT_TAG.search(inner)):
-                raise DataError(f"{where}.content: holds a {tag[0]} block; remove the reasoning from the text")
-            if key != "arguments":
-                check_no_reasoning(inner, f"{where}.{key}")
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            check_no_reasoning(inner, f"{where}[{index}]")
+def parse_record(data: Any, where: str, format: str | None = None) -> Record:
+    """A checked Record from a decoded JSON value; `where` ("file:line") opens every message.
+
+    Args:
+        format: a name in kd.data.formats.FORMATS; by default found from the fields.
+
+    Raises:
+        DataError: names the field and what to do.
+    """
+    if not isinstance(data, dict):
+        raise DataError(f"{where}: a record is a JSON object, not {type(data).__name__}")
+    check_shape(data, where)
+    check_no_reasoning(data, where)
+    data = to_chat(data, where, format)
+    messages = data.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{where}: messages: a non-empty list is needed")
+    check_no_reasoning({"messages": messages}, where)
+    clean = [_message(message, f"{where}: messages[{index}]") for index, message in enumerate(messages)]
+    if not any(m["role"] == "assistant" for m in clean):
+        raise DataError(f"{where}: messages: no assistant message, so nothing to train on")
+    _check_results(clean, where)
+    name, quality = data.get("id"), data.get("quality")
+    if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int))):
+        raise DataError(f"{where}: id: text or a whole number is needed, not {type(name).__name__}")
+    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, (int, float)) or not 0 <= quality <= 1):
+        raise DataError(f"{where}: quality: a number in [0, 1] is needed, not {str(quality)[:40]!r}")
+    for key in ("caws", "meta"):
+        if not isinstance(data.get(key), (dict, type(None))):
+            raise DataError(f"{where}: {key}: an object is needed, not {type(data[key]).__name__}")
+    return Record(where if name in (None, "") else str(name), clean, _tools(data.get("tools"), where), quality, data.get("caws"), data.get("meta") or {})
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
+        raise DataError(f"{where}: role must be one of {', '.join(ROLES)}")
+    if not isinstance(message.get("content"), (str, type(None))):
+        raise DataError(f"{where}.content: text is needed, not {type(message['content']).__name__}")
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list) or (calls and message["role"] != "assistant"):
+        raise DataError(f"{where}.tool_calls: a list, on assistant messages alone")
+    message = {**message, "content": message.get("content") or ""}
+    message.pop("tool_calls", None)
+    if calls:
+        message["tool_calls"] = [_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    return message
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
@@ -57,80 +91,93 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):  # OpenAI's wire form
         try:
-            arguments = json.loads(arguments or "{}")
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}.function.arguments: not JSON ({error})") from None
+            arguments = decode_json(arguments or "{}", "")
+        except DataError as error:
+            raise DataError(f"{where}.function.arguments: not JSON ({str(error).removeprefix(': ').removeprefix('not a line of JSON in UTF-8: ')})") from None
     if not isinstance(arguments, dict):
         raise DataError(f"{where}.function.arguments: an object is needed, not {type(arguments).__name__}")
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}
 
 
-def parse_record(data: Any, where: str) -> Record:
-    """A checked Record from a decoded JSON line; `where` ("file:line") opens every message.
-
-    Raises:
-        DataError: names the field and what to do.
-    """
-    if not isinstance(data, dict):
-        raise DataError(f"{where}: a record is a JSON object, not {type(data).__name__}")
-    for key in data:
-        if key in COT_FIELDS and data[key] not in (None, "", [], {}):
-            raise DataError(f"{where}: {key}: chain-of-thought is never trained on; remove the field")
-    messages = data.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: messages: a non-empty list is needed")
-    check_no_reasoning(messages, f"{where}: messages")
-    clean = []
+def _check_results(messages: list[dict[str, Any]], where: str) -> None:
+    """A result that names its call must name one made before it; ids are told apart within a turn."""
+    made: set[str] = set()
     for index, message in enumerate(messages):
-        spot = f"{where}: messages[{index}]"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise DataError(f"{spot}: role must be one of {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), (str, type(None))):
-            raise DataError(f"{spot}.content: text is needed, not {type(message['content']).__name__}")
-        calls = message.get("tool_calls") or []
-        if not isinstance(calls, list) or (calls and message["role"] != "assistant"):
-            raise DataError(f"{spot}.tool_calls: a list, on assistant messages alone")
-        message = {**message, "content": message.get("content") or ""}
-        message.pop("tool_calls", None)
-        if calls:
-            message["tool_calls"] = [_call(c, f"{spot}.tool_calls[{i}]") for i, c in enumerate(calls)]
-        clean.append(message)
-    if not any(m["role"] == "assistant" for m in clean):
-        raise DataError(f"{where}: messages: no assistant message, so nothing to train on")
-    tools = data.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
+        ids = [call["id"] for call in message.get("tool_calls", ()) if call.get("id") is not None]
+        if len(set(map(str, ids))) < len(ids):
+            raise DataError(f"{where}: messages[{index}].tool_calls: two calls have the same id")
+        made.update(map(str, ids))
+        answered = message.get("tool_call_id")
+        if message["role"] == "tool" and answered is not None and str(answered) not in made:
+            raise DataError(f"{where}: messages[{index}].tool_call_id: no call before it has the id {str(answered)[:40]!r}")
+
+
+def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
+    tools = tools or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f"{where}: tools: a list of function declarations is needed")
-    tools = [t if "function" in t else {"type": "function", "function": t} for t in tools]
-    quality = data.get("quality")
-    if quality is not None and not (isinstance(quality, (int, float)) and 0 <= quality <= 1):
-        raise DataError(f"{where}: quality: a number in [0, 1] is needed, not {quality!r}")
-    return Record(str(data.get("id") or where), clean, tools, quality, data.get("caws"), data.get("meta") or {})
+    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    for index, tool in enumerate(tools):
+        function = tool["function"]
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise DataError(f"{where}: tools[{index}]: a declaration needs a name and parameters (a JSON Schema)")
+        if not isinstance(function.get("parameters"), (dict, type(None))):
+            raise DataError(f"{where}: tools[{index}].parameters: a JSON Schema is needed, not {type(function['parameters']).__name__}")
+    return tools
 
 
-def parse_line(line: bytes, where: str) -> Record:
-    """A checked Record from one line of a JSONL file; as `parse_record`."""
-    try:
-        data = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{where}: not a line of JSON in UTF-8: {error}") from None
-    return parse_record(data, where)
+def special_tokens(tokenizer) -> re.Pattern[str] | None:
+    """What `check_special_tokens` looks for: the strings this tokenizer turns into control tokens; None where it has none."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    strings = sorted(filter(None, added | set(tokenizer.all_special_tokens)), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, strings))) if strings else None
 
 
-def read_records(path: str | Path) -> Iterator[Record]:
-    """Streams the records of a JSONL file, one line in memory at a time.
+def check_special_tokens(record: Record, special: re.Pattern[str] | None) -> None:
+    """Refuses a record in which the string of a special token stands in what the assistant writes, in a system prompt or in a
+    tool's declaration (`special`: from `special_tokens`).
+
+    A tokenizer turns "<|im_end|>" into the token that ends a turn wherever it stands: in an assistant's arguments it would be
+    trained, and end them early. Rewriting the text would train something nobody wrote. A user's words and a tool's result may
+    hold it: there it stays text (kd/data/tokens.py).
 
     Raises:
-        DataError: the file is missing or empty, or a line is no record; the message names file and line.
+        DataError: names the record, the field and the token.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such data file; check data.* in the config (paths are relative to where you start the run)")
-    seen = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                seen += 1
-                yield parse_line(line, f"{path}:{number}")
+    stack: list[tuple[str, Any]] = [("tools", record.tools)]
+    for index, message in enumerate(record.messages):
+        own = ("role", "content") if message["role"] in ("user", "tool") else ("role",)
+        stack.append((f"messages[{index}]", {key: value for key, value in message.items() if key not in own}))
+    while special is not None and stack:
+        where, value = stack.pop()
+        if isinstance(value, dict):
+            stack.extend((f"{where}.{key}", inner) for key, inner in value.items())
+            value = "\n".join(key for key in value if isinstance(key, str))
+        elif isinstance(value, list):
+            stack.extend((f"{where}[{index}]", inner) for index, inner in enumerate(value))
+        if isinstance(value, str) and (found := special.search(value)):
+            raise DataError(f"record {record.id}: {where}: holds {found[0]!r}, a special token of this tokenizer; write it another way, or remove the record")
+
+
+def parse_line(line: bytes, where: str, format: str | None = None) -> Record:
+    """A checked Record from one line of a JSONL file; as `parse_record`."""
+    return parse_record(decode_json(line, where), where, format)
+
+
+def read_records(path: str | Path, format: str | None = None) -> Iterator[Record]:
+    """Streams the records of one file of any kind (kd/data/files.py), one in memory at a time.
+
+    Raises:
+        DataError: the file is missing or empty, or something in it is no record; the message names file and line.
+    """
+    from kd.data.files import read_each  # which needs parse_record
+
+    seen = False
+    for item in read_each(path, format):
+        seen = True
+        if item.record is None:
+            raise item.error
+        yield item.record
     if not seen:
         raise DataError(f"{path}: holds no record")
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kd.config_schema import RunConfig
-from kd.data.batches import MicroBatch
+from kd.data.micro_batch import MicroBatch
+from kd.hidden_rows import check_packable, hidden_rows
 from kd.model_head import head_form, head_of
 from kd.student import load_causal_lm
 from kernels import DenseTeacher, Head
@@ -25,9 +26,8 @@ class _Rows(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
-        hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        return hidden.flatten(0, 1).index_select(0, rows)
+    def forward(self, micro: MicroBatch) -> Tensor:
+        return hidden_rows(self.model, micro)
 
 
 class LiveTeacher:
@@ -44,6 +44,8 @@ class LiveTeacher:
         model = load_causal_lm(teacher.path, dtype=teacher.dtype, ds_config=settings, revision=teacher.revision,
                                attention_implementation=config.student.attention_implementation)
         self.model_config = model.config
+        if config.data.packing != "none":
+            check_packable(model)
         model.requires_grad_(False).eval()
         form = head_form(model.config)
         head = head_of(model)
@@ -65,4 +67,4 @@ class LiveTeacher:
     @torch.no_grad()
     def signal(self, micro: MicroBatch) -> DenseTeacher:
         """Hidden states [N, Ht] of the micro-batch's rows (tensors already on the device) with the head."""
-        return DenseTeacher(self._forward(micro.input_ids, micro.attention_mask, micro.rows), self.head)
+        return DenseTeacher(self._forward(micro), self.head)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from itertools import islice
 
 import pytest
 import torch
 
 from kd.data import demo
-from kd.data.batches import DemoSource, FileSource, StepBatches, collate, count_rows
+from kd.data.batches import DemoSource, FileSource, StepBatches, truncated
+from kd.data.micro_batch import collate, count_rows
 from kd.data.records import DataError, Record, write_records
-from kd.data.render import Encoded
+from kd.data.render import Encoded, encode
 from kd.data.spans import ARGS, INTEGRATION, TOOL, TRUTH
 
 MIX = {"single": 1.0, "chat": 1.0, "echo_short": 1.0}
 
 
-def steps(tokenizer, source, number, *, world=1, rank=0, micro=1, accumulation=1, seed=0, max_length=2000):
-    batches = StepBatches(source, tokenizer, max_length=max_length, micro_batch_size=micro, gradient_accumulation=accumulation,
-                          rank=rank, world_size=world, seed=seed)
-    return list(islice(batches, number)), batches
+def loader(tokenizer, source, *, world=1, rank=0, micro=1, accumulation=1, max_length=2000, **options):
+    return StepBatches(source, tokenizer, max_length=max_length, micro_batch_size=micro, gradient_accumulation=accumulation,
+                       rank=rank, world_size=world, **options)
+
+
+def steps(tokenizer, source, number, **options):
+    return list(islice(loader(tokenizer, source, **options), number))
 
 
 def ids(step):
@@ -29,7 +37,7 @@ def ids(step):
 def test_a_step_holds_the_same_records_however_it_is_split(tokenizer):
     source, seen = DemoSource(30, 1, MIX), []
     for world, micro, accumulation in [(1, 1, 4), (1, 4, 1), (2, 1, 2), (2, 2, 1), (4, 1, 1)]:
-        ranks = [steps(tokenizer, source, 18, world=world, rank=r, micro=micro, accumulation=accumulation)[0] for r in range(world)]
+        ranks = [steps(tokenizer, source, 18, world=world, rank=r, micro=micro, accumulation=accumulation) for r in range(world)]
         assert all(len(step) == accumulation for rank in ranks for step in rank)
         seen.append([sorted(r for rank in ranks for r in ids(rank[i])) for i in range(18)])
     assert all(order == seen[0] for order in seen)
@@ -37,17 +45,17 @@ def test_a_step_holds_the_same_records_however_it_is_split(tokenizer):
 
 def test_an_epoch_has_every_record_once_and_the_next_another_order(tokenizer):
     source = DemoSource(30, 1, MIX)
-    made, _ = steps(tokenizer, source, 16, accumulation=4)  # 8 steps of 4 (the last of 2) are an epoch
+    made = steps(tokenizer, source, 16, accumulation=4)  # 8 steps of 4 (the last of 2) are an epoch
     first, second = ([r for step in made[at:at + 8] for r in ids(step)] for at in (0, 8))
     assert sorted(first) == sorted(second) == sorted(source[i].id for i in range(30)) and first != second
-    again, _ = steps(tokenizer, source, 16, accumulation=4)
+    again = steps(tokenizer, source, 16, accumulation=4)
     assert [ids(a) for a in again] == [ids(m) for m in made]
-    other, _ = steps(tokenizer, source, 16, accumulation=4, seed=1)
+    other = steps(tokenizer, source, 16, accumulation=4, seed=1)
     assert [ids(o) for o in other] != [ids(m) for m in made]
 
 
 def test_a_step_has_records_of_like_length(tokenizer):
-    made, _ = steps(tokenizer, DemoSource(128, 1, {"single": 1.0, "chat": 1.0}), 16, micro=8)
+    made = steps(tokenizer, DemoSource(128, 1, {"single": 1.0, "chat": 1.0}), 16, micro=8)
     padding = sum(int((1 - micro.attention_mask).sum()) for step in made for micro in step)
     tokens = sum(micro.attention_mask.numel() for step in made for micro in step)
     assert padding < 0.2 * tokens  # unsorted it is about half
@@ -55,7 +63,7 @@ def test_a_step_has_records_of_like_length(tokenizer):
 
 def test_a_rank_without_records_has_empty_micro_batches(tokenizer):
     source = DemoSource(1, 1, {"chat": 1.0})
-    mine, others = (steps(tokenizer, source, 2, world=2, rank=r, accumulation=2)[0] for r in (0, 1))
+    mine, others = (steps(tokenizer, source, 2, world=2, rank=r, accumulation=2) for r in (0, 1))
     assert [len(ids(step)) for step in mine] == [1, 1] and all(len(step) == 2 for step in others)
     for micro in [others[0][0], others[0][1], mine[0][1]]:
         assert micro.input_ids.shape == (1, 1) and micro.attention_mask.tolist() == [[1]]
@@ -63,28 +71,145 @@ def test_a_rank_without_records_has_empty_micro_batches(tokenizer):
         assert micro.rows.dtype == torch.int64
 
 
-def test_records_that_are_too_long_are_left_out_and_counted_once(tokenizer):
-    long = Record("long", [{"role": "user", "content": "go " * 400}, {"role": "assistant", "content": "ok"}])
-    source = [demo.record("chat", 1), long, demo.record("chat", 2)]
+class Listed:
+    """A source of these records."""
 
-    class Listed:
-        __len__, __getitem__ = source.__len__, source.__getitem__
+    def __init__(self, records):
+        self.records = records
 
-        def size_hint(self, index):
-            return index
+    def __len__(self):
+        return len(self.records)
 
-    ranks = [steps(tokenizer, Listed(), 4, world=2, rank=r, max_length=200) for r in (0, 1)]
-    assert "long" not in [r for made, _ in ranks for step in made for r in ids(step)]
-    assert sum(batches.num_too_long for _, batches in ranks) == 1  # two epochs were seen
+    def __getitem__(self, index):
+        return self.records[index]
+
+    def size_hint(self, index):
+        return index
+
+
+LONG = Record("long", [{"role": "user", "content": "go " * 400}, {"role": "assistant", "content": "ok"}])
+
+
+@pytest.mark.parametrize("too_long", ["drop", "truncate"])  # its only turn does not fit
+def test_records_that_are_too_long_are_left_out_and_named_once(tokenizer, too_long):
+    source = Listed([demo.record("chat", 1), LONG, demo.record("chat", 2)])
+    ranks = [steps(tokenizer, source, 4, world=2, rank=r, max_length=200, too_long=too_long) for r in (0, 1)]  # two epochs
+    assert "long" not in [r for made in ranks for step in made for r in ids(step)]
+    assert [name for made in ranks for step in made for micro in step for name in micro.left_out] == ["long"]
+
+
+def test_truncation_by_hand():
+    """Two turns end after tokens 3 and 7; the second holds a call."""
+    bits = [0, TRUTH, TRUTH, 0, TRUTH, TRUTH | TOOL, TRUTH | ARGS, 0, 0]
+    kept = [truncated(Encoded("a", list(range(9)), bits, 0.5), n) for n in range(1, 10)]
+    assert [k and len(k.input_ids) for k in kept] == [None, None, 3, 3, 3, 3, 7, 7, 7]
+    assert kept[3] == Encoded("a", [0, 1, 2], bits[:3], 0.5)
+
+
+def test_truncation_cuts_no_span_and_keeps_every_turn_that_fits(tokenizer):
+    whole = encode(demo.record("multi", 4), tokenizer)
+    ends = {t for t in range(1, len(whole.bits) + 1) if whole.bits[t - 1] & TRUTH and not (t < len(whole.bits) and whole.bits[t] & TRUTH)}
+    assert len(ends) > 2
+    for limit in range(1, len(whole.input_ids), 7):
+        kept = truncated(whole, limit)
+        assert (len(kept.input_ids) if kept else None) == max((e for e in ends if e <= limit), default=None)
+        for bit in (TRUTH, TOOL, ARGS, INTEGRATION):
+            assert kept is None or not (kept.bits[-1] & bit and whole.bits[len(kept.bits)] & bit)
+
+
+def test_truncated_records_are_trained_to_their_last_whole_turn_and_named_once(tokenizer):
+    record = demo.record("multi", 4)
+    limit = len(encode(record, tokenizer).input_ids) - 1
+    made = steps(tokenizer, Listed([record, demo.record("chat", 1)]), 4, max_length=limit, too_long="truncate")
+    assert [name for step in made for micro in step for name in micro.truncated] == [record.id]
+    expected = truncated(encode(record, tokenizer), limit)
+    assert [len(step[0].rows) for step in made if ids(step) == [record.id]] == [sum(map(bool, expected.bits[1:]))] * 2
+
+
+def sequence(ranks):
+    """The ids of each step in their global order: micro-batches in turn, ranks within one."""
+    return [[name for micros in zip(*of_ranks) for micro in micros for name in micro.record_ids] for of_ranks in zip(*ranks)]
+
+
+def taken(tokenizer, source, number, world, state=None, **options):
+    """`number` steps of all ranks, their ids as one list, and every rank's state after them."""
+    ranks, states = [], []
+    for rank in range(world):
+        batches = loader(tokenizer, source, world=world, rank=rank, **options)
+        if state is not None:
+            batches.load_state_dict(state)
+        ranks.append(list(islice(batches, number)))
+        states.append(batches.state_dict())
+    assert all(s == states[0] for s in states)
+    return [name for step in sequence(ranks) for name in step], states[0]
+
+
+@pytest.mark.parametrize("worlds", [(1, 1), (2, 2), (1, 2, 4, 1), (4, 1, 2)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_stopped_anywhere_it_goes_on_with_the_next_record_at_any_world_size(tokenizer, worlds, packed):
+    source = Listed([demo.record("echo", n, short=True) for n in range(37)])
+    options = {"micro": 2, "accumulation": 1, "seed": 5, "max_length": 400}
+    if packed:
+        options["lengths"] = [len(encode(r, tokenizer).input_ids) for r in source.records]
+    whole, _ = taken(tokenizer, source, 60, worlds[0], **options)
+    for stop in (0, 1, 4, 18, 19, 23):
+        found, state = [], None
+        for part, world in enumerate(worlds):
+            names, state = taken(tokenizer, source, stop if part == 0 else 3, world, state, **options)
+            found += names
+        assert len(found) >= 6 and found == whole[:len(found)]
+
+
+def test_a_state_of_other_data_is_refused(tokenizer):
+    state = loader(tokenizer, DemoSource(5, 1, MIX)).state_dict()
+    with pytest.raises(DataError, match="had 5 records when the checkpoint was written and has 6"):
+        loader(tokenizer, DemoSource(6, 1, MIX)).load_state_dict(state)
+
+
+def same(one, other):
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for x, y in zip(one, other, strict=True)
+               for a, b in zip(x, y, strict=True))
+
+
+def test_workers_make_the_same_batches_ahead_and_end(tokenizer):
+    source, options = DemoSource(30, 1, MIX), {"micro": 2, "accumulation": 2, "max_length": 300}
+    here = loader(tokenizer, source, **options)
+    away = loader(tokenizer, source, workers=2, **options)
+    before = torch.get_rng_state()
+    ours, theirs = iter(here), iter(away)
+    for _ in range(12):  # an epoch is 8
+        assert same(next(ours), next(theirs))
+        assert here.state_dict() == away.state_dict()  # of what was given out, not of what was made ahead
+    assert torch.equal(before, torch.get_rng_state())
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:  # a signal to the whole job: the trainer still needs its next step
+        os.kill(worker.pid, signal.SIGTERM)
+    for _ in range(10):
+        assert same(next(ours), next(theirs))
+    theirs.close()
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+
+
+def test_a_bad_record_in_a_worker_is_raised_at_its_turn_with_its_message(tokenizer):
+    bad = Record("bad", [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "ok"}])
+    source = Listed([demo.record("chat", 1), demo.record("chat", 2), bad])
+    batches, names = loader(tokenizer, source, workers=1), []
+    with pytest.raises(DataError) as raised:
+        for step in batches:
+            names += ids(step)
+    with pytest.raises(DataError) as here:
+        list(islice(loader(tokenizer, source), 3))
+    assert str(raised.value) == str(here.value) and "record bad" in str(here.value)
+    assert len(names) == batches.state_dict()["num_records"] < 3
 
 
 def test_no_record_is_an_error():
-    class Empty:
-        def __len__(self):
-            return 0
-
     with pytest.raises(DataError, match="no record to train on"):
-        StepBatches(Empty(), None, max_length=1, micro_batch_size=1, gradient_accumulation=1)
+        StepBatches(Listed([]), None, max_length=1, micro_batch_size=1, gradient_accumulation=1)
 
 
 def test_files_and_the_demo_corpus_give_the_same_records(tmp_path, tokenizer):
@@ -93,7 +218,7 @@ def test_files_and_the_demo_corpus_give_the_same_records(tmp_path, tokenizer):
         write_records(tmp_path / f"{name}.jsonl", part)
     source = FileSource([str(tmp_path / "*.jsonl")])
     assert [source[i] for i in range(len(source))] == made
-    assert sorted(ids(steps(tokenizer, source, 1, accumulation=20)[0][0])) == sorted(r.id for r in made)
+    assert sorted(ids(steps(tokenizer, source, 1, accumulation=20)[0])) == sorted(r.id for r in made)
 
 
 def test_collate_by_hand():
@@ -109,9 +234,7 @@ def test_collate_by_hand():
 
 def test_padding_does_not_change_what_is_trained(tokenizer):
     record = DemoSource(1, 1, {"single": 1.0})[0]
-    alone = steps(tokenizer, DemoSource(1, 1, {"single": 1.0}), 1)[0][0][0]
-    from kd.data.render import encode
-
+    alone = steps(tokenizer, DemoSource(1, 1, {"single": 1.0}), 1)[0][0]
     padded = collate([encode(record, tokenizer), Encoded("x", [1] * 900, [0] * 900, 1.0)], 0)
     assert padded.labels.tolist() == alone.labels.tolist() and padded.bits.tolist() == alone.bits.tolist()
     assert padded.rows.tolist() == alone.rows.tolist()  # it is the first of the batch

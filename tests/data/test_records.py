@@ -83,7 +83,7 @@ def test_an_empty_field_and_an_argument_of_that_name_are_no_reasoning(read):
     (line(messages=[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]), r"arguments: not JSON"),
     (line(messages=[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]), "an object is needed, not list"),
     (line(tools={"f": 1}), "tools: a list"), (line(tools=["f"]), "tools: a list"), (line(quality=1.5), "quality: a number in"),
-    (line(quality="high"), "quality: a number in"), (line(quality=float("nan")), "quality: a number in"),
+    (line(quality="high"), "quality: a number in"), (line(quality=True), "quality: a number in"), (line(quality=float("nan")), "NaN is not JSON"),
 ])  # fmt: skip
 def test_a_bad_line_is_named(read, bad, said):
     with pytest.raises(DataError, match=rf"data\.jsonl:3: .*{said}"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from data.reading import calls_of, leaves
+from distributed.jobs import REPOSITORY
 from kd.data import demo
 from kd.data.batches import collate
 from kd.data.render import encode
@@ -69,3 +72,18 @@ def test_a_row_is_the_position_before_its_token(kind, tokenizer):
     # the first row of each record is the assistant's header: the last token of the prompt predicts the first of the answer
     first = [int(tokens[micro.rows[micro.record == b][0]]) for b in range(4)]
     assert tokenizer.convert_ids_to_tokens(first) == ["<|assistant|>"] * 4
+
+
+@pytest.mark.parametrize(("each", "digest"), [
+    (12, "d0b99e8b26262ac1216af13c62e9edd774a7aa38bc7dfff0560561f1727fb8c3"),
+    pytest.param(112, "79bee6e65d24e5982acbe2307643a9f464624a11bcd7fbe672716aaf158629b9", marks=pytest.mark.slow)])
+def test_the_demo_corpus_is_encoded_as_the_shipped_teacher_was_trained_on_it(each, digest):
+    """Ids, bits and weights of 18 x `each` records under the shipped tokenizer, to the byte: its teacher and its runs rest on them."""
+    shipped = AutoTokenizer.from_pretrained(REPOSITORY / "configs/demo_teacher")
+    made = hashlib.sha256()
+    for split in demo.SPLITS:
+        for kind in demo.KINDS:
+            for index in range(each):
+                encoded = encode(demo.record(kind, index, seed=17, split=split, short=index % 4 == 3), shipped)
+                made.update(json.dumps([encoded.record_id, encoded.input_ids, encoded.bits, encoded.weight]).encode())
+    assert made.hexdigest() == digest

@@ -62,16 +62,21 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
         f"student.{key}=null" for key in ("architecture", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                                           "num_key_value_heads", "head_dim", "vocab_size")))
     poisoned = dict(optimizer="adamw", export=True, poison=[1, records[1].id])
+    # The four records in two rows of 524 and 464 tokens, and the fifth left out.
+    packed = (f"data.stages.0.train=[{out}/records.jsonl, {out}/toolong.jsonl]", "data.packing=length", "data.stages.0.max_length=560")
     adamw = ("optimizer.lr=0.01", "training.steps=2", "training.micro_batch_size=2")
     scenarios = {
         1: [scenario("split", accumulation=4), scenario("split_tied", tied, accumulation=4), scenario("lonely", file("lonely"), accumulation=2),
             scenario("entropy", *entropy, accumulation=4), scenario("replicated", "teacher.placement=replicated", accumulation=4),
-            scenario("one", file("one"), accumulation=2)],
+            scenario("one", file("one"), accumulation=2), scenario("packed", *packed, accumulation=2),
+            scenario("packed_eager", *packed, "student.attention_implementation=eager", "training.micro_batch_size=2")],
         2: [scenario("split", accumulation=2, export=True), scenario("split_tied", tied, accumulation=2, export=True),
             scenario("wide", "training.micro_batch_size=2"), scenario("wide_tied", tied, "training.micro_batch_size=2"),
             scenario("lonely", file("lonely")), scenario("one", file("one")), scenario("toolong", file("toolong"), "training.micro_batch_size=2"),
             scenario("checkpoint", *source, "teacher=null", "loss.weights={truth: 1}", accumulation=2),
             scenario("two_steps", *two_steps, accumulation=2), scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
+            scenario("packed", *packed, "data.workers=1"), scenario("nan_packed", *packed, *adamw, "training.micro_batch_size=1", **poisoned),
+            scenario("truncated", "data.too_long=truncate", "data.stages.0.max_length=424", accumulation=2),
             scenario("truth", "teacher=null", f"tokenizer.path={teacher_folder}", "loss.weights={truth: 1}", accumulation=2),
             scenario("nan_fp32", *adamw, **poisoned), scenario("nan_bf16", *adamw, "student.dtype=bf16", "teacher.dtype=bf16", **poisoned)],
     }

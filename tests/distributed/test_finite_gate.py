@@ -12,7 +12,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(params=["nan_fp32", "nan_bf16"])
+@pytest.fixture(params=["nan_fp32", "nan_bf16", "nan_packed"])
 def both(runs, request):
     ranks = [runs(2, request.param, rank) for rank in (0, 1)]
     assert not any("error" in run for run in ranks), ranks

@@ -86,6 +86,21 @@ def test_fewer_records_than_ranks_or_micro_batches(runs, plain, world):
     assert logged(runs(world, "one")) == pytest.approx(terms, rel=1e-5)
 
 
+@pytest.mark.parametrize("world, name", [(1, "packed"), (1, "packed_eager"), (2, "packed")])
+def test_packed_records_have_the_gradient_and_the_terms_of_records_apart(runs, plain, world, name):
+    """Two rows of two records: two micro-batches, one of two rows, a rank each."""
+    run = runs(world, name)
+    terms, expected = plain(1, "packed")
+    assert_same(gradients(run), expected)
+    assert logged(run) == pytest.approx(terms, rel=1e-5)
+    assert run["result"]["num_too_long"] == 4 and any("8 records of 988 tokens, packed into rows of 560" in text for text in run["said"])
+
+
+def test_truncated_records_are_counted(runs):
+    result = runs(2, "truncated")["result"]
+    assert (result["num_truncated"], result["num_too_long"], result["tokens"]) == (1, 0, 191 + 273 + 99 + 369)
+
+
 def test_a_stage_without_any_record_that_fits_stops_all_ranks(runs):
     assert all("longer than max_length" in runs(2, "toolong", rank)["error"] for rank in (0, 1))
 

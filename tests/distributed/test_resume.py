@@ -23,6 +23,7 @@ student: {{architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidd
           num_key_value_heads: 2, tie_word_embeddings: true, dtype: bf16}}
 data:
   demo: {{num_records: 200}}
+  {data}
   stages:
     - {{name: first, mix: {{echo: 1}}, max_length: 600, until: {{steps: 7}}}}
     - {{name: second, mix: {{single: 1, none: 1}}, max_length: 600}}
@@ -31,9 +32,9 @@ training: {{steps: 24, micro_batch_size: 2, log_every: 5, save_every: 4, deepspe
 """
 
 
-def start(out: Path, name: str, ranks: int, *arguments: str) -> list[subprocess.Popen]:
+def start(out: Path, name: str, ranks: int, *arguments: str, data: str = "packing: none") -> list[subprocess.Popen]:
     path = out / f"{name}.yaml"
-    path.write_text(CONFIG.format(name=name, out=out))
+    path.write_text(CONFIG.format(name=name, out=out, data=data))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,8 +45,8 @@ def start(out: Path, name: str, ranks: int, *arguments: str) -> list[subprocess.
                                  env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)]
 
 
-def finish(out: Path, name: str, ranks: int, *arguments: str, code: int = 0) -> str:
-    processes = start(out, name, ranks, *arguments)
+def finish(out: Path, name: str, ranks: int, *arguments: str, code: int = 0, **options) -> str:
+    processes = start(out, name, ranks, *arguments, **options)
     try:
         codes = [process.wait(timeout=240) for process in processes]
     finally:
@@ -70,13 +71,15 @@ def numbers(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "memory_gib")} for row in rows]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_and_damaged_it_ends_with_the_same_bits(tmp_path, ranks):
+@pytest.mark.parametrize(("ranks", "data"), [
+    (2, "packing: none"), pytest.param(1, "packing: none", marks=pytest.mark.slow),
+    pytest.param(2, "packing: length\n  too_long: truncate\n  workers: 1", marks=pytest.mark.slow)])
+def test_killed_and_damaged_it_ends_with_the_same_bits(tmp_path, ranks, data):
     demo.build_tokenizer(tmp_path / "tokenizer", vocab_size=420, num_records=200)
-    finish(tmp_path, "whole", ranks)
+    finish(tmp_path, "whole", ranks, data=data)
 
     killed = tmp_path / "killed"
-    kill_after_two_checkpoints(start(tmp_path, "killed", ranks), killed / "checkpoints")
+    kill_after_two_checkpoints(start(tmp_path, "killed", ranks, data=data), killed / "checkpoints")
     assert not (killed / "run.json").exists(), "it finished before it was killed"
     newest, older = listed(killed / "checkpoints")[:2]
     file = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -85,7 +88,7 @@ def test_killed_and_damaged_it_ends_with_the_same_bits(tmp_path, ranks):
     file.write_bytes(content)
     assert file.name in damage(newest) and damage(older) is None
 
-    said = finish(tmp_path, "killed", ranks)
+    said = finish(tmp_path, "killed", ranks, data=data)
     assert f"{newest} is damaged and left aside" in said
     assert f"going on from the checkpoint of step {int(older.name.removeprefix('step-'))}" in said
     for name in ("model.safetensors", "config.json"):
@@ -95,7 +98,7 @@ def test_killed_and_damaged_it_ends_with_the_same_bits(tmp_path, ranks):
 
     # Another configuration is refused on every rank, and nothing is silently begun again.
     (killed / "run.json").unlink()
-    said = finish(tmp_path, "killed", ranks, "--set", "optimizer.lr=1e-3", code=1)
+    said = finish(tmp_path, "killed", ranks, "--set", "optimizer.lr=1e-3", code=1, data=data)
     assert "optimizer.lr was 0.003 and is 0.001" in said and "Traceback" not in said
 
 

@@ -1,0 +1,202 @@
+"""Files of records: several, globs, weighted; what is refused goes to a quarantine file, and too much of it stops the run.
+
+    for record in read_files([DataFiles("train/*.jsonl.gz"), DataFiles("extra.parquet", weight=0.5)], quarantine=Quarantine("bad.jsonl", 0.01)):
+
+A BFCL question file needs the truth of its `possible_answer` file. It is looked for among the files given, then as
+possible_answer/<same name> beside the question file; its lines are kept in memory, for the two need not be in one order.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from kd.data.checks import DataError, decode_json
+from kd.data.lines import Line, read_lines
+from kd.data.records import Record, parse_record
+
+RAW_BYTES = 2000  # of a refused line that are kept to look at
+_MIN_SEEN = 100  # a fraction of fewer lines says little
+_TRUTH = ("ground_truth", "possible_answer", "possible_answers")
+
+
+class DataFiles(NamedTuple):
+    """A file or a glob. weight: how often each record is read, 2 twice and 0.5 every other one. format: in kd.data.formats."""
+
+    pattern: str
+    weight: float = 1.0
+    format: str | None = None
+
+
+class Item(NamedTuple):
+    """One line: its record, or the error that refuses it (whose message begins with file:line)."""
+
+    file: str
+    line: int
+    record: Record | None
+    error: DataError | None
+    raw: bytes
+    id: str | None  # as the line gives it; None where it cannot be read
+    offset: int | None = None  # where `raw` begins, if these bytes alone give the record again
+
+    @property
+    def reason(self) -> str:
+        return "" if self.error is None else str(self.error)
+
+
+class Quarantine:
+    """Counts what is read and keeps what is refused: {"file", "line", "reason", "raw"} a line, the first RAW_BYTES of it.
+
+    Args:
+        path: where refused lines are written; None keeps none. The file is made at the first of them.
+        max_bad_fraction: of the lines seen, from 0 (none may be bad) to 1.
+    """
+
+    def __init__(self, path: str | Path | None = None, max_bad_fraction: float = 0.0):
+        if not 0 <= max_bad_fraction <= 1:
+            raise DataError(f"max_bad_fraction: {max_bad_fraction}: a fraction from 0 to 1 is needed")
+        self.num_good = self.num_bad = 0
+        self._path, self._fraction, self._out, self._last = path, max_bad_fraction, None, ""
+
+    def accept(self) -> None:
+        self.num_good += 1
+
+    def refuse(self, item: Item) -> None:
+        """Raises DataError when this one is one too many."""
+        self.num_bad += 1
+        self._last = item.reason
+        if self._path is not None:
+            self._out = self._out or Path(self._path).open("w", encoding="utf-8")
+            raw = item.raw[:RAW_BYTES].decode("utf-8", "backslashreplace")
+            self._out.write(json.dumps({"file": item.file, "line": item.line, "reason": item.reason, "raw": raw}) + "\n")
+            self._out.flush()
+        if self.num_bad > self._fraction * max(self.num_good + self.num_bad, _MIN_SEEN):
+            self._stop()
+
+    def close(self) -> None:
+        """Raises DataError when the fraction over all lines is too large."""
+        if self._out is not None:
+            self._out.close()
+            self._out = None
+        if self.num_bad > self._fraction * (self.num_good + self.num_bad):
+            self._stop()
+
+    def _stop(self) -> None:
+        kept = f"; they are in {self._path}" if self._path is not None else ""
+        raise DataError(f"{self._last} ({self.num_bad} of {self.num_good + self.num_bad} lines are refused, more than max_bad_fraction "
+                        f"{self._fraction:g} allows{kept})")
+
+
+def expand(patterns: Iterable[str | Path]) -> list[Path]:
+    """The files of paths and globs, each once, a glob's in order of name.
+
+    Raises:
+        DataError: a path or a glob that is no file.
+    """
+    files: dict[Path, None] = {}
+    for pattern in map(str, patterns):
+        found = sorted(map(Path, glob.glob(pattern, recursive=True))) if glob.has_magic(pattern) and not Path(pattern).is_file() else [Path(pattern)]
+        found = [path for path in found if path.is_file() or not glob.has_magic(pattern)]
+        if not found or not all(path.is_file() for path in found):
+            raise DataError(f"{pattern}: no such data file; check data.* in the config (paths are relative to where you start the run)")
+        files |= dict.fromkeys(found)
+    return list(files)
+
+
+def read_files(sources: Iterable[DataFiles], *, quarantine: Quarantine | None = None, seed: int = 0) -> Iterator[Record]:
+    """Streams the records of many files in order, each as often as its weight says; a fraction is drawn by `seed`, file and line.
+
+    Raises:
+        DataError: a file is missing, no record is found, or more is refused than the quarantine allows (by default nothing is).
+    """
+    quarantine = quarantine or Quarantine()
+    for source in sources:
+        files = expand([source.pattern])
+        for item in read_all(files, source.format):
+            if item.record is None:
+                quarantine.refuse(item)
+                continue
+            quarantine.accept()
+            for _ in range(num_copies(source.weight, seed, item)):
+                yield item.record
+    quarantine.close()
+    if not quarantine.num_good:
+        raise DataError("no record in any of the data files")
+
+
+def num_copies(weight: float, seed: int, item: Item) -> int:
+    """How often a record of this weight is read: its whole part, and once more for a fraction of the records."""
+    if not 0 <= weight < 1e6:
+        raise DataError(f"{item.file}: weight {weight}: from 0 to a million is needed")
+    drawn = zlib.crc32(f"{seed}:{item.file}:{item.line}".encode()) / 2**32  # not hash(): that is salted
+    return int(weight) + (drawn < weight % 1)
+
+
+def read_all(files: Iterable[str | Path], format: str | None = None) -> Iterator[Item]:
+    """Every line of these files; files that hold BFCL's truth give none of their own, and serve the others."""
+    files = list(map(Path, files))
+    holding_truth = [file for file in files if holds_truth(file)] if format in (None, "bfcl") else []
+    for file in files:
+        if file not in holding_truth:
+            yield from read_each(file, format, holding_truth)
+
+
+def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path] = ()) -> Iterator[Item]:
+    """Every line of one file as an Item; a first line with `__header__` is passed over.
+
+    Raises:
+        DataError: the file is missing, or a package it needs is.
+    """
+    path, truth, first = Path(path), None, True
+    for line in read_lines(path):
+        where, data, name, offset = f"{path}:{line.number}", None, None, line.offset
+        try:
+            data = _decoded(line, where)
+            name = data.get("id") if isinstance(data, dict) else None
+            if first and isinstance(data, dict) and "__header__" in data:
+                continue
+            if isinstance(data, dict) and "question" in data and not any(key in data for key in _TRUTH) and format in (None, "bfcl"):
+                truth = _truths(path, truths) if truth is None else truth
+                data, offset = {**data, **truth.get(name, {})} if isinstance(name, (str, int)) else data, None
+            record, error = parse_record(data, where, format), None
+        except DataError as caught:
+            record, error = None, caught.with_traceback(None)
+        finally:
+            first = False
+        yield Item(str(path), line.number, record, error, line.raw, str(name)[:200] if isinstance(name, (str, int)) else None, offset)
+
+
+def _decoded(line: Line, where: str) -> Any:
+    if line.fault:
+        raise DataError(f"{where}: {line.fault}")
+    return decode_json(line.raw, where) if line.row is None else line.row
+
+
+def holds_truth(path: Path) -> bool:
+    """Whether a file's first line is BFCL's truth and no question."""
+    for line in read_lines(path):
+        try:
+            data = _decoded(line, str(path))
+        except DataError:
+            return False
+        return isinstance(data, dict) and "question" not in data and "messages" not in data and any(key in data for key in _TRUTH)
+    return False
+
+
+def _truths(path: Path, given: Iterable[Path]) -> dict[str | int, dict]:
+    """id -> {"ground_truth": ...}: of the file with this one's name if there is one, else of all that are given."""
+    given = list(given)
+    files = [file for file in given if file.name == path.name] or given
+    beside = path.parent / "possible_answer" / path.name
+    files = files or ([beside] if beside.is_file() else [])
+    found: dict[str | int, dict] = {}
+    for file in files:
+        for line in read_lines(file):
+            data = _decoded(line, f"{file}:{line.number}")
+            if isinstance(data, dict) and isinstance(data.get("id"), (str, int)):
+                found[data["id"]] = {key: data[key] for key in _TRUTH if key in data}
+    return found

@@ -1,0 +1,92 @@
+"""The order records are taken in: by epoch, from the seed, the same on every rank.
+
+A row is what one line of a micro-batch holds, as positions in the source: one record, or several packed together. An epoch
+comes in groups of rows; a group is what one optimizer step is best made of.
+"""
+
+from __future__ import annotations
+
+import bisect
+import random
+from collections.abc import Iterable, Iterator, Sequence
+
+Row = list[int]
+
+WINDOW_STEPS = 16  # padded: steps sorted together by length
+WINDOW_ROWS = 256  # packed: rows filled together
+
+
+def padded_epoch(source, seed: int, epoch: int, batch: int) -> Iterator[list[Row]]:
+    """Groups of `batch` rows of one record each, of like length, so that little is padding; one group may be short.
+
+    Records are shuffled, then windows of them are sorted by length and cut into groups, which are shuffled.
+    """
+    rng, order = _shuffled(len(source), seed, epoch)
+    for start in range(0, len(order), batch * WINDOW_STEPS):
+        window = order[start:start + batch * WINDOW_STEPS]
+        hints = {i: source.size_hint(i) for i in window}
+        window.sort(key=lambda i: (hints[i], i))
+        groups = [window[at:at + batch] for at in range(0, len(window), batch)]
+        rng.shuffle(groups)
+        yield from ([[i] for i in group] for group in groups)
+
+
+def packed_epoch(lengths: Sequence[int], seed: int, epoch: int, max_length: int) -> Iterator[list[Row]]:
+    """Groups of a single row, each with records of at most max_length tokens together; no batch size is in it.
+
+    Records are shuffled, then windows of them, of WINDOW_ROWS rows' tokens, are packed and their rows shuffled.
+    """
+    rng, order = _shuffled(len(lengths), seed, epoch)
+    window, tokens = [], 0
+    for i in order:
+        window.append(i)
+        tokens += lengths[i]
+        if tokens >= WINDOW_ROWS * max_length or i == order[-1]:
+            rows = best_fit(window, lengths, max_length)
+            rng.shuffle(rows)
+            yield from ([row] for row in rows)
+            window, tokens = [], 0
+
+
+def best_fit(indices: Iterable[int], lengths: Sequence[int], max_length: int) -> list[Row]:
+    """Rows of at most max_length tokens: the longest record first, each into the fullest row that has room for it."""
+    rows: list[Row] = []
+    free: list[tuple[int, int]] = []  # ascending: room left, number of the row
+    for i in sorted(indices, key=lambda i: -lengths[i]):
+        assert lengths[i] <= max_length, (i, lengths[i])
+        at = bisect.bisect_left(free, (lengths[i], 0))
+        if at == len(free):
+            free.append((max_length, len(rows)))
+            rows.append([])
+        room, row = free.pop(at)
+        rows[row].append(i)
+        bisect.insort(free, (room - lengths[i], row))
+    return rows
+
+
+def _shuffled(num_records: int, seed: int, epoch: int) -> tuple[random.Random, list[int]]:
+    rng, order = random.Random(f"{seed}:epoch:{epoch}"), list(range(num_records))
+    rng.shuffle(order)
+    return rng, order
+
+
+def cut_into_steps(groups: Iterable[list[Row]], size: int, whole_group: int, num_done: int) -> Iterator[tuple[int, list[Row]]]:
+    """(records taken by then, rows of the step) of one epoch: `size` rows a step, fewer where a group has fewer than
+    `whole_group` rows and at the epoch's end. Rows among the first `num_done` records are passed over.
+
+    With size = whole_group a step is a group. The order of records is the same for every size.
+    """
+    taken, step = 0, []
+    for group in groups:
+        for row in group:
+            taken += len(row)
+            if taken > num_done:
+                step.append(row)
+            if len(step) == size:
+                yield taken, step
+                step = []
+        if step and len(group) < whole_group:
+            yield taken, step
+            step = []
+    if step:
+        yield taken, step

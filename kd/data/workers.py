@@ -1,0 +1,56 @@
+"""Work done ahead of the training loop, by processes of its own."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from kd.data.records import DataError
+
+
+def in_order(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Iterator[Any]:
+    """function(item) for each of `items` (endless, if need be), in their order; ahead of time by `num_workers` processes, or
+    by this one when asked for where that is 0. A DataError of `function` is raised here at its item's turn, unchanged.
+
+    Processes and not a thread: rendering is Python, and its thread would hold the interpreter that launches the step's
+    kernels. torch's DataLoader and not torchdata's StatefulDataLoader: items are made here, so no worker has a state.
+    The workers end when the iterator is closed or forgotten, or when this process dies.
+    """
+    if num_workers == 0:
+        yield from map(function, items)
+        return
+    # Its own generator: DataLoader would draw a seed from torch's, and a resumed run would draw one more than a whole one.
+    loader = DataLoader(_Calls(function), sampler=items, batch_size=None, collate_fn=_unchanged, num_workers=num_workers,
+                        multiprocessing_context="spawn", worker_init_fn=_leave_signals_to_the_trainer, generator=torch.Generator())
+    for pickled in loader:
+        result = pickle.loads(pickled)
+        if isinstance(result, DataError):
+            raise result
+        yield result
+
+
+class _Calls(Dataset):
+    def __init__(self, function):
+        self._function = function
+
+    def __getitem__(self, item):
+        try:
+            result = self._function(item)
+        except DataError as error:
+            result = error
+        return pickle.dumps(result)  # bytes go through a pipe; DataLoader sends tensors as files, of which a process may open few
+
+
+def _unchanged(result):
+    return result
+
+
+def _leave_signals_to_the_trainer(worker_id: int) -> None:
+    """A signal to the whole job is the trainer's to act on: it saves first, and needs the step that is being made."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
