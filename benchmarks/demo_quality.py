@@ -27,7 +27,7 @@ TRUTH_ALONE = ["loss.weights.kl=0", "loss.weights.truth=1", "loss.w_tool=0", "lo
 SCRATCH = [
     "student={init: scratch, architecture: llama, hidden_size: 192, intermediate_size: 512, num_hidden_layers: 3, "
     "num_attention_heads: 3, num_key_value_heads: 1, head_dim: 64, tie_word_embeddings: true, attention_implementation: eager}",
-    "data.stages=[{name: echo, mix: {echo: 1}, max_length: 768, until: {loss_below: 0.1, max_steps: 3000}}, "
+    "data.stages=[{name: echo, mix: {echo: 1}, max_length: 768, until: {loss_below: 0.1, max_steps: 1000}}, "
     "{name: whole, mix: {single: 0.5, parallel: 0.2, multi: 0.1, none: 0.12, chat: 0.04, echo: 0.04}, max_length: 768}]",
 ]
 VARIANTS = {  # name -> overrides; same_seconds variants get their step count from the runs before them
