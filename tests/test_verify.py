@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import REPOSITORY
 from kd.data import demo
 from kd.data.records import DataError, Record, check_special_tokens, parse_record, read_records, special_tokens, write_records
 from kd.data.render import TokenSpan, annotate
@@ -18,6 +18,8 @@ from kd.verify import CHECKS, ROUND_TRIP_TARGET, Tally, verify_records
 from kd.verify_run import _keys_read, check_run, first_batch
 from kd.verify_spans import SpanReader
 from launch import verify
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 USER = {"role": "user", "content": "q"}
 TOOL = {"name": "f", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}}

@@ -15,13 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import REPOSITORY
 from kd.data.checks import MAX_RECORD_BYTES, DataError
 from kd.data.files import DataFiles, Quarantine, read_all, read_each, read_files
 from kd.data.formats import FORMATS
 from kd.data.index import RecordIndex
 from kd.data.lines import zstd
 from kd.data.records import Record, parse_line, parse_record, write_records
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 GOOD = {"id": "g", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 LINE = json.dumps(GOOD).encode()
