@@ -52,7 +52,8 @@ def test_equals_the_row_form(form, tiles):
         case = make_case(4, width, vocab=vocab)
         case.student[:, vocab:], case.teacher[:, vocab:] = 50.0, 60.0
         kd, truth, span, hard = case.weights
-        for weights in (case.weights, RowWeights(kd=kd), RowWeights(hard=hard), RowWeights(truth=truth), RowWeights()):
+        alone = (RowWeights(kd=kd), RowWeights(hard=hard), RowWeights(truth=truth), RowWeights()) if vocab == 299 else ()
+        for weights in (case.weights, *alone):
             one = case._replace(weights=weights)
             expected, expected_grad = run(one, "row", temperature=2.0, vocab_size=vocab)
             output, grad = run(one, form, temperature=2.0, vocab_size=vocab)

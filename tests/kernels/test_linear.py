@@ -66,7 +66,7 @@ def test_gradients_of_all_three(divergence, beta, chunk_rows, impl):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("vocab", VOCABULARIES)
+@pytest.mark.parametrize("vocab", VOCABULARIES[:6] + tuple(pytest.param(v, marks=pytest.mark.slow) for v in VOCABULARIES[6:]))
 def test_vocabularies(vocab, dtype):
     """By the kernel, but for bf16: here it writes bf16 logits' gradients, which the interpreter truncates."""
     place = VOCABULARIES.index(vocab)

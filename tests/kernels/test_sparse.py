@@ -44,7 +44,7 @@ def test_fp32(divergence, beta, temperature, entropy, impl, narrow_slots):
 @both
 @pytest.mark.parametrize("width, k", [(2, 1), (127, 1), (127, 8), (128, 15), (64, 16), (127, 127), (1000, 64), (1000, 512)])
 def test_widths(width, k, impl, narrow_slots):
-    for divergence, beta in DIVERGENCES:
+    for divergence, beta in DIVERGENCES if k < 512 else DIVERGENCES[-1:]:
         case, _ = make_sparse(3, width, k, 2.0)
         settings = dict(divergence=divergence, beta=beta, temperature=2.0)
         assert_parity(case, *run_ours(case, impl, **settings), **settings)
