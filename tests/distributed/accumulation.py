@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from kernels import DenseTeacher, Head, RowWeights, linear_distill_loss
 
-SEQUENCES, TIME, H, HT, V, WORLD = 8, 6, 16, 12, 53, 2
-CHUNKS = 4  # of a micro-batch's rows: whoever computes the head in pieces takes as many
+SEQUENCES, TIME, H, HT, V, WORLD = 8, 8, 16, 12, 53, 2
+CHUNKS = 4  # of a micro-batch's rows, where it has all its rows: whoever computes the head in pieces takes as many
 TEMPERATURE = 2.0
 
 
@@ -34,6 +34,7 @@ class Case(NamedTuple):
     accumulation: int
     tied: bool
     loss: str  # "distill": all terms over uneven rows, normalised over the step; "mean": a micro-batch's mean cross-entropy
+    factor: float = 1.0  # on the loss, outside of the engine's forward
 
     @property
     def name(self) -> str:
@@ -117,10 +118,10 @@ def _plain_loss(z: Tensor, u: Tensor, labels: Tensor, weights: RowWeights) -> Te
     return (weights.kd * kd + (weights.truth + weights.span) * nll + weights.hard * hard).sum()
 
 
-def plain_gradients(tied: bool, loss: str) -> dict[str, Tensor]:
+def plain_gradients(tied: bool, loss: str, factor: float = 1.0) -> dict[str, Tensor]:
     """Every parameter's gradient over the whole step: one process, fp64, autograd alone."""
     student = Student(Case("plain", 0, 1, tied, loss)).double()
-    student(slice(None), 1.0).backward()
+    (student(slice(None), 1.0) * factor).backward()
     return {name: p.grad for name, p in student.named_parameters()}
 
 
@@ -142,7 +143,7 @@ def run(case: Case) -> dict[str, Tensor]:
     engine, *_ = deepspeed.initialize(model=student, optimizer=torch.optim.SGD(student.parameters(), lr=0.0), config=config)
     for index in range(case.accumulation):
         first = dist.get_rank() * (SEQUENCES // WORLD) + index * count
-        loss = engine(slice(first, first + count), float(WORLD))
+        loss = engine(slice(first, first + count), float(WORLD)) * case.factor
         if case.loss == "mean":
             engine.backward(loss)  # divides by the accumulation
         else:

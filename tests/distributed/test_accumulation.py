@@ -17,13 +17,14 @@ from distributed.jobs import Job
 
 TOLERANCE = 1e-5  # of the largest value of a parameter's gradient
 CASES = [Case("ours", *rest) for rest in itertools.product((2, 3), (1, 2, 4), (False, True), ("distill", "mean"))]
+TRIPLED = [Case("ours", stage, 2, False, "distill", 3.0) for stage in (2, 3)]
 
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
     """gradients(case): by parameter."""
     out = tmp_path_factory.mktemp("accumulation")
-    (out / "job.json").write_text(json.dumps({"out": str(out), "cases": CASES}))
+    (out / "job.json").write_text(json.dumps({"out": str(out), "cases": CASES + TRIPLED}))
     Job(["tests/distributed/accumulation.py", str(out / "job.json")], 2).wait()
 
     def read(case: Case) -> dict[str, torch.Tensor]:
@@ -47,3 +48,9 @@ def test_every_accumulation_has_the_same_gradient_of_every_parameter(gradients, 
         for other in (truth, {name: g.double() for name, g in whole.items()}):
             errors = relative_errors(found, other)
             assert max(errors.values()) < TOLERANCE, (accumulation, errors)
+
+
+@pytest.mark.parametrize("case", TRIPLED, ids=lambda case: f"zero{case.stage}")
+def test_a_factor_on_the_loss_is_one_on_every_gradient(gradients, case):
+    errors = relative_errors(gradients(case), plain_gradients(False, "distill", 3.0))
+    assert max(errors.values()) < TOLERANCE, errors
