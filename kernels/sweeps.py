@@ -90,9 +90,12 @@ def add_rest(
 
 @triton.jit
 def _first_column(logits, group, best, stop, GROUP: tl.constexpr):
-    """The column of `best`, which is known to lie in the group that starts there; any column of it for NaN."""
+    """The column of `best`, which is known to lie in the group that starts there; any column of it for NaN.
+
+    NaN may also have left no group: 2^31 - 1, to which no lane may be added before it is compared.
+    """
     lane = tl.arange(0, GROUP)
-    x = tl.load(logits + group + lane, mask=group + lane < stop, other=float("-inf")).to(tl.float32)
+    x = tl.load(logits + group + lane, mask=(group < stop) & (lane < stop - group), other=float("-inf")).to(tl.float32)
     found = tl.min(tl.where(x == best, lane, GROUP), 0)
     return group + tl.where(found == GROUP, 0, found)
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import deque
 
 import pytest
 import torch
@@ -31,6 +32,37 @@ def poisoned_memory(monkeypatch):
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(autouse=True)
+def addresses_checked(monkeypatch):
+    """In the interpreter a kernel may only touch memory of its arguments: elsewhere a GPU would end the process."""
+    if torch.cuda.is_available():
+        return
+    from triton.runtime import interpreter
+
+    mine = deque(maxlen=64)  # [first, last) addresses of the newest launches' tensors
+    convert, builder = interpreter._implicit_cvt, interpreter.InterpreterBuilder
+
+    def remember(argument):
+        if isinstance(argument, torch.Tensor):
+            storage = argument.untyped_storage()
+            mine.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
+        return convert(argument)
+
+    def checked(access, mask_at):
+        def wrapper(self, pointers, *rest):
+            used = pointers.data[rest[mask_at].data.astype(bool)]
+            if used.size:
+                first, last = int(used.min()), int(used.max())
+                assert any(start <= first and last < end for start, end in mine), f"addresses {first:#x} to {last:#x} are in no argument"
+            return access(self, pointers, *rest)
+
+        return wrapper
+
+    monkeypatch.setattr(interpreter, "_implicit_cvt", remember)
+    monkeypatch.setattr(builder, "create_masked_load", checked(builder.create_masked_load, 0))
+    monkeypatch.setattr(builder, "create_masked_store", checked(builder.create_masked_store, 1))
 
 
 @pytest.fixture(autouse=True)
