@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import os
 import pickle
 import signal
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,14 +24,21 @@ def in_order(function: Callable[[Any], Any], items: Iterable[Any], num_workers: 
 
     Processes and not a thread: rendering is Python, and its thread would hold the interpreter that launches the step's
     kernels. torch's DataLoader and not torchdata's StatefulDataLoader: items are made here, so no worker has a state.
-    The workers end when the iterator is closed or forgotten, or when this process dies.
+    The workers end when the iterator is closed or forgotten, or when this process ends in any way.
     """
     if num_workers == 0:
-        yield from map(function, items)
-        return
+        return (function(item) for item in items)
+    results = _from_workers(function, items, num_workers)
+    forgotten = weakref.ref(results)
+    # An error's traceback can keep the iterator to the very end, where multiprocessing would wait for its workers for ever.
+    atexit.register(lambda: (kept := forgotten()) and kept.close())
+    return results
+
+
+def _from_workers(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Iterator[Any]:
     # Its own generator: DataLoader would draw a seed from torch's, and a resumed run would draw one more than a whole one.
     loader = DataLoader(_Calls(function), sampler=items, batch_size=None, collate_fn=_unchanged, num_workers=num_workers,
-                        multiprocessing_context="spawn", worker_init_fn=_leave_signals_to_the_trainer, generator=torch.Generator())
+                        multiprocessing_context="spawn", worker_init_fn=_start_worker, generator=torch.Generator())
     for pickled in loader:
         result = pickle.loads(pickled)
         if isinstance(result, DataError):
@@ -50,7 +62,14 @@ def _unchanged(result):
     return result
 
 
-def _leave_signals_to_the_trainer(worker_id: int) -> None:
-    """A signal to the whole job is the trainer's to act on: it saves first, and needs the step that is being made."""
+def _start_worker(worker_id: int) -> None:
+    # A signal to the whole job is the trainer's to act on: it saves first, and needs the step that is being made.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # Where the trainer is killed, DataLoader's worker would wait for ever to hand over what it made.
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent) -> None:
+    parent.join()
+    os._exit(1)

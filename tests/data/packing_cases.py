@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from kd.data.micro_batch import MicroBatch, collate, collate_packed
 from kd.data.render import Encoded
@@ -24,6 +24,8 @@ def model(family: str, attention: str = "eager"):
     windows = {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "use_sliding_window": True, "sliding_window": 3}
     made = {"llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)), "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
             "qwen3 with windows": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, **windows)),
+            # positions that are learned show where they begin; rotary ones only how far apart tokens are
+            "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=64, initializer_range=0.3)),
             "mistral with windows": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=3))}[family]()
     made.config._attn_implementation = attention
     return made.eval()

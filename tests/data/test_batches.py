@@ -5,9 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from itertools import islice
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -192,6 +196,30 @@ def test_workers_make_the_same_batches_ahead_and_end(tokenizer):
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("end", ["raise SystemExit('an error')", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_workers_end_with_their_process_however_it_ends(tmp_path, end):
+    """With more made than a pipe holds, and an iterator that something still refers to."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import itertools, multiprocessing, os, signal
+from kd.data.workers import in_order
+if __name__ == "__main__":
+    results = in_order(bytes, itertools.repeat(500_000), 2)
+    for _ in range(4):  # both have begun
+        next(results)
+    print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+    {end}
+""")
+    done = subprocess.run([sys.executable, script], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True,
+                          text=True, timeout=120)
+    workers = [int(pid) for pid in done.stdout.split()]
+    assert len(workers) == 2 and done.returncode in (1, -signal.SIGKILL), done.stderr
+    deadline = time.monotonic() + 30
+    while any(psutil.pid_exists(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(psutil.pid_exists(pid) for pid in workers)
 
 
 def test_a_bad_record_in_a_worker_is_raised_at_its_turn_with_its_message(tokenizer):

@@ -19,7 +19,7 @@ from kd.data.render import Encoded, encode
 from kd.data.spans import TOOL, TRUTH
 from kd.hidden_rows import UnpackableModel, check_packable, hidden_rows
 
-FAMILIES = ["llama", "qwen3", "qwen3 with windows", "mistral with windows"]
+FAMILIES = ["llama", "qwen3", "gpt2", "qwen3 with windows", "mistral with windows"]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
