@@ -121,8 +121,9 @@ def test_dense_whole_product(vocab, dtype):
 @each_dtype
 @each_vocabulary
 def test_sparse_whole_product(vocab, dtype):
-    """K = V by the kernel where the interpreter can: it takes one step for each slot."""
-    for settings, k in itertools.product(SETTINGS, (*NUM_KEPT, vocab)):
+    """Every K with every divergence. K = V by the kernel where the interpreter can: it takes one step for each slot."""
+    for index, settings in enumerate(SETTINGS):
+        k = (*NUM_KEPT, vocab)[(index + place(vocab, dtype)) % 6]
         case = make_sparse_case(vocab, dtype, k, settings["temperature"])
         for impl in ("reference", "triton") if k <= 512 or vocab <= 1000 else ("reference",):
             assert_grid_parity(case, impl, vocab, settings)
