@@ -95,7 +95,7 @@ def _first_column(logits, group, best, stop, GROUP: tl.constexpr):
     NaN may also have left no group: 2^31 - 1, to which no lane may be added before it is compared.
     """
     lane = tl.arange(0, GROUP)
-    x = tl.load(logits + group + lane, mask=lane < stop - group, other=float("-inf")).to(tl.float32)
+    x = tl.load(logits + group + lane, mask=(group < stop) & (lane < stop - group), other=float("-inf")).to(tl.float32)
     found = tl.min(tl.where(x == best, lane, GROUP), 0)
     return group + tl.where(found == GROUP, 0, found)
 
