@@ -124,6 +124,9 @@ def _validate(data: dict, report: Report) -> RunConfig | None:
             return RunConfig.model_validate(data)
         except ValidationError as error:
             faults = error.errors(include_url=False)
+            # A list whose every item is faulty is not short: pydantic counts only the good ones.
+            inside = {fault["loc"][:size] for fault in faults for size in range(len(fault["loc"]))}
+            faults = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inside]
         for fault in faults:
             path = tuple(part for part in fault["loc"] if part != "[key]")
             if attempt == 0 and not (fault["input"] is None and report.is_bad(path)):  # its tag was refused already

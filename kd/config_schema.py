@@ -6,9 +6,9 @@ key can tell (two keys that contradict each other) is in config_checks.py; readi
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -112,11 +112,27 @@ class Until(Section):
     """With loss_below: leave after this many steps even if the loss is still above; required, so that a run always ends."""
 
 
+class TrainFiles(Section):
+    """Files of records. A pattern alone is short for {files: pattern}."""
+
+    files: Text = Field(examples=["train/*.jsonl"])
+    """A file, or a glob, of records: JSON lines, JSON, Parquet or Arrow, compressed or not."""
+    format: Literal["chat", "chatml", "sharegpt", "xlam", "bfcl", "flat"] | None = None
+    """Form of the records; by default found from their fields."""
+    weight: Annotated[float, Field(gt=0, lt=1e6)] = 1.0
+    """How often each record is read in an epoch: 2 twice, 0.5 every other one, drawn by run.seed; above 0."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_pattern(cls, value: Any) -> Any:
+        return {"files": value} if isinstance(value, str) else value
+
+
 class Stage(Section):
     name: Text = Field(examples=["main"])
     """Name in logs and in metrics."""
-    train: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
-    """Files of records (JSON lines), or globs. Give either this or mix."""
+    train: Annotated[tuple[TrainFiles, ...], Field(min_length=1)] | None = None
+    """Files of records: a path or a glob each, or {files: ..., format: ..., weight: ...}. Give either this or mix."""
     mix: Annotated[dict[Text, NotNegative], Field(min_length=1)] | None = None
     """Kinds of demo records and their weights (any scale: they are divided by their sum); needs data.demo."""
     max_length: Count = Field(examples=[2048])
@@ -139,6 +155,10 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes of each rank that prepare batches ahead of training, from 0 to 64; by default 2 where there is a GPU, and none
     on a CPU, whose cores all train."""
+    max_bad_fraction: Fraction = 0.0
+    """Part of all lines of all stages' files that may be refused, from 0 (the first one stops the run) to 1."""
+    quarantine: Text | None = None
+    """File for the lines that are refused, each with its file, number and reason; by default refused.jsonl in the run's folder."""
     demo: DemoCorpus | None = None
     """Make the demo corpus, for stages with a mix and for evaluation."""
     evaluation: dict[Text, Text] = {}

@@ -25,11 +25,11 @@ from kd.objective import uses_teacher
 from kd.plan import Plan, check_fits, plan_run
 from kd.report import write_report
 from kd.run_log import RunLog
+from kd.sources import Sources, described, run_folder, run_sources
 from kd.student import build_student, count_parameters, on_rank_0
 from kd.teacher.live import LiveTeacher
 from kd.tokenizers import load_tokenizer
-from kd.trainer import Trainer, TrainingResult, stage_source
-
+from kd.trainer import Trainer, TrainingResult
 
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
 
@@ -56,27 +56,28 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     rank, world = start_distributed()
     check_fits(plan_here(config, world))
     started = time.monotonic()
-    run_dir = Path(config.run.output_dir) / config.run.name
+    run_dir = run_folder(config)
     tokenizer = load_tokenizer(config)
     splits = held_out_records(config)
-    for index, stage in enumerate(config.data.stages):
-        stage_source(config, stage, index)  # every file is checked before a model is loaded
+    sources: Sources = on_rank_0(lambda: run_sources(config))  # every line is checked before a model is loaded
     on_rank_0(lambda: _prepare(run_dir, config, fresh))
     log = RunLog(run_dir, config.training.steps, rank=rank)
     try:
-        result, student, device = _train(config, tokenizer, run_dir, log)
+        if sources.num_refused:
+            log.say(f"data: {sources.num_refused} lines are refused; they are in {sources.quarantine}")
+        result, student, device = _train(config, tokenizer, run_dir, log, sources)
         if result.stopped == "signal":
             log.say("the same command goes on from here")
             return run_dir
         metrics = evaluate_run(config, tokenizer, student, run_dir, splits, log, device) if splits else None
-        on_rank_0(lambda: _finish(config, run_dir, result, time.monotonic() - started, log, metrics, tokenizer))
+        on_rank_0(lambda: _finish(config, run_dir, result, time.monotonic() - started, log, metrics, sources))
     finally:
         log.close()
     dist.barrier()
     return run_dir
 
 
-def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[TrainingResult, Path, torch.device]:
+def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: Sources) -> tuple[TrainingResult, Path, torch.device]:
     ds_config = resolved_ds_config(config)
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = build_student(config, work_dir=run_dir, ds_config=ds_config, tokenizer_length=len(tokenizer), token_ids=token_ids)
@@ -88,7 +89,7 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[Tr
     # Counts, flags and checkpoints travel over the CPU; NCCL cannot carry that.
     group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     checkpoints = Checkpoints(run_dir / "checkpoints", engine.engine, group, _identity(config), log.say)
-    result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints).run()
+    result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints, sources=sources.stages).run()
     log.say(f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
             + (f"; stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else "")
             + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else "")
@@ -102,7 +103,8 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[Tr
 
 def _identity(config: RunConfig) -> dict[str, Any]:
     """What a checkpoint must agree with to be gone on from: all but where and how often things are written, and evaluation."""
-    free = {"training": {"log_every", "save_every", "time_budget_seconds"}, "run": {"output_dir"}, "data": {"evaluation", "workers"}}
+    free = {"training": {"log_every", "save_every", "time_budget_seconds"}, "run": {"output_dir"},
+            "data": {"evaluation", "workers", "max_bad_fraction", "quarantine"}}
     return json.loads(json.dumps({
         f"{section}.{key}": value for section, keys in config.model_dump(exclude={"evaluation"}).items() if isinstance(keys, dict)
         for key, value in keys.items() if key not in free.get(section, ())
@@ -119,17 +121,19 @@ def _prepare(run_dir: Path, config: RunConfig, fresh: bool) -> None:
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
 
 
-def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_seconds: float, log: RunLog, metrics: dict | None, tokenizer) -> None:
+def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_seconds: float, log: RunLog, metrics: dict | None, sources: Sources) -> None:
     facts = {
         "student_parameters": count_parameters(AutoConfig.from_pretrained(run_dir / "student")), "wall_seconds": wall_seconds,
         "training_seconds": result.seconds, "steps": result.steps, "tokens": result.tokens, "stopped": result.stopped,
-        "data": "; ".join(f"{s.name}: {', '.join(s.train) if s.train else 'demo corpus'}" for s in config.data.stages),
+        "data": "; ".join(f"{stage.name}: {described(stage)}" for stage in config.data.stages),
         "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__}, "world_size": dist.get_world_size(), "notes": [],
     }
     if config.teacher is not None:
         facts["teacher_parameters"] = count_parameters(AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision))
     if config.student.init == "teacher_layers":
         facts["notes"].append("The student started from layers of the teacher (student.init: teacher_layers), not from random weights.")
+    if sources.num_refused:
+        facts["notes"].append(f"{sources.num_refused} lines of the data were refused; they are in {sources.quarantine}.")
     if result.num_too_long:
         facts["notes"].append(f"{result.num_too_long} records were longer than their stage's max_length and were left out.")
     if result.num_truncated:

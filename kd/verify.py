@@ -196,9 +196,10 @@ def spans_line(verified: Verified, reader: SpanReader) -> dict[str, Any]:
 
 def config_items(config: RunConfig) -> Iterator[Item]:
     """Every line of every data file of a run, and NUM_DEMO records of each stage and each split that the demo corpus makes."""
-    patterns = [pattern for stage in config.data.stages for pattern in stage.train or ()]
-    patterns += [path for path in config.data.evaluation.values() if path != "demo"]
-    yield from read_all(expand(patterns)) if patterns else ()
+    patterns = [(source.files, source.format) for stage in config.data.stages for source in stage.train or ()]
+    patterns += [(path, None) for path in config.data.evaluation.values() if path != "demo"]
+    for pattern, format in dict.fromkeys(patterns):
+        yield from read_all(expand([pattern]), format)
     corpus = config.data.demo
     for index, stage in enumerate(config.data.stages if corpus is not None else ()):
         if stage.mix is not None:

@@ -21,13 +21,14 @@ from pydantic import BaseModel
 from transformers import AutoConfig, AutoTokenizer
 
 from kd.config_schema import RunConfig
-from kd.data.batches import DemoSource, FileSource, StepBatches
+from kd.data.batches import StepBatches
 from kd.data.micro_batch import MicroBatch, count_rows
 from kd.data.spans import ARGS, BIT_NAMES, INTEGRATION, TOOL
 from kd.hidden_rows import hidden_rows
 from kd.losses import combined_kd_loss, row_weights
 from kd.model_head import head_of
 from kd.objective import TERMS, TermWeights, uses_teacher, weights_at
+from kd.sources import stage_source
 from kd.student import DTYPES, build_student, count_parameters, load_causal_lm, student_model_config
 from kd.tokenizers import first_difference
 from kernels import DenseTeacher
@@ -153,9 +154,7 @@ def _memory_needed(config: RunConfig, tokenizer) -> int | str:
 def first_batch(config: RunConfig, tokenizer) -> tuple[MicroBatch, int]:
     """A micro-batch of the run's first stage that has rows for each weighted span, or the first one with rows; and its step."""
     stage = config.data.stages[0]
-    corpus = config.data.demo
-    source = FileSource(stage.train) if stage.train is not None else DemoSource(corpus.num_records, corpus.seed * 1000, stage.mix)
-    steps = StepBatches(source, tokenizer, max_length=stage.max_length, micro_batch_size=config.training.micro_batch_size, gradient_accumulation=1,
+    steps = StepBatches(stage_source(config, 0), tokenizer, max_length=stage.max_length, micro_batch_size=config.training.micro_batch_size, gradient_accumulation=1,
                         seed=config.run.seed)  # fmt: skip
     wanted = [bit for bit, weight in ((TOOL, config.loss.w_tool), (ARGS, config.loss.w_args), (INTEGRATION, config.loss.w_integr)) if weight > 0]
     best = None

@@ -38,7 +38,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argpa
     parser.add_argument("--spans", type=Path, metavar="FILE", help="write each record's spans here, a JSON line each")
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write the records that are ready here")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for verify.json, verify.html and bad.jsonl; with --config the run's folder")
-    parser.add_argument("--max-bad-fraction", type=float, default=0.0, metavar="X", help="of records that may fail, from 0 to 1; default 0")
+    parser.add_argument("--max-bad-fraction", type=float, metavar="X",
+                        help="of records that may fail, from 0 to 1; default 0, with --config data.max_bad_fraction")
     args = parser.parse_args(argv)
     if bool(args.config) == bool(args.data):
         parser.error("give one of --config and --data")
@@ -48,7 +49,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argpa
         parser.error(f"--config: {args.config}: no such file")
     if args.overrides and not args.config:
         parser.error("--set goes with --config")
-    if not 0 <= args.max_bad_fraction <= 1:
+    if args.max_bad_fraction is not None and not 0 <= args.max_bad_fraction <= 1:
         parser.error("--max-bad-fraction: from 0 to 1")
     return parser, args
 
@@ -70,11 +71,12 @@ def main(argv: list[str] | None = None) -> int:
         if config is None:
             tokenizer, items = tokenizer_at(args.tokenizer), read_all(expand(args.data), args.format)
         else:
+            from kd.sources import run_folder
             from kd.tokenizers import load_tokenizer
             from kd.verify import config_items
 
             tokenizer, items = load_tokenizer(config), config_items(config)
-            args.out = args.out or Path(config.run.output_dir) / config.run.name
+            args.out = args.out or run_folder(config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _WRONG[bool(args.config)]
@@ -113,7 +115,8 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
         from kd.verify_run import check_run
 
         checks = list(check_run(config, tokenizer))
-    ready = tally.ready(args.max_bad_fraction) and all(check["ok"] is not False for check in checks)
+    allowed = args.max_bad_fraction if args.max_bad_fraction is not None else config.data.max_bad_fraction if config is not None else 0.0
+    ready = tally.ready(allowed) and all(check["ok"] is not False for check in checks)
     report(args, tally, shown, tokenizer, ready, checks)
     return 0 if ready else 1
 

@@ -98,7 +98,10 @@ def test_nothing_changes_after_loading(write):
         ("name: test", "name: 2024", ["2: run.name: expected text, got 2024: put it in quotes"]),
         ("num_key_value_heads: 2", "gradient_checkpointing: no", ["11: student.gradient_checkpointing: expected true or false, got the text 'no'"]),
         ("train: [a.jsonl]", "train: a.jsonl", ["15: data.stages.0.train: expected a list, got the text 'a.jsonl'"]),
-        ("train: [a.jsonl]", "train: [a.jsonl, 5]", ["15: data.stages.0.train.1: expected text, got 5"]),
+        ("train: [a.jsonl]", "train: [a.jsonl, 5]", ["15: data.stages.0.train.1: expected a section (key: value lines), got 5"]),
+        ("train: [a.jsonl]", "train: [{files: a.jsonl, weight: 0}]", ["15: data.stages.0.train.0.weight: must be above 0, got 0"]),
+        ("train: [a.jsonl]", "train: [{file: a.jsonl}]", ["15: data.stages.0.train.0.files: required", "15: data.stages.0.train.0.file: unknown key; did you mean"]),
+        ("train: [a.jsonl]", "train: [{files: a.jsonl, format: bfc}]", ["15: data.stages.0.train.0.format: must be one of 'chat', 'chatml', 'sharegpt', 'xlam', 'bfcl' or 'flat', got the text 'bfc'"]),
         ("loss:\n  w_tool: 0.2", "loss:", ["21: loss: expected a section (key: value lines), got nothing"]),
         ("architecture: qwen3", "architecture: qwen", ["6: student.architecture: must be one of 'llama' or 'qwen3', got the text 'qwen'; did you mean 'qwen3'?"]),
         ("lr: 3e-4", "lr: !!python/object:os.system {}", ["24: optimizer.lr: tag !!python/object:os.system is not understood"]),
@@ -328,9 +331,9 @@ student.init student.path student.layers student.architecture student.hidden_siz
 student.num_hidden_layers student.num_attention_heads student.num_key_value_heads student.head_dim
 student.tie_word_embeddings student.rope_theta student.max_position_embeddings student.rms_norm_eps student.vocab_size
 student.attention_implementation student.gradient_checkpointing student.dtype
-data.stages.*.name data.stages.*.train data.stages.*.mix data.stages.*.max_length data.stages.*.until.steps
-data.stages.*.until.loss_below data.stages.*.until.max_steps data.packing data.too_long data.workers data.demo.seed
-data.demo.num_records data.evaluation
+data.stages.*.name data.stages.*.train.*.files data.stages.*.train.*.format data.stages.*.train.*.weight data.stages.*.mix data.stages.*.max_length data.stages.*.until.steps
+data.stages.*.until.loss_below data.stages.*.until.max_steps data.packing data.too_long data.workers data.max_bad_fraction
+data.quarantine data.demo.seed data.demo.num_records data.evaluation
 loss.divergence loss.beta loss.temperature.schedule loss.temperature.start loss.temperature.end loss.weights.kl
 loss.weights.hard loss.weights.truth loss.teacher_share.schedule loss.teacher_share.start loss.teacher_share.end
 loss.entropy_weighting.h_min loss.entropy_weighting.h_max loss.entropy_weighting.kd loss.entropy_weighting.hard

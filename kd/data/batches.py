@@ -10,9 +10,10 @@ that does not join a gather stops all the others.
 
 from __future__ import annotations
 
-import glob
+import hashlib
+import json
 import random
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, Iterator, NamedTuple, Protocol, Sequence
 
 import torch
@@ -21,62 +22,23 @@ from torch import Tensor
 from kd.data import demo
 from kd.data.micro_batch import MicroBatch, collate, collate_packed
 from kd.data.order import Row, cut_into_steps, packed_epoch, padded_epoch
-from kd.data.records import DataError, Record, parse_line
+from kd.data.records import DataError, Record
 from kd.data.render import Encoded, encode
 from kd.data.spans import TRUTH
 from kd.data.workers import in_order
 
 _MEASURED_TOGETHER = 64  # records a worker measures at once
+_FINGERPRINTED = 32  # records of the demo corpus, which its generator makes
 
 
 class Source(Protocol):
-    """Records by position. `size_hint` is any cheap measure of length; it only decides what is batched with what."""
+    """Records by position. `size_hint` is any cheap measure of length; it only decides what is batched with what.
+    `fingerprint` is the same for sources that give the same records, and for no others."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Record: ...
     def size_hint(self, index: int) -> int: ...
-
-
-class FileSource:
-    """Records of JSONL files, read by byte offset: only offsets and lengths stay in memory.
-
-    Every line is checked once, here, so a bad one is named before training starts.
-
-    Raises:
-        DataError: no file, no record, or a line that is no record.
-    """
-
-    def __init__(self, patterns: tuple[str, ...] | list[str]):
-        self._lines: list[tuple[Path, int, int, int]] = []  # file, offset, length, line number
-        for pattern in patterns:
-            paths = sorted(map(Path, glob.glob(pattern))) if glob.has_magic(pattern) else [Path(pattern)]
-            if not paths or not all(p.is_file() for p in paths):
-                raise DataError(f"{pattern}: no such data file; check data.stages in the config (paths are relative to where the run starts)")
-            for path in paths:
-                self._index(path)
-        if not self._lines:
-            raise DataError(f"{', '.join(patterns)}: no record in it")
-
-    def _index(self, path: Path) -> None:
-        with path.open("rb") as lines:
-            offset = 0
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    parse_line(line, f"{path}:{number}")
-                    self._lines.append((path, offset, len(line), number))
-                offset += len(line)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, index: int) -> Record:
-        path, offset, length, number = self._lines[index]
-        with path.open("rb") as file:
-            file.seek(offset)
-            return parse_line(file.read(length), f"{path}:{number}")
-
-    def size_hint(self, index: int) -> int:
-        return self._lines[index][2]
+    def fingerprint(self) -> str: ...
 
 
 class DemoSource:
@@ -87,7 +49,7 @@ class DemoSource:
         if unknown:
             raise DataError(f"data.stages: mix: no demo record kind {unknown[0]!r}; kinds are {', '.join(demo.KINDS)}, each also as kind_short")
         self._kinds = random.Random(f"{seed}:kinds").choices(list(mix), list(mix.values()), k=num_records)
-        self._seed = seed
+        self._seed, self._mix = seed, mix
 
     def __len__(self) -> int:
         return len(self._kinds)
@@ -99,6 +61,11 @@ class DemoSource:
     def size_hint(self, index: int) -> int:
         record = self[index]
         return sum(len(m["content"]) + 2 * len(str(m.get("tool_calls", ""))) for m in record.messages) + len(str(record.tools)) // 4
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the parameters, and over the first records: another version of the corpus is another corpus."""
+        first = [asdict(self[index]) for index in range(min(len(self), _FINGERPRINTED))]
+        return hashlib.sha256(json.dumps([len(self), self._seed, self._mix, first], ensure_ascii=False).encode()).hexdigest()
 
 
 class StepBatches:
@@ -127,19 +94,20 @@ class StepBatches:
         self._rank, self._world, self._seed, self._workers = rank, world_size, seed, workers
         self._at = _Place(0, 0)
         self._group = self._size = micro_batch_size * gradient_accumulation * world_size
+        self._fingerprint = source.fingerprint()
 
-    def state_dict(self) -> dict[str, int]:
-        return {**self._at._asdict(), "group": self._group, "source_records": len(self._source)}
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._at._asdict(), "group": self._group, "source_records": len(self._source), "fingerprint": self._fingerprint}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; before the first step is asked for.
 
         Raises:
-            DataError: the source has another number of records than the one the state is of.
+            DataError: the source has other records than the one the state is of.
         """
-        if state["source_records"] != len(self._source):
-            raise DataError(f"the data had {state['source_records']} records when the checkpoint was written and has {len(self._source)}: restore "
-                            "its files, or give --fresh to begin again")
+        if state["fingerprint"] != self._fingerprint:
+            raise DataError(f"the data is not what it was when the checkpoint was written ({state['source_records']} records then, {len(self._source)} "
+                            "now): restore its files, or give --fresh to begin again")
         self._at, self._group = _Place(state["epoch"], state["num_records"]), state["group"]
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:

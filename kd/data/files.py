@@ -1,6 +1,7 @@
 """Files of records: several, globs, weighted; what is refused goes to a quarantine file, and too much of it stops the run.
 
-    for record in read_files([DataFiles("train/*.jsonl.gz"), DataFiles("extra.parquet", weight=0.5)], quarantine=Quarantine("bad.jsonl", 0.01)):
+    for item in read_all(expand(["train/*.jsonl.gz", "extra.parquet"])):      every line, as a record or its refusal
+    RecordIndex([DataFiles("train/*.jsonl.gz"), DataFiles("extra.parquet", weight=0.5)], Quarantine("bad.jsonl", 0.01))   by position
 
 A BFCL question file needs the truth of its `possible_answer` file. It is looked for among the files given, then as
 possible_answer/<same name> beside the question file; its lines are kept in memory, for the two need not be in one order.
@@ -13,7 +14,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from kd.data.checks import DataError, decode_json
 from kd.data.lines import Line, read_lines
@@ -52,7 +53,7 @@ class Quarantine:
     """Counts what is read and keeps what is refused: {"file", "line", "reason", "raw"} a line, the first RAW_BYTES of it.
 
     Args:
-        path: where refused lines are written; None keeps none. The file is made at the first of them.
+        path: where refused lines are written; None keeps none. The file is made at the first of them; an older one goes at once.
         max_bad_fraction: of the lines seen, from 0 (none may be bad) to 1.
     """
 
@@ -60,28 +61,27 @@ class Quarantine:
         if not 0 <= max_bad_fraction <= 1:
             raise DataError(f"max_bad_fraction: {max_bad_fraction}: a fraction from 0 to 1 is needed")
         self.num_good = self.num_bad = 0
-        self._path, self._fraction, self._out, self._last = path, max_bad_fraction, None, ""
+        self._path, self._fraction, self._last = Path(path) if path is not None else None, max_bad_fraction, ""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def accept(self) -> None:
         self.num_good += 1
 
     def refuse(self, item: Item) -> None:
-        """Raises DataError when this one is one too many."""
+        """Raises DataError when this one is one too many, whatever may follow a hundred lines."""
         self.num_bad += 1
         self._last = item.reason
         if self._path is not None:
-            self._out = self._out or Path(self._path).open("w", encoding="utf-8")
             raw = item.raw[:RAW_BYTES].decode("utf-8", "backslashreplace")
-            self._out.write(json.dumps({"file": item.file, "line": item.line, "reason": item.reason, "raw": raw}) + "\n")
-            self._out.flush()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"file": item.file, "line": item.line, "reason": item.reason, "raw": raw}) + "\n")
         if self.num_bad > self._fraction * max(self.num_good + self.num_bad, _MIN_SEEN):
             self._stop()
 
-    def close(self) -> None:
-        """Raises DataError when the fraction over all lines is too large."""
-        if self._out is not None:
-            self._out.close()
-            self._out = None
+    def check(self) -> None:
+        """Once all is read: raises DataError when too large a fraction of it is refused."""
         if self.num_bad > self._fraction * (self.num_good + self.num_bad):
             self._stop()
 
@@ -105,27 +105,6 @@ def expand(patterns: Iterable[str | Path]) -> list[Path]:
             raise DataError(f"{pattern}: no such data file; check data.* in the config (paths are relative to where you start the run)")
         files |= dict.fromkeys(found)
     return list(files)
-
-
-def read_files(sources: Iterable[DataFiles], *, quarantine: Quarantine | None = None, seed: int = 0) -> Iterator[Record]:
-    """Streams the records of many files in order, each as often as its weight says; a fraction is drawn by `seed`, file and line.
-
-    Raises:
-        DataError: a file is missing, no record is found, or more is refused than the quarantine allows (by default nothing is).
-    """
-    quarantine = quarantine or Quarantine()
-    for source in sources:
-        files = expand([source.pattern])
-        for item in read_all(files, source.format):
-            if item.record is None:
-                quarantine.refuse(item)
-                continue
-            quarantine.accept()
-            for _ in range(num_copies(source.weight, seed, item)):
-                yield item.record
-    quarantine.close()
-    if not quarantine.num_good:
-        raise DataError("no record in any of the data files")
 
 
 def num_copies(weight: float, seed: int, item: Item) -> int:

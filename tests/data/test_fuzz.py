@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kd.data.checks import MAX_RECORD_BYTES, DataError
-from kd.data.files import DataFiles, Quarantine, read_all, read_each, read_files
+from kd.data.files import DataFiles, Quarantine, read_all, read_each
 from kd.data.formats import FORMATS
 from kd.data.index import RecordIndex
 from kd.data.lines import zstd
@@ -55,6 +55,13 @@ FINE = {"an int of 400 digits": number("9" * 400), "62 levels": number("[" * 61 
         "an escaped NUL": text("\\u0000"), "a pair of surrogates": text("\\ud83d\\ude00"), "3 MB": text("y" * 3_000_000)}
 
 
+def ids_of(sources, quarantine=None, **options) -> list[str]:
+    index = RecordIndex(sources, quarantine, **options)
+    if quarantine is not None:
+        quarantine.check()
+    return [index[at].id for at in range(len(index))]
+
+
 def items(path, **options):
     return list(read_each(path, **options))
 
@@ -85,7 +92,7 @@ def test_every_bad_line_is_in_the_quarantine_once(tmp_path):
     path, kept = tmp_path / "d.jsonl", tmp_path / "bad.jsonl"
     path.write_bytes(b"\n".join(line for bad, _ in BAD.values() for line in (LINE, bad)))
     quarantine = Quarantine(kept, max_bad_fraction=0.5)
-    assert sum(1 for _ in read_files([DataFiles(str(path))], quarantine=quarantine)) == len(BAD) == quarantine.num_bad
+    assert len(ids_of([DataFiles(str(path))], quarantine)) == len(BAD) == quarantine.num_bad
     lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     assert [line["line"] for line in lines] == list(range(2, 2 * len(BAD) + 1, 2))
     assert all(line["file"] == str(path) and line["reason"].startswith(f"{path}:{line['line']}: ") and len(line["raw"]) <= 8000 for line in lines)
@@ -98,10 +105,10 @@ def test_more_than_max_bad_fraction_stops_the_run(tmp_path, bad, fraction, raise
     path.write_bytes(b"\n".join([b"x"] * bad + [LINE] * (100 - bad)))
     quarantine = Quarantine(max_bad_fraction=fraction)
     if raised_after is None:
-        assert sum(1 for _ in read_files([DataFiles(str(path))], quarantine=quarantine)) == 100 - bad
+        assert len(ids_of([DataFiles(str(path))], quarantine)) == 100 - bad
         return
     with pytest.raises(DataError, match=f"max_bad_fraction {fraction:g} allows"):
-        list(read_files([DataFiles(str(path))], quarantine=quarantine))
+        ids_of([DataFiles(str(path))], quarantine)
     assert quarantine.num_bad == raised_after
 
 
@@ -250,8 +257,8 @@ def test_weights_repeat_records_and_a_seed_draws_the_fraction(tmp_path):
     for name in "ab":
         write_records(tmp_path / f"{name}.jsonl", [Record(f"{name}{i}", GOOD["messages"]) for i in range(400)])
     sources = [DataFiles(str(tmp_path / "a.jsonl"), 2.25), DataFiles(str(tmp_path / "[b].jsonl"), 0.5)]
-    ids = [record.id for record in read_files(sources, seed=3)]
-    assert ids == [record.id for record in read_files(sources, seed=3)] != [record.id for record in read_files(sources, seed=4)]
+    ids = ids_of(sources, seed=3)
+    assert ids == ids_of(sources, seed=3) != ids_of(sources, seed=4)
     assert {ids.count(f"a{i}") for i in range(400)} == {2, 3} and {ids.count(f"b{i}") for i in range(400)} == {0, 1}
     assert 860 < sum(i.startswith("a") for i in ids) < 940 and 160 < sum(i.startswith("b") for i in ids) < 240
 
@@ -271,7 +278,7 @@ def test_an_index_gives_the_records_of_every_kind_of_file_by_position(tmp_path):
     sources = [DataFiles(str(tmp_path / "?.json*")), DataFiles(str(tmp_path / "a.jsonl"), 2)]
     index = RecordIndex(sources, quarantine)
     ids = [index[at].id for at in range(len(index))]
-    assert ids == ["a0", "a1", "b0", "b1", "c0", "c1", "d0", "e0", "a0", "a0", "a1", "a1"] == [r.id for r in read_files(sources, quarantine=Quarantine(None, 0.5))]
+    assert ids == ["a0", "a1", "b0", "b1", "c0", "c1", "d0", "e0", "a0", "a0", "a1", "a1"]
     assert index[6].messages == GOOD["messages"] and index[7].messages[1]["tool_calls"][0]["function"]["name"] == "f"
     assert index.size_hint(1) == len(line("a1")) and quarantine.num_bad == 4
     kept = [json.loads(bad)["line"] for bad in (tmp_path / "bad.jsonl").read_text().splitlines()]

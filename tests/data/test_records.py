@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from kd.data.batches import FileSource
+from kd.data.files import DataFiles
+from kd.data.index import RecordIndex
 from kd.data.records import COT_FIELDS, DataError, Record, parse_record, read_records, write_records
 
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
@@ -17,15 +18,19 @@ def line(**changes) -> str:
     return json.dumps({"messages": [USER, ANSWER], **changes}, ensure_ascii=False)
 
 
-@pytest.fixture(params=[FileSource, read_records], ids=["FileSource", "read_records"])
+def index_of(pattern) -> RecordIndex:
+    return RecordIndex([DataFiles(str(pattern))])
+
+
+@pytest.fixture(params=[index_of, read_records], ids=["RecordIndex", "read_records"])
 def read(request, tmp_path):
     """Both readers of a file, as a function from its text to its records."""
 
     def read(text: str | bytes) -> list[Record]:
         path = tmp_path / "data.jsonl"
         path.write_bytes(text.encode() if isinstance(text, str) else text)
-        source = request.param([str(path)] if request.param is FileSource else path)
-        return [source[i] for i in range(len(source))] if request.param is FileSource else list(source)
+        source = request.param(path)
+        return [source[i] for i in range(len(source))] if request.param is index_of else list(source)
 
     return read
 
@@ -104,7 +109,7 @@ def test_an_empty_file_is_refused(read, text):
 def test_a_missing_file_and_a_glob_without_files_are_refused(tmp_path):
     for pattern in (tmp_path / "none.jsonl", tmp_path / "*.jsonl", tmp_path):
         with pytest.raises(DataError, match="no such data file"):
-            FileSource([str(pattern)])
+            index_of(pattern)
     with pytest.raises(DataError, match="no such data file"):
         list(read_records(tmp_path / "none.jsonl"))
 
@@ -112,5 +117,5 @@ def test_a_missing_file_and_a_glob_without_files_are_refused(tmp_path):
 def test_a_glob_reads_every_file_in_order_of_name(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.jsonl").write_text(line(id=name) + "\n")
-    source = FileSource([str(tmp_path / "*.jsonl")])
+    source = index_of(tmp_path / "*.jsonl")
     assert [source[i].id for i in range(len(source))] == ["a", "b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -47,6 +48,11 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
     for name, chosen in {"records": records[:4], "lonely": [records[1], records[4]], "one": [records[1]], "toolong": [records[4]] * 4}.items():
         write_records(out / f"{name}.jsonl", chosen)
 
+    # The same four records compressed, as an array, and as lines of which one is broken.
+    (out / "forms1.jsonl.gz").write_bytes(gzip.compress((out / "records.jsonl").read_bytes().split(b"\n")[0]))
+    (out / "forms2.json").write_text(json.dumps([vars(record) for record in records[1:3]]))
+    (out / "forms3.jsonl").write_text("broken\n" + json.dumps(vars(records[3])))
+
     def scenario(name, *overrides, accumulation=1, optimizer="sgd", **extra):
         overrides = [f"training.gradient_accumulation={accumulation}", *overrides]
         return {"name": name, "config": str(out / "run.yaml"), "overrides": overrides, "optimizer": optimizer, **extra}
@@ -77,6 +83,8 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
             scenario("two_steps", *two_steps, accumulation=2), scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
             scenario("packed", *packed, "data.workers=1"), scenario("nan_packed", *packed, *adamw, "training.micro_batch_size=1", **poisoned),
             scenario("truncated", "data.too_long=truncate", "data.stages.0.max_length=424", accumulation=2),
+            scenario("forms", f"data.stages.0.train=[{out}/forms*]", "run.name=forms", "data.max_bad_fraction=0.2", "data.workers=1", accumulation=2),
+            scenario("refused", f"data.stages.0.train=[{out}/forms*]", "run.name=refused"),
             scenario("truth", "teacher=null", f"tokenizer.path={teacher_folder}", "loss.weights={truth: 1}", accumulation=2),
             scenario("nan_fp32", *adamw, **poisoned), scenario("nan_bf16", *adamw, "student.dtype=bf16", "teacher.dtype=bf16", **poisoned)],
     }

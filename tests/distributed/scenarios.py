@@ -24,7 +24,8 @@ import kd.engine
 from kd.config import load_config
 from kd.engine import StudentEngine, resolved_ds_config, start_distributed
 from kd.export import export_student
-from kd.student import build_student
+from kd.sources import run_sources
+from kd.student import build_student, on_rank_0
 from kd.teacher.live import LiveTeacher
 from kd.tokenizers import load_tokenizer
 from kd.trainer import Trainer
@@ -89,7 +90,7 @@ def run(scenario: dict, out: Path) -> dict:
     reports: list = []
     engine.train_step = train_step
     log = Lines()
-    result = Trainer(config, engine, teacher, tokenizer, log, dist.group.WORLD).run()
+    result = Trainer(config, engine, teacher, tokenizer, log, dist.group.WORLD, sources=on_rank_0(lambda: run_sources(config)).stages).run()
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")
     return {"weights": snapshots, "lines": log.rows, "said": log.said, "reports": reports, "partitioned": partitioned,

@@ -6,6 +6,9 @@ learning rate that is a power of two, so the change of the weights is the gradie
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -150,3 +153,16 @@ def test_schedules_reach_student_teacher_and_both_ranks(runs, plain):
         assert logged(run, step) == pytest.approx(terms, rel=1e-5)
         before, after = run["weights"][step:step + 2]
         assert_same({name: (before[name].double() - after[name].double()) / 0.5 for name in before}, expected, 2e-3)
+
+
+def test_two_ranks_train_on_files_of_any_form_and_keep_each_refused_line_once(runs):
+    run = runs(2, "forms")
+    assert_same(gradients(run), gradients(runs(2, "split")), 1e-12)
+    (refused,) = map(json.loads, (runs.folder / "forms" / "refused.jsonl").read_text().splitlines())
+    assert refused["file"].endswith("forms3.jsonl") and refused["line"] == 1
+    assert not list((runs.folder / "forms").glob("records-*"))
+
+
+def test_one_bad_line_stops_every_rank_with_its_place(runs):
+    for rank in (0, 1):
+        assert re.match(r"DataError: .*forms3\.jsonl:1: not a line of JSON.*max_bad_fraction 0 allows", runs(2, "refused", rank)["error"])

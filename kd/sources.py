@@ -1,0 +1,72 @@
+"""Where the records of each stage of a run come from: its files, or the demo corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from kd.config_schema import RunConfig, Stage
+from kd.data.batches import DemoSource, Source
+from kd.data.files import DataFiles, Quarantine
+from kd.data.index import RecordIndex
+
+
+class Sources(NamedTuple):
+    """The records of a run. Stages that name the same files share one index."""
+
+    stages: tuple[Source, ...]
+    num_refused: int  # lines, of all files
+    quarantine: Path  # the file they are in, where there are any
+
+
+def run_folder(config: RunConfig) -> Path:
+    return Path(config.run.output_dir) / config.run.name
+
+
+def run_sources(config: RunConfig) -> Sources:
+    """Checks every line of every stage's files once. Refused lines are in data.quarantine, and records that are no line of a
+    plain file in records-*.jsonl of the run's folder, until the process that called this ends.
+
+    For rank 0 of a job (kd.student.on_rank_0 hands the result to the others, which read the same files): ranks that each did
+    this would write one quarantine together.
+
+    Raises:
+        DataError: a file is missing, has no record, or more lines are refused than data.max_bad_fraction allows.
+    """
+    folder = run_folder(config)
+    kept = Path(config.data.quarantine) if config.data.quarantine is not None else folder / "refused.jsonl"
+    quarantine = Quarantine(kept, config.data.max_bad_fraction)
+    found: dict[tuple, Source] = {}
+    for index, stage in enumerate(config.data.stages):
+        if stage.train is not None and stage.train not in found:
+            folder.mkdir(parents=True, exist_ok=True)
+            found[stage.train] = _index(config, stage, quarantine, folder / f"records-{index}.jsonl")
+    quarantine.check()
+    stages = (found[stage.train] if stage.train is not None else stage_source(config, index) for index, stage in enumerate(config.data.stages))
+    return Sources(tuple(stages), quarantine.num_bad, kept)
+
+
+def stage_source(config: RunConfig, index: int) -> Source:
+    """The records of one stage alone; each stage draws its own demo corpus. Refused lines are kept nowhere.
+
+    Raises:
+        DataError: as `run_sources`, of this stage's files.
+    """
+    stage = config.data.stages[index]
+    if stage.train is None:
+        corpus = config.data.demo
+        return DemoSource(corpus.num_records, corpus.seed * 1000 + index, stage.mix)
+    quarantine = Quarantine(None, config.data.max_bad_fraction)
+    source = _index(config, stage, quarantine)
+    quarantine.check()
+    return source
+
+
+def _index(config: RunConfig, stage: Stage, quarantine: Quarantine, spool: Path | None = None) -> RecordIndex:
+    files = [DataFiles(source.files, source.weight, source.format) for source in stage.train]
+    return RecordIndex(files, quarantine, seed=config.run.seed, spool=spool)
+
+
+def described(stage: Stage) -> str:
+    """What a stage trains on, in words."""
+    return ", ".join(source.files for source in stage.train) if stage.train else f"demo corpus, {dict(stage.mix)}"
