@@ -20,9 +20,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from kd.config_schema import RunConfig
 from kd.data import demo
 from kd.data.batches import DemoSource
-from kd.data.checks import DataError, ReasoningError
+from kd.data.checks import DataError, ReasoningError, SpecialTokenError
 from kd.data.files import RAW_BYTES, Item, expand, read_all
-from kd.data.records import Record, check_special_tokens, special_tokens
+from kd.data.records import Record
 from kd.data.render import Annotated, annotate
 from kd.data.spans import BIT_NAMES
 from kd.tools import ToolRegistry
@@ -84,7 +84,7 @@ def tokenizer_at(folder: str | Path) -> PreTrainedTokenizerBase:
 
 def verify_records(items: Iterable[Item], tokenizer, tools: ToolRegistry | None = None) -> Iterator[Verified]:
     """Every item checked, in order. `tools`: for records that offer none; by default the six of kd/default_tools.py."""
-    special, reader = special_tokens(tokenizer), SpanReader(tokenizer)
+    reader = SpanReader(tokenizer)
     for item in items:
         found = Verified(item.file, item.line, item.id or f"{item.file}:{item.line}", item.record, item.reason, "", [], None, {}, item.raw)
         if item.record is None:
@@ -93,12 +93,9 @@ def verify_records(items: Iterable[Item], tokenizer, tools: ToolRegistry | None 
         found = found._replace(id=item.record.id)
         where = f"{item.file}:{item.line}: "
         try:
-            check = "special"
-            check_special_tokens(item.record, special)
-            check = "located"
             annotated = annotate(item.record, tokenizer)
         except DataError as error:
-            yield found._replace(refused=where + str(error), check=check)
+            yield found._replace(refused=where + str(error), check="special" if isinstance(error, SpecialTokenError) else "located")
             continue
         refused, check, problems, unchecked = _judge_calls(item.record, annotated, tools)
         counts, unread = reader.read_back(item.record, annotated)

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from kd.data import demo
-from kd.data.records import DataError, Record, check_special_tokens, parse_record, read_records, special_tokens, write_records
+from kd.data.records import DataError, Record, parse_record, read_records, write_records
 from kd.data.render import TokenSpan, annotate
 from kd.tools import ToolRegistry
 from kd.verify import CHECKS, ROUND_TRIP_TARGET, Tally, verify_records
@@ -135,18 +135,6 @@ def test_a_span_that_is_one_token_off_does_not_read_back(kind, by, tokenizer, mo
         tally = Tally()
         tally.add(next(verify_records([item], tokenizer)))
         assert tally.round_trip(kind) < ROUND_TRIP_TARGET and not tally.ready() and tally.failed == {"read back": 1}
-
-
-def test_special_tokens_are_found_in_every_text_that_is_not_a_users_or_a_tools(tokenizer):
-    special = special_tokens(tokenizer)
-    for value in ("<|end|>", "a <|user|>", "<|pad|>b"):
-        places = [{"messages": [{"role": "system", "content": value}]}, {"messages": [{"role": "assistant", "content": value}]},
-                  {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": [{value: 1}]}}}]}]},
-                  {"tools": [{"function": {"name": "f", "description": value}}]}]  # fmt: skip
-        for place in places:
-            with pytest.raises(DataError, match=r"record r: .*holds '<\|\w+\|>', a special token"):
-                check_special_tokens(Record(**{"id": "r", "messages": [], **place}), special)
-    check_special_tokens(Record("r", [{"role": "assistant", "content": "<|ends|> < |end|>"}]), special)
 
 
 def test_a_special_token_that_a_user_or_a_tool_writes_is_located_as_text(data, run, tokenizer):

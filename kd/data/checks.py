@@ -32,6 +32,10 @@ class ReasoningError(DataError):
     """A record that holds chain-of-thought."""
 
 
+class SpecialTokenError(DataError):
+    """A record with the text of a special token where it cannot stay text."""
+
+
 def decode_json(text: bytes | str, where: str) -> Any:
     """The value of one JSON text, strictly read; `where` opens every message.
 

@@ -10,7 +10,6 @@ refused: this trainer never learns a teacher's private reasoning (kd/data/checks
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Iterator
@@ -18,8 +17,8 @@ from typing import Any, Iterable, Iterator
 from kd.data.checks import COT_FIELDS, COT_TAG, DataError, check_no_reasoning, check_shape, decode_json
 from kd.data.formats import to_chat
 
-__all__ = ["COT_FIELDS", "COT_TAG", "DataError", "ROLES", "Record", "check_no_reasoning", "check_special_tokens", "parse_line", "parse_record",
-           "read_records", "special_tokens", "write_records"]  # fmt: skip
+__all__ = ["COT_FIELDS", "COT_TAG", "DataError", "ROLES", "Record", "check_no_reasoning", "parse_line", "parse_record", "read_records",
+           "write_records"]  # fmt: skip
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -124,39 +123,6 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
         if not isinstance(function.get("parameters"), (dict, type(None))):
             raise DataError(f"{where}: tools[{index}].parameters: a JSON Schema is needed, not {type(function['parameters']).__name__}")
     return tools
-
-
-def special_tokens(tokenizer) -> re.Pattern[str] | None:
-    """What `check_special_tokens` looks for: the strings this tokenizer turns into control tokens; None where it has none."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    strings = sorted(filter(None, added | set(tokenizer.all_special_tokens)), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, strings))) if strings else None
-
-
-def check_special_tokens(record: Record, special: re.Pattern[str] | None) -> None:
-    """Refuses a record in which the string of a special token stands in what the assistant writes, in a system prompt or in a
-    tool's declaration (`special`: from `special_tokens`).
-
-    A tokenizer turns "<|im_end|>" into the token that ends a turn wherever it stands: in an assistant's arguments it would be
-    trained, and end them early. Rewriting the text would train something nobody wrote. A user's words and a tool's result may
-    hold it: there it stays text (kd/data/tokens.py).
-
-    Raises:
-        DataError: names the record, the field and the token.
-    """
-    stack: list[tuple[str, Any]] = [("tools", record.tools)]
-    for index, message in enumerate(record.messages):
-        own = ("role", "content") if message["role"] in ("user", "tool") else ("role",)
-        stack.append((f"messages[{index}]", {key: value for key, value in message.items() if key not in own}))
-    while special is not None and stack:
-        where, value = stack.pop()
-        if isinstance(value, dict):
-            stack.extend((f"{where}.{key}", inner) for key, inner in value.items())
-            value = "\n".join(key for key in value if isinstance(key, str))
-        elif isinstance(value, list):
-            stack.extend((f"{where}[{index}]", inner) for index, inner in enumerate(value))
-        if isinstance(value, str) and (found := special.search(value)):
-            raise DataError(f"record {record.id}: {where}: holds {found[0]!r}, a special token of this tokenizer; write it another way, or remove the record")
 
 
 def parse_line(line: bytes, where: str, format: str | None = None) -> Record:

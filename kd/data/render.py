@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kd.data.records import DataError, Record
 from kd.data.spans import BIT_NAMES, TRUTH, Call, find, token_ranges
-from kd.data.tokens import tokenize
+from kd.data.tokens import check_special_tokens, tokenize
 from kd.data.turns import render, whole
 
 __all__ = ["Annotated", "Encoded", "TokenSpan", "annotate", "encode", "render"]
@@ -43,8 +43,10 @@ def annotate(record: Record, tokenizer) -> Annotated:
     """Render, tokenize and locate. `tokenizer` is a fast tokenizer with a chat template.
 
     Raises:
-        DataError: see `render`, `find_spans` and `tokenize`; or the text is no Unicode, or nothing of the record is supervised.
+        DataError: see `check_special_tokens`, `render`, `find_spans` and `tokenize`; or the text is no Unicode, or nothing of the
+            record is supervised.
     """
+    check_special_tokens(record, tokenizer)
     text, turns = render(record, tokenizer)
     try:
         text.encode()

@@ -1,21 +1,59 @@
 """Tokens of a rendered conversation, in which the control tokens are the template's and nobody else's.
 
-A tokenizer turns the text "<|im_end|>" into the token that ends a turn wherever it stands. Where a user's message or a
-tool's result holds such a text, it would forge a turn: there it is tokenized as the plain characters that it is.
+A tokenizer turns the text "<|im_end|>" into the token that ends a turn wherever it stands. What is done where a record holds
+such a text:
+
+    user's content, tool's content     it is tokenized as the plain characters that it is; else it would forge a turn
+    assistant: content, tool calls     the record is refused: it would be trained, and end the answer or the arguments early;
+                                       rewritten, something would be trained that nobody wrote
+    system's content, tools, all else  the record is refused: these are the author's own words, and can be written another way
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import lru_cache
-from typing import Callable
+from typing import Any, Callable
 
-from kd.data.records import DataError, Record, special_tokens
+from kd.data.checks import DataError, SpecialTokenError
+from kd.data.records import Record
 
 _MASK = "\ue000"  # one for each character, so that places stay; of no other use in a text
-_special = lru_cache(maxsize=8)(special_tokens)
+_NEUTRAL = ("user", "tool")  # roles whose content may hold the text of a special token
 
 Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and the characters of each
+
+
+@lru_cache(maxsize=8)
+def _special(tokenizer) -> re.Pattern[str] | None:
+    """The strings that this tokenizer turns into control tokens; None where it has none."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    strings = sorted(filter(None, added | set(tokenizer.all_special_tokens)), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, strings))) if strings else None
+
+
+def check_special_tokens(record: Record, tokenizer) -> None:
+    """Refuses a record in which the text of a special token stands where it cannot stay text (the rule: above).
+
+    Raises:
+        SpecialTokenError: names the record, the field and the token.
+    """
+    special = _special(tokenizer)
+    stack: list[tuple[str, Any]] = [("tools", record.tools)]
+    for index, message in enumerate(record.messages):
+        own = ("role", "content") if message["role"] in _NEUTRAL else ("role",)
+        stack.append((f"messages[{index}]", {key: value for key, value in message.items() if key not in own}))
+    while special is not None and stack:
+        where, value = stack.pop()
+        if isinstance(value, dict):
+            stack.extend((f"{where}.{key}", inner) for key, inner in value.items())
+            value = "\n".join(key for key in value if isinstance(key, str))
+        elif isinstance(value, list):
+            stack.extend((f"{where}[{index}]", inner) for index, inner in enumerate(value))
+        if isinstance(value, str) and (found := special.search(value)):
+            raise SpecialTokenError(f"record {record.id}: {where}: holds {found[0]!r}, a special token of this tokenizer; write it another way, "
+                                    "or remove the record")
 
 
 def tokenize(record: Record, text: str, tokenizer, rendered: Callable[[Record], str]) -> Tokens:
@@ -25,7 +63,7 @@ def tokenize(record: Record, text: str, tokenizer, rendered: Callable[[Record], 
         DataError: a special token's text in a message cannot be told from the template's own, or kept apart from it.
     """
     special = _special(tokenizer)
-    quoting = [i for i, m in enumerate(record.messages) if special and m["role"] in ("user", "tool") and special.search(m["content"])]
+    quoting = [i for i, m in enumerate(record.messages) if special and m["role"] in _NEUTRAL and special.search(m["content"])]
     if not quoting:
         return _plain(text, tokenizer)
     messages = list(record.messages)
