@@ -3,7 +3,8 @@
     chat      {"messages": [...], "tools": [...]}: ours, and OpenAI's fine-tuning form (arguments as text or object, parallel
               calls, the older function_call and functions, content in parts); assistant text with <tool_call> blocks too
     chatml    {"text": "<|im_start|>system\\n...<|im_end|>..."}: Hermes and Qwen text
-    sharegpt  {"conversations": [{"from": "human", "value": ...}, ...], "tools": "[...]"}, with function_call and observation
+    sharegpt  {"conversations": [{"from": "human", "value": ...}, ...], "tools": "[...]"}, with function_call and observation;
+              messages of the chat form under that key are read as chat
     xlam      {"query": ..., "tools": [...], "answers": [...]}: xLAM, APIGen; lists or JSON text
     bfcl      {"question": ..., "function": [...]}, the truth joined from the possible_answer file (kd/data/bfcl.py)
     flat      {"prompt": ..., "teacher_text": ...}: the first system's record; its token ids carry no positions and are dropped,
@@ -28,6 +29,7 @@ _SHAREGPT_ROLES = {
     "chatgpt": "assistant", "model": "assistant", "observation": "tool", "tool": "tool", "function_response": "tool",
     "tool_response": "tool", "function": "tool", "function_call": "calls", "function-call": "calls", "tool_call": "calls", "tool_calls": "calls",
 }  # fmt: skip
+_CHAT_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _CHATML_TURN = re.compile(r"<\|im_start\|>[ \t]*(\w+)[ \t]*\n(.*?)<\|im_end\|>", re.DOTALL)
 _KEPT = ("id", "quality", "caws", "meta")
 
@@ -117,6 +119,8 @@ def _sharegpt(data: dict, where: str) -> dict:
         raise DataError(f"{where}: conversations: a non-empty list is needed")
     system = data.get("system")
     messages: list[dict] = [{"role": "system", "content": system}] if system else []
+    if all(isinstance(turn, dict) and turn.get("role") in _CHAT_ROLES and "from" not in turn and "value" not in turn for turn in turns):
+        return _chat({"messages": [*messages, *turns], "tools": data.get("tools") or data.get("functions")}, where)
     joins = False  # calls that follow calls are parallel ones of the same turn
     for index, turn in enumerate(turns):
         spot = f"{where}: conversations[{index}]"
@@ -125,6 +129,8 @@ def _sharegpt(data: dict, where: str) -> dict:
         if role is None:
             raise DataError(f"{spot}.from: must be one of {', '.join(_SHAREGPT_ROLES)}, not {str(sender)[:40]!r}")
         value = turn.get("value", turn.get("content"))
+        if turn.get("tool_calls") or turn.get("function_call"):
+            raise DataError(f"{spot}: calls beside from and value are not read; give them as a turn from function_call, or write the record as messages")
         if role != "calls":
             if not isinstance(value, str):
                 raise DataError(f"{spot}.value: text is needed, not {type(value).__name__}")

@@ -88,9 +88,10 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise DataError(f"{where}: a tool call needs function.name and function.arguments")
     arguments = function.get("arguments", {})
-    if isinstance(arguments, str):  # OpenAI's wire form
+    if isinstance(arguments, str):  # OpenAI's wire form; some files hold the text of that text
         try:
             arguments = decode_json(arguments or "{}", "")
+            arguments = decode_json(arguments, "") if isinstance(arguments, str) else arguments
         except DataError as error:
             raise DataError(f"{where}.function.arguments: not JSON ({str(error).removeprefix(': ').removeprefix('not a line of JSON in UTF-8: ')})") from None
     if not isinstance(arguments, dict):

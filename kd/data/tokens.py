@@ -3,10 +3,10 @@
 A tokenizer turns the text "<|im_end|>" into the token that ends a turn wherever it stands. What is done where a record holds
 such a text:
 
-    user's content, tool's content     it is tokenized as the plain characters that it is; else it would forge a turn
+    content of system, user and tool   it is tokenized as the plain characters that it is; else it would forge a turn
     assistant: content, tool calls     the record is refused: it would be trained, and end the answer or the arguments early;
                                        rewritten, something would be trained that nobody wrote
-    system's content, tools, all else  the record is refused: these are the author's own words, and can be written another way
+    declarations of tools, all else    the record is refused: these are the author's own words, and can be written another way
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kd.data.checks import DataError, SpecialTokenError
 from kd.data.records import Record
 
 _MASK = "\ue000"  # one for each character, so that places stay; of no other use in a text
-_NEUTRAL = ("user", "tool")  # roles whose content may hold the text of a special token
+_NEUTRAL = ("system", "user", "tool")  # roles whose content may hold the text of a special token
 
 Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and the characters of each
 

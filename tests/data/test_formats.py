@@ -78,6 +78,9 @@ FORMS = {
     "sharegpt, hermes text": {"conversations": [
         {"from": "system", "value": HERMES_SYSTEM}, {"from": "human", "value": "Rain?"}, {"from": "gpt", "value": BLOCKS},
         {"from": "tool", "value": RESPONSES}, {"from": "gpt", "value": "7 mm."}]},
+    "sharegpt, chat messages under its key": {"tools": [TOOL], "conversations": [
+        {"role": "user", "content": "Rain?"}, {"role": "assistant", "content": None, "tool_calls": [wire(i, *call) for i, call in enumerate(CALLS)]},
+        {"role": "tool", "content": '{"rain": 7}'}, {"role": "tool", "content": "dry"}, {"role": "assistant", "content": "7 mm."}]},
     "chatml, python literals": {"tools": [WEATHER], "text": f"""<|im_start|>user
 Rain?<|im_end|>
 <|im_start|>assistant
@@ -207,6 +210,7 @@ REFUSED = [
     ({"messages": [{"role": "system", "content": "<tools>f(x)</tools>"}, USER, {"role": "assistant", "content": "a"}]}, "<tools>: not a line of JSON"),
     ({"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1, "a": 2}'}}]}]}, "arguments: not JSON .*'a' twice"),
     ({"conversations": []}, "as sharegpt: conversations: a non-empty list"), ({"conversations": [{"from": "me", "value": ""}]}, r"conversations\[0\]\.from: must be one of"),
+    ({"conversations": [{"from": "gpt", "value": "so", "tool_calls": [{"function": {"name": "f"}}]}]}, r"conversations\[0\]: calls beside from and value are not read"),
     ({"conversations": [{"from": ["gpt"], "value": ""}]}, r"conversations\[0\]\.from: must be"), ({"conversations": [{"from": "gpt", "value": 1}]}, r"\[0\]\.value: text is needed"),
     ({"conversations": [{"from": "function_call", "value": "f()"}]}, r"conversations\[0\]\.value: not a line of JSON"),
     ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "<think>x</think>a"}]}, "holds a <think>"),

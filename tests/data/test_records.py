@@ -44,6 +44,15 @@ def test_a_record_is_read_with_its_defaults(read):
     assert second.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": [1, "é"]}
 
 
+def test_arguments_that_are_the_text_of_a_text_are_read(read):
+    """As some lines of OpenAI's own function-calling example have them."""
+    calls = [{"function": {"name": "f", "arguments": json.dumps(json.dumps(value))}} for value in ({"a": "é"}, {})]
+    (record,) = read(line(messages=[USER, {"role": "assistant", "tool_calls": calls}]))
+    assert [call["function"]["arguments"] for call in record.messages[1]["tool_calls"]] == [{"a": "é"}, {}]
+    with pytest.raises(DataError, match="an object is needed, not str"):
+        read(line(messages=[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": json.dumps(json.dumps("x"))}}]}]))
+
+
 def test_a_bare_function_is_wrapped_as_a_tool(read):
     (record,) = read(line(tools=[{"name": "f", "parameters": {}}]))
     assert record.tools == [{"type": "function", "function": {"name": "f", "parameters": {}}}]

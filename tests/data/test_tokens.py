@@ -15,7 +15,7 @@ from kd.data.spans import TRUTH
 
 
 def conversation(user: str, result: str, answer: str = "Done."):
-    return parse_record({"id": "q", "messages": [{"role": "user", "content": user}, {"role": "tool", "content": result},
+    return parse_record({"id": "q", "messages": [{"role": "system", "content": f"Be {result}."}, {"role": "user", "content": user}, {"role": "tool", "content": result},
                                                  {"role": "assistant", "content": answer}]}, "x")
 
 
@@ -42,7 +42,6 @@ REFUSED = {  # place -> (messages after a user's, the tool)
     "messages[1].content": [{"role": "assistant", "content": "@"}], "messages[1].tool_calls[0].function.arguments.a[0]": [called(arguments={"a": ["@"]})],
     "messages[1].tool_calls[0].function.arguments": [called(arguments={"@": 1})], "messages[1].tool_calls[0].function.name": [called(name="f@")],
     "messages[2].name": [called(), {"role": "tool", "name": "@", "content": "ok"}, {"role": "assistant", "content": "ok"}],
-    "messages[1].content ": [{"role": "system", "content": "@"}, {"role": "assistant", "content": "ok"}],
 }  # fmt: skip
 
 
@@ -54,10 +53,10 @@ def with_text(value, text: str):
 
 @pytest.mark.parametrize("place", REFUSED)
 def test_encode_refuses_a_special_token_in_what_is_trained_or_declared(place, tokenizer):
-    """All roles but a user and a tool; in every field, at every depth, and in a name."""
+    """In every field, at every depth, and in a name."""
     for text in ("<|end|>", "so <|user|>.", "<|pad|>\n"):
         messages = with_text([{"role": "user", "content": "hi @"}, *REFUSED[place]], text)
-        with pytest.raises(SpecialTokenError, match=rf"record r: {re.escape(place.strip())}: holds '<\|\w+\|>', a special token"):
+        with pytest.raises(SpecialTokenError, match=rf"record r: {re.escape(place)}: holds '<\|\w+\|>', a special token"):
             encode(Record("r", messages, [TOOL]), tokenizer)
     encode(Record("r", with_text([{"role": "user", "content": "hi @"}, *REFUSED[place]], "<|ends|> < |end|>"), [TOOL]), tokenizer)
 
@@ -71,7 +70,7 @@ def test_encode_refuses_a_special_token_in_a_declaration(tokenizer):
 def test_what_cannot_be_kept_apart_is_refused(tokenizer):
     other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end|>")
     other.chat_template = "{% for m in messages %}{{ m.content | replace('<|end|>', '[end]') }}<|end|>{% endfor %}"
-    with pytest.raises(DataError, match=r"record q: messages\[0\].content holds '<|end|>', a special token"):
+    with pytest.raises(DataError, match=r"record q: messages\[1\].content holds '<|end|>', a special token"):
         encode(conversation("<|end|>", "ok"), other)
 
 
