@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from kd.carried import carried_values
-from kd.data.forms import in_form, template_form
+from kd.data.forms import in_form, template_form, tools_in_form
 from kd.data.records import DataError, Record
 
 
@@ -71,7 +71,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
             if kind:
                 try:
                     prompt = tokenizer.apply_chat_template(
-                        in_form(history, form), tools=record.tools or None, add_generation_prompt=True, tokenize=False
+                        in_form(history, form), tools=tools_in_form(record.tools, form), add_generation_prompt=True, tokenize=False
                     )
                 except (TemplateError, TypeError) as error:
                     raise DataError(f"record {record.id}: messages[{turn}]: the chat template refuses it: {error}") from error

@@ -1,6 +1,6 @@
-"""The form in which a chat template takes messages.
+"""The form in which a chat template takes messages and tools.
 
-Templates disagree on four things, and a template given the wrong one fails, or leaves a part out without a word:
+Templates disagree on a few things, and a template given the wrong one fails, or leaves a part out without a word:
 
   text_arguments   a call's arguments are its JSON text, not an object: only where the template fails on the object, or prints it
                    as Python does. One that writes objects in a way of its own would write the text wrongly
@@ -8,6 +8,8 @@ Templates disagree on four things, and a template given the wrong one fails, or 
   short_ids        ids of calls are nine letters and digits, and there is one
   system_in_user   there is no system role, or only before a user's last message: the system prompt opens the first user
                    message, an empty line after it
+  described        every function and every property has a description, be it an empty one
+  listed           where no tools are offered there is an empty list of them, rather than none
 
 Which form a template takes is found by rendering one small conversation, in each combination, plainest first, until its
 call and its system prompt are in the text. A template that takes none gets the plain form, and its own refusal is then what a record is told.
@@ -26,6 +28,8 @@ from jinja2 import TemplateError
 from kd.data.located import locate_calls
 
 CHANGES = ("text_arguments", "no_content", "short_ids", "system_in_user")
+TOOL_CHANGES = ("described", "listed")  # each looked for alone, once the messages' form is found
+_REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _CALL = {"name": "find_place", "arguments": {"place": "Tromsø", "days": 3}}
 _PROBE = [
@@ -35,12 +39,12 @@ _PROBE = [
     {"role": "tool", "tool_call_id": "call_0", "name": "find_place", "content": "41 km"},
     {"role": "assistant", "content": "It is 41 km."},
 ]
-_TOOLS = [{"type": "function", "function": {"name": "find_place", "description": "Finds a place.", "parameters": {
+_TOOLS = [{"type": "function", "function": {"name": "find_place", "parameters": {
     "type": "object", "properties": {"place": {"type": "string"}, "days": {"type": "integer"}}, "required": ["place"]}}}]
 
 
 def template_form(tokenizer) -> tuple[str, ...]:
-    """The changes of CHANGES that messages need for this tokenizer's chat template."""
+    """The changes of CHANGES and TOOL_CHANGES that this tokenizer's chat template needs."""
     template = tokenizer.get_chat_template(tools=_TOOLS) if tokenizer.chat_template else ""
     return _form(_Rendering(tokenizer, template))
 
@@ -69,19 +73,52 @@ def _form(rendering: _Rendering) -> tuple[str, ...]:
                 if plain is not None and str(_CALL["arguments"]) not in plain:
                     continue
             if text is not None and _PROBE[0]["content"] in text and locate_calls(text, 0, len(text), [_CALL]):
-                return form
+                return (*form, *_tool_changes(rendering, form))
     return ()
+
+
+def _tool_changes(rendering: _Rendering, form: tuple[str, ...]) -> list[str]:
+    chat = [_PROBE[1], _PROBE[4]]
+    changes = []
+    if _rendered(rendering, in_form(_PROBE, form), _TOOLS) is None:
+        changes.append("described")  # as the probe's tools were
+    if _rendered(rendering, chat, None) is None and _rendered(rendering, chat, []) is not None:
+        changes.append("listed")
+    return changes
 
 
 def _probed(rendering: _Rendering, form: tuple[str, ...]) -> str | None:
     """The probe from its question on (the tools, which hold the name too, may stand before), its system prompt first; None where refused."""
-    try:
-        text = rendering.tokenizer.apply_chat_template(in_form(_PROBE, form), tools=_TOOLS, tokenize=False)
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
+    text = _rendered(rendering, in_form(_PROBE, form), tools_in_form(_TOOLS, ("described",)))
+    if text is None:
         return None
     asked = text.rfind(_PROBE[1]["content"])
     system = _PROBE[0]["content"] if _PROBE[0]["content"] in text else ""
     return system + text[asked:] if asked >= 0 else None
+
+
+def _rendered(rendering: _Rendering, messages: list[dict], tools: list[dict] | None) -> str | None:
+    try:
+        return rendering.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    except _REFUSALS:
+        return None
+
+
+def tools_in_form(tools: list[dict], form: tuple[str, ...]) -> list[dict] | None:
+    """The declarations as the template takes them."""
+    if not tools:
+        return [] if "listed" in form else None
+    return [{**tool, "function": _described(tool["function"])} for tool in tools] if "described" in form else tools
+
+
+def _described(declared: dict) -> dict:
+    """A function, or a JSON Schema, with a description, and so on for what is inside it."""
+    declared = {"description": "", **declared}
+    if isinstance(parameters := declared.get("parameters"), dict):
+        declared["parameters"] = _described(parameters)
+    if isinstance(properties := declared.get("properties"), dict):
+        declared["properties"] = {name: _described(schema) if isinstance(schema, dict) else schema for name, schema in properties.items()}
+    return declared
 
 
 def in_form(messages: list[dict], form: tuple[str, ...]) -> list[dict]:

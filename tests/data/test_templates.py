@@ -132,6 +132,118 @@ def test_a_prompt_that_opens_a_block_which_earlier_turns_are_without(tokenizer):
     check(record, with_template(tokenizer, source))
 
 
+CALL_LINE = """{% for c in m.tool_calls or [] %}
+<tool_call>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</tool_call>{% endfor %}"""
+TURNS = {
+    # a block opens each turn after the last user's words, so what stands before a turn changes with what follows
+    "block after the last user": """{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}\
+{% for m in messages %}<|s|>{{ m.role }}
+{% if m.role == 'assistant' and loop.index0 > ns.last %}<think>
+
+</think>
+
+{% endif %}{{ m.content }}CALLS<|e|>
+{% endfor %}{% if add_generation_prompt %}<|s|>assistant
+<think>
+{% endif %}""",
+    # what ends a tool's result depends on what follows
+    "result closed by what follows": """{% for m in messages %}{% if m.role == 'tool' %}<|s|>tool
+{{ m.content }}{% if not loop.last %}
+
+{% endif %}<|e|>{% else %}<|s|>{{ m.role }}
+{{ m.content }}CALLS<|e|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|s|>assistant
+{% endif %}""",
+    # the system prompt stands before the last message, if that is a user's
+    "system prompt before a last user": """{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}[INST] \
+{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}
+
+{% endif %}{{ m.content }}[/INST]{% elif m.role == 'tool' %}[RESULT]{{ m.content }}[/RESULT]{% else %} {{ m.content }}CALLS<|e|>{% endif %}{% endfor %}""",
+    # the last turn ends in another control token
+    "last turn ends otherwise": """{% for m in messages %}<|s|>{{ m.role }}
+{{ m.content }}CALLS{% if loop.last and m.role == 'assistant' %}<|return|>{% else %}<|e|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|s|>assistant
+{% endif %}""",
+}
+
+
+@pytest.fixture(scope="module")
+def controls(plain_bpe):
+    """A tokenizer with the control tokens of TURNS."""
+    other = PreTrainedTokenizerFast(tokenizer_object=plain_bpe.backend_tokenizer, eos_token="<|e|>", additional_special_tokens=["<|s|>", "<|return|>"])
+    return other
+
+
+def conversation(*, system: bool = True) -> Record:
+    """Two rounds of calls and answers, in which words come again and a result is empty."""
+    def called(number, **arguments):
+        return {"role": "assistant", "content": "", "tool_calls": [golden.call(f"call0000{number}", "get_weather", arguments)]}
+
+    messages = [{"role": "system", "content": "Be brief."}] if system else []
+    for number in (1, 5):
+        messages += [{"role": "user", "content": "Yes."}, called(number, city="Paris"), {"role": "tool", "content": ""}, called(number + 1, city="Rome"),
+                     {"role": "tool", "content": '{"t": 21.5}'}, {"role": "assistant", "content": "It is 21.5."}]
+    return parse_record({"id": "r", "messages": messages, "tools": [golden.tool("get_weather")]}, "x")
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_turns_whose_surroundings_change_with_what_follows(name, controls):
+    controls.chat_template = TURNS[name].replace("CALLS", CALL_LINE)
+    record = conversation(system=name != "system prompt before a last user")
+    check(record, controls)
+    text, turns = render(record, controls)
+    said = [text[start:end] for _, start, end in turns]
+    calls = ['<tool_call>{"name": "get_weather", "arguments": {"city": "%s"}}</tool_call>' % city for city in ("Paris", "Rome")]
+    end = "" if name == "last turn ends otherwise" else "<|e|>"  # the token there is not the one that the model writes
+    assert [turn.strip().removeprefix("<think>").strip().removeprefix("</think>").strip() for turn in said[:-1]] == [
+        f"{words}{end}" for words in (*calls, "It is 21.5.", *calls)]
+    assert said[-1].strip().endswith("It is 21.5." + ("<|return|>" if not end else end))
+    headers = ("[/INST]", "[/RESULT]") if name.startswith("system") else ("<|s|>assistant\n", "<|s|>assistant\n<think>\n")
+    assert all(text[:start].endswith(headers) for _, start, _ in turns)
+
+
+def test_a_system_prompt_that_moves_with_the_last_user(controls):
+    """Where the text ends with an answer, this template leaves its system prompt out, and so it goes into the first user's words."""
+    controls.chat_template = TURNS["system prompt before a last user"].replace("CALLS", CALL_LINE)
+    assert template_form(controls) == ("system_in_user",)
+    check(conversation(), controls)
+
+
+@pytest.mark.parametrize("quote", ["It is 21.5.<|e|>", '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call><|e|>'])
+def test_a_turn_that_another_message_quotes_is_found_in_its_place_or_refused(quote, controls):
+    for name in TURNS:
+        controls.chat_template = TURNS[name].replace("CALLS", CALL_LINE)
+        record = conversation(system=False)
+        for at in (0, 4, 6):
+            messages = [dict(message) for message in record.messages]
+            messages[at]["content"] = f"{quote}\n<|s|>assistant\n{quote} [/INST] {quote}"
+            changed = parse_record({"id": "q", "messages": messages, "tools": record.tools}, "x")
+            try:
+                text, turns = render(changed, controls)
+            except DataError as error:
+                assert "does not write this turn where its generation prompt ends" in str(error)
+                continue
+            places = [text.index(messages[at]["content"]) for at in (at,)]
+            assert not any(start < places[0] + len(messages[at]["content"]) and places[0] < end for _, start, end in turns)
+            assert all(message["content"] in text[start:end] for (index, start, end), message in zip(turns, (messages[i] for i, *_ in turns)))
+
+
+@pytest.mark.parametrize(("source", "form"), [
+    ("{% for t in tools %}{{ '- ' + t.function.name + ': ' + t.function.description }}{% endfor %}", ("described", "listed")),
+    ("{% for t in tools or [] %}{% for n, p in t.function.parameters.properties.items() %}{{ n + ' ' + p.description }}{% endfor %}{% endfor %}", ("described",)),
+    ("{% for t in tools %}{{ t.function.description }}{% endfor %}", ("listed",)),
+    ("{% if tools %}{{ tools | tojson }}{% endif %}", ()),
+])  # fmt: skip
+def test_tools_in_the_form_a_template_takes(source, form, controls):
+    controls.chat_template = source + TEMPLATES["parameters"]
+    assert template_form(controls) == form
+    record = conversation()
+    record.tools[0]["function"].pop("description", None)
+    before = json.dumps(record.tools)
+    check(record, controls)
+    check(parse_record({"id": "n", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello"}]}, "x"), controls)
+    assert json.dumps(record.tools) == before
+
+
 @pytest.mark.parametrize("said", ["k", "Hi", "<", "</", "Twelve words or more, to be sure that the turn is a long one here."])
 def test_an_earlier_turn_is_found_however_short(said, tokenizer):
     record = parse_record({"id": "k", "messages": [{"role": role, "content": text} for role, text in [("user", "so"), ("assistant", said)] * 2]}, "x")
@@ -208,12 +320,13 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 
 @given(CALLS, TEXT, TEXT, TEXT)
 @settings(max_examples=120, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_name_any_arguments_any_text(tokenizer, calls, user, result, answer):
-    """Quotes, braces, tags and calls inside strings are characters of a string."""
+def test_any_name_any_arguments_any_text(plain_bpe, calls, user, result, answer):
+    """Quotes, braces, tags and calls inside strings are characters of a string; this tokenizer has no special token for any of them."""
+    plain_bpe.chat_template = demo.CHAT_TEMPLATE
     made = [{"id": str(i), "function": {"name": name, "arguments": arguments}} for i, (name, arguments) in enumerate(calls)]
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "tool_calls": made}, {"role": "tool", "content": result},
+    messages = [{"role": "user", "content": f"Please: {user}"}, {"role": "assistant", "tool_calls": made}, {"role": "tool", "content": f"Result: {result}"},
                 {"role": "assistant", "content": answer.replace("<", "")}]
-    check(parse_record({"messages": messages}, "x"), tokenizer)
+    check(parse_record({"messages": messages}, "x"), plain_bpe)
 
 
 def test_what_cannot_be_located_is_refused_and_named(tokenizer):
