@@ -7,20 +7,20 @@ looks for calls has a part in it.
 from __future__ import annotations
 
 import ast
-import html
 import json
-import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from markupsafe import escape
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from data import golden
+from data.independent import true_names
 from kd.data import demo
 from kd.data.records import DataError, parse_record
-from kd.data.render import annotate, render
+from kd.data.render import annotate
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<｜tool▁sep｜>"]
 VOCABULARY = 1200
@@ -104,22 +104,6 @@ def conversations(draw) -> dict:
                          {"role": "assistant", "content": draw(st.sampled_from(["Light rain, light rain.", "It is 21.5°.", "So."]))}]}
 
 
-def true_names(record, tokenizer, text: str) -> list[int]:
-    """Where each call's name stands in `text`, read off a rendering that has marks in their places."""
-    marks = iter(f"\ue000{number}\ue001" for number in range(1000))
-    marked = [{**m, "tool_calls": [{**c, "function": {**c["function"], "name": next(marks)}} for c in m["tool_calls"]]} if m.get("tool_calls") else m
-              for m in record.messages]
-    other, _ = render(parse_record({"messages": marked, "tools": record.tools}, "marked"), tokenizer)
-    parts = re.split("\ue000\\d+\ue001", other)
-    names = [call["function"]["name"] for m in record.messages for call in m.get("tool_calls", ())]
-    assert len(parts) == len(names) + 1 and "".join(a + b for a, b in zip(parts, [*names, ""])) == text
-    starts, at = [], 0
-    for part, name in zip(parts, names):
-        starts.append(at + len(part))
-        at = starts[-1] + len(name)
-    return starts
-
-
 def holds(written: str, arguments: dict) -> bool:
     """Whether the text of an ARGS span says `arguments`, by JSON's, Python's or the tags' own rules."""
     if written.startswith("("):
@@ -129,9 +113,9 @@ def holds(written: str, arguments: dict) -> bool:
         forms = [[str(value) if not isinstance(value, (dict, list)) else json.dumps(value, ensure_ascii=False) for value in arguments.values()],
                  [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in arguments.values()]]
         function = "\n".join(f"<parameter={key}>\n{value}\n</parameter>" for key, value in zip(arguments, forms[0]))
-        unescaped = html.unescape(written)
-        return written == function or unescaped == "\n".join(
-            f'<parameter name="{key}">{html.unescape(value)}</parameter>' for key, value in zip(arguments, forms[1]))
+        invoke = "\n".join(f'<parameter name="{key}">{escape(form) if isinstance(value, str) else form}</parameter>'
+                           for (key, value), form in zip(arguments.items(), forms[1]))
+        return written in (function, invoke)
     if not written:
         return not arguments
     value = json.loads(written)
