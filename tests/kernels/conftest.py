@@ -84,4 +84,4 @@ def narrow_slots(monkeypatch):
     from kernels import sparse
 
     monkeypatch.setattr(sparse, "_INTERPRETER_BLOCK", 64)
-    monkeypatch.setattr(sparse, "_MOST_SLOTS", 16)
+    monkeypatch.setattr(sparse, "_SLOTS", (8, 16))

@@ -107,10 +107,11 @@ def test_other_architectures_and_terms():
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_layout(arch):
-    from kernels.static_proof import SLOTS, TERMS
+    from kernels.sparse import _SLOTS
+    from kernels.static_proof import TERMS
 
     dtypes, temperatures = ("bfloat16", "float16", "float32"), ("1", "2", "3", "4", "0")
-    for row in proofs("--arch", arch, "--dtype", *dtypes, "--temperature", *temperatures, "--terms", *TERMS, "--slots", *map(str, SLOTS)):
+    for row in proofs("--arch", arch, "--dtype", *dtypes, "--temperature", *temperatures, "--terms", *TERMS, "--slots", *map(str, _SLOTS)):
         check(row)
 
 
