@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 
 from benchmarks.measure import ROOT, facts, write_json  # noqa: E402
+from benchmarks.targets import best_peer, verdicts  # noqa: E402
 
 TRAIN_NEEDS = ("transformers", "accelerate", "deepspeed", "safetensors", "pydantic", "yaml", "json_repair", "jsonschema",
                "tqdm", "psutil")  # fmt: skip
@@ -129,7 +130,7 @@ def install_wheels(folder: Path, target: Path) -> str:
 
 
 def summary(out: Path) -> list[str]:
-    """Of each workload: ours, and the fastest other way; what was wrong; the best layouts."""
+    """What was asked for, met or not; of each workload ours and the fastest other way; what was wrong; the best layouts."""
     lines = []
     for name in ("parity", "loss_kernels", "streamed", "cooperative"):
         path = out / f"{name}.json"
@@ -138,13 +139,12 @@ def summary(out: Path) -> list[str]:
                   for row in rows if row["method"].startswith("ours") and "skipped" in row]  # fmt: skip
         timed = [row for row in rows if "median_ms" in row]
         for row in (row for row in timed if row["method"].startswith("ours")):
-            same = ("family", "terms", "divergence", "temperature", "num_rows", "vocab")
-            others = [o for o in timed if not o["method"].startswith("ours") and all(o[key] == row[key] for key in same)]
-            best = min(others, key=lambda o: o["median_ms"], default=None)
+            best = best_peer(row, timed)
             share = "".join(f" {row[key]:.0f} {unit}" for key, unit in (("percent_of_copy", "% of copy"), ("percent_of_bare_gemms", "% of GEMMs")) if key in row)
             against = "" if best is None else f", {best['median_ms'] / row['median_ms']:.2f} times the speed of {best['method']}"
             lines.append(f"{name}: {row['method']} {row['family']} {row['terms']} {row['divergence']} {row['num_rows']}x{row['vocab']}: "
                          f"{row['median_ms']:.3f} ms{share}{against}")  # fmt: skip
+        lines += verdicts(timed) if name == "loss_kernels" else []
     if (out / "tune.json").exists():
         lines += [f"tune: {layout}" for layout in json.loads((out / "tune.json").read_text()).get("best", [])]
     return lines

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
-from benchmarks.measure import ROOT, copy_bandwidth, facts, peak_bytes, time_it, write_json  # noqa: E402
+from benchmarks.measure import ROOT, copy_bandwidth, facts, peak_bytes, time_by_kernel, time_it, write_json  # noqa: E402
 from benchmarks.methods import (  # noqa: E402
     OVERWRITES,
     Data,
@@ -101,6 +101,8 @@ def _timed(name: str, way: Way, work: Workload, device: torch.device, copy: floa
     if device.type == "cuda":
         restore()
         out["peak_bytes"] = peak_bytes(lambda: loss_and_gradients(way, data), device)
+        if name.startswith("ours"):
+            out["kernels"] = time_by_kernel(lambda: loss_and_gradients(way, data), device)
         if work.family.startswith("linear"):
             gemms = time_it(lambda: bare_gemms(data), device, seconds=seconds)
             out |= {"bare_gemms_ms": gemms.median_ms, "percent_of_bare_gemms": 100 * timing.median_ms / gemms.median_ms}

@@ -131,6 +131,20 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def time_by_kernel(call: Callable[[], object], device: torch.device, most: int = 8) -> list[dict]:
+    """What a call spends its time in, the longest first: name, launches, ms. Kernels of a GPU; operators on a CPU."""
+    on_gpu = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    call()
+    with torch.profiler.profile(activities=[activity]) as profile:
+        call()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    events = sorted(profile.key_averages(), key=lambda event: -getattr(event, key))[:most]
+    return [{"name": e.key[:80], "launches": e.count, "ms": round(getattr(e, key) * 1e-3, 4)} for e in events if getattr(e, key)]
+
+
 def write_json(path: Path, content: dict) -> None:
     """Whole or not at all: a run that is cut off leaves the last complete file."""
     path.parent.mkdir(parents=True, exist_ok=True)

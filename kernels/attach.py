@@ -28,8 +28,12 @@ class _GradientsMadeInForward(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
+        if torch.is_grad_enabled():  # not caught by once_differentiable, which looks at the upstream gradient alone
+            raise RuntimeError(
+                "the gradient of this loss has no gradient of its own: it is made in forward, by formula. Call backward or "
+                "autograd.grad without create_graph=True; for a penalty on gradients use plain PyTorch losses."
+            )
         if ctx.grads is None:
             raise RuntimeError(
                 "backward went through this loss twice: its gradients are made in forward and handed on, not copied. "

@@ -23,7 +23,7 @@ import triton.language as tl
 
 from kernels import forms
 from kernels.forms import Launch
-from kernels.rows import row_terms, store_row
+from kernels.rows import UNSPECIALIZED, row_terms, store_row
 from kernels.sweeps import (
     NUM_STATS,
     gradient_of_tile,
@@ -61,7 +61,7 @@ def _gather(partials, counters, row, num_parts, inv_t, KIND: tl.constexpr, T: tl
     return merge_parts(partials + row * (NUM_STATS * NUM_PARTS), num_parts, inv_t, KIND, T, NUM_PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*UNSPECIALIZED, "lag"))
 def _streamed_kernel(
     student, teacher, grad, labels, kd_weight, truth_weight, span_weight, hard_weight, scalars, floats, hits, num_rows,
     vocab, width, student_stride, teacher_stride, grad_stride,  # as in dense.py
@@ -136,7 +136,7 @@ def _streamed_kernel(
         turn = tl.atomic_add(counters, 1, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _cooperative_kernel(
     student, teacher, grad, labels, kd_weight, truth_weight, span_weight, hard_weight, scalars, floats, hits, num_rows,
     vocab, width, student_stride, teacher_stride, grad_stride,  # as in dense.py

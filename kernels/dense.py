@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kernels import cooperative, forms
 from kernels.contract import DIVERGENCES, DistillOutput, Options, RowWeights
-from kernels.rows import row_terms, store_row
+from kernels.rows import UNSPECIALIZED, row_terms, store_row
 from kernels.sweeps import (
     measure,
     row_divergence,
@@ -38,7 +38,7 @@ _SCALE_BLOCK, _SCALE_WARPS = 4096, 8
 _INTERPRETER_BLOCK = 32768  # the interpreter pays by the operation, not by the lane
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _dense_kernel(
     student,  # [N, Vs], row stride student_stride
     teacher,  # [N, Vt], row stride teacher_stride
@@ -129,7 +129,7 @@ def _dense_kernel(
         store_special(g_row, label, choice, special, LABEL, HAS_HARD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_rows", "factor"))
 def _scale_kernel(grad, factor, num_rows, width, stride, BLOCK: tl.constexpr):
     WIDE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     by = tl.load(factor).to(WIDE)
@@ -200,7 +200,7 @@ def output_of(floats: Tensor, hits: Tensor, weights: RowWeights) -> DistillOutpu
 
 def compiled_in(weights: RowWeights, options: Options, grad: Tensor | None) -> dict:
     """The choices that a kernel is compiled for: T (0: read at run time), which terms are on."""
-    temperature = options.temperature
+    temperature = options.temperature if weights.kd is not None else 1.0  # nothing else is tempered
     constant = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
     return dict(
         T=int(temperature) if constant else 0,

@@ -158,17 +158,17 @@ class Compiled(NamedTuple):
     options: dict
 
 
-def launchable(arch: str, dtype: torch.dtype, kind: int) -> Iterator[Compiled]:
-    """Every layout that the functions above can choose on an architecture: what the static proof compiles."""
+def launchable(arch: str, dtype: torch.dtype, kind: int | None) -> Iterator[Compiled]:
+    """Every layout that the functions above can choose on an architecture: what the static proof compiles. kind None: kd is off."""
     where, group, vocab = Device(arch, 132, 50 << 20), group_of(dtype), 151936
     seen = []
     for row_bytes in (0, where.l2_bytes // (3 * where.num_sms) // 2, where.l2_bytes):
         seen.append(row_launch(where, row_bytes, group))
-    if kind == 0 and not arch.startswith("gfx"):
+    if not kind and not arch.startswith("gfx"):
         seen.append(streamed_launch(where, where.l2_bytes, vocab, group))
         seen.append(cooperative_launch(where, where.l2_bytes, vocab, group))
     for launch in {(x.form, x.block): x for x in seen}.values():
-        constants = dict(KIND=kind, BLOCK=launch.block, GROUP=group)
+        constants = dict(KIND=kind or 0, BLOCK=launch.block, GROUP=group)
         if launch.form != "row":
             constants |= split_shape(launch, vocab)
         yield Compiled(launch.form, constants, options_of(launch))

@@ -160,6 +160,8 @@ def _run(
             raise ValueError(f"{name} must be floating point [N, V], got {logits.dtype} {list(logits.shape)}")
         if logits is not None and logits.stride(1) != 1 and logits.numel() > 0:
             raise ValueError(f"{name} has columns {logits.stride(1)} apart: call .contiguous() on it first")
+    if inplace and len(student_logits) > 1 and student_logits.stride(0) < student_logits.shape[1]:
+        raise ValueError("student_logits has rows that share memory, which inplace=True would overwrite: call .contiguous() on it first")
     num_rows, device = len(student_logits), student_logits.device
     if not sparse and teacher is not None and (len(teacher) != num_rows or teacher.device != device):
         raise ValueError(

@@ -74,12 +74,21 @@ def read_amdgcn(assembly: str) -> Code:
 
 
 def widest_loops(code: Code, width: int) -> list[Loop]:
-    """The loops that read `width` bytes at once and have no loop within that does."""
+    """The loops that read `width` bytes at once and have no loop within that does.
+
+    Two that overlap, neither within the other, are one loop that the compiler gave two ends: the longer counts.
+    """
     readers = [loop for loop in code.loops if loop.reads[width]]
-    return [
+    inner = [
         loop for loop in readers
         if not any(o is not loop and loop.span[0] <= o.span[0] and o.span[1] <= loop.span[1] for o in readers)
     ]  # fmt: skip
+    return [loop for loop in inner if not any(_longer_of_one(other, loop) for other in inner)]
+
+
+def _longer_of_one(other: Loop, loop: Loop) -> bool:
+    overlap = other.span[0] <= loop.span[1] and loop.span[0] <= other.span[1]
+    return overlap and other.num_instructions > loop.num_instructions
 
 
 def _loop(body: list[str], span: tuple[int, int], access) -> Loop:

@@ -9,6 +9,11 @@ import triton.language as tl
 from kernels.contract import IGNORE_INDEX
 
 _IGNORE = tl.constexpr(IGNORE_INDEX)
+# Arguments of a kernel whose value and alignment must not choose among compilations, or a step with one row, a chunk that
+# starts anywhere or a tokenizer of another size would wait for the compiler. Nothing that they could tell it is of use.
+UNSPECIALIZED = (
+    "labels", "kd_weight", "truth_weight", "span_weight", "hard_weight", "scalars", "floats", "hits", "num_rows", "vocab",
+)  # fmt: skip
 
 
 @triton.jit

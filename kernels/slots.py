@@ -93,6 +93,7 @@ def rest_statistics(
     GROUP: tl.constexpr, HINT: tl.constexpr,
 ):  # fmt: skip
     """Max of the columns that no slot names, its column, and sums e^(z-max), e^((z-max)/T): (LOWEST, any, 0, 0) of none."""
+    tl.static_assert(BLOCK >= GROUP * GROUP, "the columns that fill no group take a group each")
     offsets, groups = tile_columns(BLOCK, GROUP), tl.arange(0, BLOCK // GROUP)
     whole = vocab // GROUP * GROUP
     stats = no_columns(BLOCK // GROUP)

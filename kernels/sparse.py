@@ -28,7 +28,7 @@ from kernels import forms
 from kernels.contract import DIVERGENCES, DistillOutput, Options, RowWeights, SparseTeacher
 from kernels.dense import INTERPRETED, _on, _scalars, compiled_in, output_of
 from kernels.reference_sparse import sorted_slots
-from kernels.rows import row_weights, store_row, weigh_by_entropy
+from kernels.rows import UNSPECIALIZED, row_weights, store_row, weigh_by_entropy
 from kernels.slots import (
     EMPTY,
     bucket_divergence,
@@ -43,10 +43,11 @@ from kernels.sweeps import zero_padding
 from kernels.tiles import FLOOR, FORWARD_KL, LOWEST, REVERSE_KL, exps, merge_max, tile_max
 
 _INTERPRETER_BLOCK = 32768
-_MOST_SLOTS = 1024  # slots taken at once; more are taken in turns
+_SLOTS = (128, 1024)  # taken at once, the rest's bucket among them: one a thread, or several; more are taken in turns
+_UNSPECIALIZED = (*UNSPECIALIZED, "slot_ids", "slot_probs", "slot_logits", "log_tail", "entropy_1", "entropy_t", "choices", "num_slots")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _sparse_kernel(
     student,  # [N, Vs], row stride student_stride
     grad,  # [N, Vs], row stride grad_stride; may be student itself
@@ -288,11 +289,11 @@ def sparse_rows(
                 width,
                 student_logits.stride(0),
                 target.stride(0),
-                KIND=DIVERGENCES.index(options.divergence),
-                SAMPLED=teacher.kind == "sampled",
+                KIND=DIVERGENCES.index(options.divergence) if num_slots else 0,
+                SAMPLED=num_slots > 0 and teacher.kind == "sampled",
                 BLOCK=_INTERPRETER_BLOCK if INTERPRETED else launch.block,
                 GROUP=group,
-                SLOTS=min(_MOST_SLOTS, triton.next_power_of_2(num_slots + 1)),
+                SLOTS=_SLOTS[num_slots >= _SLOTS[0]],
                 **compiled_in(weights, options, grad),
                 **forms.options_of(launch),
             )
@@ -301,12 +302,12 @@ def sparse_rows(
     return output_of(floats, hits, weights)
 
 
-def launchable(arch: str, dtype: torch.dtype, kind: int) -> Iterator[forms.Compiled]:
-    """As forms.launchable, with slots for 64 tokens and, for forward_kl, a sampled teacher as well."""
+def launchable(arch: str, dtype: torch.dtype, kind: int | None) -> Iterator[forms.Compiled]:
+    """As forms.launchable, with few slots and many and, for forward_kl, a sampled teacher as well; no slot without kd."""
     for found in forms.launchable(arch, dtype, kind):
-        for sampled in (False, True) if DIVERGENCES[kind] == "forward_kl" else (False,):
-            if found.kernel == "row":
-                yield found._replace(kernel="sparse", constants=found.constants | dict(SAMPLED=sampled, SLOTS=128))
+        for sampled in (False, True) if kind == DIVERGENCES.index("forward_kl") else (False,):
+            for slots in _SLOTS[: 1 if kind is None else 2] if found.kernel == "row" else ():
+                yield found._replace(kernel="sparse", constants=found.constants | dict(SAMPLED=sampled, SLOTS=slots))
 
 
 def _fp32(values: Tensor) -> Tensor:

@@ -47,7 +47,6 @@ TERMS = {
     "hard": _NONE | dict(HAS_TEACHER=True, HAS_HARD=True, HAS_GRAD=True),
     "eval": _ALL | dict(HAS_GRAD=False),
 }
-SLOTS = (2, 128, 1024)  # of the sparse kernel: the fewest, those of 64 tokens, the most
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 _KERNELS = {
     "row": dense._dense_kernel,
@@ -58,7 +57,7 @@ _KERNELS = {
 }
 
 
-def _scale_layout(arch: str, dtype: torch.dtype, kind: int) -> list[forms.Compiled]:
+def _scale_layout(arch: str, dtype: torch.dtype, kind: int | None) -> list[forms.Compiled]:
     """Backward's multiplication by an upstream gradient that is not 1."""
     return [forms.Compiled("scale", dict(BLOCK=dense._SCALE_BLOCK), dict(num_warps=dense._SCALE_WARPS))]
 
@@ -67,8 +66,7 @@ def _scale_layout(arch: str, dtype: torch.dtype, kind: int) -> list[forms.Compil
 _REGISTRY = (forms.launchable, sparse.launchable, _scale_layout)
 _LOGITS = ("student", "teacher", "grad")
 _OTHERS = {"labels": "*i64", "choices": "*i64", "hits": "*u8", "counters": "*i32", "slot_ids": "*i32"}
-_ALIGNED = ("width", "student_stride", "teacher_stride", "grad_stride", "stride")
-_INTEGERS = ("num_rows", "vocab", "lag", "num_slots", *_ALIGNED)
+_INTEGERS = ("num_rows", "vocab", "lag", "num_slots", "width", "student_stride", "teacher_stride", "grad_stride", "stride")
 
 
 class Case(NamedTuple):
@@ -97,20 +95,20 @@ class Proof(NamedTuple):
 
 
 def cases(
-    arches=ARCHES, dtypes=tuple(_POINTERS), temperatures=(1, 2, 3, 4, 0), terms=tuple(TERMS), slots=SLOTS, kernels=tuple(_KERNELS)
+    arches=ARCHES, dtypes=tuple(_POINTERS), temperatures=(1, 2, 3, 4, 0), terms=tuple(TERMS), kernels=tuple(_KERNELS)
 ) -> Iterator[Case]:
     """All that can be launched, each once, but for sets of terms between those of TERMS."""
     seen = set()
-    for arch, name, temperature, dtype in itertools.product(arches, terms, temperatures, dtypes):
-        for kind in range(len(DIVERGENCES)) if TERMS[name]["HAS_KD"] else (0,):
+    for arch, name, dtype in itertools.product(arches, terms, dtypes):
+        distilled = TERMS[name]["HAS_KD"]
+        for temperature, kind in itertools.product(temperatures, range(len(DIVERGENCES))) if distilled else [(1, None)]:
             for found in (found for launchable in _REGISTRY for found in launchable(arch, dtype, kind)):
-                for num_slots in slots if found.kernel == "sparse" else (0,):
-                    constants = found.constants | TERMS[name] | dict(T=temperature, SLOTS=num_slots)
-                    used = {key: value for key, value in constants.items() if key in _KERNELS[found.kernel].arg_names}
-                    what = (found.kernel, arch, dtype, *sorted(used.items()))
-                    if found.kernel in kernels and what not in seen:
-                        seen.add(what)
-                        yield Case(found.kernel, arch, dtype, kind, temperature, name, used, found.options)
+                constants = found.constants | TERMS[name] | dict(T=temperature)
+                used = {key: value for key, value in constants.items() if key in _KERNELS[found.kernel].arg_names}
+                what = (found.kernel, arch, dtype, *sorted(used.items()))
+                if found.kernel in kernels and what not in seen:
+                    seen.add(what)
+                    yield Case(found.kernel, arch, dtype, kind or 0, temperature, name, used, found.options)
 
 
 def target_of(arch: str) -> GPUTarget:
@@ -128,7 +126,7 @@ def compile_case(case: Case):
             signature[name] = _POINTERS[case.dtype]
         else:
             signature[name] = "i32" if name in _INTEGERS else _OTHERS.get(name, "*fp32")
-        if name in _ALIGNED or signature[name].startswith("*"):
+        if not function.params[index].do_not_specialize and not function.params[index].is_constexpr:
             aligned.append(index)
     source = ASTSource(
         function,
@@ -145,7 +143,8 @@ def prove(case: Case) -> Proof:
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder, "kernel.cubin")
             cubin.write_bytes(compiled.asm["cubin"])
-            code = read_sass(_cuobjdump("-res-usage", cubin), _cuobjdump("-sass", cubin))
+            listing = _cuobjdump(cubin)
+            code = read_sass(listing, listing)
     else:
         code = read_amdgcn(compiled.asm["amdgcn"])
     code = code._replace(shared=compiled.metadata.shared)
@@ -178,9 +177,9 @@ def _count(case: Case, code: Code) -> Proof:
     return Proof(case, code, statistics, gradient, **sums, bookkeeping=bookkeeping)
 
 
-def _cuobjdump(option: str, cubin: Path) -> str:
+def _cuobjdump(cubin: Path) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([tool, option, cubin], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([tool, "-res-usage", "-sass", cubin], capture_output=True, text=True, check=True).stdout
 
 
 def as_dict(proof: Proof) -> dict:
@@ -233,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=[str(d).split(".")[1] for d in _POINTERS])
     parser.add_argument("--temperature", nargs="+", type=int, default=[2], help="0: known at run time")
     parser.add_argument("--terms", nargs="+", default=["all"], choices=list(TERMS))
-    parser.add_argument("--slots", nargs="+", type=int, default=[128], help="of the sparse kernel")
+    parser.add_argument("--slots", nargs="+", type=int, default=[sparse._SLOTS[0]], choices=sparse._SLOTS, help="of the sparse kernel")
     parser.add_argument("--kernel", nargs="+", default=list(_KERNELS), choices=list(_KERNELS))
     parser.add_argument("--quick", action="store_true", help="one layout of each kernel and divergence")
     parser.add_argument("--json", action="store_true")
@@ -243,9 +242,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("unset TRITON_INTERPRET: the interpreter compiles nothing")
     dtypes = tuple(getattr(torch, name) for name in chosen.dtype)
     rows, seen = [], set()
-    for case in cases(chosen.arch, dtypes, chosen.temperature, chosen.terms, chosen.slots, chosen.kernel):
+    for case in cases(chosen.arch, dtypes, chosen.temperature, chosen.terms, chosen.kernel):
         what = (case.kernel, case.arch, case.dtype, case.kind, case.temperature, case.terms)
-        if not (chosen.quick and what in seen):
+        wanted = case.constants.get("SLOTS", chosen.slots[0]) in chosen.slots
+        if wanted and not (chosen.quick and what in seen):
             seen.add(what)
             rows.append(as_dict(prove(case)))
             if chosen.json:

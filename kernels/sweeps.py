@@ -50,6 +50,7 @@ def sweep_statistics(
     BLOCK: tl.constexpr, GROUP: tl.constexpr, HINT: tl.constexpr,
 ):  # fmt: skip
     """merge_all's statistics of [start, stop), reading every logit once. Until its end no warp waits for another."""
+    tl.static_assert(BLOCK >= GROUP * GROUP, "the columns that fill no group take a group each")
     offsets = tile_columns(BLOCK, GROUP)
     groups = tl.arange(0, BLOCK // GROUP)[:, None]
     stats = no_columns(BLOCK // GROUP)

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parent / "kernels"))
 
 import kernel_cases  # noqa: E402
 import sparse_cases  # noqa: E402
-from benchmarks import gpu_suite, loss_kernels, measure, methods, parity  # noqa: E402
+from benchmarks import gpu_suite, loss_kernels, measure, methods, parity, targets  # noqa: E402
 
 FACTS = {"schema", "date", "device", "versions", "commit"}
 CPU = torch.device("cpu")
@@ -142,10 +142,39 @@ def test_summary(tmp_path):
     rows = [dict(WORKS[0]._asdict(), method=name, median_ms=time) for name, time in (("eager", 6.0), ("liger", 3.0), ("ours", 2.0))]
     rows.append(dict(WORKS[1]._asdict(), method="ours", skipped="parity check failed"))
     measure.write_json(tmp_path / "loss_kernels.json", {"rows": rows})
-    assert gpu_suite.summary(tmp_path) == [
+    assert gpu_suite.summary(tmp_path)[:3] == [
         "loss_kernels: ours sparse 5x300: parity check failed",
         "loss_kernels: ours dense kd+ce forward_kl 5x300: 2.000 ms, 1.50 times the speed of liger",
+        "target: dense kd+ce 8192x151936: not measured",
     ]
+
+
+def test_what_was_asked_for_is_met_or_short_with_its_kernels():
+    """By the fastest of ours, against the fastest peer of the same loss; a peer of another loss does not count."""
+    dense, sparse, linear = (work._replace(num_rows=targets.ROWS, vocab=targets.VOCAB)._asdict() for work in WORKS[:3])
+    kernels = [{"name": "_sparse_kernel", "launches": 1, "ms": 1.5}]
+    rows = [
+        dense | {"method": "ours", "median_ms": 3.0, "percent_of_copy": 79.0},
+        dense | {"method": "ours (in place)", "median_ms": 2.0, "percent_of_copy": 81.0, "kernels": kernels},
+        dense | {"method": "liger", "median_ms": 6.1},
+        sparse | {"method": "ours", "median_ms": 2.0, "percent_of_copy": 84.9, "kernels": kernels},
+        sparse | {"method": "eager", "median_ms": 20.0},
+        sparse | {"method": "torch.compile", "median_ms": 1.0, "temperature": 7.0},
+        linear | {"method": "ours", "median_ms": 9.0, "percent_of_bare_gemms": 109.0},
+    ]
+    found = targets.verdicts(rows)
+    assert found[0] == "target: dense kd+ce 8192x151936 by ours (in place): met: percent_of_copy 81.0, asked 80; 3.05 times liger, asked 3"
+    assert found[1].startswith("target: sparse kd+ce 8192x151936 by ours: SHORT: percent_of_copy 84.9, asked 85; 10.00 times eager")
+    assert found[2] == "    1.500 ms in 1 of _sparse_kernel"
+    assert "SHORT" in found[3] and found[3].endswith("no peer measured") and found[4].endswith("not measured")
+    assert {(work.family, work.terms) for work in WORKS} >= {target[:2] for target in targets.TARGETS}
+
+
+def test_time_by_kernel():
+    a = torch.randn(300, 300)
+    found = measure.time_by_kernel(lambda: (a @ a, a + a), CPU)
+    assert {"aten::mm", "aten::add"} <= {part["name"] for part in found} and found[0]["ms"] >= found[-1]["ms"] > 0
+    assert all(part["launches"] == 1 for part in found if part["name"] == "aten::mm")
 
 
 def test_rehearsal_of_the_suite(tmp_path):

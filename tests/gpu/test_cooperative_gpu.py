@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
-from kernel_cases import ENTROPY, assert_parity, make_case, options_for  # noqa: E402
+from kernel_cases import ENTROPY, assert_parity, make_case, options_for, poison_new_memory  # noqa: E402
 from kernels import RowWeights, cooperative, dense, forms  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -25,9 +25,10 @@ each_form = pytest.mark.parametrize("form", ["streamed", "cooperative"])
 
 
 @pytest.fixture(autouse=True)
-def no_fallback(recwarn):
+def no_fallback(recwarn, monkeypatch):
     """A refused launch would test the row form instead, and pass."""
     torch.manual_seed(1234)
+    poison_new_memory(monkeypatch)
     cooperative._warned.clear()
     yield
     assert not [w for w in recwarn if "does not fit" in str(w.message)]

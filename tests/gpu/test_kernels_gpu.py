@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
-from kernel_cases import DIVERGENCES, ENTROPY, assert_parity, assert_within, make_case, run_ours  # noqa: E402
+from kernel_cases import DIVERGENCES, ENTROPY, assert_parity, assert_within, make_case, poison_new_memory, run_ours  # noqa: E402
 from kernels import DenseTeacher, Head, RowWeights, distill_loss, linear_distill_loss  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
@@ -22,8 +22,9 @@ WIDTHS = [127, 1000, 4096, 32000, 50257, 65537, 128256, 151936, 152064, 262144]
 
 
 @pytest.fixture(autouse=True)
-def fixed_seed():
+def fixed_seed(monkeypatch):
     torch.manual_seed(1234)
+    poison_new_memory(monkeypatch)
     yield
     torch.cuda.empty_cache()
 

@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
-from kernel_cases import DIVERGENCES, ENTROPY, assert_within  # noqa: E402
+from kernel_cases import DIVERGENCES, ENTROPY, assert_within, poison_new_memory  # noqa: E402
 from kernels import (  # noqa: E402
     Head,
     RowWeights,
@@ -32,8 +32,9 @@ WIDTHS = [127, 1000, 4096, 32000, 50257, 65537, 128256, 151936, 152064, 262144]
 
 
 @pytest.fixture(autouse=True)
-def fixed_seed():
+def fixed_seed(monkeypatch):
     torch.manual_seed(1234)
+    poison_new_memory(monkeypatch)
     yield
     torch.cuda.empty_cache()
 

@@ -20,18 +20,9 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
-    """torch.empty hands out NaN (or 113 as an integer), so that an element nobody writes shows."""
+    from kernel_cases import poison_new_memory
 
-    def poisoned(make):
-        def wrapper(*args, **kwargs):
-            tensor = make(*args, **kwargs)
-            return tensor.fill_(float("nan") if tensor.is_floating_point() else 113)
-
-        return wrapper
-
-    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+    poison_new_memory(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -84,4 +75,4 @@ def narrow_slots(monkeypatch):
     from kernels import sparse
 
     monkeypatch.setattr(sparse, "_INTERPRETER_BLOCK", 64)
-    monkeypatch.setattr(sparse, "_MOST_SLOTS", 16)
+    monkeypatch.setattr(sparse, "_SLOTS", (8, 16))

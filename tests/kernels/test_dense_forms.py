@@ -226,7 +226,7 @@ def test_refusal_falls_back_once_with_a_warning(monkeypatch):
         for _ in range(2):
             output, grad = run(case, "cooperative")
             assert output.loss.equal(expected.loss) and grad.equal(expected_grad)
-    assert len(caught) == 1
+    assert sum("does not fit" in str(warning.message) for warning in caught) == 1
 
     class Refuses:
         def __init__(self, message):

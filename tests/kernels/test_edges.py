@@ -200,6 +200,28 @@ def test_only_the_loss_carries_gradient_and_only_once(impl):
 
 
 @both
+def test_a_gradient_of_the_gradient_is_refused_not_wrong(impl):
+    """A penalty on gradients, added to the loss, would else be a constant."""
+    case = make_case(3, 30)
+    student = case.student.requires_grad_()
+    loss = distill_loss(student, *case[1:], impl=impl).loss
+    with pytest.raises(RuntimeError, match="no gradient of its own"):
+        torch.autograd.grad(loss, student, create_graph=True)
+
+
+@both
+def test_autocast_changes_nothing(impl):
+    """The loss is computed in fp32 whatever the region it is called in."""
+    for dtype in (torch.float32, torch.bfloat16):
+        case = make_case(3, 90, dtype=dtype)
+        settings = dict(divergence="jsd", beta=0.3, temperature=2.0, entropy=ENTROPY)
+        expected, expected_grad = run_ours(case, impl, **settings)
+        with torch.autocast("cpu", torch.bfloat16):
+            output, grad = run_ours(case, impl, **settings)
+        assert output.loss.equal(expected.loss) and grad.equal(expected_grad)
+
+
+@both
 def test_without_a_teacher(impl):
     """The teacher is trained on its own by the same function: cross-entropy rows, zeros for all a teacher gives."""
     case = make_case(4, 60)

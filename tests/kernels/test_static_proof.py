@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ triton = pytest.importorskip("triton")
 if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
     pytest.skip("this triton comes without cuobjdump", allow_module_level=True)
 
-from kernels.machine_code import read_amdgcn, read_sass, widest_loops  # noqa: E402
+from kernels.machine_code import Code, Loop, read_amdgcn, read_sass, widest_loops  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 # Exps a logit at a constant temperature and at one known at run time, statistics and gradient with every term on. One
@@ -86,6 +87,30 @@ def test_the_readme_has_what_the_code_gives(on_hopper):
         assert table_line(row) in text
 
 
+SPECIALIZED = """
+from kernels.static_proof import _KERNELS
+print(sorted({p.name for k in _KERNELS.values() for p in k.params if not p.is_constexpr and not p.do_not_specialize}))
+"""
+
+
+def test_counts_and_row_vectors_choose_no_compilation():
+    """Else a step with one row, or a chunk that starts where 16 bytes do not, waits for the compiler; nor would this proof
+    be of what is launched."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", SPECIALIZED], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["['counters',", "'grad',", "'grad_stride',", "'partials',", "'stride',", "'student',",
+                                   "'student_stride',", "'teacher',", "'teacher_stride',", "'width']"], done.stderr  # fmt: skip
+
+
+def test_one_loop_with_two_ends_counts_once():
+    def loop(first, last):
+        return Loop((first, last), last - first, Counter({16: 1}), Counter(), 9, 9, 0, 0)
+
+    nested, two_ends, apart = loop(10, 20), [loop(40, 60), loop(41, 90)], loop(100, 120)
+    code = Code(8, 0, 0, 0, 200, [loop(5, 30), nested, *two_ends, apart])
+    assert widest_loops(code, 16) == [nested, two_ends[1], apart]
+
+
 def test_only_what_lies_between_the_markers_is_written(tmp_path):
     from kernels.static_proof import MARKERS, write_between_markers
 
@@ -107,10 +132,11 @@ def test_other_architectures_and_terms():
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_layout(arch):
-    from kernels.static_proof import SLOTS, TERMS
+    from kernels.sparse import _SLOTS
+    from kernels.static_proof import TERMS
 
     dtypes, temperatures = ("bfloat16", "float16", "float32"), ("1", "2", "3", "4", "0")
-    for row in proofs("--arch", arch, "--dtype", *dtypes, "--temperature", *temperatures, "--terms", *TERMS, "--slots", *map(str, SLOTS)):
+    for row in proofs("--arch", arch, "--dtype", *dtypes, "--temperature", *temperatures, "--terms", *TERMS, "--slots", *map(str, _SLOTS)):
         check(row)
 
 

@@ -53,6 +53,10 @@ def test_shapes():
             distill_loss(*case._replace(student=torch.randn(3, 80)[:, ::2]), impl=impl)
         with pytest.raises(ValueError, match="teacher_logits has columns 3 apart"):
             distill_loss(*case._replace(teacher=torch.randn(40, 3).T), impl=impl)
+        for shared in (torch.randn(1, 40).expand(3, 40), torch.randn(80).as_strided((3, 40), (8, 1))):
+            distill_loss(*case._replace(student=shared), impl=impl)
+            with pytest.raises(ValueError, match="rows that share memory"):
+                distill_loss(*case._replace(student=shared), impl=impl, inplace=True)
     with pytest.raises(ValueError, match="use impl='reference'"):
         distill_loss(*case._replace(student=case.student.double()), impl="triton")
 
