@@ -89,8 +89,9 @@ def unpack_ids(spec: CacheSpec, packed: Sequence[NDArray]) -> NDArray:
     Raises:
         CacheError: an id past the vocabulary.
     """
-    joined = np.concatenate([*(part.reshape(-1) for part in packed), np.zeros(3, np.uint8)])  # the last one is read as four bytes, too
-    n = (len(joined) - 3) // spec.ids_bytes
+    # One more row: the last id is read as four bytes, and of no rows the views below lie inside the buffer, too.
+    joined = np.concatenate([*(part.reshape(-1) for part in packed), np.zeros(spec.ids_bytes + 3, np.uint8)])
+    n = sum(map(len, packed))
     ids = np.empty((n, spec.top_k), np.uint32)
     for first in range(min(8, spec.top_k)):
         at, shift = divmod(first * spec.id_bits, 8)
