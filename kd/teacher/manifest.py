@@ -85,7 +85,7 @@ def shard_name(index: int) -> str:
 def make(spec: CacheSpec, identity: dict[str, str], shards: Sequence[ShardInfo], missing: Sequence[Missing] = ()) -> Manifest:
     """Raises CacheError for an identity that is not all text."""
     fields = spec._asdict() | {"temperatures": list(spec.temperatures), "id_bits": spec.id_bits}
-    named = [_Missing(key=m.key.hex(), record_id=_unicode(m.record_id), reason=_unicode(m.reason)) for m in missing]
+    named = [_Missing(key=m.key.hex(), record_id=m.record_id, reason=m.reason) for m in missing]
     try:
         return Manifest(format=FORMAT, spec=_Spec(**fields), identity=identity, shards=list(shards), missing=named)
     except ValidationError as error:
@@ -150,8 +150,3 @@ def _text(content: dict[str, Any]) -> bytes:
 
 def _shown(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-
-
-def _unicode(text: str) -> str:
-    """Half a surrogate pair, which no UTF-8 has, as an escape."""
-    return text.encode("utf-8", "backslashreplace").decode()
