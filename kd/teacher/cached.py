@@ -29,7 +29,7 @@ def require_captured(config: RunConfig) -> None:
         return
     shards = len(list(folder.glob("shard-*.safetensors"))) if folder.is_dir() else 0
     state = f"its capture was not finished ({shards} shards are there, and are kept)" if shards else "there is no cache yet"
-    raise NotCaptured(f"teacher.cache.path: {folder}: {state}; the teacher runs once over the data, before training")
+    raise NotCaptured(f"teacher.cache.path: {folder}: {state}; launch/capture.py runs the teacher once over the data, before training")
 
 
 def open_cache(config: RunConfig, tokenizer, device: torch.device, say: Callable[[str], None]) -> CacheTeacher:
