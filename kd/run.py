@@ -22,11 +22,12 @@ from kd.engine import StudentEngine, resolved_ds_config, start_distributed
 from kd.evaluate import format_table
 from kd.held_out import evaluate_run, held_out_records
 from kd.objective import uses_teacher
-from kd.plan import Plan, check_fits, plan_run
+from kd.plan import Plan, check_fits, format_plan, plan_run
 from kd.report import write_report
 from kd.run_log import RunLog
 from kd.student import build_student, count_parameters, on_rank_0
 from kd.teacher.cached import require_captured
+from kd.teacher.size import CacheSize, cache_size
 from kd.teacher.source import open_teacher
 from kd.tokenizers import load_tokenizer
 from kd.trainer import Trainer, TrainingResult, stage_source
@@ -35,13 +36,24 @@ from kd.trainer import Trainer, TrainingResult, stage_source
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
 
 
-def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = None) -> Plan:
+def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = None, *, cache: CacheSize | None = None) -> Plan:
     """The plan of `config` for this machine's memory (kd/plan.py)."""
     student = config.student
     width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
     length = len(load_tokenizer(config)) if width_unknown else None
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return plan_run(config, world_size, gpu, psutil.virtual_memory().total, ranks_per_host=ranks_per_host, tokenizer_length=length)
+    return plan_run(config, world_size, gpu, psutil.virtual_memory().total, ranks_per_host=ranks_per_host, tokenizer_length=length,
+                    cache=cache)
+
+
+def dry_run(config: RunConfig, world_size: int) -> str:
+    """What `--dry-run` prints: the plan, and the size of the teacher's cache from a sample of the data.
+
+    Raises:
+        PlanError, DataError, TokenizerError: something that the configuration names is not there.
+    """
+    cached = config.teacher is not None and config.teacher.cache is not None
+    return format_plan(plan_here(config, world_size, cache=cache_size(config, load_tokenizer(config)) if cached else None))
 
 
 def execute(config: RunConfig, *, fresh: bool = False) -> Path:
