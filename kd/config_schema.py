@@ -39,12 +39,13 @@ class Run(Section):
 class Endpoint(Section):
     """An OpenAI-compatible server of the teacher, vLLM or one with its prompt_logprobs; asked once a record, at capture."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")] = Field(examples=["http://127.0.0.1:8000/v1"])
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")] = Field(examples=["http://127.0.0.1:8000/v1"], repr=False)
     """Base address up to and with /v1, http or https; no user name, password or query in it: a key goes into api_key_env."""
     model: Text = Field(examples=["served-model-name"])
     """Name the server gives the teacher, as its /models lists it; it must use the run's tokenizer."""
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """Name of the environment variable that holds the key, never the key itself; by default no key is sent."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = Field(default=None, repr=False)
+    """Name of the environment variable that holds the key, in capitals, digits and underscores; never the key itself. By default
+    no key is sent."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests of one rank under way at once, from 1 to 256."""
     timeout_seconds: Positive = 120.0

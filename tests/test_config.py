@@ -308,6 +308,35 @@ def test_plain_values(text, value):
     assert parsed.data == value and type(parsed.data) is type(value)
 
 
+ENDPOINT = """  path: some/teacher
+  endpoint:
+    url: http://127.0.0.1:8000/v1
+    model: teacher
+"""
+
+
+@pytest.mark.parametrize("url", ["http://me:hunter2@host/v1", "http://host/v1?key=hunter2", "ftp://host/hunter2", "http:///hunter2", "http://host/v1 hunter2"])
+def test_an_address_with_a_secret_in_it_is_refused_and_not_repeated(write, url):
+    path = write(changed("  path: some/teacher\n", ENDPOINT.replace("http://127.0.0.1:8000/v1", url)))
+    (problem,) = problems(path)
+    assert problem.startswith("6: teacher.endpoint.url: a value that is not shown here is not allowed. Base address") and "hunter2" not in problem
+
+
+@pytest.mark.parametrize("url", ["https://host", "https://a.b.c:8443/v1", "http://[::1]:8000/v1", "http://host/team/v1/"])
+def test_addresses_of_endpoints(write, url):
+    config = load_config(write(changed("  path: some/teacher\n", ENDPOINT.replace("http://127.0.0.1:8000/v1", url))))
+    assert config.teacher.endpoint.url == url
+
+
+def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(write):
+    path = write(changed("  path: some/teacher\n", ENDPOINT + "    api_key_env: sk-Hunter2\n"))
+    (problem,) = problems(path)
+    assert problem.startswith("8: teacher.endpoint.api_key_env: a value that is not shown here is not allowed. Name of the environment variable")
+    good = write(changed("  path: some/teacher\n", ENDPOINT))
+    (problem,) = problems(good, ["teacher.endpoint.api_key_env=sk-Hunter2"])
+    assert problem.startswith("--set teacher.endpoint.api_key_env: teacher.endpoint.api_key_env: a value") and "Hunter2" not in problem
+
+
 def test_every_key_is_documented_and_the_list_is_frozen():
     """Keys are a public surface: users' files name them. Add here on purpose; never rename."""
     from kd.config_errors import field_at, undotted
@@ -323,6 +352,9 @@ def test_every_key_is_documented_and_the_list_is_frozen():
 FROZEN_KEYS = """
 run.name run.output_dir run.seed
 teacher.path teacher.revision teacher.dtype teacher.placement teacher.deepspeed
+teacher.endpoint.url teacher.endpoint.model teacher.endpoint.api_key_env teacher.endpoint.concurrency
+teacher.endpoint.timeout_seconds teacher.endpoint.retries teacher.endpoint.record_deadline_seconds
+teacher.endpoint.deadline_seconds teacher.endpoint.max_missing
 tokenizer.path
 student.init student.path student.layers student.architecture student.hidden_size student.intermediate_size
 student.num_hidden_layers student.num_attention_heads student.num_key_value_heads student.head_dim
