@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import time
@@ -61,6 +62,8 @@ class ApiKey(httpx2.Auth):
             raise EndpointError("teacher.endpoint.api_key_env: the variable that it names is not set, or is empty: export it")
         if self._value and not all("!" <= c <= "~" for c in self._value):
             raise EndpointError("teacher.endpoint.api_key_env: the value of the variable has a character that no key has, such as a space")
+        if self._value:  # its debug lines show the headers of answers, and a server may repeat the key in one
+            logging.getLogger("httpcore2").setLevel(logging.INFO)
 
     def __repr__(self) -> str:
         return "ApiKey(not shown)"
@@ -81,7 +84,7 @@ class Wire:
 
     def __init__(self, settings: Endpoint, say: Callable[[str], None], clock: Clock = Clock()):
         self._settings, self._say, self._clock, self._key = settings, say, clock, ApiKey(settings.api_key_env)
-        self.name = settings.url.rstrip("/")
+        self.name, self.hide = settings.url.rstrip("/"), self._key.hide
         self._client = httpx2.AsyncClient(
             auth=self._key, follow_redirects=False, timeout=settings.timeout_seconds, limits=httpx2.Limits(max_connections=settings.concurrency)
         )
@@ -157,10 +160,10 @@ class Wire:
                         return None, f"an answer of more than {max_bytes} bytes"
                 return _Reply(response.status_code, response.headers, b"".join(parts)), ""
         except (httpx2.HTTPError, OSError) as error:
-            return None, self._key.hide(f"{type(error).__name__} {error}")
+            return None, self.hide(f"{type(error).__name__} {error}")
 
     def _judge(self, reply: _Reply, path: str, ends: float) -> Any:
-        status, words = reply.status, self._key.hide(reply.words())
+        status, words = reply.status, self.hide(reply.words())
         if status == 200:
             return self._parsed(reply)
         if status in _PASSING or status >= 500:
@@ -169,7 +172,7 @@ class Wire:
         if status in _REFUSALS:
             raise Refused(words)
         if 300 <= status < 400:
-            raise EndpointError(f"{self.name}: redirects (status {status}) to {self._key.hide(reply.host())}; redirects are not "
+            raise EndpointError(f"{self.name}: redirects (status {status}) to {self.hide(reply.host())}; redirects are not "
                                 "followed, for they would take the key along: put the final address into teacher.endpoint.url")
         if status in (401, 403):  # the words may tell the key
             raise EndpointError(f"{self.name}: the key is not accepted (status {status}): see the variable that teacher.endpoint.api_key_env names")
@@ -178,7 +181,7 @@ class Wire:
     def _parsed(self, reply: _Reply) -> Any:
         kind = reply.headers.get("content-type", "nothing").split(";")[0].strip().lower()
         if kind != "application/json":
-            raise _Passing(f"an answer of type {self._key.hide(kind)}, not application/json: {self._key.hide(reply.words())}")
+            raise _Passing(f"an answer of type {self.hide(kind)}, not application/json: {self.hide(reply.words())}")
         try:
             return json.loads(reply.content)
         except (ValueError, RecursionError):

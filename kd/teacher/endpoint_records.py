@@ -133,7 +133,7 @@ class Records:
             return
         num_compared, differing = differing_tokens(answer, prompt, self._decode)
         if len(differing) > _DIFFERING * num_compared:
-            shown = "; ".join(f"token {token} is {theirs!r} there and {ours!r} here" for token, theirs, ours in differing[:3])
+            shown = "; ".join(f"token {token} is {self.wire.hide(theirs)!r} there and {ours!r} here" for token, theirs, ours in differing[:3])
             raise EndpointError(f"{self.wire.name}: its tokenizer is not the run's ({len(differing)} of {num_compared} tokens differ): {shown}; "
                                 "serve the teacher that tokenizer.path belongs to")
         self._decode = None  # once is enough
@@ -145,7 +145,8 @@ class Records:
         if self._settings.model not in cards:
             near = difflib.get_close_matches(self._settings.model, cards, n=1, cutoff=0.4)
             raise EndpointError(f"{self.wire.name}: teacher.endpoint.model: no model {self._settings.model!r} there; it has "
-                                f"{', '.join(map(repr, list(cards)[:20])) or 'none'}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                                f"{self.wire.hide(', '.join(map(repr, cards)) or 'none')}"
+                                + (f"; did you mean {self.wire.hide(near[0])!r}?" if near else ""))
         room = cards[self._settings.model].get("max_model_len")
         if isinstance(room, int) and longest + 1 > room:
             self._say(f"endpoint: its context is {room} tokens and the longest record needs {longest + 1}: records that do not fit will be missing; "

@@ -114,12 +114,17 @@ def _aligned(answer: Any, prompt: Prompt, where: str) -> list[Any]:
         raise AnswerError(f"{where}: {len(prompt.token_ids)} tokens were sent and the server had {len(echoed)}")
     for t, token in enumerate(prompt.token_ids):
         if echoed is not None and echoed[t] != token:
-            raise AnswerError(f"{where}: position {t}: token {token} was sent and the server had token {echoed[t]!s:.20}")
+            raise AnswerError(f"{where}: position {t}: token {token} was sent and the server had {_shown(echoed[t])}")
         if t and (not isinstance(table[t], dict) or str(token) not in table[t]):
             first = next(iter(table[t]), None) if isinstance(table[t], dict) else None
             raise AnswerError(f"{where}: position {t}: token {token} was sent and the answer is not about it"
-                              + (f", but about token {first!s:.20}" if first is not None else ""))
+                              + (f", but about {_shown(first)}" if first is not None else ""))
     return table
+
+
+def _shown(token: Any) -> str:
+    """A server's token for a message; other words of its are not repeated."""
+    return f"token {token}" if str(token).isdecimal() and len(str(token)) < 12 else "no token"
 
 
 def _entries(rows: list[dict], positions: Sequence[int], least: int, where: str) -> tuple[Tensor, Tensor]:
