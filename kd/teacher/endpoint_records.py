@@ -43,12 +43,14 @@ class Records:
             self._check_model(await self.wire.ask("GET", "/models"), longest)
             await self._ask(self._good)
             return
-        except (Refused, Failed, AnswerError) as error:
+        except EndpointError as error:
             problem = str(error)
+        except (Refused, Failed, AnswerError) as error:
+            problem = f"{self.wire.name}: {error}"
         finally:
             if not self.num_answers:
                 await self.wire.close()
-        raise EndpointError(f"{self.wire.name}: {problem}")
+        raise EndpointError(problem)
 
     async def close(self) -> None:
         self.stopped = self.stopped or EndpointError(f"{self.wire.name}: closed while records were asked for")
@@ -70,17 +72,16 @@ class Records:
         self._tasks.add(task)
         try:
             async with self._free:
-                if self.stopped:
-                    raise self.stopped
-                return await self._rows_or_none(prompt)
+                if self.stopped is None:
+                    return await self._rows_or_none(prompt)
         except EndpointError as error:
             if self.stopped is None:
-                self.stopped = error
+                self.stopped = EndpointError(str(error))  # a new one: the frames of this one hold the server's answer
                 self._tasks.discard(task)
                 self._cancel()
-            raise
         finally:
             self._tasks.discard(task)
+        raise self.stopped
 
     async def _rows_or_none(self, prompt: Prompt) -> TeacherTopK | None:
         try:
