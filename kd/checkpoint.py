@@ -21,7 +21,7 @@ from typing import Any, Callable
 
 import torch.distributed as dist
 
-from kd.export import flush
+from kd.durable import flush
 
 MANIFEST = "manifest.json"
 KEEP = 2

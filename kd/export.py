@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from kd.durable import flush
 from kd.student import on_rank_0
 
 
@@ -52,12 +53,3 @@ def _write(model: nn.Module, tokenizer, weights: dict[str, torch.Tensor], folder
     os.rename(part, folder)
     flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Force a file, or a folder's entries, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -26,7 +26,7 @@ from kd.plan import Plan, check_fits, plan_run
 from kd.report import write_report
 from kd.run_log import RunLog
 from kd.student import build_student, count_parameters, on_rank_0
-from kd.teacher.live import LiveTeacher
+from kd.teacher.source import open_teacher
 from kd.tokenizers import load_tokenizer
 from kd.trainer import Trainer, TrainingResult, stage_source
 
@@ -83,15 +83,19 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[Tr
     engine = StudentEngine(model, config, ds_config, len(tokenizer))
     teacher = None
     if uses_teacher(config):
-        teacher_ds = json.loads(Path(config.teacher.deepspeed).read_text()) if config.teacher.deepspeed else ds_config
-        teacher = LiveTeacher(config, teacher_ds, engine.device)
+        teacher = open_teacher(config, ds_config, tokenizer, engine.device, log.say)
     # Counts, flags and checkpoints travel over the CPU; NCCL cannot carry that.
     group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     checkpoints = Checkpoints(run_dir / "checkpoints", engine.engine, group, _identity(config), log.say)
-    result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints).run()
+    try:
+        result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints).run()
+    finally:
+        if teacher is not None:
+            teacher.close()
     log.say(f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
             + (f"; stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else "")
             + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else "")
+            + (f"; {result.num_no_signal} had no signal from the teacher and were left out" if result.num_no_signal else "")
             + (f"; {result.num_truncated} were cut to it" if result.num_truncated else ""))
     student = run_dir / "student"
     if result.stopped != "signal":
@@ -132,6 +136,8 @@ def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_secon
         facts["notes"].append("The student started from layers of the teacher (student.init: teacher_layers), not from random weights.")
     if result.num_too_long:
         facts["notes"].append(f"{result.num_too_long} records were longer than their stage's max_length and were left out.")
+    if result.num_no_signal:
+        facts["notes"].append(f"{result.num_no_signal} records had no signal from the teacher (its cache says why) and were left out.")
     if result.num_truncated:
         facts["notes"].append(f"{result.num_truncated} records were longer than their stage's max_length and were cut after an assistant turn.")
     (run_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

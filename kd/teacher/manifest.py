@@ -1,0 +1,126 @@
+"""What a cache says of itself: JSON files that carry their own hash and appear whole or not at all.
+
+A file's text is canonical (keys sorted, no spaces, ASCII, one line) and its "sha256" is that of the canonical text without
+it. Read back, it must be the very bytes that its content would be written as, so that no bit of it can change unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kd.durable import publish
+from kd.teacher.spec import CacheError, CacheSpec, Missing, checked
+
+MANIFEST = "manifest.json"
+FORMAT = "spanwise teacher cache 1"
+BLOCK = 1 << 16  # bytes of a shard to a checksum: where damage is, to this much
+_NAME = r"^shard-\d{6}\.safetensors$"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class ShardInfo(_Strict):
+    """A shard as it was written."""
+
+    name: str = Field(pattern=_NAME)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    blocks: str = Field(pattern=r"^([0-9a-f]{8})*$")  # CRC-32 of each 64 KiB, in hex
+    records: int = Field(ge=0)
+    rows: int = Field(ge=0)
+
+
+class _Spec(_Strict):
+    kind: str
+    vocab_size: int
+    id_bits: int
+    temperatures: list[float]
+    num_draws: int | None
+    top_k: int | None
+    precision: str
+
+
+class _Missing(_Strict):
+    key: str = Field(pattern=r"^[0-9a-f]{32}$")
+    record_id: str
+    reason: str
+
+
+class Manifest(_Strict):
+    """manifest.json of a finished cache; a shard's sidecar, while there is none, is the same with that shard alone."""
+
+    format: str
+    spec: _Spec
+    identity: dict[str, str]
+    shards: list[ShardInfo]
+    missing: list[_Missing]
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """As CacheSpec. Raises CacheError where its numbers do not go together."""
+        s = self.spec
+        return checked(CacheSpec(s.kind, s.vocab_size, tuple(s.temperatures), s.num_draws, s.top_k, s.precision))
+
+
+def make(spec: CacheSpec, identity: dict[str, str], shards: list[ShardInfo], missing: list[Missing] = ()) -> Manifest:
+    fields = spec._asdict() | {"temperatures": list(spec.temperatures), "id_bits": spec.id_bits}
+    named = [_Missing(key=m.key.hex(), record_id=m.record_id, reason=m.reason) for m in missing]
+    return Manifest(format=FORMAT, spec=_Spec(**fields), identity=identity, shards=shards, missing=named)
+
+
+def cache_digest(spec: CacheSpec, identity: dict[str, str]) -> str:
+    """32 hex digits that a shard carries to say which cache it is of."""
+    return hashlib.sha256(_text(make(spec, identity, []).model_dump())).hexdigest()[:32]
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    """Publish `manifest` at `path`, replacing what is there. Raises OSError; `path` is then as it was."""
+    content = manifest.model_dump()
+    publish(path, _text(content | {"sha256": hashlib.sha256(_text(content)).hexdigest()}) + b"\n")
+
+
+def read(path: Path) -> Manifest:
+    """The manifest at `path`.
+
+    Raises:
+        CacheError: it is not there, is damaged, or is of another version of the format.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise CacheError(f"{path} is not there: teacher.cache.path names no finished cache; write one with launch/capture.py") from None
+    except OSError as error:
+        raise CacheError(f"{path} cannot be read: {error}") from error
+    try:
+        content = json.loads(raw)
+        if not isinstance(content, dict) or _text(content) + b"\n" != raw:
+            raise ValueError("its text is not as it was written")
+        digest = content.pop("sha256", None)
+        if hashlib.sha256(_text(content)).hexdigest() != digest:
+            raise ValueError("it does not have the SHA-256 that it was written with")
+    except (ValueError, RecursionError) as error:
+        raise CacheError(f"{path} is damaged ({error}): restore it, or capture the cache again") from error
+    if content.get("format") != FORMAT:
+        raise CacheError(f"{path} is of format {content.get('format')!r} and this program reads {FORMAT!r}: capture the cache again")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise CacheError(f"{path} says what no cache can be ({wrong}): capture the cache again") from error
+
+
+def differences(ours: Manifest, theirs: Manifest) -> str:
+    """'key was X and is Y' for each key of spec and identity that differs, X being theirs, the cache's; '' where none does."""
+    was, now = ({**m.spec.model_dump(), **{f"identity {k}" : v for k, v in m.identity.items()}} for m in (theirs, ours))
+    return "; ".join(f"{k} was {was.get(k)!r} and is {now.get(k)!r}" for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k))
+
+
+def _text(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
