@@ -102,7 +102,8 @@ class Teacher(Section):
     cache: TeacherCache | None = None
     """Read the signal from disk instead of running the teacher; launch/capture.py writes it."""
     endpoint: Endpoint | None = None
-    """A server to ask for the signal at capture, in place of running the model at path; it has no entropy and temperature 1 alone."""
+    """Ask a server for the signal at capture, in place of running the model at path, which is then read for its tokenizer and
+    configuration alone. With cache, kind: topk and temperatures: [1.0]."""
 
 
 class Tokenizer(Section):

@@ -356,31 +356,47 @@ def test_plain_values(text, value):
 
 
 ENDPOINT = """  path: some/teacher
+  cache: {path: c, kind: topk}
   endpoint:
     url: http://127.0.0.1:8000/v1
     model: teacher
 """
+AT_ONE = "loss.temperature.start=1.0"
 
 
 @pytest.mark.parametrize("url", ["http://me:hunter2@host/v1", "http://host/v1?key=hunter2", "ftp://host/hunter2", "http:///hunter2", "http://host/v1 hunter2"])
 def test_an_address_with_a_secret_in_it_is_refused_and_not_repeated(write, url):
     path = write(changed("  path: some/teacher\n", ENDPOINT.replace("http://127.0.0.1:8000/v1", url)))
-    (problem,) = problems(path)
-    assert problem.startswith("6: teacher.endpoint.url: a value that is not shown here is not allowed. Base address") and "hunter2" not in problem
+    (problem,) = problems(path, [AT_ONE])
+    assert problem.startswith("7: teacher.endpoint.url: a value that is not shown here is not allowed. Base address") and "hunter2" not in problem
 
 
 @pytest.mark.parametrize("url", ["https://host", "https://a.b.c:8443/v1", "http://[::1]:8000/v1", "http://host/team/v1/"])
 def test_addresses_of_endpoints(write, url):
-    config = load_config(write(changed("  path: some/teacher\n", ENDPOINT.replace("http://127.0.0.1:8000/v1", url))))
+    config = load_config(write(changed("  path: some/teacher\n", ENDPOINT.replace("http://127.0.0.1:8000/v1", url))), [AT_ONE])
     assert config.teacher.endpoint.url == url
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ("  cache: {path: c, kind: topk}\n", "", "5: teacher.endpoint: is asked when a cache is captured: add `cache: {path: ..., kind: topk}`"),
+    ("kind: topk", "kind: sampled", "5: teacher.cache.kind: an endpoint tells its best tokens alone: use kind: topk (here sampled)"),
+    ("kind: topk", "kind: topk, temperatures: [1.0, 2.0]", "5: teacher.cache.temperatures: an endpoint tells probabilities at temperature 1 alone: use [1.0]"),
+    ("path: some/teacher\n", "path: some/teacher\n  deepspeed: ds_configs/zero3_cpu.json\n", "5: teacher.deepspeed: no teacher runs here"),
+    ("", "loss.entropy_weighting={}", "--set loss.entropy_weighting={}: loss.entropy_weighting: an endpoint tells no entropy: use loss.weights"),
+])  # fmt: skip
+def test_what_an_endpoint_has_not(write, old, new, expected):
+    overrides = [AT_ONE, *([] if old else [new])]
+    path = write(changed("  path: some/teacher\n", ENDPOINT.replace(old, new) if old else ENDPOINT))
+    (problem,) = problems(path, overrides)
+    assert problem.startswith(expected)
 
 
 def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(write):
     path = write(changed("  path: some/teacher\n", ENDPOINT + "    api_key_env: sk-Hunter2\n"))
-    (problem,) = problems(path)
-    assert problem.startswith("8: teacher.endpoint.api_key_env: a value that is not shown here is not allowed. Name of the environment variable")
+    (problem,) = problems(path, [AT_ONE])
+    assert problem.startswith("9: teacher.endpoint.api_key_env: a value that is not shown here is not allowed. Name of the environment variable")
     good = write(changed("  path: some/teacher\n", ENDPOINT))
-    (problem,) = problems(good, ["teacher.endpoint.api_key_env=sk-Hunter2"])
+    (problem,) = problems(good, [AT_ONE, "teacher.endpoint.api_key_env=sk-Hunter2"])
     assert problem.startswith("--set teacher.endpoint.api_key_env: teacher.endpoint.api_key_env: a value") and "Hunter2" not in problem
 
 
