@@ -84,7 +84,8 @@ for wrong in (f"{key}\n{key}", f"{key} x", f"{key}\u00e9", "", None):
     attempt([])
 os.environ["ENDPOINT_KEY"] = key
 
-config = load_config(tests.parent / "configs" / "demo.yaml", ["teacher.endpoint={url: http://127.0.0.1:1/v1, model: m, api_key_env: ENDPOINT_KEY}"])
+config = load_config(tests.parent / "configs" / "demo.yaml", ["teacher.cache={path: c, kind: topk}",
+                                                                   "teacher.endpoint={url: http://127.0.0.1:1/v1, model: m, api_key_env: ENDPOINT_KEY}"])
 (folder / "config.yaml").write_text(dump_config(config))
 print(repr(config))
 (folder / "done").touch()
