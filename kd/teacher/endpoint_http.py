@@ -33,7 +33,7 @@ _TOLD_EVERY = 30.0  # seconds
 _QUOTED = 300  # characters of a server's own words
 
 
-class EndpointError(RuntimeError):
+class EndpointError(ValueError):
     """The endpoint cannot be used, or not for now. What was captured is kept: start the capture again."""
 
 

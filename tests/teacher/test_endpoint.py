@@ -61,15 +61,15 @@ def test_all_of_the_vocabulary_leaves_no_tail():
 
 
 def test_as_many_requests_at_once_as_allowed_and_answers_in_order():
-    batches = micro_batches(8)
+    batches, four = micro_batches(8), threading.Barrier(4)
 
-    def slow(handler, request, answer):
-        time.sleep(0.01 * (5 - request["prompt"][0] % 5))  # later ones come back first
+    def together(handler, request, answer):
+        four.wait(20)  # answered when there are four, or never
+        time.sleep(0.005 * (request["prompt"][0] % 5))  # not in the order they came in
         return False
 
-    with Server(table_logits, faults=lambda number, request: slow) as server:
-        teacher = opened(server, concurrency=4)
-        server.most_active = 0
+    with Server(table_logits, faults=lambda number, request: together if number >= OPENING else None) as server:
+        teacher = opened(server, concurrency=4, timeout_seconds=60.0)
         teacher.prefetch(batches)
         for micro in batches:
             assert_same(teacher.signal_rows(micro), own_rows(micro))
