@@ -1,167 +1,59 @@
-"""A teacher's signal on disk, addressed by content: format, and reading.
+"""A teacher's signal on disk, addressed by content. This page is the format; the names below are all that others need.
 
-A folder holds manifest.json (kd/teacher/manifest.py) and shard-000000.safetensors, shard-000001.safetensors, ...
+A cache is a folder with manifest.json and the shards shard-000000.safetensors, shard-000001.safetensors, ... Nothing else in it
+is read. All numbers are little-endian. V is the vocabulary's size, M the number of temperatures, and id_bits = ceil(log2 V).
 
-(FORMAT DOCUMENTATION FOLLOWS)
+manifest.json
+    One line of canonical JSON: keys sorted, no spaces, everything past ASCII escaped, "\\n" at the end.
+    format    "spanwise teacher cache 1"
+    spec      kind ("sampled" or "topk"), vocab_size, id_bits, temperatures, num_draws (sampled), top_k (topk), precision ("16bit" or
+              "fp32", of topk); null for what the kind does not have
+    identity  names and values, all strings, of what the signal is of: teacher, revision, weights, tokenizer, template, data, seed, ...
+    shards    a list, shard i named shard-{i:06}.safetensors: name, bytes, sha256 of the file (hex), blocks (the CRC-32 of each 64 KiB of
+              it, 8 hex digits each, so that damage can be told by place), records, rows
+    missing   a list of records that got no signal: key (hex), record_id, reason
+    sha256    of the same canonical JSON without this key and without "\\n"
+
+A shard holds the R records of a fixed run of capture batches, so that its bytes do not depend on who wrote it. Its metadata has one
+key, "cache": a JSON list of 32 hex digits (the first half of the SHA-256 of the canonical JSON of a manifest with the same spec and
+identity, no shards, nothing missing and no sha256) and of the shard's number. Tensors, N rows in all, record after record:
+    keys         uint8 [R, 16]   BLAKE2b-128 of a record's token ids as int32 (kd/data/content.py)
+    row_digests  uint8 [R, 8]    BLAKE2b-64 of its supervised positions as int32
+    num_rows     int32 [R]       supervised positions: the positions whose logits predict a trained token, ascending
+    entropy      uint16 [N]      of the teacher's whole distribution at T = 1, in 1/4096 nat; 65535: not known
+    entropy_t    uint16 [M', N]  the same at each temperature that is not 1, in the spec's order; absent where there is none
+With precision fp32 both entropies are float32, in nats, NaN where not known.
+
+sampled: num_draws draws from the teacher's distribution at each temperature, as tokens with counts
+    num_entries  int32 [M, R]    entries of each record at each temperature
+    data_0 ... data_{M-1}  uint8 [bytes]   a temperature's entries, row after row
+    An entry has ceil((id_bits + bits of num_draws) / 8) bytes, a number: token id + (count << id_bits). At 50 draws and V of 131,073 to
+    262,144 that is 18 + 6 bits, 3 bytes. A row's first entry is the teacher's argmax, with count 0 if it was not drawn; the others
+    follow by ascending id. A row ends where its counts reach num_draws. p_T of a token is estimated by count / num_draws.
+
+topk: the K = top_k best tokens, the argmax first
+    ids        uint8 [N, ceil(K id_bits / 8)]   ids of id_bits bits each, lowest bit first, with no gap between them
+    log_probs  uint16 [N, K]     log-probabilities at T = 1 as codes c: -c/2048 nats for c < 32768, -(16 + (c - 32768)/128) from there on,
+                                 65535: -inf. float32, in nats, with precision fp32
+    log_tail   float32 [M, N]    log of the mass that all other tokens have at each temperature, in nats; -inf where there are none
+    The probabilities at T are (1 - e^log_tail_T) p_k^(1/T) / sum_k p_k^(1/T); fp32 ones at T = 1 are taken as they are.
+
+While a cache is being written there is no manifest, and shard-000000.json, a manifest of that one shard, stands beside each shard that is
+whole. Every file is written under another name (.NAME.*.part), flushed to disk and renamed, so that a reader, or a capture that goes
+on after a kill, sees it whole or not at all.
+
+Invariants
+    Nothing of a shard is given out before its SHA-256 was checked in the process that asks. A file that is damaged, cut short or of another
+    cache is refused by name, and by offset where that can be told.
+    A record is found by its tokens and supervised positions, never by its place or step; what is not found is an error, after every
+    byte was checked, so that damage is not reported as absence.
+    Names of shards cannot leave the folder, and no number from a file is used as a place before it was checked.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
-
-from kd.data.content import DIGEST_BYTES, KEY_BYTES
-from kd.teacher import manifest as manifests
-from kd.teacher.damage import damage, wrong_size
-from kd.teacher.decode import decode, no_rows
-from kd.teacher.manifest import MANIFEST, Manifest
-from kd.teacher.shard import Shard, open_shard, shard_name
+from kd.teacher.manifest import Manifest
+from kd.teacher.reader import CacheReader
+from kd.teacher.rows import slice_rows
 from kd.teacher.spec import CacheError, CacheSpec, Entry, Missing
 from kd.teacher.writer import CacheWriter
-from kernels import SparseTeacher
 
-__all__ = ["CacheError", "CacheReader", "CacheSpec", "CacheWriter", "Entry", "Manifest", "Missing"]
-_PAIR = KEY_BYTES + DIGEST_BYTES
-
-
-class CacheReader:
-    """A finished cache, memory-mapped. Threads may share one, and a process forked from one that has it may go on reading.
-
-    Attributes:
-        spec, manifest: what it holds.
-        missing: key of each record that got no signal, and why.
-
-    Args:
-        identity, spec: what the cache must be of; None leaves it unasked.
-
-    Raises:
-        CacheError: no finished cache, another spec or identity (every difference with both values), a shard that is missing, truncated
-            or unreadable.
-    """
-
-    def __init__(self, folder: str | Path, identity: dict[str, str] | None = None, spec: CacheSpec | None = None):
-        self._folder = Path(folder)
-        self.manifest = manifests.read(self._folder / MANIFEST)
-        self.spec = self.manifest.cache_spec
-        wanted = manifests.make(self.spec if spec is None else spec, self.manifest.identity if identity is None else identity, [])
-        other = manifests.differences(wanted, self.manifest)
-        if other:
-            raise CacheError(f"{self._folder} is a cache of something else: {other}; capture it again with launch/capture.py, or restore what changed")
-        self.missing = {bytes.fromhex(m.key): m.reason for m in self.manifest.missing}
-        self._digest = manifests.cache_digest(self.spec, self.manifest.identity)
-        self._shards = [self._open(i) for i in range(len(self.manifest.shards))]
-        self._whole = [False] * len(self._shards)
-        self._index_records()
-
-    def read(self, keys: Sequence[bytes], row_digests: Sequence[bytes], num_rows: Sequence[int], temperature: float) -> SparseTeacher:
-        """The signal of some records' rows, one record after another, on the CPU.
-
-        Args:
-            keys, row_digests: of each record (kd/data/content.py).
-            num_rows: of each record.
-            temperature: one of spec.temperatures.
-
-        Returns:
-            SparseTeacher of sum(num_rows) rows; K is spec.top_k, or the widest row's number of tokens.
-
-        Raises:
-            CacheError: a record that is not there, or with other rows; a damaged shard; another temperature.
-        """
-        if float(temperature) not in self.spec.temperatures:
-            raise CacheError(f"{self._folder} has temperatures {list(self.spec.temperatures)}, not {temperature}")
-        t = self.spec.temperatures.index(float(temperature))
-        if not keys:
-            return no_rows(self.spec)
-        places = self._find(keys, row_digests)
-        parts = [(self._checked(int(self._shard_of[place])), int(self._record_of[place])) for place in places]
-        for (shard, record), key, wanted in zip(parts, keys, num_rows, strict=True):
-            if shard.num_rows[record] != wanted:
-                raise CacheError(f"record {key.hex()} has {wanted} supervised positions and {shard.num_rows[record]} in {self._folder}: "
-                                 "capture the cache again")
-        try:
-            return decode(self.spec, parts, t)
-        except CacheError as error:
-            raise self._named(error, places, t) from error
-
-    def verify(self) -> list[str]:
-        """Every byte of every shard: problems by name and offset; none where all is well."""
-        problems = []
-        for index, info in enumerate(self.manifest.shards):
-            problem = damage(self._folder / info.name, info, self._digest, index)
-            if problem:
-                problems.append(problem)
-        return problems
-
-    def _open(self, index: int) -> Shard:
-        info = self.manifest.shards[index]
-        path = self._folder / info.name
-        problem = wrong_size(path, info)
-        if problem:
-            raise CacheError(f"{problem}; {_REMEDY}")
-        try:
-            shard = open_shard(path, self.spec)
-        except CacheError as error:
-            raise CacheError(f"{damage(path, info, self._digest, index) or error}; {_REMEDY}") from error
-        if len(shard.num_rows) != info.records or shard.first_row[-1] != info.rows:
-            raise CacheError(f"{path} has {len(shard.num_rows)} records of {shard.first_row[-1]} rows and the manifest says {info.records} of "
-                             f"{info.rows}; {_REMEDY}")
-        return shard
-
-    def _checked(self, index: int) -> Shard:
-        """The shard, every byte of which was what it should be when this process first used it."""
-        info = self.manifest.shards[index]
-        path = self._folder / info.name
-        # A file that was cut short under its map would kill the process at the first byte past its end.
-        problem = wrong_size(path, info) if self._whole[index] else damage(path, info, self._digest, index)
-        if problem:
-            raise CacheError(f"{problem}; {_REMEDY}")
-        self._whole[index] = True
-        return self._shards[index]
-
-    def _index_records(self) -> None:
-        pairs = [np.concatenate([s.tensors["keys"], s.tensors["row_digests"]], 1) for s in self._shards]
-        whole = np.concatenate([np.zeros((0, _PAIR), np.uint8), *pairs])
-        # As bytes strings of one length they sort by content; that numpy drops zeros at a string's end when it shows it changes no order.
-        order = np.argsort(whole.view(f"S{_PAIR}")[:, 0], kind="stable")
-        self._pairs = whole[order].view(f"S{_PAIR}")[:, 0]
-        counts = [len(s.num_rows) for s in self._shards]
-        self._shard_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
-        self._record_of = np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in counts)])[order]
-
-    def _find(self, keys: Sequence[bytes], row_digests: Sequence[bytes]) -> NDArray:
-        """Places in the index, one a record."""
-        wanted = np.frombuffer(b"".join(k + d for k, d in zip(keys, row_digests, strict=True)), f"S{_PAIR}")
-        places = np.searchsorted(self._pairs, wanted)
-        there = self._pairs[np.minimum(places, len(self._pairs) - 1)] == wanted if len(self._pairs) else np.zeros(len(wanted), bool)
-        if not there.all():
-            raise self._not_there(keys[int(np.argmin(there))])
-        return places
-
-    def _not_there(self, key: bytes) -> CacheError:
-        damaged = self.verify()  # a record whose key was damaged is not absent
-        if damaged:
-            return CacheError(f"record {key.hex()} is not found, and {self._folder} is damaged: {'; '.join(damaged[:5])}; {_REMEDY}")
-        place = np.searchsorted(self._pairs, np.bytes_(key))
-        if place < len(self._pairs) and self._pairs[place:place + 1].view(np.uint8)[:KEY_BYTES].tobytes() == key:
-            return CacheError(f"record {key.hex()} is in {self._folder} with other supervised positions: spans changed since capture; capture the "
-                              "cache again")
-        if key in self.missing:
-            return CacheError(f"record {key.hex()} got no signal when {self._folder} was captured: {self.missing[key]}")
-        return CacheError(f"record {key.hex()} is not in {self._folder}: its text, template, tokenizer or max_length changed since capture, or its "
-                          "data was not captured; capture the cache again")
-
-    def _named(self, error: CacheError, places: NDArray, t: int) -> CacheError:
-        """The error with the first record that it is true of."""
-        for place in places:
-            index, record = int(self._shard_of[place]), int(self._record_of[place])
-            try:
-                decode(self.spec, [(self._shards[index], record)], t)
-            except CacheError as found:
-                return CacheError(f"{self._folder / shard_name(index)}, record {record}: {found}: it was written by a faulty program; {_REMEDY}")
-        return error
-
-
-_REMEDY = "restore it, or start its capture again, which writes that shard anew"
+__all__ = ["CacheError", "CacheReader", "CacheSpec", "CacheWriter", "Entry", "Manifest", "Missing", "slice_rows"]

@@ -11,6 +11,8 @@ place or a token: a file with the right hash may still have been written by a fa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,70 +32,75 @@ def pack_samples(spec: CacheSpec, ids: NDArray, counts: NDArray) -> tuple[NDArra
     return entries.view(np.uint8).reshape(-1, 4)[:, :spec.entry_bytes].ravel(), len(entries)
 
 
-def unpack_samples(spec: CacheSpec, data: NDArray, num_rows: NDArray, num_entries: NDArray) -> tuple[NDArray, NDArray]:
-    """ids and counts [n, K] int32 and the rows' argmax in column 0; K is the widest row's number of entries.
+def unpack_samples(spec: CacheSpec, data: Sequence[NDArray], num_rows: NDArray, num_entries: NDArray) -> tuple[NDArray, NDArray]:
+    """ids and counts [n, K] int32, the rows' argmax in column 0; K is the widest row's number of entries.
 
     Args:
-        data: [E * entry_bytes] uint8 of several records, one after another.
+        data: uint8 of each record.
         num_rows, num_entries: [R] of each record, sums n and E.
 
     Raises:
-        CacheError: counts that do not end every row at num_draws, a record that does not end with a row, an id past the vocabulary.
+        CacheError: counts that do not end every row at num_draws and every record with a row, or an id past the vocabulary.
     """
     entries = _entries(data, spec.entry_bytes)
-    ids = (entries & np.uint32((1 << spec.id_bits) - 1)).view(np.int32)
-    counts = (entries >> np.uint32(spec.id_bits)).view(np.int32)
-    total = np.cumsum(counts, dtype=np.int64)
-    rows_done = total // spec.num_draws
-    ends = np.flatnonzero(np.diff(rows_done, prepend=0)) + 1  # one past each row's last entry
-    n = int(num_rows.sum())
-    record_ends = np.concatenate([[0], ends])[np.minimum(np.cumsum(num_rows), len(ends))]
-    if (len(ends) != n or not np.array_equal(total[ends - 1], spec.num_draws * np.arange(1, n + 1))
-            or not np.array_equal(record_ends, np.cumsum(num_entries))):
-        raise CacheError(f"counts do not add up to {spec.num_draws} draws a row")
-    if len(ids) and ids.max() >= spec.vocab_size:
-        raise CacheError(f"token {ids.max()} is past the vocabulary of {spec.vocab_size}")
-    lengths = np.diff(ends, prepend=0)
+    id_bits, n = np.uint32(spec.id_bits), int(num_rows.sum())
+    total = np.cumsum(entries >> id_bits, dtype=np.int64)
+    rows_done = np.zeros(len(entries) + 1, np.int64)
+    np.floor_divide(total, spec.num_draws, out=rows_done[1:])
+    ends = np.flatnonzero(rows_done[1:] != rows_done[:-1])  # the last entry of each row
+    starts = np.zeros(len(ends) + 1, np.int64)
+    np.add(ends, 1, out=starts[1:])
+    if (len(ends) != n or not np.array_equal(total[ends], np.arange(1, n + 1) * spec.num_draws)
+            or not np.array_equal(starts[np.cumsum(num_rows)], np.cumsum(num_entries))):
+        raise CacheError(f"its counts do not add up to {spec.num_draws} draws in each of its rows")
+    lengths = np.diff(starts)
     width = int(lengths.max(initial=1))
-    slots = np.arange(len(ids)) + np.repeat(np.arange(n) * width - (ends - lengths), lengths)
-    return _scattered(ids, slots, n, width, NO_TOKEN), _scattered(counts, slots, n, width, 0)
+    slots = np.arange(len(entries)) + np.repeat(np.arange(n) * width - starts[:-1], lengths)
+    whole = np.full(n * width, -1, np.int32)
+    whole[slots] = entries.view(np.int32)  # an entry is below 2^31, and an empty slot has all bits
+    empty = whole >> np.int32(31)
+    ids = whole & (np.int32((1 << spec.id_bits) - 1) | empty)
+    if n and ids.max() >= spec.vocab_size:
+        raise CacheError(f"its token {ids.max()} is past the vocabulary of {spec.vocab_size}")
+    return ids.reshape(n, width), np.maximum(whole >> np.int32(spec.id_bits), 0).reshape(n, width)
 
 
-def _entries(data: NDArray, entry_bytes: int) -> NDArray:
+def _entries(data: Sequence[NDArray], entry_bytes: int) -> NDArray:
     """[E] uint32 of little-endian numbers of entry_bytes bytes."""
-    wide = np.zeros((len(data) // entry_bytes, 4), np.uint8)
-    wide[:, :entry_bytes] = data.reshape(-1, entry_bytes)
-    return wide.view("<u4")[:, 0]
-
-
-def _scattered(values: NDArray, slots: NDArray, n: int, width: int, empty: int) -> NDArray:
-    whole = np.full(n * width, empty, np.int32)
-    whole[slots] = values
-    return whole.reshape(n, width)
+    joined = np.concatenate([*data, np.zeros(4 - entry_bytes, np.uint8)])  # the last one is read as four bytes, too
+    apart = np.ndarray(((len(joined) - (4 - entry_bytes)) // entry_bytes,), "<u4", joined, strides=(entry_bytes,))
+    return apart & np.uint32((1 << (8 * entry_bytes)) - 1)
 
 
 def pack_ids(spec: CacheSpec, ids: NDArray) -> NDArray:
     """[n, ids_bytes] uint8: ids of id_bits bits, the lowest bit first, with no gap between them."""
-    bits = (ids.astype(np.uint32)[:, :, None] >> np.arange(spec.id_bits, dtype=np.uint32)) & np.uint32(1)
-    return np.packbits(bits.astype(np.uint8).reshape(len(ids), spec.top_k * spec.id_bits), axis=1, bitorder="little")
+    packed = np.zeros((len(ids), spec.ids_bytes + 3), np.uint8)
+    for first in range(min(8, spec.top_k)):  # every eighth id begins at the same bit of a byte, id_bits bytes after the one before
+        some = ids[:, first::8].astype(np.uint32)
+        at, shift = divmod(first * spec.id_bits, 8)
+        for byte in range(4):  # with up to 23 bits it ends within four
+            packed[:, at + byte::spec.id_bits][:, :some.shape[1]] |= ((some << np.uint32(shift)) >> np.uint32(8 * byte)).astype(np.uint8)
+    return packed[:, :spec.ids_bytes]
 
 
-def unpack_ids(spec: CacheSpec, packed: NDArray) -> NDArray:
-    """[n, K] int32 of [n, ids_bytes].
+def unpack_ids(spec: CacheSpec, packed: Sequence[NDArray]) -> NDArray:
+    """[n, K] int32 of [n, ids_bytes], given in parts.
 
     Raises:
         CacheError: an id past the vocabulary.
     """
-    wide = np.zeros((len(packed), spec.ids_bytes + 3), np.uint8)
-    wide[:, :spec.ids_bytes] = packed
-    at = np.arange(spec.top_k) * spec.id_bits
-    words = np.zeros((len(packed), spec.top_k), np.uint32)
-    for byte in range(4):  # an id of up to 23 bits that begins anywhere in a byte ends within four
-        words |= wide[:, at // 8 + byte].astype(np.uint32) << np.uint32(8 * byte)
-    ids = ((words >> (at % 8).astype(np.uint32)) & np.uint32((1 << spec.id_bits) - 1)).view(np.int32)
+    # One more row: the last id is read as four bytes, and of no rows the views below lie inside the buffer, too.
+    joined = np.concatenate([*(part.reshape(-1) for part in packed), np.zeros(spec.ids_bytes + 3, np.uint8)])
+    n = sum(map(len, packed))
+    ids = np.empty((n, spec.top_k), np.uint32)
+    for first in range(min(8, spec.top_k)):
+        at, shift = divmod(first * spec.id_bits, 8)
+        shape = n, len(range(first, spec.top_k, 8))
+        ids[:, first::8] = np.ndarray(shape, "<u4", joined, at, (spec.ids_bytes, spec.id_bits)) >> np.uint32(shift)
+    ids &= np.uint32((1 << spec.id_bits) - 1)
     if ids.size and ids.max() >= spec.vocab_size:
-        raise CacheError(f"token {ids.max()} is past the vocabulary of {spec.vocab_size}")
-    return ids
+        raise CacheError(f"its token {ids.max()} is past the vocabulary of {spec.vocab_size}")
+    return ids.view(np.int32)
 
 
 def pack_log_probs(log_probs: NDArray) -> NDArray:

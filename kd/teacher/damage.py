@@ -12,23 +12,16 @@ from kd.teacher.spec import CacheError
 
 def damage(path: Path, info: ShardInfo, cache_digest: str, index: int) -> str | None:
     """What is wrong with the file at `path` that should be shard `index` as `info` has it, or None. Reads all of it."""
-    problem = wrong_size(path, info)
-    if problem:
-        return problem
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as raw:
-            found = info_of(path.name, raw, info.records, info.rows)
-    except (OSError, ValueError) as error:
-        return f"{path} cannot be read: {error}"
-    if found.sha256 == info.sha256:
+    problem = wrong_size(path, info) or _changed(path, info)
+    if problem is None:
         return None
     try:
         tag = read_tag(path)
-    except CacheError:
-        tag = shard_tag(cache_digest, index)  # too damaged to say: it is told by place below
+    except CacheError:  # it is missing, or too damaged to say what it is
+        return problem
     if tag != shard_tag(cache_digest, index):
-        return f"{path} is a shard of another cache, or another shard of this one (it says {tag}, not {shard_tag(cache_digest, index)})"
-    return f"{path} does not have the SHA-256 it was written with; {_places(info, found)}"
+        return f"{path} is a shard of another cache, or another shard of this one: it says that it is {tag}, not {shard_tag(cache_digest, index)}"
+    return problem
 
 
 def wrong_size(path: Path, info: ShardInfo) -> str | None:
@@ -44,7 +37,15 @@ def wrong_size(path: Path, info: ShardInfo) -> str | None:
     return None
 
 
-def _places(written: ShardInfo, found: ShardInfo) -> str:
-    changed = [at for at in range(0, len(found.blocks), 8) if written.blocks[at:at + 8] != found.blocks[at:at + 8]]
+def _changed(path: Path, info: ShardInfo) -> str | None:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as raw:
+            found = info_of(path.name, raw, info.records, info.rows)
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read: {error}"
+    if found.sha256 == info.sha256:
+        return None
+    changed = [at for at in range(0, len(found.blocks), 8) if info.blocks[at:at + 8] != found.blocks[at:at + 8]]
     spans = [f"{at // 8 * BLOCK} to {min((at // 8 + 1) * BLOCK, found.bytes) - 1}" for at in changed]
-    return f"changed within offsets {', '.join(spans[:5])}" + (f" and {len(spans) - 5} more places" if len(spans) > 5 else "")
+    more = f" and {len(spans) - 5} more places" if len(spans) > 5 else ""
+    return f"{path} does not have the SHA-256 it was written with: it changed within offsets {', '.join(spans[:5])}{more}"

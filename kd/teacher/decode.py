@@ -26,14 +26,14 @@ def decode(spec: CacheSpec, parts: Sequence[Part], t: int) -> SparseTeacher:
     entropy = _entropies(spec, parts, None)
     entropy_t = _entropies(spec, parts, spec.tempered.index(t)) if t in spec.tempered else entropy
     if spec.kind == "topk":
-        ids = unpack_ids(spec, _rows(parts, "ids"))
+        ids = unpack_ids(spec, _row_parts(parts, "ids"))
         log_tail = torch.from_numpy(_rows(parts, "log_tail", t))
         probs = _top_k_probs(spec, _rows(parts, "log_probs"), log_tail, spec.temperatures[t])
     else:
         num_rows = np.array([shard.num_rows[i] for shard, i in parts])
         spans = [(shard, shard.first_entry[t, i], shard.first_entry[t, i + 1]) for shard, i in parts]
         data = [shard.tensors[f"data_{t}"][a * spec.entry_bytes:b * spec.entry_bytes] for shard, a, b in spans]
-        ids, counts = unpack_samples(spec, np.concatenate(data), num_rows, np.array([b - a for _, a, b in spans]))
+        ids, counts = unpack_samples(spec, data, num_rows, np.array([b - a for _, a, b in spans]))
         probs = torch.from_numpy(counts).float().div_(spec.num_draws)
         log_tail = torch.full((len(ids),), -float("inf"))
     ids = torch.from_numpy(ids)
@@ -62,9 +62,10 @@ def _entropies(spec: CacheSpec, parts: Sequence[Part], tempered: int | None) -> 
 
 
 def _rows(parts: Sequence[Part], name: str, t: int | None = None) -> NDArray:
-    """The records' rows of a tensor that has rows first, or behind a temperature's place."""
-    found = []
-    for shard, i in parts:
-        whole = shard.tensors[name] if t is None else shard.tensors[name][t]
-        found.append(whole[shard.first_row[i]:shard.first_row[i + 1]])
-    return np.concatenate(found)
+    return np.concatenate(_row_parts(parts, name, t))
+
+
+def _row_parts(parts: Sequence[Part], name: str, t: int | None = None) -> list[NDArray]:
+    """Each record's rows of a tensor that has rows first, or behind a temperature's place. Views: nothing is copied."""
+    whole = [shard.tensors[name] if t is None else shard.tensors[name][t] for shard, _ in parts]
+    return [tensor[shard.first_row[i]:shard.first_row[i + 1]] for tensor, (shard, i) in zip(whole, parts)]

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kd.durable import publish
 from kd.teacher.spec import CacheError, CacheSpec, Missing, checked
 
 MANIFEST = "manifest.json"
 FORMAT = "spanwise teacher cache 1"
+SIDECAR_FORMAT = "spanwise teacher cache 1, one shard"
 BLOCK = 1 << 16  # bytes of a shard to a checksum: where damage is, to this much
 _NAME = r"^shard-\d{6}\.safetensors$"
 
@@ -54,7 +56,7 @@ class _Missing(_Strict):
 
 
 class Manifest(_Strict):
-    """manifest.json of a finished cache; a shard's sidecar, while there is none, is the same with that shard alone."""
+    """manifest.json of a finished cache; a shard's sidecar, while there is none, has that shard alone and its own format."""
 
     format: str
     spec: _Spec
@@ -64,15 +66,35 @@ class Manifest(_Strict):
 
     @property
     def cache_spec(self) -> CacheSpec:
-        """As CacheSpec. Raises CacheError where its numbers do not go together."""
         s = self.spec
-        return checked(CacheSpec(s.kind, s.vocab_size, tuple(s.temperatures), s.num_draws, s.top_k, s.precision))
+        return CacheSpec(s.kind, s.vocab_size, tuple(s.temperatures), s.num_draws, s.top_k, s.precision)
+
+    @model_validator(mode="after")
+    def _of_one_cache(self) -> Manifest:
+        if checked(self.cache_spec).id_bits != self.spec.id_bits:
+            raise ValueError(f"id_bits is {self.spec.id_bits} at a vocabulary of {self.spec.vocab_size}")
+        if self.format == FORMAT and any(info.name != shard_name(index) for index, info in enumerate(self.shards)):
+            raise ValueError("shards are not numbered from 0")
+        return self
 
 
-def make(spec: CacheSpec, identity: dict[str, str], shards: list[ShardInfo], missing: list[Missing] = ()) -> Manifest:
+def shard_name(index: int) -> str:
+    return f"shard-{index:06d}.safetensors"
+
+
+def make(spec: CacheSpec, identity: dict[str, str], shards: Sequence[ShardInfo], missing: Sequence[Missing] = ()) -> Manifest:
+    """Raises CacheError for an identity that is not all text."""
     fields = spec._asdict() | {"temperatures": list(spec.temperatures), "id_bits": spec.id_bits}
     named = [_Missing(key=m.key.hex(), record_id=m.record_id, reason=m.reason) for m in missing]
-    return Manifest(format=FORMAT, spec=_Spec(**fields), identity=identity, shards=shards, missing=named)
+    try:
+        return Manifest(format=FORMAT, spec=_Spec(**fields), identity=identity, shards=list(shards), missing=named)
+    except ValidationError as error:
+        raise CacheError(f"the cache cannot be described: {_shown(error)}") from error
+
+
+def make_sidecar(spec: CacheSpec, identity: dict[str, str], info: ShardInfo) -> Manifest:
+    """What stands beside one shard until all are there."""
+    return make(spec, identity, []).model_copy(update={"format": SIDECAR_FORMAT, "shards": [info]})
 
 
 def cache_digest(spec: CacheSpec, identity: dict[str, str]) -> str:
@@ -86,8 +108,8 @@ def write(path: Path, manifest: Manifest) -> None:
     publish(path, _text(content | {"sha256": hashlib.sha256(_text(content)).hexdigest()}) + b"\n")
 
 
-def read(path: Path) -> Manifest:
-    """The manifest at `path`.
+def read(path: Path, form: str = FORMAT) -> Manifest:
+    """The manifest, or with SIDECAR_FORMAT the sidecar, at `path`.
 
     Raises:
         CacheError: it is not there, is damaged, or is of another version of the format.
@@ -95,7 +117,8 @@ def read(path: Path) -> Manifest:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise CacheError(f"{path} is not there: teacher.cache.path names no finished cache; write one with launch/capture.py") from None
+        raise CacheError(f"{path} is not there: teacher.cache.path names no finished cache; write it, or go on writing it, with "
+                         "launch/capture.py") from None
     except OSError as error:
         raise CacheError(f"{path} cannot be read: {error}") from error
     try:
@@ -107,20 +130,23 @@ def read(path: Path) -> Manifest:
             raise ValueError("it does not have the SHA-256 that it was written with")
     except (ValueError, RecursionError) as error:
         raise CacheError(f"{path} is damaged ({error}): restore it, or capture the cache again") from error
-    if content.get("format") != FORMAT:
-        raise CacheError(f"{path} is of format {content.get('format')!r} and this program reads {FORMAT!r}: capture the cache again")
+    if content.get("format") != form:
+        raise CacheError(f"{path} is of format {content.get('format')!r} and this program reads {form!r}: capture the cache again")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        raise CacheError(f"{path} says what no cache can be ({wrong}): capture the cache again") from error
+        raise CacheError(f"{path} says what no cache can be ({_shown(error)}): capture the cache again") from error
 
 
 def differences(ours: Manifest, theirs: Manifest) -> str:
     """'key was X and is Y' for each key of spec and identity that differs, X being theirs, the cache's; '' where none does."""
-    was, now = ({**m.spec.model_dump(), **{f"identity {k}" : v for k, v in m.identity.items()}} for m in (theirs, ours))
+    was, now = ({**m.spec.model_dump(), **{f"identity {k}": v for k, v in m.identity.items()}} for m in (theirs, ours))
     return "; ".join(f"{k} was {was.get(k)!r} and is {now.get(k)!r}" for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k))
 
 
 def _text(content: dict[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def _shown(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])

@@ -17,15 +17,11 @@ from safetensors import SafetensorError, safe_open
 
 from kd.data.content import DIGEST_BYTES, KEY_BYTES
 from kd.teacher.codec import pack_entropy, pack_ids, pack_log_probs, pack_samples
-from kd.teacher.manifest import BLOCK, ShardInfo
+from kd.teacher.manifest import BLOCK, ShardInfo, shard_name
 from kd.teacher.rows import check_rows
 from kd.teacher.spec import CacheError, CacheSpec, Entry
 
 _TAG = "cache"  # of the file's metadata: which cache it is of, and which of its shards it is
-
-
-def shard_name(index: int) -> str:
-    return f"shard-{index:06d}.safetensors"
 
 
 def shard_tag(cache_digest: str, index: int) -> str:
@@ -49,6 +45,7 @@ def encode_shard(spec: CacheSpec, cache_digest: str, index: int, entries: Sequen
         "row_digests": np.frombuffer(b"".join(e.row_digest for e in entries), np.uint8).reshape(-1, DIGEST_BYTES),
         "num_rows": np.array([len(e.rows.argmax) for e in entries], np.int32),
     } | (_samples if spec.kind == "sampled" else _top_k)(spec, entries) | _entropies(spec, entries)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # of a view it would write other bytes, silently
     raw = safetensors.numpy.save(tensors, {_TAG: shard_tag(cache_digest, index)})
     return raw, info_of(shard_name(index), raw, len(entries), int(tensors["num_rows"].sum()))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from kd.durable import flush, publish
 from kd.teacher import manifest as manifests
 from kd.teacher.damage import damage
-from kd.teacher.manifest import MANIFEST, Manifest, ShardInfo
-from kd.teacher.shard import encode_shard, shard_name
+from kd.teacher.manifest import MANIFEST, Manifest, ShardInfo, shard_name
+from kd.teacher.shard import encode_shard
 from kd.teacher.spec import CacheError, CacheSpec, Entry, Missing, checked
 
 
@@ -59,7 +59,7 @@ class CacheWriter:
         raw, info = encode_shard(self._spec, self._digest, index, entries)
         try:
             publish(self._folder / info.name, raw)
-            manifests.write(self._sidecar(index), manifests.make(self._spec, self._identity, [info]))
+            manifests.write(self._sidecar(index), manifests.make_sidecar(self._spec, self._identity, info))
         except OSError as error:
             raise self._cannot_write(self._folder / info.name, error) from error
         return info.bytes
@@ -94,7 +94,7 @@ class CacheWriter:
         """What was written down of shard `index` of this cache, which is whole; CacheError otherwise."""
         name = shard_name(index)
         if self._sidecar(index).exists():
-            sidecar = manifests.read(self._sidecar(index))
+            sidecar = manifests.read(self._sidecar(index), manifests.SIDECAR_FORMAT)
             other = self._other(sidecar)
             if other:
                 raise CacheError(f"{self._folder / name} is of another capture: {other}")
