@@ -27,7 +27,8 @@ _SHOWN = 32  # hex digits of a hash
 def cache_spec(config: RunConfig, vocab_size: int) -> CacheSpec:
     """What the configuration's cache holds of each row; vocab_size: len(tokenizer)."""
     cache = config.teacher.cache
-    return CacheSpec(cache.kind, vocab_size, cache.temperatures, cache.num_draws, cache.top_k, cache.precision or "16bit")
+    return CacheSpec(cache.kind, vocab_size, cache.temperatures, cache.num_draws, cache.top_k, cache.precision or "16bit",
+                     has_entropy=config.teacher.endpoint is None)
 
 
 def cache_identity(config: RunConfig, tokenizer) -> dict[str, str]:

@@ -47,6 +47,7 @@ class _Spec(_Strict):
     num_draws: int | None
     top_k: int | None
     precision: str
+    has_entropy: bool
 
 
 class _Missing(_Strict):
@@ -67,7 +68,7 @@ class Manifest(_Strict):
     @property
     def cache_spec(self) -> CacheSpec:
         s = self.spec
-        return CacheSpec(s.kind, s.vocab_size, tuple(s.temperatures), s.num_draws, s.top_k, s.precision)
+        return CacheSpec(s.kind, s.vocab_size, tuple(s.temperatures), s.num_draws, s.top_k, s.precision, s.has_entropy)
 
     @model_validator(mode="after")
     def _of_one_cache(self) -> Manifest:
