@@ -26,6 +26,7 @@ from kd.plan import Plan, check_fits, plan_run
 from kd.report import write_report
 from kd.run_log import RunLog
 from kd.student import build_student, count_parameters, on_rank_0
+from kd.teacher.cached import require_captured
 from kd.teacher.source import open_teacher
 from kd.tokenizers import load_tokenizer
 from kd.trainer import Trainer, TrainingResult, stage_source
@@ -51,10 +52,13 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
 
     Raises:
         PlanError: this machine cannot hold the run; nothing was loaded.
+        NotCaptured: the teacher's cache is not there yet; nothing was loaded.
         DataError, TokenizerError, StudentError, CheckpointError, TrainingError: each says where and what to do.
     """
     rank, world = start_distributed()
     check_fits(plan_here(config, world))
+    if uses_teacher(config) and config.teacher.cache is not None:
+        require_captured(config)
     started = time.monotonic()
     run_dir = Path(config.run.output_dir) / config.run.name
     tokenizer = load_tokenizer(config)

@@ -17,6 +17,7 @@ from kd.data.ahead import Ahead
 from kd.data.batches import DemoSource, FileSource, StepBatches, measure
 from kd.data.micro_batch import MicroBatch, count_rows
 from kd.data.spans import BIT_NAMES
+from kd.data.workers import num_workers
 from kd.engine import SUMS, StudentEngine
 from kd.objective import TERMS, TermWeights, weights_at
 from kd.optimizer import learning_rate
@@ -170,8 +171,7 @@ class Trainer:
 
     def _batches(self, source, stage: Stage) -> StepBatches:
         data, training = self._config.data, self._config.training
-        workers = data.workers if data.workers is not None else 2 if torch.cuda.is_available() else 0
-        fitting = {"max_length": stage.max_length, "too_long": data.too_long, "rank": self._rank, "world_size": self._world, "workers": workers,
+        fitting = {"max_length": stage.max_length, "too_long": data.too_long, "rank": self._rank, "world_size": self._world, "workers": num_workers(data.workers),
                    "no_signal": self._teacher.missing if self._teacher is not None else frozenset()}
         lengths = None
         if data.packing == "length":

@@ -41,16 +41,21 @@ def open_cache(config: RunConfig, tokenizer, device: torch.device, say: Callable
     """
     cache = config.teacher.cache
     require_captured(config)
-    identity = cache_identity(config, tokenizer)
-    found = read(Path(cache.path) / MANIFEST).identity
-    # Its folder may have moved where its weights can be compared, and where they cannot its name is all there is.
-    free = (*CAPTURE_ALONE, "teacher" if "weights" in identity and "weights" in found else "weights")
-    kept = {name: value for name, value in found.items() if name in free}
-    reader = CacheReader(cache.path, {name: value for name, value in identity.items() if name not in free} | kept, cache_spec(config, len(tokenizer)))
+    reader = CacheReader(cache.path, comparable(cache_identity(config, tokenizer), read(Path(cache.path) / MANIFEST).identity),
+                         cache_spec(config, len(tokenizer)))
     shards = reader.manifest.shards
     say(f"teacher's signal: {cache.path}, {cache.kind}, {sum(s.records for s in shards):,} records, {sum(s.rows for s in shards):,} rows"
         + (f"; {len(reader.missing)} records got no signal and are left out" if reader.missing else ""))
     return CacheTeacher(reader, cache.t_tolerance, device)
+
+
+def comparable(ours: dict[str, str], found: dict[str, str]) -> dict[str, str]:
+    """Our identity, with the cache's own values where training may differ from capture.
+
+    The teacher's folder may have moved where its weights can be compared; where they cannot, its name is all there is.
+    """
+    free = (*CAPTURE_ALONE, "teacher" if "weights" in ours and "weights" in found else "weights")
+    return {name: value for name, value in ours.items() if name not in free} | {name: value for name, value in found.items() if name in free}
 
 
 class CacheTeacher:
@@ -97,11 +102,18 @@ class CacheTeacher:
         try:
             read = self._reader.read(micro.keys, micro.row_digests, num_rows, temperature)
         except CacheError as error:
-            raise CacheError(f"records {', '.join(micro.record_ids[:8])}: {error}") from error
+            raise CacheError(by_record_id(str(error), dict(zip(micro.keys, micro.record_ids)))) from error
         if not self.has_entropy:  # NaN in a row stops the step that has it
             read = read._replace(entropy=torch.zeros_like(read.entropy), entropy_t=torch.zeros_like(read.entropy_t))
         # Only from pinned memory does a copy go on beside the GPU's work.
         return _map(read, Tensor.pin_memory) if self._device.type == "cuda" else read
+
+
+def by_record_id(text: str, names: dict[bytes, str]) -> str:
+    """A message of the cache, which knows records by key, for a person, who knows them by id."""
+    for key, name in names.items():
+        text = text.replace(f"record {key.hex()}", f"record {name}")
+    return text
 
 
 def _map(teacher: SparseTeacher, change: Callable[[Tensor], Tensor]) -> SparseTeacher:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -84,14 +85,23 @@ class LiveTeacher:
 
 
 class LiveRows:
-    """What capture asks for its rows: as LiveTeacher, with the signal at every temperature of the cache."""
+    """What capture asks for its rows (kd/teacher/capture.py): as LiveTeacher, at every temperature of the cache."""
 
     def __init__(self, config: RunConfig, ds_config: dict, vocab_size: int, device: torch.device):
         cache = config.teacher.cache
-        self._model = TeacherModel(config, ds_config, device, packed=False)
+        self._model, self._device = TeacherModel(config, ds_config, device, packed=False), device
         self._form = SparseForm(cache.kind, cache.top_k, cache.num_draws, vocab_size, config.run.seed)
         self._temperatures = cache.temperatures
 
+    def prefetch(self, micro_batches: Iterable[MicroBatch]) -> None:
+        """Nothing: the device works on one batch at a time."""
+
     def signal_rows(self, micro: MicroBatch) -> TeacherTopK | TeacherSamples:
-        """The rows of `micro`, whose tensors are on the device; all ranks together."""
+        micro = micro.to(self._device)
         return sparse_rows(self._model.rows(micro), micro, self._temperatures, self._form, CAPTURED)
+
+    def missing(self, micro: MicroBatch) -> dict[int, str]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing was begun."""
