@@ -1,6 +1,6 @@
-"""One process that captures the demo teacher twice, from itself and from the loopback endpoint over it, and trains on both.
+"""One process that captures the demo teacher twice, from itself and from the loopback endpoint over it, and trains on the latter.
 
-    python endpoint_capture_job.py FOLDER        FOLDER/run.yaml and its records are there
+    python endpoint_capture_job.py FOLDER CONTEXT        FOLDER/run.yaml and its records are there; CONTEXT: tokens the server takes
 
 It writes FOLDER/live and FOLDER/endpoint (caches), and result.json: what was sent and said, and the lines of training.
 """
@@ -32,8 +32,6 @@ with demo_server(max_model_len=longest) as (server, _, _):
     captured = {name: capture(load_config(config, overrides), shard_rows=64)._asdict() for name, overrides in ways.items()}
     prompts = [request["prompt"] for request in server.requests]
     problems = verify_cache(load_config(config, ways["endpoint"]), 3, shard_rows=64)
-trained = {}
-for name, overrides in ways.items():  # the server is gone
-    result = run({"name": name, "config": config, "overrides": overrides, "optimizer": "adamw"}, folder)
-    trained[name] = {key: result[key] for key in ("lines", "said", "result")}
-(folder / "result.json").write_text(json.dumps({"captured": captured, "prompts": prompts, "problems": problems, "trained": trained}))
+result = run({"name": "endpoint", "config": config, "overrides": ways["endpoint"], "optimizer": "adamw"}, folder)  # the server is gone
+found = {"captured": captured, "prompts": prompts, "problems": problems, "trained": {key: result[key] for key in ("lines", "said", "result")}}
+(folder / "result.json").write_text(json.dumps(found))

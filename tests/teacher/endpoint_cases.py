@@ -58,7 +58,7 @@ class FakeClock:
 
 
 def settings_of(server: Server, **given) -> Endpoint:
-    return Endpoint(**{"url": server.url, "model": MODEL, "concurrency": 1, "timeout_seconds": 5.0, "max_missing": 1.0, **given})
+    return Endpoint(**{"url": server.url, "model": MODEL, "concurrency": 1, "timeout_seconds": 60.0, "max_missing": 1.0, **given})
 
 
 def opened(server: Server, clock: FakeClock | None = None, *, num_records: int = 100, said: list | None = None, decode=None, top_k: int = K, longest: int = 0,
