@@ -54,7 +54,8 @@ class Server:
         self.lock = threading.Lock()
         self._http = _Http(("127.0.0.1", 0), _Handler)
         self._http.owner = self
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+        self.port = self._http.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> Server:
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
