@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 FORMAT = "spanwise teacher cache 1"
 SIDECAR_FORMAT = "spanwise teacher cache 1, one shard"
 BLOCK = 1 << 16  # bytes of a shard to a checksum: where damage is, to this much
+MAX_INDEX = 999_999  # of a shard: names have six digits
 _NAME = r"^shard-\d{6}\.safetensors$"
 
 
