@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from demo_server import TEACHER
+from endpoint_server import Server, status
 from transformers import AutoTokenizer
 
 from distributed.jobs import Job
@@ -78,3 +79,39 @@ def test_two_steps_of_training(job):
     assert len(lines) == 2 and all(line["skipped_steps"] == 0 for line in lines)
     assert all(line["loss"] > 0 and line["kl"] > 0 and line["teacher_agreement"] > 0 and "teacher_entropy" not in line for line in lines)
     assert found["trained"]["result"]["num_no_signal"] <= 1
+
+
+@pytest.mark.slow
+def test_two_ranks_a_server_that_dies_and_the_same_command_again(tmp_path, teacher_folder, tokenizer):
+    """Both ranks stop with the reason, no record is given up, and what is then made is what one rank makes of a server that is well."""
+    table = torch.randn(len(tokenizer), len(tokenizer), generator=torch.Generator().manual_seed(2)) * 2
+    answered = [0, 10**9]  # so far, and the most of them
+
+    def dying(number, request):
+        answered[0] += 1
+        return status(503) if answered[0] > answered[1] else None
+
+    write_records(tmp_path / "records.jsonl", [demo.record(kind, i, seed=5, short=True) for i in range(6) for kind in ("single", "none", "chat")])
+    with Server(lambda ids: table[torch.tensor(ids)], faults=dying, decode=lambda i: tokenizer.decode([i])) as server:
+        (tmp_path / "run.yaml").write_text(CONFIG.format(out=tmp_path, teacher=teacher_folder))
+
+        def captured(name: str, world: int, expect: int = 0) -> str:
+            endpoint = f"teacher.endpoint={{url: {server.url}, model: demo, concurrency: 2, retries: 1}}"
+            command = ["launch/capture.py", "--config", str(tmp_path / "run.yaml"), "--shard-rows", "60", "--set", f"teacher.cache.path={tmp_path / name}",
+                       "--set", endpoint]
+            return "\n".join(Job(command, world).wait(expect=expect))
+
+        captured("well", 1)
+        well, total = CacheReader(tmp_path / "well").manifest, answered[0]
+        assert len(well.shards) > 3 and well.missing == []
+        answered[:] = [0, total // 2]
+        said = captured("ill", 2, expect=1)
+        assert said.count("answers no more. Record ") == 2 and "what was captured is kept" in said and "Traceback" not in said
+        published = {path.name: path.read_bytes() for path in (tmp_path / "ill").glob("*.safetensors")}
+        answered[:] = [0, 10**9]
+        captured("ill", 2)
+    assert answered[0] < total + 2  # not all were asked for again
+    assert CacheReader(tmp_path / "ill").manifest == well
+    for shard in well.shards:
+        raw = (tmp_path / "ill" / shard.name).read_bytes()
+        assert raw == (tmp_path / "well" / shard.name).read_bytes() == published.get(shard.name, raw)
