@@ -17,11 +17,13 @@ folder, tests = Path(sys.argv[1]), Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(tests.parent), str(tests), str(tests / "teacher")]
 logging.basicConfig(level=logging.DEBUG, filename=folder / "debug.log")
 
+import httpx2  # noqa: E402
 from endpoint_cases import micro_batches, opened, table_logits  # noqa: E402
 from endpoint_server import Server, body, changed, cut_body, reset_in_body, status  # noqa: E402
 
 from kd.config import dump_config, load_config  # noqa: E402
 from kd.teacher.endpoint import EndpointError  # noqa: E402
+from kd.teacher.endpoint_http import ApiKey, _Reply  # noqa: E402
 
 key = os.environ["ENDPOINT_KEY"]
 SAID = f"you sent Authorization: Bearer {key}"  # what a server may repeat
@@ -84,6 +86,7 @@ for wrong in (f"{key}\n{key}", f"{key} x", f"{key}\u00e9", "", None):
     attempt([])
 os.environ["ENDPOINT_KEY"] = key
 
+print("--- by themselves", ApiKey("ENDPOINT_KEY"), _Reply(500, httpx2.Headers({"x": key}), SAID.encode()))
 config = load_config(tests.parent / "configs" / "demo.yaml", ["teacher.cache={path: c, kind: topk}",
                                                                    "teacher.endpoint={url: http://127.0.0.1:1/v1, model: m, api_key_env: ENDPOINT_KEY}"])
 (folder / "config.yaml").write_text(dump_config(config))
