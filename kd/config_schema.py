@@ -75,7 +75,7 @@ class Endpoint(Section):
     record_deadline_seconds: Positive = 900.0
     """Longest time of one record with all its attempts and the waits between them; above 0."""
     deadline_seconds: Positive | None = None
-    """Longest time of the whole capture; it then stops with all that was written kept, and goes on when started again."""
+    """Longest time of one start of the capture; it then stops with all that was written kept, and goes on when started again."""
     max_missing: Fraction = 0.01
     """Part of the records, from 0 to 1, that may end without a signal and are listed as missing; with more, capture stops."""
 

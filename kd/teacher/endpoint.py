@@ -1,17 +1,22 @@
 """An OpenAI-compatible endpoint as the teacher: top-k log-probs of every supervised row, one request a record, at capture.
 
 It speaks vLLM's form (kd/teacher/vllm_form.py): /v1/completions with the prompt as token ids and `prompt_logprobs`. The
-OpenAI API itself has no log-probs of a prompt, and `transformers serve` and llama.cpp's server do not know the option. Start vLLM with
+OpenAI API itself has no log-probs of a prompt, nor has `transformers serve`; a server that ignores the option is refused at
+once. Start vLLM with
 
-    vllm serve MODEL --max-logprobs K --max-model-len L --generation-config vllm
+    vllm serve MODEL --max-logprobs K --max-model-len L
 
-K is teacher.cache.top_k or more (vLLM's own limit is 20), L the longest record in tokens and one more. The model must have
-the run's tokenizer; texts of the first record's tokens are compared. A server tells K probabilities at temperature 1 and no
-entropy: what needs another temperature or an entropy is refused elsewhere. It gives other last bits for other neighbours
-in its batch, so two captures agree to rounding and not bit for bit.
+K is teacher.cache.top_k or more (vLLM's own limit is 20), L the longest record in tokens and one more. vLLM makes the logits
+of all prompt tokens of one of its steps, so --max-num-batched-tokens bounds their memory (4 bytes x vocabulary a token, at
+least). The model must have the run's tokenizer; the texts of a record's tokens are compared. teacher.path is still read for
+tokenizer and configuration, and for its weights by nothing but evaluation.baselines and student.init: teacher_layers.
 
-A record that the server refuses, or fails at with all attempts while it still answers another one, is missing, with the
-reason; a record that it fails at together with the one asked after it opens the circuit: everything stops with one EndpointError.
+A server tells K probabilities at temperature 1 and no entropy: what needs another temperature or an entropy is refused (see
+kd/config_checks_teacher.py). Their last bits depend on what else is in its batch, so two captures agree to its rounding.
+
+A record that the server refuses, or that it fails at with all attempts while it still answers another, is missing, with the
+reason. Where it then fails at that other one too, the circuit opens: all requests end, with one EndpointError, and no record is
+called missing for it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The prompt goes out as token ids, so nothing is tokenized twice. The answer has,
 tokens of the distribution that predicts it, and token t itself where it is not among them:
 
     choices[0].prompt_logprobs = [null, {"<token id>": {"logprob": -0.1, "rank": 1, "decoded_token": "a"}, ...}, ...]
-    choices[0].prompt_token_ids = [...]        in versions that know return_token_ids (vLLM 0.10.2 and later)
+    choices[0].prompt_token_ids = [...]        in versions that know return_token_ids
 
 A log-prob of -inf comes as -9999. All that is not as described is refused, with the record, the position and the token.
 """

@@ -61,7 +61,7 @@ def settings_of(server: Server, **given) -> Endpoint:
     return Endpoint(**{"url": server.url, "model": MODEL, "concurrency": 1, "timeout_seconds": 60.0, "max_missing": 1.0, **given})
 
 
-def opened(server: Server, clock: FakeClock | None = None, *, num_records: int = 100, said: list | None = None, decode=None, top_k: int = K, longest: int = 0,
-           **given) -> EndpointTeacher:
+def opened(server: Server, clock: FakeClock | None = None, *, num_records: int = 100, said: list | None = None, decode=None, top_k: int = K,
+           longest: int = 0, **given) -> EndpointTeacher:
     return EndpointTeacher(settings_of(server, **given), top_k=top_k, vocab_size=VOCAB, num_records=num_records, longest=longest, decode=decode,
                            say=(said if said is not None else []).append, clock=(clock or FakeClock()).clock())

@@ -104,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server.owner
         card = {"id": MODEL, "object": "model", "owned_by": "vllm", "root": MODEL, "max_model_len": server.max_model_len}
         if self.allowed():
-            self.send(200, {"object": "list", "data": [card]} if self.path == "/v1/models" else {"detail": "Not Found"})
+            self.send(*(200, {"object": "list", "data": [card]}) if self.path == "/v1/models" else (404, {"detail": "Not Found"}))
 
     def do_POST(self) -> None:
         server = self.server.owner

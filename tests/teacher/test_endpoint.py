@@ -127,7 +127,8 @@ def test_a_slow_answer_is_cut_off_though_every_byte_is_in_time(headers):
 
 
 @pytest.mark.parametrize(("given", "least"), [
-    ("7", 7), (formatdate(1_700_000_000 + 40, usegmt=True), 39), (formatdate(1_600_000_000, usegmt=True), 0), ("soon", 0), ("-5", 0), ("1e9", 0), ("٣", 0), ("", 0),
+    ("7", 7), (formatdate(1_700_000_000 + 40, usegmt=True), 39), (formatdate(1_600_000_000, usegmt=True), 0), ("soon", 0), ("-5", 0), ("1e9", 0),
+    ("٣", 0), ("", 0),
 ])  # fmt: skip
 def test_retry_after_is_obeyed(given, least):
     (micro,), clock = micro_batches(1), FakeClock()
@@ -203,8 +204,8 @@ def test_a_server_that_dies_stops_the_capture_and_no_record_is_missing():
         teacher = opened(server, said=said, concurrency=3, retries=4)
         for micro in batches[:3]:
             assert_same(teacher.signal_rows(micro), own_rows(micro))
-        with pytest.raises(EndpointError, match=r"answers no more. Record r\d: status 503: not now \(attempts: 5\). Then the prompt r\d, which it had answered: "
-                                                r"status 503: not now \(attempts: 5\); what was captured is kept"):
+        with pytest.raises(EndpointError, match=r"answers no more. Record r\d: status 503: not now \(attempts: 5\). Then the prompt r\d, which it had "
+                                                r"answered: status 503: not now \(attempts: 5\); what was captured is kept"):
             teacher.prefetch(batches[3:])
             for micro in batches[3:]:
                 teacher.signal_rows(micro)
@@ -240,14 +241,15 @@ def test_a_context_that_is_too_short():
         teacher.close()
     reason = "the server refuses it: This model's maximum context length is 11 tokens. However, you requested 12 tokens."
     assert missing == [{}, {0: reason}, {1: reason}, {}] and len(server.requests) == OPENING + 8
-    assert said[0] == ("endpoint: its context is 11 tokens and the longest record needs 12: records that do not fit will be missing; start the server with "
-                       "--max-model-len 12")
+    assert said[0] == ("endpoint: its context is 11 tokens and the longest record needs 12: records that do not fit will be missing; start the "
+                       "server with --max-model-len 12")
 
 
 def test_more_missing_than_allowed():
     with Server(table_logits, max_model_len=11) as server:
         message = stops(server, "records have no signal", batches=micro_batches(6), max_missing=0.1, num_records=12)
-    assert message.startswith(f"{server.url}: 2 records have no signal, more than teacher.endpoint.max_missing (0.1) allows; the last is r5: the server refuses")
+    assert message.startswith(f"{server.url}: 2 records have no signal, more than teacher.endpoint.max_missing (0.1) allows; the last is r5: the "
+                              "server refuses it")
 
 
 def swap(choice):
@@ -257,7 +259,8 @@ def swap(choice):
 WRONG = {
     "another token": (swap, "position 1: token [0-9]+ was sent and the server had token [0-9]+"),
     "another length": (lambda c: c["prompt_logprobs"].pop(), "9 tokens were sent and prompt_logprobs is a list of 8"),
-    "fewer": (lambda c: [c["prompt_logprobs"][t].popitem() for t in range(1, 9) for _ in range(2)], "position [0-9]+: [67] tokens where 8 were asked for"),
+    "fewer": (lambda c: [c["prompt_logprobs"][t].popitem() for t in range(1, 9) for _ in range(2)],
+              "position [0-9]+: [67] tokens where 8 were asked for"),
     "NaN": (lambda c: [e.update(logprob=math.nan) for e in c["prompt_logprobs"][8].values()], "position 8: the log-prob of token [0-9]+ is nan"),
     "more than 1": (lambda c: [e.update(logprob=-0.1) for e in c["prompt_logprobs"][8].values()], "position 8: the probabilities sum to 7."),
 }
@@ -279,7 +282,8 @@ def test_a_wrong_answer_for_one_record(name):
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_answers_for_all_records_stop_at_the_first(name):
     def wrong(number, request):
-        return changed(WRONG[name][0]) if len(request["prompt"]) == 9 else changed(lambda c: c["prompt_logprobs"].pop()) if number >= OPENING else None
+        if number >= OPENING:
+            return changed(WRONG[name][0] if len(request["prompt"]) == 9 else lambda c: c["prompt_logprobs"].pop())
 
     with Server(table_logits, faults=wrong) as server:
         stops(server, f"answers no more. Record r0: record r0: {WRONG[name][1]}.*Then the prompt of two tokens, which it had answered: ")
@@ -293,7 +297,8 @@ def test_the_option_is_ignored():
 
 def test_the_servers_limit_of_log_probs():
     with Server(table_logits, max_logprobs=5) as server:
-        stops(server, "Requested prompt logprobs of 8, which is greater than max allowed: 5; start the server with --max-logprobs 8, or lower teacher.cache.top_k")
+        stops(server, "Requested prompt logprobs of 8, which is greater than max allowed: 5; start the server with --max-logprobs 8, or lower "
+                      "teacher.cache.top_k")
 
 
 def test_a_model_that_is_not_there():
@@ -304,7 +309,8 @@ def test_a_model_that_is_not_there():
 
 def test_an_address_that_is_not_right():
     with Server(table_logits) as server:
-        stops(server, "no model 'demo' there; it has none", url=server.url[: -len("/v1")])
+        stops(server, "/models: status 404: Not Found; check teacher.endpoint.url \\(it ends with /v1 on most servers\\) and model",
+              url=server.url[: -len("/v1")])
 
 
 def test_a_redirect_is_not_followed():
@@ -318,7 +324,8 @@ def test_the_tokenizer_is_compared():
         teacher = opened(server, decode=lambda i: f" word{i}")
         teacher.signal_rows(micro_batches(1)[0])
         teacher.close()
-        stops(server, r"its tokenizer is not the run's \((\d+) of \1 tokens differ\): token \d+ is 'word\d+' there and 'term\d+' here", decode=lambda i: f"term{i}")
+        stops(server, r"its tokenizer is not the run's \((\d+) of \1 tokens differ\): token \d+ is 'word\d+' there and 'term\d+' here",
+              decode=lambda i: f"term{i}")
 
 
 def test_more_tokens_than_the_vocabulary_has():

@@ -97,9 +97,8 @@ def test_two_ranks_a_server_that_dies_and_the_same_command_again(tmp_path, teach
 
         def captured(name: str, world: int, expect: int = 0) -> str:
             endpoint = f"teacher.endpoint={{url: {server.url}, model: demo, concurrency: 2, retries: 1}}"
-            command = ["launch/capture.py", "--config", str(tmp_path / "run.yaml"), "--shard-rows", "60", "--set", f"teacher.cache.path={tmp_path / name}",
-                       "--set", endpoint]
-            return "\n".join(Job(command, world).wait(expect=expect))
+            command = ["launch/capture.py", "--config", str(tmp_path / "run.yaml"), "--shard-rows", "60"]
+            return "\n".join(Job([*command, "--set", f"teacher.cache.path={tmp_path / name}", "--set", endpoint], world).wait(expect=expect))
 
         captured("well", 1)
         well, total = CacheReader(tmp_path / "well").manifest, answered[0]
