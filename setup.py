@@ -27,6 +27,8 @@ setup(
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "psutil>=5.9",
+        "httpx2>=2.9",
+        "tenacity>=9",
     ],
     extras_require={
         "data": ["datasets>=3", "backports.zstd>=1.0; python_version < '3.14'"],  # Parquet and Arrow files; zstd files

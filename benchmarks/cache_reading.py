@@ -115,16 +115,17 @@ def rates(cache: Cache, temperature: float, repeats: int) -> dict:
                     for clock, all_of in zip(("wall_rows_s", "processor_rows_s"), zip(*found[which]))} for which in found}
 
 
-def profile(cache: Cache, temperature: float, most: int = 12) -> list[dict]:
-    """Shares of a later pass's time by function, its callees' time not counted. The profiler's own cost is in them."""
+def profile(cache: Cache, temperature: float) -> list[dict]:
+    """A later pass's time by function of kd/teacher: shares with all that it calls, and without what it calls in Python. numpy's
+    operators count as their caller's own. The profiler's cost is in them."""
     reader = CacheReader(cache.folder)
     read_all(reader, cache, temperature, 0)
     profiler = cProfile.Profile()
     profiler.runcall(read_all, reader, cache, temperature, 1)
     stats = pstats.Stats(profiler)
-    by_time = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:most]
-    return [{"function": f"{Path(file).name}:{name}" if line else name, "share": round(own / stats.total_tt, 3), "calls": calls}
-            for (file, line, name), (_, calls, own, _, _) in by_time]
+    ours = [(Path(file), name, *numbers) for (file, _, name), numbers in stats.stats.items() if Path(file).parent == ROOT / "kd/teacher"]
+    return [{"function": f"{path.stem}.{name}", "share": round(whole / stats.total_tt, 3), "own_share": round(own / stats.total_tt, 3), "calls": calls}
+            for path, name, _, calls, own, whole, _ in sorted(ours, key=lambda row: -row[5]) if whole > 0.01 * stats.total_tt]
 
 
 def sizes(folder: Path, vocab: int, rows: int, shards: int = 1, records_a_shard: int = 320) -> list[dict]:

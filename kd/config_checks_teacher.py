@@ -30,6 +30,8 @@ def teacher_conflicts(config: RunConfig) -> Iterator[Conflict]:
         yield from _live(config)
     else:
         yield from _cached(config, teacher.cache)
+    if teacher.endpoint is not None:
+        yield from _endpoint(config)
 
 
 def _live(config: RunConfig) -> Iterator[Conflict]:
@@ -57,6 +59,27 @@ def _cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conflict]:
     if len(set(cache.temperatures)) < len(cache.temperatures):
         yield Conflict(("teacher.cache.temperatures",), f"{_listed(cache)} names a temperature twice: keep one")
     yield from _schedule_is_cached(config, cache)
+
+
+def _endpoint(config: RunConfig) -> Iterator[Conflict]:
+    """A server tells its best tokens' probabilities, at temperature 1, and no entropy."""
+    teacher, cache = config.teacher, config.teacher.cache
+    if cache is None:
+        yield Conflict(("teacher.endpoint", "teacher.cache"), "is asked when a cache is captured: add `cache: {path: ..., kind: topk}` under teacher")
+    elif cache.kind != "topk":
+        yield Conflict(("teacher.cache.kind", "teacher.endpoint"), f"an endpoint tells its best tokens alone: use kind: topk (here {cache.kind})")
+    if cache is not None and cache.temperatures != (1.0,):
+        yield Conflict(
+            ("teacher.cache.temperatures", "teacher.endpoint"),
+            f"an endpoint tells probabilities at temperature 1 alone: use [1.0] (here {_listed(cache)}), or capture from the model without endpoint",
+        )
+    if teacher.deepspeed is not None:
+        yield Conflict(("teacher.deepspeed", "teacher.endpoint"), "no teacher runs here when an endpoint is asked: remove one of the two")
+    if config.loss.entropy_weighting is not None:
+        yield Conflict(
+            ("loss.entropy_weighting", "teacher.endpoint"),
+            "an endpoint tells no entropy: use loss.weights or loss.teacher_share, or capture from the model without endpoint",
+        )
 
 
 def _forward_kl_alone(config: RunConfig, key: str, name: str) -> Iterator[Conflict]:

@@ -60,7 +60,8 @@ class Report:
         """The key, or the nearest section around it that was written down."""
         for size in range(len(path), -1, -1):
             if path[:size] in self.overridden:
-                return _LAST, f"--set {self.overridden[path[:size]]}"
+                override = self.overridden[path[:size]]
+                return _LAST, f"--set {dotted(path[:size])}" if _hidden(path) else f"--set {override}"
             if path[:size] in self.positions:
                 return self.positions[path[:size]], f"{self.file}:{self.positions[path[:size]]}"
         return 1, f"{self.file}:1"
@@ -80,6 +81,8 @@ def explain(error: dict[str, Any]) -> str:
     if kind == "extra_forbidden":
         return f"unknown key; {_nearest(path)}"
     about = _description(path)
+    if _hidden(path):
+        value = _NotShown()
     if kind == "missing":
         example = _example(path)
         return "required" + (f", for example {path[-1]}: {example}" if example else "") + about
@@ -160,6 +163,19 @@ def field_at(path: Path):
         path = path[:-1]
     section = _section(_annotation(path[:-1])) if path else None
     return section.model_fields.get(path[-1]) if section else None
+
+
+class _NotShown:
+    """Stands for a value that may be a secret written in the wrong place."""
+
+    def __str__(self) -> str:
+        return "a value that is not shown here"
+
+
+def _hidden(path: Path) -> bool:
+    """Whether the key is declared with repr=False: an error must not repeat its value."""
+    field = field_at(path)
+    return field is not None and not field.repr
 
 
 def _annotation(path: Path) -> Any:

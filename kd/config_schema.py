@@ -56,6 +56,30 @@ class TeacherCache(Section):
     """How far a scheduled temperature may be from the nearest captured one, which is then used; 0 or more."""
 
 
+class Endpoint(Section):
+    """An OpenAI-compatible server of the teacher, vLLM or one with its prompt_logprobs; asked once a record, at capture."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")] = Field(examples=["http://127.0.0.1:8000/v1"], repr=False)
+    """Base address up to and with /v1, http or https; no user name, password or query in it: a key goes into api_key_env."""
+    model: Text = Field(examples=["served-model-name"])
+    """Name the server gives the teacher, as its /models lists it; it must use the run's tokenizer."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = Field(default=None, repr=False)
+    """Name of the environment variable that holds the key, in capitals, digits and underscores; never the key itself. By default
+    no key is sent."""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
+    """Requests of one rank under way at once, from 1 to 256."""
+    timeout_seconds: Positive = 120.0
+    """Longest time of one request, from connecting to the last byte of the answer; above 0."""
+    retries: Annotated[int, Field(ge=0, le=100)] = 8
+    """Further attempts for a record whose request failed in a way that may pass, from 0 to 100."""
+    record_deadline_seconds: Positive = 900.0
+    """Longest time of one record with all its attempts and the waits between them; above 0."""
+    deadline_seconds: Positive | None = None
+    """Longest time of one start of the capture; it then stops with all that was written kept, and goes on when started again."""
+    max_missing: Fraction = 0.01
+    """Part of the records, from 0 to 1, that may end without a signal and are listed as missing; with more, capture stops."""
+
+
 class Teacher(Section):
     path: Text = Field(examples=["path/or/hub-id"])
     """Folder with a saved causal LM, or its hub id."""
@@ -77,6 +101,9 @@ class Teacher(Section):
     """Draws of signal: sampled; 50 by default."""
     cache: TeacherCache | None = None
     """Read the signal from disk instead of running the teacher; launch/capture.py writes it."""
+    endpoint: Endpoint | None = None
+    """Ask a server for the signal at capture, in place of running the model at path, which is then read for its tokenizer and
+    configuration alone. With cache, kind: topk and temperatures: [1.0]."""
 
 
 class Tokenizer(Section):

@@ -248,7 +248,7 @@ class Trainer:
             line |= {"loss": sum(terms.values()), **terms}
             line |= {f"{name}_accuracy": values[f"{name}_accuracy"] / count for name, count in rows.items() if count}
             if self._teacher is not None and rows["truth"]:
-                line |= {name: values[name] / rows["truth"] for name in ("teacher_agreement", "teacher_entropy")}
+                line |= {name: values[name] / rows["truth"] for name in ("teacher_agreement", "teacher_entropy")[:1 + self._teacher.has_entropy]}
         line |= {"temperature": temperature, "lr": rate, "grad_norm": self._engine.grad_norm(),
                  "tokens_per_second": at.window_tokens / max(at.seconds - at.window_seconds, 1e-9),
                  "memory_gib": memory_gib(self._engine.device), "skipped_steps": int(self._engine.engine.skipped_steps)}

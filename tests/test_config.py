@@ -358,6 +358,51 @@ def test_plain_values(text, value):
     assert parsed.data == value and type(parsed.data) is type(value)
 
 
+ENDPOINT = """  path: some/teacher
+  cache: {path: c, kind: topk}
+  endpoint:
+    url: http://127.0.0.1:8000/v1
+    model: teacher
+"""
+AT_ONE = "loss.temperature.start=1.0"
+
+
+@pytest.mark.parametrize("url", ["http://me:hunter2@host/v1", "http://host/v1?key=hunter2", "ftp://host/hunter2", "http:///hunter2", "http://host/v1 hunter2"])
+def test_an_address_with_a_secret_in_it_is_refused_and_not_repeated(write, url):
+    path = write(changed("  path: some/teacher\n", ENDPOINT.replace("http://127.0.0.1:8000/v1", url)))
+    (problem,) = problems(path, [AT_ONE])
+    assert problem.startswith("7: teacher.endpoint.url: a value that is not shown here is not allowed. Base address") and "hunter2" not in problem
+
+
+@pytest.mark.parametrize("url", ["https://host", "https://a.b.c:8443/v1", "http://[::1]:8000/v1", "http://host/team/v1/"])
+def test_addresses_of_endpoints(write, url):
+    config = load_config(write(changed("  path: some/teacher\n", ENDPOINT.replace("http://127.0.0.1:8000/v1", url))), [AT_ONE])
+    assert config.teacher.endpoint.url == url
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ("  cache: {path: c, kind: topk}\n", "", "5: teacher.endpoint: is asked when a cache is captured: add `cache: {path: ..., kind: topk}`"),
+    ("kind: topk", "kind: sampled", "5: teacher.cache.kind: an endpoint tells its best tokens alone: use kind: topk (here sampled)"),
+    ("kind: topk", "kind: topk, temperatures: [1.0, 2.0]", "5: teacher.cache.temperatures: an endpoint tells probabilities at temperature 1 alone: use [1.0]"),
+    ("path: some/teacher\n", "path: some/teacher\n  deepspeed: ds_configs/zero3_cpu.json\n", "5: teacher.deepspeed: no teacher runs here"),
+    ("", "loss.entropy_weighting={}", "--set loss.entropy_weighting={}: loss.entropy_weighting: an endpoint tells no entropy: use loss.weights"),
+])  # fmt: skip
+def test_what_an_endpoint_has_not(write, old, new, expected):
+    overrides = [AT_ONE, *([] if old else [new])]
+    path = write(changed("  path: some/teacher\n", ENDPOINT.replace(old, new) if old else ENDPOINT))
+    (problem,) = problems(path, overrides)
+    assert problem.startswith(expected)
+
+
+def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(write):
+    path = write(changed("  path: some/teacher\n", ENDPOINT + "    api_key_env: sk-Hunter2\n"))
+    (problem,) = problems(path, [AT_ONE])
+    assert problem.startswith("9: teacher.endpoint.api_key_env: a value that is not shown here is not allowed. Name of the environment variable")
+    good = write(changed("  path: some/teacher\n", ENDPOINT))
+    (problem,) = problems(good, [AT_ONE, "teacher.endpoint.api_key_env=sk-Hunter2"])
+    assert problem.startswith("--set teacher.endpoint.api_key_env: teacher.endpoint.api_key_env: a value") and "Hunter2" not in problem
+
+
 def test_every_key_is_documented_and_the_list_is_frozen():
     """Keys are a public surface: users' files name them. Add here on purpose; never rename."""
     from kd.config_errors import field_at, undotted
@@ -375,6 +420,9 @@ run.name run.output_dir run.seed
 teacher.path teacher.revision teacher.dtype teacher.placement teacher.deepspeed teacher.signal teacher.top_k teacher.num_draws
 teacher.cache.path teacher.cache.kind teacher.cache.num_draws teacher.cache.top_k teacher.cache.precision
 teacher.cache.temperatures teacher.cache.t_tolerance
+teacher.endpoint.url teacher.endpoint.model teacher.endpoint.api_key_env teacher.endpoint.concurrency
+teacher.endpoint.timeout_seconds teacher.endpoint.retries teacher.endpoint.record_deadline_seconds
+teacher.endpoint.deadline_seconds teacher.endpoint.max_missing
 tokenizer.path
 student.init student.path student.layers student.architecture student.hidden_size student.intermediate_size
 student.num_hidden_layers student.num_attention_heads student.num_key_value_heads student.head_dim

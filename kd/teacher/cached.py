@@ -67,7 +67,7 @@ class CacheTeacher:
 
     def __init__(self, reader: CacheReader, t_tolerance: float, device: torch.device):
         self._reader, self._tolerance, self._device = reader, t_tolerance, device
-        self.missing = frozenset(reader.missing)
+        self.missing, self.has_entropy = frozenset(reader.missing), reader.spec.has_entropy
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-cache")
         self._ahead: deque[list[tuple[tuple, Future]]] = deque(maxlen=2)  # of the step that is trained, and of the next
 
@@ -103,6 +103,8 @@ class CacheTeacher:
             read = self._reader.read(micro.keys, micro.row_digests, num_rows, temperature)
         except CacheError as error:
             raise CacheError(by_record_id(str(error), dict(zip(micro.keys, micro.record_ids)))) from error
+        if not self.has_entropy:  # NaN in a row stops the step that has it
+            read = read._replace(entropy=torch.zeros_like(read.entropy), entropy_t=torch.zeros_like(read.entropy_t))
         # Only from pinned memory does a copy go on beside the GPU's work.
         return _map(read, Tensor.pin_memory) if self._device.type == "cuda" else read
 

@@ -27,6 +27,7 @@ from kd.teacher.cache import CacheWriter
 from kd.teacher.cached import by_record_id
 from kd.teacher.capture_log import CaptureLog, duration, size
 from kd.teacher.capture_plan import BatchMaker, CapturePlan, batch_maker, plan_capture
+from kd.teacher.endpoint import EndpointTeacher
 from kd.teacher.identity import cache_identity, cache_spec
 from kd.teacher.live import LiveRows
 from kd.teacher.manifest import MANIFEST, read
@@ -92,7 +93,7 @@ class Job:
             raise CaptureError("data.stages: every record is longer than its stage's max_length: nothing to capture; raise it, or cut the records")
         self._rows: RowSource | None = None
         identity = cache_identity(config, self.tokenizer)
-        if "weights" not in identity:  # a hub id whose weights come with the model
+        if "weights" not in identity and config.teacher.endpoint is None:  # a hub id whose weights come with the model
             self.rows()
             identity = cache_identity(config, self.tokenizer)
         batches = f"{config.training.micro_batch_size} records, {shard_rows} rows a shard"
@@ -101,9 +102,16 @@ class Job:
     def rows(self) -> RowSource:
         """The teacher; it is loaded when it is first asked for, by all ranks together."""
         if self._rows is None:
-            settings = teacher_settings(self.config, resolved_ds_config(self.config))
-            self._rows = LiveRows(self.config, settings, len(self.tokenizer), self.device)
+            self._rows = self._live() if self.config.teacher.endpoint is None else self._endpoint()
         return self._rows
+
+    def _live(self) -> RowSource:
+        return LiveRows(self.config, teacher_settings(self.config, resolved_ds_config(self.config)), len(self.tokenizer), self.device)
+
+    def _endpoint(self) -> RowSource:
+        return EndpointTeacher(self.config.teacher.endpoint, top_k=self.spec.top_k, vocab_size=self.spec.vocab_size, say=self.log.say,
+                               num_records=-(-len(self.plan.rows) // self.world), longest=int(self.plan.lengths.max()),
+                               decode=lambda token: self.tokenizer.decode([token]))
 
     def close(self) -> None:
         if self._rows is not None:

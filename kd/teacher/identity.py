@@ -15,7 +15,7 @@ import torch.distributed as dist
 from huggingface_hub import try_to_load_from_cache
 
 from kd.checkpoint import sha256
-from kd.config_schema import RunConfig
+from kd.config_schema import RunConfig, Teacher
 from kd.sources import stage_source
 from kd.student import on_rank_0
 from kd.teacher.spec import CacheSpec
@@ -27,7 +27,8 @@ _SHOWN = 32  # hex digits of a hash
 def cache_spec(config: RunConfig, vocab_size: int) -> CacheSpec:
     """What the configuration's cache holds of each row; vocab_size: len(tokenizer)."""
     cache = config.teacher.cache
-    return CacheSpec(cache.kind, vocab_size, cache.temperatures, cache.num_draws, cache.top_k, cache.precision or "16bit")
+    return CacheSpec(cache.kind, vocab_size, cache.temperatures, cache.num_draws, cache.top_k, cache.precision or "16bit",
+                     has_entropy=config.teacher.endpoint is None)
 
 
 def cache_identity(config: RunConfig, tokenizer) -> dict[str, str]:
@@ -45,14 +46,22 @@ def cache_identity(config: RunConfig, tokenizer) -> dict[str, str]:
 
 
 def _identity(config: RunConfig, tokenizer) -> dict[str, str]:
-    teacher, data = config.teacher, config.data
-    identity = {"teacher": teacher.path, "revision": teacher.revision or "none", "dtype": teacher.dtype,
-                "tokenizer": tokenizer_hash(tokenizer), "template": _hash(json.dumps(tokenizer.chat_template, sort_keys=True))}
+    data = config.data
+    identity = _teacher(config.teacher) | {"tokenizer": tokenizer_hash(tokenizer),
+                                           "template": _hash(json.dumps(tokenizer.chat_template, sort_keys=True))}
     for index, stage in enumerate(data.stages):
         source = stage_source(config, index)
         identity[f"data of stage {stage.name}"] = (f"{source.fingerprint()[:_SHOWN]}, {len(source)} records, max_length {stage.max_length}, "
                                                    f"too_long {data.too_long}")
+    return identity
+
+
+def _teacher(teacher: Teacher) -> dict[str, str]:
+    """A server shows no weights: what it serves is known by the name that it gives it, wherever it runs."""
+    if teacher.endpoint is not None:
+        return {"teacher": f"{teacher.endpoint.model}, of an endpoint", "entropy": "none"}
     weights = weights_hash(teacher.path, teacher.revision)
+    identity = {"teacher": teacher.path, "revision": teacher.revision or "none", "dtype": teacher.dtype}
     return identity if weights is None else identity | {"weights": weights}
 
 

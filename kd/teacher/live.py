@@ -61,6 +61,7 @@ class LiveTeacher:
     """
 
     missing: frozenset[bytes] = frozenset()
+    has_entropy = True
 
     def __init__(self, config: RunConfig, ds_config: dict, vocab_size: int, device: torch.device):
         teacher = config.teacher

@@ -23,6 +23,8 @@ class TeacherSource(Protocol):
 
     missing: frozenset[bytes]
     """Keys (kd/data/content.py) of records it has no signal for: they must be left out before rows are counted."""
+    has_entropy: bool
+    """Whether its signals tell the teacher's entropy; where not, they say 0, and nothing may use or show it."""
 
     def temperature(self, wanted: float) -> float:
         """The temperature it has for a scheduled one; student, T^2 and log use what this returns."""

@@ -1,0 +1,37 @@
+"""One process that captures the demo teacher twice, from itself and from the loopback endpoint over it, and trains on the latter.
+
+    python endpoint_capture_job.py FOLDER CONTEXT        FOLDER/run.yaml and its records are there; CONTEXT: tokens the server takes
+
+It writes FOLDER/live and FOLDER/endpoint (caches), and result.json: what was sent and said, and the lines of training.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+tests = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(tests.parent), str(tests), str(tests / "teacher"), str(tests / "distributed")]
+
+import torch  # noqa: E402
+from demo_server import demo_server  # noqa: E402
+from scenarios import run  # noqa: E402
+
+from kd.config import load_config  # noqa: E402
+from kd.teacher.capture import capture  # noqa: E402
+from kd.teacher.verify import verify_cache  # noqa: E402
+
+folder = Path(sys.argv[1])
+config, longest = str(folder / "run.yaml"), int(sys.argv[2])
+torch.set_num_threads(1)
+with demo_server(max_model_len=longest) as (server, _, _):
+    endpoint = f"teacher.endpoint={{url: {server.url}, model: demo, concurrency: 4, max_missing: 0.2}}"
+    ways = {"live": [], "endpoint": [endpoint]}
+    ways = {name: [f"teacher.cache.path={folder / name}", *overrides] for name, overrides in ways.items()}
+    captured = {name: capture(load_config(config, overrides), shard_rows=64)._asdict() for name, overrides in ways.items()}
+    prompts = [request["prompt"] for request in server.requests]
+    problems = verify_cache(load_config(config, ways["endpoint"]), 3, shard_rows=64)
+result = run({"name": "endpoint", "config": config, "overrides": ways["endpoint"], "optimizer": "adamw"}, folder)  # the server is gone
+found = {"captured": captured, "prompts": prompts, "problems": problems, "trained": {key: result[key] for key in ("lines", "said", "result")}}
+(folder / "result.json").write_text(json.dumps(found))
