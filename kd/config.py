@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from kd import config_yaml
 from kd.config_checks import conflicts
 from kd.config_errors import ConfigError, Report, dotted, explain, field_at, undotted
-from kd.config_schema import EntropyWeighting, RunConfig, Weights
+from kd.config_schema import EntropyWeighting, RunConfig, Section, Teacher, Weights
 from kd.config_yaml import Path
 
 __all__ = ["ConfigError", "RunConfig", "dump_config", "load_config"]
@@ -181,7 +181,21 @@ def _filled(config: RunConfig) -> RunConfig:
         optimizer = optimizer.model_copy(update={"final_lr_fraction": 0.1})
     if optimizer.schedule == "wsd" and optimizer.decay_fraction is None:
         optimizer = optimizer.model_copy(update={"decay_fraction": 0.2})
-    return config.model_copy(update={"loss": loss, "optimizer": optimizer})
+    teacher = None if config.teacher is None else _filled_teacher(config.teacher)
+    return config.model_copy(update={"loss": loss, "optimizer": optimizer, "teacher": teacher})
+
+
+def _filled_teacher(teacher: Teacher) -> Teacher:
+    if teacher.cache is None:
+        signal = teacher.signal or "dense"
+        defaults = {"dense": {}, "topk": {"top_k": 64}, "sampled": {"num_draws": 50}}[signal]
+        return teacher.model_copy(update={"signal": signal, **_missing(teacher, defaults)})
+    defaults = {"topk": {"top_k": 32, "precision": "16bit"}, "sampled": {"num_draws": 50}}[teacher.cache.kind]
+    return teacher.model_copy(update={"cache": teacher.cache.model_copy(update=_missing(teacher.cache, defaults))})
+
+
+def _missing(section: Section, defaults: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in defaults.items() if getattr(section, name) is None}
 
 
 def _normalised(weighting: EntropyWeighting) -> EntropyWeighting:

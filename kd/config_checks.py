@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from kd.config_checks_teacher import Conflict, teacher_conflicts
 from kd.config_schema import RunConfig
-
-
-class Conflict(NamedTuple):
-    """`keys`: dotted, the one to change first; it is not reported when one of them is already wrong by itself."""
-
-    keys: tuple[str, ...]
-    message: str
-
 
 _SIZES = ("architecture", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _FROM_SOURCE = (*_SIZES, "num_key_value_heads", "head_dim", "rope_theta", "rms_norm_eps", "tie_word_embeddings", "vocab_size",
@@ -22,36 +14,12 @@ _FROM_SOURCE = (*_SIZES, "num_key_value_heads", "head_dim", "rope_theta", "rms_n
 
 def conflicts(config: RunConfig) -> Iterator[Conflict]:
     """Every contradiction in `config`, in the order of the sections."""
-    yield from _teacher(config)
+    yield from teacher_conflicts(config)
     yield from _student(config)
     yield from _heads(config)
     yield from _data(config)
     yield from _loss(config)
     yield from _schedules(config)
-
-
-def _teacher(config: RunConfig) -> Iterator[Conflict]:
-    teacher = config.teacher
-    if teacher is not None:
-        if teacher.placement == "replicated" and teacher.deepspeed is not None:
-            yield Conflict(
-                ("teacher.deepspeed", "teacher.placement"),
-                "a replicated teacher is not under DeepSpeed: remove this key, or use placement: sharded",
-            )
-        return
-    if config.student.init == "teacher_layers":
-        yield Conflict(("student.init", "teacher"), "teacher_layers needs a teacher: add `teacher: {path: ...}`, or use init: scratch")
-    if config.tokenizer.path is None and config.student.init != "checkpoint":
-        yield Conflict(("tokenizer.path", "teacher", "student.init"), "required without a teacher: the folder or hub id of the tokenizer")
-    weights = config.loss.weights
-    for name in ("kl", "hard"):
-        if weights is not None and getattr(weights, name) > 0:
-            yield Conflict(
-                (f"loss.weights.{name}", "teacher"), "this term learns from a teacher and there is none: set it to 0, or add `teacher: {path: ...}`"
-            )
-    for name in ("teacher_share", "entropy_weighting"):
-        if getattr(config.loss, name) is not None:
-            yield Conflict((f"loss.{name}", "teacher"), "needs a teacher: remove it, or add `teacher: {path: ...}`")
 
 
 def _student(config: RunConfig) -> Iterator[Conflict]:

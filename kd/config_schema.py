@@ -36,6 +36,26 @@ class Run(Section):
     """Seeds initial weights, data order and dropout; from 0 to 4294967295."""
 
 
+class TeacherCache(Section):
+    """The teacher's signal on disk: launch/capture.py writes it once, training then reads it and runs no teacher."""
+
+    path: Text = Field(examples=["runs/cache/mine"])
+    """Folder of the cache; capture makes it."""
+    kind: Literal["sampled", "topk"] = "sampled"
+    """sampled: draws from the teacher's distribution as counts, unbiased and small, for divergence: forward_kl; topk: its best
+    tokens and the mass of all others, for every divergence."""
+    num_draws: Annotated[int, Field(ge=1, le=255)] | None = None
+    """Draws a row and temperature (sampled), from 1 to 255; 50 by default: about 12 distinct tokens at 2 nats."""
+    top_k: Count | None = None
+    """Tokens kept a row (topk); 32 by default."""
+    precision: Literal["16bit", "fp32"] | None = None
+    """Of log-probabilities (topk); 16bit by default."""
+    temperatures: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1)] = (1.0,)
+    """Temperatures to capture at, above 0, at most 100; each costs its own draws (sampled) or one number a row (topk)."""
+    t_tolerance: NotNegative = 0.05
+    """How far a scheduled temperature may be from the nearest captured one, which is then used; 0 or more."""
+
+
 class Teacher(Section):
     path: Text = Field(examples=["path/or/hub-id"])
     """Folder with a saved causal LM, or its hub id."""
@@ -43,10 +63,20 @@ class Teacher(Section):
     """Commit or tag of a hub id; pin it, so that the run can be repeated."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "bf16"
     """Precision its weights are held in; auto keeps the saved one."""
-    placement: Literal["sharded", "replicated"] = "sharded"
-    """sharded: split over all GPUs by ZeRO-3; replicated: one whole copy on each GPU (faster, and only for small teachers)."""
+    placement: Literal["sharded", "replicated", "offloaded"] = "sharded"
+    """sharded: split over all GPUs by ZeRO-3; replicated: one whole copy on each GPU (faster, and only for small teachers);
+    offloaded: sharded, with the weights in host memory (slower, for a teacher that the GPUs cannot hold)."""
     deepspeed: Text | None = None
-    """DeepSpeed JSON of a sharded teacher; by default the ZeRO-3 settings of training.deepspeed without an optimizer."""
+    """DeepSpeed JSON of a teacher that is not replicated; by default the ZeRO-3 settings of training.deepspeed without an optimizer."""
+    signal: Literal["dense", "topk", "sampled"] | None = None
+    """What a teacher that runs beside the student gives of each token's distribution, without a cache. dense (the default):
+    all of it; topk: its best top_k tokens and the mass of all others; sampled: num_draws draws, for divergence: forward_kl."""
+    top_k: Count | None = None
+    """Tokens of signal: topk; 64 by default."""
+    num_draws: Count | None = None
+    """Draws of signal: sampled; 50 by default."""
+    cache: TeacherCache | None = None
+    """Read the signal from disk instead of running the teacher; launch/capture.py writes it."""
 
 
 class Tokenizer(Section):

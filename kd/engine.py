@@ -27,7 +27,8 @@ from kd.losses import CombinedLoss, SpanRows, combined_kd_loss, row_weights
 from kd.model_head import head_of
 from kd.objective import TERMS, TermWeights
 from kd.optimizer import build_optimizer
-from kernels import DenseTeacher
+from kd.teacher.source import TeacherSource
+from kernels import DenseTeacher, SparseTeacher
 
 HITS = tuple(f"{name}_accuracy" for name in BIT_NAMES)
 SUMS = (*TERMS, *HITS, "teacher_agreement", "teacher_entropy")  # the columns of StepReport.sums
@@ -50,7 +51,7 @@ class _StudentWithLoss(nn.Module):
         loss = config.loss
         self._options = {"divergence": loss.divergence, "beta": loss.beta, "chunk_rows": loss.chunk_rows, "vocab_size": vocab_size}
 
-    def forward(self, micro: MicroBatch, weights: SpanRows, terms: TermWeights, teacher: DenseTeacher | None,
+    def forward(self, micro: MicroBatch, weights: SpanRows, terms: TermWeights, teacher: DenseTeacher | SparseTeacher | None,
                 grad_scale: float) -> CombinedLoss:
         hidden = hidden_rows(self.model, micro)
         return combined_kd_loss(hidden, head_of(self.model), teacher, micro.labels, weights, terms, grad_scale=grad_scale, **self._options)
@@ -101,13 +102,15 @@ class StudentEngine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = value
 
-    def train_step(self, micro_batches: list[MicroBatch], counts: Tensor, terms: TermWeights, teacher=None) -> StepReport:
+    def train_step(self, micro_batches: list[MicroBatch], counts: Tensor, terms: TermWeights, teacher: TeacherSource | None = None,
+                   step: int = 0) -> StepReport:
         """One optimizer step over this rank's micro-batches.
 
         Args:
             micro_batches: exactly gradient_accumulation of them, empty ones where there are no records.
             counts: [4] global, see `kd.losses.row_weights`.
-            teacher: a source with `signal(micro_batch)`, or None.
+            teacher: where the teacher's signal comes from, or None.
+            step: the optimizer step, from 0.
         """
         skipped_before = self.engine.skipped_steps
         sums = torch.zeros(len(SUMS), device=self.device)
@@ -115,7 +118,7 @@ class StudentEngine:
         for micro in micro_batches:
             micro = micro.to(self.device)
             weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
-            signal = teacher.signal(micro) if teacher is not None else None
+            signal = teacher.signal(micro, terms.temperature, step) if teacher is not None else None
             out = self.engine(micro, weights, terms, signal, self._grad_scale())
             self.engine.backward(out.loss, scale_wrt_gas=False)
             self.engine.step()

@@ -22,11 +22,13 @@ from kd.engine import StudentEngine, resolved_ds_config, start_distributed
 from kd.evaluate import format_table
 from kd.held_out import evaluate_run, held_out_records
 from kd.objective import uses_teacher
-from kd.plan import Plan, check_fits, plan_run
+from kd.plan import Plan, check_fits, format_plan, plan_run
 from kd.report import write_report
 from kd.run_log import RunLog
 from kd.student import build_student, count_parameters, on_rank_0
-from kd.teacher.live import LiveTeacher
+from kd.teacher.cached import require_captured
+from kd.teacher.size import CacheSize, cache_size
+from kd.teacher.source import open_teacher
 from kd.tokenizers import load_tokenizer
 from kd.trainer import Trainer, TrainingResult, stage_source
 
@@ -34,13 +36,24 @@ from kd.trainer import Trainer, TrainingResult, stage_source
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
 
 
-def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = None) -> Plan:
+def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = None, *, cache: CacheSize | None = None) -> Plan:
     """The plan of `config` for this machine's memory (kd/plan.py)."""
     student = config.student
     width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
     length = len(load_tokenizer(config)) if width_unknown else None
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return plan_run(config, world_size, gpu, psutil.virtual_memory().total, ranks_per_host=ranks_per_host, tokenizer_length=length)
+    return plan_run(config, world_size, gpu, psutil.virtual_memory().total, ranks_per_host=ranks_per_host, tokenizer_length=length,
+                    cache=cache)
+
+
+def dry_run(config: RunConfig, world_size: int) -> str:
+    """What `--dry-run` prints: the plan, and the size of the teacher's cache from a sample of the data.
+
+    Raises:
+        PlanError, DataError, TokenizerError: something that the configuration names is not there.
+    """
+    cached = config.teacher is not None and config.teacher.cache is not None
+    return format_plan(plan_here(config, world_size, cache=cache_size(config, load_tokenizer(config)) if cached else None))
 
 
 def execute(config: RunConfig, *, fresh: bool = False) -> Path:
@@ -51,10 +64,13 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
 
     Raises:
         PlanError: this machine cannot hold the run; nothing was loaded.
+        NotCaptured: the teacher's cache is not there yet; nothing was loaded.
         DataError, TokenizerError, StudentError, CheckpointError, TrainingError: each says where and what to do.
     """
     rank, world = start_distributed()
     check_fits(plan_here(config, world))
+    if uses_teacher(config) and config.teacher.cache is not None:
+        require_captured(config)
     started = time.monotonic()
     run_dir = Path(config.run.output_dir) / config.run.name
     tokenizer = load_tokenizer(config)
@@ -83,15 +99,19 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[Tr
     engine = StudentEngine(model, config, ds_config, len(tokenizer))
     teacher = None
     if uses_teacher(config):
-        teacher_ds = json.loads(Path(config.teacher.deepspeed).read_text()) if config.teacher.deepspeed else ds_config
-        teacher = LiveTeacher(config, teacher_ds, engine.device)
+        teacher = open_teacher(config, ds_config, tokenizer, engine.device, log.say)
     # Counts, flags and checkpoints travel over the CPU; NCCL cannot carry that.
     group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     checkpoints = Checkpoints(run_dir / "checkpoints", engine.engine, group, _identity(config), log.say)
-    result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints).run()
+    try:
+        result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints).run()
+    finally:
+        if teacher is not None:
+            teacher.close()
     log.say(f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
             + (f"; stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else "")
             + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else "")
+            + (f"; {result.num_no_signal} had no signal from the teacher and were left out" if result.num_no_signal else "")
             + (f"; {result.num_truncated} were cut to it" if result.num_truncated else ""))
     student = run_dir / "student"
     if result.stopped != "signal":
@@ -132,6 +152,8 @@ def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_secon
         facts["notes"].append("The student started from layers of the teacher (student.init: teacher_layers), not from random weights.")
     if result.num_too_long:
         facts["notes"].append(f"{result.num_too_long} records were longer than their stage's max_length and were left out.")
+    if result.num_no_signal:
+        facts["notes"].append(f"{result.num_no_signal} records had no signal from the teacher (its cache says why) and were left out.")
     if result.num_truncated:
         facts["notes"].append(f"{result.num_truncated} records were longer than their stage's max_length and were cut after an assistant turn.")
     (run_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from kd.checkpoint import Checkpoints
 from kd.config_schema import RunConfig, Stage
+from kd.data.ahead import Ahead
 from kd.data.batches import DemoSource, FileSource, StepBatches, measure
 from kd.data.micro_batch import MicroBatch, count_rows
 from kd.data.spans import BIT_NAMES
+from kd.data.workers import num_workers
 from kd.engine import SUMS, StudentEngine
-from kd.objective import TERMS, weights_at
+from kd.objective import TERMS, TermWeights, weights_at
 from kd.optimizer import learning_rate
 from kd.run_log import RunLog, memory_gib
+from kd.teacher.source import TeacherSource
 
 LOSS_MEAN_DECAY = 0.98  # of the running mean that stage.until.loss_below looks at
 MAX_SKIPPED_IN_A_ROW = 10
@@ -31,7 +34,7 @@ class TrainingError(RuntimeError):
 
 class TrainingResult(NamedTuple):
     """`stopped` is None, or why training ended before its last step: "signal" or "budget". Of the records seen, over all
-    ranks, `num_too_long` were left out and `num_truncated` cut."""
+    ranks, `num_too_long` and the `num_no_signal` that the teacher has no signal for were left out, and `num_truncated` cut."""
 
     steps: int
     seconds: float
@@ -39,6 +42,7 @@ class TrainingResult(NamedTuple):
     stopped: str | None
     num_too_long: int
     num_truncated: int
+    num_no_signal: int
 
 
 @dataclass
@@ -55,6 +59,7 @@ class _Progress:
     data: dict[str, int] | None = None  # of the stage: StepBatches.state_dict after the last step
     num_too_long: dict[str, int] = field(default_factory=dict)  # by stage, over all ranks
     num_truncated: int = 0
+    num_no_signal: dict[str, int] = field(default_factory=dict)  # by stage, over all ranks
     window: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS) + 4, dtype=torch.float64))  # since the last line: sums, rows by bit
     window_steps: int = 0
     window_tokens: int = 0
@@ -66,6 +71,7 @@ class _Step(NamedTuple):
     micro_batches: list[MicroBatch]
     num_records: int
     state: dict[str, int]  # of the data, once the step is taken
+    following: list[MicroBatch]  # of the stage's next step; none where there is none, or making it failed
 
 
 def stage_source(config: RunConfig, stage: Stage, index: int):
@@ -82,7 +88,8 @@ class Trainer:
     With `checkpoints` it saves every save_every steps, at the end and on SIGTERM, and goes on from the newest one.
     """
 
-    def __init__(self, config: RunConfig, engine: StudentEngine, teacher, tokenizer, log: RunLog, group, checkpoints: Checkpoints | None = None):
+    def __init__(self, config: RunConfig, engine: StudentEngine, teacher: TeacherSource | None, tokenizer, log: RunLog, group,
+                 checkpoints: Checkpoints | None = None):
         self._config, self._engine, self._teacher, self._tokenizer, self._log = config, engine, teacher, tokenizer, log
         self._rank, self._world, self._group, self._checkpoints = dist.get_rank(), dist.get_world_size(), group, checkpoints
         self._progress = _Progress()
@@ -102,21 +109,24 @@ class Trainer:
     def _run(self) -> TrainingResult:
         config, at, num_steps = self._config, self._progress, self._config.training.steps
         started, stopped = time.monotonic() - at.seconds, None
-        for stage, micro_batches, num_records, state in self._steps():
+        for stage, micro_batches, num_records, state, following in self._steps():
             over = config.training.time_budget_seconds is not None and at.seconds >= config.training.time_budget_seconds
-            counts, step_tokens, num_too_long, num_truncated, stopped = self._agree(micro_batches, over)
-            num_too_long += at.num_too_long.get(stage.name, 0)
-            if num_too_long == num_records:
-                raise TrainingError(f"stage {stage.name}: all of its {num_records} records are longer than max_length ({stage.max_length} tokens), "
-                                    "so there is nothing to train on; raise max_length, or cut the records")
+            counts, step_tokens, num_truncated, left_out, stopped = self._agree(micro_batches, over)
+            too_long, no_signal = left_out[0] + at.num_too_long.get(stage.name, 0), left_out[1] + at.num_no_signal.get(stage.name, 0)
+            if too_long + no_signal == num_records:
+                raise TrainingError(f"stage {stage.name}: {too_long} of its {num_records} records are longer than max_length ({stage.max_length} tokens)"
+                                    + (f" and the teacher has no signal for {no_signal}" if no_signal else "")
+                                    + ", so there is nothing to train on; raise max_length, or cut the records")
             if stopped:
                 break
-            terms = weights_at(config.loss, at.step, num_steps, has_teacher=self._teacher is not None)
+            terms = self._terms(at.step)
+            if following and self._teacher is not None:
+                self._teacher.prefetch(following, self._terms(at.step + 1).temperature)
             rate = learning_rate(config.optimizer, at.step, num_steps)
             self._engine.set_learning_rate(rate)
-            report = self._engine.train_step(micro_batches, counts, terms, self._teacher)
+            report = self._engine.train_step(micro_batches, counts, terms, self._teacher, at.step)
             at.step, at.stage_step, at.data = at.step + 1, at.stage_step + 1, state
-            at.num_too_long[stage.name], at.num_truncated = num_too_long, at.num_truncated + num_truncated
+            at.num_too_long[stage.name], at.num_no_signal[stage.name], at.num_truncated = too_long, no_signal, at.num_truncated + num_truncated
             at.tokens, at.window_tokens = at.tokens + step_tokens, at.window_tokens + step_tokens
             if report.skipped:
                 at.skipped_in_a_row += 1
@@ -135,7 +145,12 @@ class Trainer:
                 self._save()
         if stopped:
             self._save()
-        return TrainingResult(at.step, at.seconds, at.tokens, stopped, sum(at.num_too_long.values()), at.num_truncated)
+        return TrainingResult(at.step, at.seconds, at.tokens, stopped, sum(at.num_too_long.values()), at.num_truncated,
+                              sum(at.num_no_signal.values()))
+
+    def _terms(self, step: int) -> TermWeights:
+        terms = weights_at(self._config.loss, step, self._config.training.steps, has_teacher=self._teacher is not None)
+        return terms if self._teacher is None else terms._replace(temperature=self._teacher.temperature(terms.temperature))
 
     def _steps(self) -> Iterator[_Step]:
         """What each remaining step trains on, over the stages of the curriculum."""
@@ -145,17 +160,19 @@ class Trainer:
             self._log.say(f"stage {stage.name}: " + (", ".join(stage.train) if stage.train else f"demo corpus, {dict(stage.mix)}"))
             source = stage_source(config, stage, at.stage)
             batches = self._batches(source, stage)
-            following = iter(batches)
+            made = Ahead(batches)
             while at.step < config.training.steps and not self._leaves(stage):
-                micro_batches = next(following)
-                yield _Step(stage, micro_batches, len(source), batches.state_dict())
-            following.close()  # its workers end here
+                micro_batches, state = made.take()
+                if at.step + 1 < config.training.steps and not self._surely_last(stage):
+                    made.look()
+                yield _Step(stage, micro_batches, len(source), state, made.following)
+            made.close()  # its workers end here
             at.stage, at.stage_step, at.loss_mean, at.data = at.stage + 1, 0, (0.0, 0.0), None
 
     def _batches(self, source, stage: Stage) -> StepBatches:
         data, training = self._config.data, self._config.training
-        workers = data.workers if data.workers is not None else 2 if torch.cuda.is_available() else 0
-        fitting = {"max_length": stage.max_length, "too_long": data.too_long, "rank": self._rank, "world_size": self._world, "workers": workers}
+        fitting = {"max_length": stage.max_length, "too_long": data.too_long, "rank": self._rank, "world_size": self._world, "workers": num_workers(data.workers),
+                   "no_signal": self._teacher.missing if self._teacher is not None else frozenset()}
         lengths = None
         if data.packing == "length":
             lengths = self._sum_over_ranks(measure(source, self._tokenizer, **fitting)).tolist()
@@ -174,6 +191,10 @@ class Trainer:
         mean, weight = self._progress.loss_mean
         low = stage.until.loss_below is not None and weight > 0.5 and mean / weight < stage.until.loss_below
         return low or self._progress.stage_step >= (stage.until.steps or stage.until.max_steps)
+
+    def _surely_last(self, stage: Stage) -> bool:
+        """Whether the stage ends with the step that is being taken, whatever its loss."""
+        return stage.until is not None and self._progress.stage_step + 1 >= (stage.until.steps or stage.until.max_steps)
 
     def _see_loss(self, loss: float) -> None:
         mean, weight = self._progress.loss_mean
@@ -196,13 +217,15 @@ class Trainer:
         self._log.resume_at(self._progress.step)
         self._log.say(f"going on from the checkpoint of step {self._progress.step}")
 
-    def _agree(self, micro_batches: list[MicroBatch], over_budget: bool) -> tuple[Tensor, int, int, int, str | None]:
-        """One all-reduce a step: rows by span bit [4], tokens, records left out and cut, and whether any rank must stop."""
+    def _agree(self, micro_batches: list[MicroBatch], over_budget: bool) -> tuple[Tensor, int, int, tuple[int, int], str | None]:
+        """One all-reduce a step: rows by span bit [4], tokens, records cut, records left out as too long and for want of a
+        signal, and whether any rank must stop."""
         tokens = sum(int(m.attention_mask.sum()) for m in micro_batches if m.record_ids)
-        too_long, truncated = (sum(len(names) for names in found) for found in zip(*((m.left_out, m.truncated) for m in micro_batches)))
-        own = [tokens, too_long, truncated, self._signalled, over_budget]
+        truncated, too_long, no_signal = (sum(map(len, found)) for found in zip(*((m.truncated, m.left_out, m.no_signal) for m in micro_batches)))
+        own = [tokens, truncated, too_long, no_signal, self._signalled, over_budget]
         values = self._sum_over_ranks(torch.cat([count_rows(micro_batches), torch.tensor(own, dtype=torch.float64)]))
-        return values[:4], *map(int, values[4:7]), "signal" if values[7] else "budget" if values[8] else None
+        tokens, truncated, too_long, no_signal = map(int, values[4:8])
+        return values[:4], tokens, truncated, (too_long, no_signal), "signal" if values[8] else "budget" if values[9] else None
 
     def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._group)

@@ -28,9 +28,9 @@ from kd.hidden_rows import hidden_rows
 from kd.losses import combined_kd_loss, row_weights
 from kd.model_head import head_of
 from kd.objective import TERMS, TermWeights, uses_teacher, weights_at
-from kd.student import DTYPES, build_student, count_parameters, load_causal_lm, student_model_config
+from kd.student import DTYPES, build_student, count_parameters, student_model_config
+from kd.teacher.source import open_teacher
 from kd.tokenizers import first_difference
-from kernels import DenseTeacher
 
 MAX_STEPS_LOOKED_AT = 64
 _SPAN_BITS = {"tool": TOOL, "args": ARGS, "integration": INTEGRATION}
@@ -139,7 +139,7 @@ def _memory_needed(config: RunConfig, tokenizer) -> int | str:
     try:
         model_config = student_model_config(config, len(tokenizer))
         needed = count_parameters(model_config) * 3 * DTYPES[config.student.dtype].itemsize
-        if uses_teacher(config):
+        if uses_teacher(config) and config.teacher.cache is None:
             teacher = AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision)
             dtype = DTYPES[config.teacher.dtype] if config.teacher.dtype != "auto" else teacher.dtype or torch.float32
             needed += count_parameters(teacher) * dtype.itemsize
@@ -150,13 +150,14 @@ def _memory_needed(config: RunConfig, tokenizer) -> int | str:
     return needed + tokens * (text.hidden_size * text.num_hidden_layers * 40 + text.vocab_size * 8)
 
 
-def first_batch(config: RunConfig, tokenizer) -> tuple[MicroBatch, int]:
-    """A micro-batch of the run's first stage that has rows for each weighted span, or the first one with rows; and its step."""
+def first_batch(config: RunConfig, tokenizer, no_signal: frozenset[bytes] = frozenset()) -> tuple[MicroBatch, int]:
+    """A micro-batch of the run's first stage that has rows for each weighted span, or the first one with rows; and its step.
+    Records of the keys in `no_signal` are left out, as in training."""
     stage = config.data.stages[0]
     corpus = config.data.demo
     source = FileSource(stage.train) if stage.train is not None else DemoSource(corpus.num_records, corpus.seed * 1000, stage.mix)
     steps = StepBatches(source, tokenizer, max_length=stage.max_length, micro_batch_size=config.training.micro_batch_size, gradient_accumulation=1,
-                        seed=config.run.seed)  # fmt: skip
+                        seed=config.run.seed, no_signal=no_signal)  # fmt: skip
     wanted = [bit for bit, weight in ((TOOL, config.loss.w_tool), (ARGS, config.loss.w_args), (INTEGRATION, config.loss.w_integr)) if weight > 0]
     best = None
     for step, micro_batches in enumerate(itertools.islice(steps, MAX_STEPS_LOOKED_AT)):
@@ -172,18 +173,17 @@ def first_batch(config: RunConfig, tokenizer) -> tuple[MicroBatch, int]:
 
 
 def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
-    micro, step = first_batch(config, tokenizer)
+    source = open_teacher(_whole_teacher(config), {}, tokenizer, torch.device("cpu"), lambda text: None) if uses_teacher(config) else None
+    micro, step = first_batch(config, tokenizer, source.missing if source is not None else frozenset())
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with tempfile.TemporaryDirectory() as folder:
         student = build_student(config, work_dir=folder, tokenizer_length=len(tokenizer), token_ids=token_ids)
     student.train()
-    teacher = None
-    if uses_teacher(config):
-        model = load_causal_lm(config.teacher.path, dtype=config.teacher.dtype, revision=config.teacher.revision,
-                               attention_implementation=config.student.attention_implementation).eval().requires_grad_(False)  # fmt: skip
-        with torch.no_grad():
-            teacher = DenseTeacher(hidden_rows(model, micro), head_of(model))
-    terms = weights_at(config.loss, 0, config.training.steps, has_teacher=teacher is not None)
+    teacher, terms = None, weights_at(config.loss, 0, config.training.steps, has_teacher=source is not None)
+    if source is not None:
+        terms = terms._replace(temperature=source.temperature(terms.temperature))
+        teacher = source.signal(micro, terms.temperature)
+        source.close()
     counts = count_rows([micro])
     total, norm = _gradient(config, student, micro, teacher, counts, terms, len(tokenizer))
     rows = ", ".join(f"{name} {int(((micro.bits & bit) != 0).sum())}" for name, bit in BIT_NAMES.items())
@@ -203,6 +203,11 @@ def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
             detail = f"weight {weight:g}, and none of the first {MAX_STEPS_LOOKED_AT} steps has a row for it: the data has nothing it learns from; set the weight to 0"
         yield {"name": f"term {name} has a gradient", "ok": math.isfinite(norm) and norm > 0, "detail": detail}
     yield {"name": "the terms add up to the loss", "ok": math.isclose(added, total, rel_tol=1e-3, abs_tol=1e-6), "detail": f"{added:.6f} and {total:.6f}"}
+
+
+def _whole_teacher(config: RunConfig) -> RunConfig:
+    """The same configuration with a teacher that needs no DeepSpeed."""
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"placement": "replicated", "deepspeed": None})})
 
 
 def _gradient(config: RunConfig, student, micro: MicroBatch, teacher, counts, terms: TermWeights, vocab_size: int) -> tuple[float, float]:

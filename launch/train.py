@@ -8,8 +8,8 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -34,10 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.overrides)
         if args.dry_run:
-            from kd.plan import format_plan
-            from kd.run import plan_here
+            from kd.run import dry_run
 
-            print(format_plan(plan_here(config, int(os.environ.get("WORLD_SIZE", "1")))))
+            print(dry_run(config, int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
         from kd.run import execute
 
@@ -46,18 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         if type(error).__module__.split(".")[0] not in ("kd", "kernels"):
             raise
         print(f"error: {error}", file=sys.stderr)
+        if type(error).__name__ == "NotCaptured":
+            overrides = "".join(f" --set {shlex.quote(override)}" for override in args.overrides)
+            print(f"capture it first:\n  deepspeed launch/capture.py --config {shlex.quote(args.config)}{overrides}", file=sys.stderr)
         return 1
     return 0
 
 
-def leave(code: int) -> None:
-    """Ends the process with what Python has registered done, and no C++ destructor: one that meets a running thread of the
-    process group aborts, now and then, a rank that has finished ("terminate called without an active exception")."""
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
+    from kd.process import leave
+
     leave(main())

@@ -298,6 +298,53 @@ def test_what_is_dumped_parses_equal(data):
     assert parsed.data == data and repr(parsed.data) == repr(data) and parsed.problems == []
 
 
+CACHE = "teacher:\n  path: some/teacher\n  cache: {path: c, temperatures: [2.0], "
+
+
+def test_what_the_teacher_gives_is_filled_in(write):
+    teacher = load_config(write(GOOD)).teacher
+    assert (teacher.signal, teacher.top_k, teacher.num_draws, teacher.cache) == ("dense", None, None, None)
+    teacher = load_config(write(GOOD), ["teacher.signal=topk"]).teacher
+    assert (teacher.signal, teacher.top_k, teacher.num_draws) == ("topk", 64, None)
+    assert load_config(write(GOOD), ["teacher.signal=sampled"]).teacher.num_draws == 50
+    teacher = load_config(write(changed("teacher:\n  path: some/teacher\n", CACHE + "kind: topk}\n"))).teacher
+    assert teacher.signal is None
+    assert (teacher.cache.top_k, teacher.cache.precision, teacher.cache.num_draws) == (32, "16bit", None)
+    config = load_config(write(changed("teacher:\n  path: some/teacher\n", CACHE + "}\n")))
+    assert (config.teacher.cache.kind, config.teacher.cache.num_draws, config.teacher.cache.precision) == ("sampled", 50, None)
+    assert load_config(write(dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["teacher.top_k=5"], ["teacher.top_k: only with signal: topk (here dense)"]),
+        (["teacher.signal=topk", "teacher.num_draws=5"], ["teacher.num_draws: only with signal: sampled (here topk)"]),
+        (["teacher.signal=sampled", "loss.divergence=reverse_kl"], ["loss.divergence: reverse_kl cannot be estimated from draws"]),
+        (["teacher.cache={path: c, temperatures: [2.0]}", "loss.divergence=jsd", "loss.beta=0.5"], ["loss.divergence: jsd cannot be estimated from draws"]),
+        (["teacher.cache={path: c, temperatures: [2.0]}", "teacher.signal=topk", "teacher.top_k=8"],
+         ["teacher.signal: is of a teacher that runs beside the student", "teacher.top_k: is of a teacher that runs"]),
+        (["teacher.cache={path: c, temperatures: [2.0], top_k: 8, precision: fp32}"],
+         ["teacher.cache.top_k: only with kind: topk (here sampled)", "teacher.cache.precision: only with kind: topk"]),
+        (["teacher.cache={path: c, temperatures: [2.0], kind: topk, num_draws: 8}"], ["teacher.cache.num_draws: only with kind: sampled (here topk)"]),
+        (["teacher.cache={path: c, temperatures: [2.0, 2]}"], ["teacher.cache.temperatures: [2, 2] names a temperature twice"]),
+        (["teacher.cache={path: c}"], ["teacher.cache.temperatures: training is at temperature 2 in step 0, and the nearest of [1] is farther than "
+                                       "t_tolerance (0.05): add 2 to this list"]),
+        (["teacher.cache={path: c, temperatures: [2.0, 1.0]}", "loss.temperature={schedule: linear, start: 2.0, end: 1.0}"],
+         ["teacher.cache.temperatures: training is at temperature 1.949 in step 5, and the nearest of [2, 1]"]),
+        (["teacher.cache={path: c, temperatures: [2.0, 1.0], t_tolerance: 0.5}", "loss.temperature={schedule: cosine, start: 2.0, end: 1.0}"], []),
+        (["teacher.cache={path: c, temperatures: [2.0], num_draws: 256}"], ["teacher.cache.num_draws: must be at most 255"]),
+    ],
+)  # fmt: skip
+def test_teacher_signal_and_cache(write, overrides, expected):
+    if not expected:
+        assert load_config(write(GOOD), overrides).teacher.cache.t_tolerance == 0.5
+        return
+    found = [line.partition(": ")[2] for line in problems(write(GOOD), overrides)]
+    found = [line[line.index("teacher."):] if "teacher." in line and not line.startswith("loss") else line for line in found]
+    assert len(found) == len(expected) and all(any(wanted in line for line in found) for wanted in expected), found
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("3e-4", 3e-4), ("1E5", 1e5), (".5", 0.5), ("1_000", 1000), ("010", 10), ("no", "no"), ("off", "off"), ("1:30", "1:30"), ("0x10", "0x10"),
@@ -322,7 +369,9 @@ def test_every_key_is_documented_and_the_list_is_frozen():
 
 FROZEN_KEYS = """
 run.name run.output_dir run.seed
-teacher.path teacher.revision teacher.dtype teacher.placement teacher.deepspeed
+teacher.path teacher.revision teacher.dtype teacher.placement teacher.deepspeed teacher.signal teacher.top_k teacher.num_draws
+teacher.cache.path teacher.cache.kind teacher.cache.num_draws teacher.cache.top_k teacher.cache.precision
+teacher.cache.temperatures teacher.cache.t_tolerance
 tokenizer.path
 student.init student.path student.layers student.architecture student.hidden_size student.intermediate_size
 student.num_hidden_layers student.num_attention_heads student.num_key_value_heads student.head_dim

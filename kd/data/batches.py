@@ -11,7 +11,10 @@ that does not join a gather stops all the others.
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Protocol, Sequence
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kd.data import demo
+from kd.data.content import record_key
 from kd.data.micro_batch import MicroBatch, collate, collate_packed
 from kd.data.order import Row, cut_into_steps, packed_epoch, padded_epoch
 from kd.data.records import DataError, Record, parse_line
@@ -27,14 +31,17 @@ from kd.data.spans import TRUTH
 from kd.data.workers import in_order
 
 _MEASURED_TOGETHER = 64  # records a worker measures at once
+_FINGERPRINTED = 32  # records of the demo corpus, which its generator makes
 
 
 class Source(Protocol):
-    """Records by position. `size_hint` is any cheap measure of length; it only decides what is batched with what."""
+    """Records by position. `size_hint` is any cheap measure of length; it only decides what is batched with what.
+    `fingerprint` is the same for sources that give the same records, and for no others."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Record: ...
     def size_hint(self, index: int) -> int: ...
+    def fingerprint(self) -> str: ...
 
 
 class FileSource:
@@ -78,6 +85,15 @@ class FileSource:
     def size_hint(self, index: int) -> int:
         return self._lines[index][2]
 
+    def fingerprint(self) -> str:
+        """SHA-256 over every record's line, in order."""
+        digest = hashlib.sha256()
+        for path, offset, length, _ in self._lines:
+            with path.open("rb") as file:
+                file.seek(offset)
+                digest.update(file.read(length).strip() + b"\n")
+        return digest.hexdigest()
+
 
 class DemoSource:
     """The demo corpus, made record by record: kinds drawn from `mix`, or `short` records whose kind carries that suffix."""
@@ -87,7 +103,7 @@ class DemoSource:
         if unknown:
             raise DataError(f"data.stages: mix: no demo record kind {unknown[0]!r}; kinds are {', '.join(demo.KINDS)}, each also as kind_short")
         self._kinds = random.Random(f"{seed}:kinds").choices(list(mix), list(mix.values()), k=num_records)
-        self._seed = seed
+        self._seed, self._mix = seed, mix
 
     def __len__(self) -> int:
         return len(self._kinds)
@@ -99,6 +115,11 @@ class DemoSource:
     def size_hint(self, index: int) -> int:
         record = self[index]
         return sum(len(m["content"]) + 2 * len(str(m.get("tool_calls", ""))) for m in record.messages) + len(str(record.tools)) // 4
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the parameters, and over the first records: another version of the corpus is another corpus."""
+        first = [asdict(self[index]) for index in range(min(len(self), _FINGERPRINTED))]
+        return hashlib.sha256(json.dumps([len(self), self._seed, self._mix, first], ensure_ascii=False).encode()).hexdigest()
 
 
 class StepBatches:
@@ -114,15 +135,16 @@ class StepBatches:
         too_long: what happens to a longer record: "drop" leaves it out, "truncate" keeps what `truncated` does.
         lengths: of every record, from `measure` summed over ranks, to pack several into a row; None for a record a row.
         workers: processes that make batches ahead; 0 makes them when they are asked for.
+        no_signal: keys (kd/data/content.py) of records that the teacher has no signal for; they are left out.
     """
 
     def __init__(self, source: Source, tokenizer, *, max_length: int, micro_batch_size: int, gradient_accumulation: int,
                  rank: int = 0, world_size: int = 1, seed: int = 0, too_long: str = "drop", lengths: Sequence[int] | None = None,
-                 workers: int = 0):
+                 workers: int = 0, no_signal: frozenset[bytes] = frozenset()):
         if not len(source):
             raise DataError("no record to train on")
         self._source, self._max_length, self._lengths = source, max_length, lengths
-        self._make = _Maker(source, tokenizer, max_length, too_long == "truncate", lengths is not None)
+        self._make = _Maker(source, tokenizer, max_length, too_long == "truncate", lengths is not None, no_signal)
         self._micro, self._accumulation = micro_batch_size, gradient_accumulation
         self._rank, self._world, self._seed, self._workers = rank, world_size, seed, workers
         self._at = _Place(0, 0)
@@ -177,6 +199,7 @@ class _Maker(NamedTuple):
     max_length: int
     truncate: bool
     packed: bool
+    no_signal: frozenset[bytes]
 
     def __call__(self, work: _Work) -> tuple[_Place, list[MicroBatch]]:
         return work.after, [self._micro_batch(rows, work.after.epoch == 0) for rows in work.micro_batches]
@@ -184,15 +207,18 @@ class _Maker(NamedTuple):
     def lengths(self, indices: range) -> list[int]:
         """Tokens that are kept of each record; 0 of one that is left out."""
         fitted = (self._fitted(encode(self.source[i], self.tokenizer)) for i in indices)
-        return [len(e.input_ids) if e else 0 for e in fitted]
+        return [len(e.input_ids) if e and not self._silent(e) else 0 for e in fitted]
 
     def _fitted(self, encoded: Encoded) -> Encoded | None:
         if len(encoded.input_ids) <= self.max_length:
             return encoded
         return truncated(encoded, self.max_length) if self.truncate else None
 
+    def _silent(self, encoded: Encoded) -> bool:
+        return bool(self.no_signal) and record_key(encoded.input_ids) in self.no_signal
+
     def _micro_batch(self, rows: list[Row], count: bool) -> MicroBatch:
-        kept, left_out, cut = [], [], []
+        kept, left_out, cut, silent = [], [], [], []
         for row in rows:
             kept.append([])
             for whole in (encode(self.source[i], self.tokenizer) for i in row):
@@ -200,19 +226,23 @@ class _Maker(NamedTuple):
                 if fitted is None:
                     left_out.append(whole.record_id)
                     continue
+                if self._silent(fitted):
+                    silent.append(whole.record_id)
+                    continue
                 kept[-1].append(fitted)
                 if fitted is not whole:
                     cut.append(whole.record_id)
         kept = [row for row in kept if row]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         micro = collate_packed(kept, pad, self.max_length) if self.packed else collate([row[0] for row in kept], pad, self.max_length)
-        return micro._replace(left_out=tuple(left_out), truncated=tuple(cut)) if count else micro
+        return micro._replace(left_out=tuple(left_out), truncated=tuple(cut), no_signal=tuple(silent)) if count else micro
 
 
-def measure(source: Source, tokenizer, *, max_length: int, too_long: str, rank: int, world_size: int, workers: int = 0) -> Tensor:
+def measure(source: Source, tokenizer, *, max_length: int, too_long: str, rank: int, world_size: int, workers: int = 0,
+            no_signal: frozenset[bytes] = frozenset()) -> Tensor:
     """[num_records] int64: tokens that each record takes in a row, 0 for one left out. Each rank measures its share and has 0
     for the others': add up over ranks."""
-    maker = _Maker(source, tokenizer, max_length, too_long == "truncate", True)
+    maker = _Maker(source, tokenizer, max_length, too_long == "truncate", True, no_signal)
     shares = [range(at, min(at + _MEASURED_TOGETHER, len(source))) for at in range(0, len(source), _MEASURED_TOGETHER)][rank::world_size]
     lengths = torch.zeros(len(source), dtype=torch.int64)
     for share, found in zip(shares, in_order(maker.lengths, shares, workers)):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kd.data.content import record_key, rows_digest
 from kd.data.render import Encoded
 from kd.data.spans import ARGS, INTEGRATION, TOOL, TRUTH
 
@@ -33,9 +34,19 @@ class MicroBatch(NamedTuple):
     weight: Tensor  # [N] fp32, of the row's record
     record: Tensor  # [N] int64, index into record_ids
     record_ids: tuple[str, ...]
+    keys: tuple[bytes, ...]  # what each record is to the teacher's cache (kd/data/content.py), parallel to record_ids
+    row_digests: tuple[bytes, ...]  # of its rows, likewise
     packed: Packed | None = None
     left_out: tuple[str, ...] = ()  # records that were too long, each named in the first epoch alone
     truncated: tuple[str, ...] = ()  # likewise, those that lost their end
+    no_signal: tuple[str, ...] = ()  # likewise, those the teacher has no signal for
+
+    @property
+    def positions(self) -> Tensor:
+        """[N] int64: where in its record each row's token stands, from 0."""
+        if self.packed is not None:
+            return self.packed.position_ids.flatten().index_select(0, self.rows)
+        return self.rows % self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same with its tensors on `device`."""
@@ -67,7 +78,6 @@ def collate_packed(rows: list[list[Encoded]], pad_token_id: int, max_length: int
 
 
 def _collate(lines: list[list[Encoded]], pad_token_id: int, max_length: int | None) -> MicroBatch:
-    """This is the one place of the shift: a token at position t with bits becomes the row at position t - 1."""
     length = max((sum(len(e.input_ids) for e in line) for line in lines), default=1)
     if lines and max_length is not None:
         length = max(length, min(-(-length // PAD_MULTIPLE) * PAD_MULTIPLE, max_length))
@@ -75,25 +85,32 @@ def _collate(lines: list[list[Encoded]], pad_token_id: int, max_length: int | No
     attention_mask = torch.zeros_like(input_ids)
     if not lines:
         attention_mask[0, 0] = 1  # attention over nothing is NaN in some implementations
-    rows, labels, bits, weight, record, record_ids = [], [], [], [], [], []
+    rows, labels, bits, weight, record, record_ids, keys, digests = [], [], [], [], [], [], [], []
     for b, line in enumerate(lines):
         start = 0
         for e in line:
             end = start + len(e.input_ids)
             input_ids[b, start:end] = torch.tensor(e.input_ids)
             attention_mask[b, start:end] = 1
-            for t in range(1, len(e.input_ids)):
-                if e.bits[t]:
-                    rows.append(b * length + start + t - 1)
-                    labels.append(e.input_ids[t])
-                    bits.append(e.bits[t])
-                    weight.append(e.weight)
-                    record.append(len(record_ids))
+            positions = supervised(e)
+            for t in positions:
+                rows.append(b * length + start + t)
+                labels.append(e.input_ids[t + 1])
+                bits.append(e.bits[t + 1])
+                weight.append(e.weight)
+                record.append(len(record_ids))
             record_ids.append(e.record_id)
+            keys.append(record_key(e.input_ids))
+            digests.append(rows_digest(positions))
             start = end
     return MicroBatch(input_ids, attention_mask, torch.tensor(rows, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64),
                       torch.tensor(bits, dtype=torch.int64), torch.tensor(weight, dtype=torch.float32),
-                      torch.tensor(record, dtype=torch.int64), tuple(record_ids))
+                      torch.tensor(record, dtype=torch.int64), tuple(record_ids), tuple(keys), tuple(digests))
+
+
+def supervised(encoded: Encoded) -> list[int]:
+    """Positions in a record whose next token is trained. This is the one place of the shift: bits at t make a row at t - 1."""
+    return [t - 1 for t in range(1, len(encoded.input_ids)) if encoded.bits[t]]
 
 
 def count_rows(micro_batches: list[MicroBatch]) -> Tensor:

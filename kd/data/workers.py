@@ -18,6 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from kd.data.records import DataError
 
 
+def num_workers(asked: int | None) -> int:
+    """data.workers, or what it is by default: 2 where there is a GPU, and none on a CPU, whose cores all train."""
+    return asked if asked is not None else 2 if torch.cuda.is_available() else 0
+
+
 def in_order(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Iterator[Any]:
     """function(item) for each of `items` (endless, if need be), in their order; ahead of time by `num_workers` processes, or
     by this one when asked for where that is 0. A DataError of `function` is raised here at its item's turn, unchanged.

@@ -1,70 +1,106 @@
-"""A live teacher: hidden states of the supervised rows, and its head, whole on every rank.
+"""A live teacher: the model runs beside the student, and its signal is dense, its best tokens, or draws.
 
-The student's loss makes the teacher's logits a chunk at a time from these, so the teacher's [N, V] never exists. The
-teacher is sharded by its own ZeRO-3 engine (no optimizer), or replicated. Its head is gathered once: inside the
-student's forward another engine's weight cannot be reached.
+dense: hidden states and head; the student's loss makes the teacher's logits a chunk at a time, so [N, V] never exists.
+topk, sampled: K tokens a row, made from the head a chunk at a time by kernels/topk.py; the loss then reads only those.
+
+A draw depends on the run's seed, the optimizer step, the record's tokens and the place in it: not on rank, batch or split.
 """
 
 from __future__ import annotations
 
-import deepspeed
+import hashlib
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd.config_schema import RunConfig
 from kd.data.micro_batch import MicroBatch
-from kd.hidden_rows import check_packable, hidden_rows
-from kd.model_head import head_form, head_of
-from kd.student import load_causal_lm
-from kernels import DenseTeacher, Head
+from kd.teacher.model import TeacherModel
+from kernels import DenseTeacher, SparseTeacher, TeacherSamples, TeacherTopK, sparse_teacher, teacher_sample, teacher_topk
+
+CAPTURED = -1  # in place of a step: the draws of a cache are made once
+# Rows whose logits exist at once on a GPU: sampling keeps them in fp64 beside the fp32 (2 GB at 1,024 rows and 151,936 columns).
+_GPU_CHUNK_ROWS = 1024
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # the step of splitmix64's sequence (Steele, Lea, Flood 2014), as int64
 
 
-class _Rows(nn.Module):
-    """The teacher without its head: last hidden states of the chosen rows."""
+class SparseForm(NamedTuple):
+    """What is taken of each row's distribution."""
 
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
+    kind: str  # topk or sampled
+    top_k: int | None
+    num_draws: int | None
+    vocab_size: int
+    seed: int
 
-    def forward(self, micro: MicroBatch) -> Tensor:
-        return hidden_rows(self.model, micro)
+
+def sparse_rows(dense: DenseTeacher, micro: MicroBatch, temperatures: tuple[float, ...], form: SparseForm, step: int) -> TeacherTopK | TeacherSamples:
+    """The signal of a micro-batch's rows at each temperature, from hidden states and head."""
+    options = {"vocab_size": form.vocab_size, "chunk_rows": _GPU_CHUNK_ROWS if dense.hidden.is_cuda else None}
+    if form.kind == "topk":
+        return teacher_topk(*dense, form.top_k, temperatures, **options)
+    return teacher_sample(*dense, form.num_draws, temperatures, row_seeds(form.seed, micro, step), **options)
+
+
+def row_seeds(seed: int, micro: MicroBatch, step: int) -> Tensor:
+    """[N] int64, one a row: a hash of the seed, the step and the record's key, then splitmix64's sequence by position."""
+    starts = [hashlib.blake2b(struct.pack("<Qq", seed, step) + key, digest_size=8).digest() for key in micro.keys]
+    starts = torch.tensor([int.from_bytes(start, "little", signed=True) for start in starts], dtype=torch.int64)
+    return starts.to(micro.record.device, non_blocking=True).index_select(0, micro.record) + micro.positions * _GAMMA
 
 
 class LiveTeacher:
-    """`signal(micro_batch)` gives the DenseTeacher of its rows. All ranks must call it together, also those with no rows."""
+    """A TeacherSource (kd/teacher/source.py) over a model of this job.
 
-    def __init__(self, config: RunConfig, ds_config: dict, device: torch.device):
+    Args:
+        ds_config: DeepSpeed settings of a teacher that is not replicated.
+        vocab_size: len(tokenizer); the head's columns beyond it get no probability.
+    """
+
+    missing: frozenset[bytes] = frozenset()
+
+    def __init__(self, config: RunConfig, ds_config: dict, vocab_size: int, device: torch.device):
         teacher = config.teacher
-        sharded = teacher.placement == "sharded"
-        settings = None
-        if sharded:
-            settings = {k: v for k, v in ds_config.items() if k not in ("bf16", "fp16", "optimizer", "scheduler", "gradient_clipping")}
-            settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-            settings.pop("train_batch_size", None)
-        model = load_causal_lm(teacher.path, dtype=teacher.dtype, ds_config=settings, revision=teacher.revision,
-                               attention_implementation=config.student.attention_implementation)
-        self.model_config = model.config
-        if config.data.packing != "none":
-            check_packable(model)
-        model.requires_grad_(False).eval()
-        form = head_form(model.config)
-        head = head_of(model)
-        if sharded:
-            dtype = next(model.parameters()).dtype
-            if dtype != torch.float32:
-                settings["bf16" if dtype == torch.bfloat16 else "fp16"] = {"enabled": True}
-            weights = [w for w in (head.weight, head.bias) if w is not None]
-            with deepspeed.zero.GatheredParameters(weights):
-                whole = [w.detach().clone().to(device) for w in weights]
-            self._forward = deepspeed.initialize(model=_Rows(model), config=settings)[0]
-            self._forward.eval()
-        else:
-            whole = [w.detach() for w in (head.weight, head.bias) if w is not None]
-            self._forward = _Rows(model).to(device).eval()
-            whole = [w.to(device) for w in whole]
-        self.head = Head(whole[0], whole[1] if len(whole) > 1 else None, form.softcap, form.scale)
+        self._model = TeacherModel(config, ds_config, device, packed=config.data.packing != "none")
+        self._form = SparseForm(teacher.signal, teacher.top_k, teacher.num_draws, vocab_size, config.run.seed)
 
-    @torch.no_grad()
-    def signal(self, micro: MicroBatch) -> DenseTeacher:
-        """Hidden states [N, Ht] of the micro-batch's rows (tensors already on the device) with the head."""
-        return DenseTeacher(self._forward(micro), self.head)
+    def temperature(self, wanted: float) -> float:
+        return wanted
+
+    def prefetch(self, micro_batches: list[MicroBatch], temperature: float) -> None:
+        """Nothing: the model's forward is the work of `signal`, on the device that the student trains on."""
+
+    def signal(self, micro: MicroBatch, temperature: float, step: int = 0) -> DenseTeacher | SparseTeacher:
+        dense = self._model.rows(micro)
+        if self._form.kind == "dense":
+            return dense
+        return sparse_teacher(sparse_rows(dense, micro, (temperature,), self._form, step), temperature)
+
+    def close(self) -> None:
+        """Nothing was begun."""
+
+
+class LiveRows:
+    """What capture asks for its rows (kd/teacher/capture.py): as LiveTeacher, at every temperature of the cache."""
+
+    def __init__(self, config: RunConfig, ds_config: dict, vocab_size: int, device: torch.device):
+        cache = config.teacher.cache
+        self._model, self._device = TeacherModel(config, ds_config, device, packed=False), device
+        self._form = SparseForm(cache.kind, cache.top_k, cache.num_draws, vocab_size, config.run.seed)
+        self._temperatures = cache.temperatures
+
+    def prefetch(self, micro_batches: Iterable[MicroBatch]) -> None:
+        """Nothing: the device works on one batch at a time."""
+
+    def signal_rows(self, micro: MicroBatch) -> TeacherTopK | TeacherSamples:
+        micro = micro.to(self._device)
+        return sparse_rows(self._model.rows(micro), micro, self._temperatures, self._form, CAPTURED)
+
+    def missing(self, micro: MicroBatch) -> dict[int, str]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing was begun."""

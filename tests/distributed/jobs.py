@@ -60,6 +60,10 @@ class Job:
         assert codes == [expect] * len(codes), f"exit codes {codes}\n" + "\n----\n".join(o[-6000:] for o in outputs)
         return outputs
 
+    def running(self) -> bool:
+        """Whether no rank has ended."""
+        return all(rank.poll() is None for rank in self._ranks)
+
     def stop(self) -> None:
         for rank in self._ranks:
             if rank.poll() is None:

@@ -3,10 +3,10 @@
     python scenarios.py JOB.json
 
 JOB.json: {"out": folder, "scenarios": [{"name", "config": path, "overrides": [...], "optimizer": "sgd" | "adamw",
-"poison": [rank, record id] | null, "export": bool}]}. Each scenario is a run of the real Trainer over StudentEngine and LiveTeacher; rank 0
-writes <out>/<name>.pt with the student's weights before and after every step and the lines that would be logged.
+"poison": [rank, record id] | null, "export": bool}]}. Each scenario is a run of the real Trainer over StudentEngine and
+its teacher; rank 0 writes <out>/<name>.pt with the student's weights before and after every step and the lines that would be logged.
 
-"sgd" replaces AdamW, so that a step's change of weights is -lr times the gradient. "poison" turns the teacher's signal into
+"capture" writes the run's cache first, with so many rows a shard. "sgd" replaces AdamW, so that a step's change of weights is -lr times the gradient. "poison" turns the teacher's signal into
 NaN on one rank, in the micro-batch that holds the record. "export" writes <out>/<name>_student when trained. An error is a result too: it is kept as text, by rank.
 """
 
@@ -25,7 +25,8 @@ from kd.config import load_config
 from kd.engine import StudentEngine, resolved_ds_config, start_distributed
 from kd.export import export_student
 from kd.student import build_student
-from kd.teacher.live import LiveTeacher
+from kd.teacher.capture import capture
+from kd.teacher.source import open_teacher
 from kd.tokenizers import load_tokenizer
 from kd.trainer import Trainer
 
@@ -47,8 +48,11 @@ class Poisoned:
     def __init__(self, teacher, rank: int, record_id: str):
         self._teacher, self._rank, self._record_id = teacher, rank, record_id
 
-    def signal(self, micro):
-        signal = self._teacher.signal(micro)
+    def __getattr__(self, name):
+        return getattr(self._teacher, name)
+
+    def signal(self, micro, temperature, step):
+        signal = self._teacher.signal(micro, temperature, step)
         if dist.get_rank() == self._rank and self._record_id in micro.record_ids:
             hidden = signal.hidden.clone()
             hidden[micro.record == micro.record_ids.index(self._record_id)] = float("nan")
@@ -74,7 +78,10 @@ def run(scenario: dict, out: Path) -> dict:
     finally:
         kd.engine.build_optimizer = build
     partitioned = [name for name, p in model.named_parameters() if p.numel() == 0]
-    teacher = LiveTeacher(config, settings, engine.device) if config.teacher else None
+    if scenario.get("capture"):
+        capture(config, shard_rows=scenario["capture"])
+        torch.set_num_threads(1)
+    teacher = open_teacher(config, settings, tokenizer, engine.device, print) if config.teacher else None
     if scenario.get("poison"):
         teacher = Poisoned(teacher, *scenario["poison"])
     snapshots = [weights_of(model)]

@@ -105,8 +105,50 @@ def test_a_stage_without_any_record_that_fits_stops_all_ranks(runs):
     assert all("longer than max_length" in runs(2, "toolong", rank)["error"] for rank in (0, 1))
 
 
-def test_a_replicated_teacher_teaches_the_same(runs):
-    assert_same(gradients(runs(1, "replicated")), gradients(runs(1, "split")))
+@pytest.mark.parametrize("world, name", [(1, "replicated"), (2, "offloaded")])
+def test_a_teacher_teaches_the_same_wherever_its_weights_are(runs, world, name):
+    assert_same(gradients(runs(world, name)), gradients(runs(1, "split")))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_token_of_a_sparse_teacher_is_the_dense_one(runs, plain, world):
+    run, terms = runs(world, "live_topk"), plain(1, "split")[0]
+    assert_same(gradients(run), gradients(runs(world, "split")))
+    assert logged(run) == pytest.approx(terms, rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_cache_of_every_token_is_the_dense_teacher(runs, plain, world):
+    """Temperature 2 from fp32 log-probabilities at 1, and its entropies, which weigh nothing here."""
+    run, terms = runs(world, "cached_topk"), plain(1, "split")[0]
+    assert_same(gradients(run), gradients(runs(world, "split")))
+    assert logged(run) == pytest.approx(terms, rel=1e-5)
+    assert {name: run["lines"][0][name] for name in ("teacher_entropy", "teacher_agreement", "temperature")} == pytest.approx(
+        {name: runs(world, "split")["lines"][0][name] for name in ("teacher_entropy", "teacher_agreement", "temperature")}, rel=1e-5)
+
+
+def test_a_cache_of_draws_teaches_the_same_at_both_world_sizes_and_packed(runs):
+    one, two, dense = runs(1, "cached_sampled"), runs(2, "cached_sampled"), logged(runs(1, "split"))
+    assert_same(gradients(one), gradients(two))
+    assert_same(gradients(runs(1, "cached_packed")), gradients(two))
+    assert {**logged(one), "kl": 0} == pytest.approx({**dense, "kl": 0}, rel=1e-5)
+    assert logged(one)["kl"] == pytest.approx(dense["kl"], rel=0.1)
+    files = [{path.name: path.read_bytes() for path in (runs.folder / f"world{world}" / "cached_sampled_cache").iterdir()} for world in (1, 2)]
+    assert files[0] == files[1] and len(files[0]) > 1
+
+
+def test_draws_are_of_the_step_and_the_record_and_not_of_the_split(runs):
+    one = runs(1, "sampled")
+    for name in ("sampled", "sampled_packed"):
+        assert_same(gradients(runs(2, name)), gradients(one))
+        assert logged(runs(2, name)) == pytest.approx(logged(one), rel=1e-5)
+    dense = logged(runs(1, "split"))
+    assert {**logged(one), "kl": 0} == pytest.approx({**dense, "kl": 0}, rel=1e-5)
+    assert logged(one)["kl"] == pytest.approx(dense["kl"], rel=0.1) and logged(one)["kl"] != pytest.approx(dense["kl"], rel=1e-4)
+    # The second step has the same records and weights, and new draws.
+    first, second = (logged(runs(2, "sampled_twice"), step) for step in (0, 1))
+    assert first == pytest.approx(logged(one), rel=1e-5)
+    assert {**first, "kl": 0} == pytest.approx({**second, "kl": 0}, rel=1e-5) and first["kl"] != pytest.approx(second["kl"], rel=1e-4)
 
 
 def test_jsd_is_another_gradient_of_the_same_step(runs, plain):

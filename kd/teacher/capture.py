@@ -1,0 +1,241 @@
+"""Capture: the teacher runs once over the data and its signal goes to disk, shard by shard.
+
+All ranks run the teacher together, a batch each; a rank with no batch left runs empty ones, as under ZeRO-3 the others would
+wait for it. What a shard holds is fixed before ranks come into it (kd/teacher/capture_plan.py), so any number of ranks, and
+any number of kills, makes the same bytes. A shard that is whole on disk is never made again.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kd.config_schema import RunConfig
+from kd.data.micro_batch import MicroBatch
+from kd.data.workers import in_order, num_workers
+from kd.engine import resolved_ds_config, start_distributed
+from kd.student import on_rank_0
+from kd.teacher.cache import CacheWriter
+from kd.teacher.cached import by_record_id
+from kd.teacher.capture_log import CaptureLog, duration, size
+from kd.teacher.capture_plan import BatchMaker, CapturePlan, batch_maker, plan_capture
+from kd.teacher.identity import cache_identity, cache_spec
+from kd.teacher.live import LiveRows
+from kd.teacher.manifest import MANIFEST, read
+from kd.teacher.rows import slice_rows
+from kd.teacher.shard import open_shard, shard_name
+from kd.teacher.source import teacher_settings
+from kd.teacher.spec import CacheSpec, Entry, Missing
+from kd.tokenizers import load_tokenizer
+from kernels import TeacherSamples, TeacherTopK
+
+SHARD_ROWS = 65_536  # about 2.4 MB of draws; what a kill costs each rank at most
+_ANNOUNCED = 16  # micro-batches a source of rows knows of beforehand
+
+
+class CaptureError(ValueError):
+    """Capture cannot go on; the message says why, what is kept, and what to do."""
+
+
+class RowSource(Protocol):
+    """Where capture's rows come from. Ranks call it together; micro-batches are on the CPU."""
+
+    def prefetch(self, micro_batches: Iterable[MicroBatch]) -> None:
+        """Announces micro-batches that `signal_rows` will be called with."""
+
+    def signal_rows(self, micro: MicroBatch) -> TeacherTopK | TeacherSamples:
+        """The rows of `micro`, in its order, at every temperature of the cache."""
+
+    def missing(self, micro: MicroBatch) -> dict[int, str]:
+        """Which records (indices into micro.record_ids) of a micro-batch asked for have no signal, and why."""
+
+    def close(self) -> None: ...
+
+
+class CaptureResult(NamedTuple):
+    """`stopped`: a signal came before the last shard. `num_bytes` and `num_rows` are of what is on disk, shards alone."""
+
+    num_shards: int
+    num_published: int
+    num_rows: int
+    num_bytes: int
+    num_missing: int
+    seconds: float
+    stopped: bool
+
+
+class Job:
+    """What every rank of a capture or of its verification has: the plan, the teacher, and the others."""
+
+    def __init__(self, config: RunConfig, shard_rows: int):
+        if config.teacher is None or config.teacher.cache is None:
+            raise CaptureError("teacher.cache: this configuration names no cache to write: add `cache: {path: runs/cache/NAME}` under teacher")
+        self.config, self.folder = config, Path(config.teacher.cache.path)
+        self.rank, self.world = start_distributed()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        # Counts and messages travel over the CPU; NCCL cannot carry that.
+        self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self.log = CaptureLog(self.rank == 0)
+        self.tokenizer = load_tokenizer(config)
+        self.maker: BatchMaker = batch_maker(config, self.tokenizer)
+        self.spec: CacheSpec = cache_spec(config, len(self.tokenizer))
+        self.plan: CapturePlan = plan_capture(config, self.maker, shard_rows, self.sum, self.rank, self.world)
+        if not len(self.plan.rows):
+            raise CaptureError("data.stages: every record is longer than its stage's max_length: nothing to capture; raise it, or cut the records")
+        self._rows: RowSource | None = None
+        identity = cache_identity(config, self.tokenizer)
+        if "weights" not in identity:  # a hub id whose weights come with the model
+            self.rows()
+            identity = cache_identity(config, self.tokenizer)
+        batches = f"{config.training.micro_batch_size} records, {shard_rows} rows a shard"
+        self.identity = identity | {"seed": str(config.run.seed), "batches": batches}
+
+    def rows(self) -> RowSource:
+        """The teacher; it is loaded when it is first asked for, by all ranks together."""
+        if self._rows is None:
+            settings = teacher_settings(self.config, resolved_ds_config(self.config))
+            self._rows = LiveRows(self.config, settings, len(self.tokenizer), self.device)
+        return self._rows
+
+    def close(self) -> None:
+        if self._rows is not None:
+            self._rows.close()
+        self.log.close()
+
+    def sum(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values, group=self._group)
+        return values
+
+    def everyones(self, value) -> list:
+        """The value of every rank, in their order."""
+        values = [None] * self.world
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def batches(self, numbers: list[int]) -> Iterator[MicroBatch]:
+        """This rank's batches, announced to the teacher beforehand, then empty ones until the last rank has none left."""
+        most = max(self.everyones(len(numbers)))
+        places = [self.plan.batch(number) for number in numbers] + [[]] * (most - len(numbers))
+        waiting: deque[MicroBatch] = deque()
+        for micro in in_order(self.maker, places, num_workers(self.config.data.workers)):
+            self.rows().prefetch([micro])
+            waiting.append(micro)
+            if len(waiting) > _ANNOUNCED:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def capture(config: RunConfig, *, shard_rows: int = SHARD_ROWS) -> CaptureResult:
+    """Write the cache that `config.teacher.cache` describes, or what is missing of it. Every rank of the launcher calls it.
+
+    Raises:
+        CaptureError, CacheError: on every rank; what is published stays, and the same call goes on from there.
+    """
+    job = Job(config, shard_rows)
+    signalled: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: signalled.append(number))
+    try:
+        result = _capture(job, signalled)
+        _report(job, result)
+        return result
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        job.close()
+
+
+def _capture(job: Job, signalled: list[int]) -> CaptureResult:
+    started, plan, say = time.monotonic(), job.plan, job.log.say
+    say(f"{len(plan.rows):,} records of {int(plan.lengths.sum()):,} tokens, {int(plan.rows.sum()):,} rows, in {len(plan.shards)} shards"
+        + (f"; {plan.num_repeated:,} repeat another's tokens" if plan.num_repeated else "")
+        + (f"; {plan.num_too_long:,} are longer than max_length and left out" if plan.num_too_long else ""))
+    writer = CacheWriter(job.folder, job.spec, job.identity, say)
+    looked = (writer.published(), (job.folder / MANIFEST).exists()) if job.rank == 0 else None  # hashing every byte: once, not once a rank
+    published, finished = job.everyones(looked)[0]
+    published = sorted(published & set(range(len(plan.shards))))
+    todo = [shard for shard in range(len(plan.shards)) if shard not in set(published)]
+    before = _missing_before(job, published)
+    if published and todo:
+        say(f"going on: {len(published)} of {len(plan.shards)} shards are there")
+    num_bytes = sum((job.folder / shard_name(shard)).stat().st_size for shard in published)
+    job.log.begin(int(plan.lengths.sum()), sum(int(plan.of_shard(plan.lengths, shard).sum()) for shard in published), num_bytes)
+    missing, written, stopped = _write(job, writer, todo, signalled) if todo else ([], (0, 0), False)
+    everyones = [*before, *(m for of_rank in job.everyones(missing) for m in of_rank)]
+    if not stopped and (todo or not finished):
+        on_rank_0(lambda: writer.finish(len(plan.shards), sorted(everyones)))
+    num_rows = sum(int(plan.of_shard(plan.rows, shard).sum()) for shard in published) + written[0]
+    return CaptureResult(len(plan.shards), len(published) + written[1], num_rows, job.log.num_bytes, len(everyones), time.monotonic() - started, stopped)
+
+
+def _report(job: Job, result: CaptureResult) -> None:
+    if result.stopped:
+        job.log.say(f"stopped by a signal: {result.num_published} of {result.num_shards} shards are there; the same command goes on from here")
+        return
+    job.log.say(f"captured  {result.num_rows:,} rows, {size(result.num_bytes)} ({result.num_bytes / result.num_rows:.1f} bytes a row), "
+                f"in {duration(result.seconds)}"
+                + (f"; {result.num_missing} records got no signal, {job.folder / MANIFEST} says why" if result.num_missing else "")
+                + f"\ncache     {job.folder}")
+
+
+def _write(job: Job, writer: CacheWriter, todo: list[int], signalled: list[int]) -> tuple[list[Missing], tuple[int, int], bool]:
+    """Captures shards; (this rank's missing records, (rows, shards) written by all ranks, whether a signal stopped it)."""
+    work = [(shard, number) for shard in todo[job.rank::job.world] for number in job.plan.shards[shard]]
+    entries: list[Entry] = []
+    names: dict[bytes, str] = {}
+    missing: list[Missing] = []
+    rows_written = shards_written = 0
+    rows = job.rows()
+    for at, micro in enumerate(job.batches([number for _, number in work])):
+        num_bytes = num_rows = 0
+        problem, last = None, at < len(work) and (at + 1 == len(work) or work[at + 1][0] != work[at][0])
+        try:
+            signal_rows = rows.signal_rows(micro)
+            unanswered = rows.missing(micro)
+            missing += [Missing(micro.keys[i], micro.record_ids[i], reason) for i, reason in unanswered.items()]
+            names |= zip(micro.keys, micro.record_ids)
+            entries += [entry for i, entry in enumerate(entries_of(micro, signal_rows)) if i not in unanswered]
+            if last:
+                num_rows = sum(len(entry.rows.argmax) for entry in entries)
+                num_bytes = writer.write_shard(work[at][0], entries)
+                entries, names = [], {}
+        except (ValueError, OSError) as error:  # told to all ranks below: one that raised alone would leave the others waiting
+            problem = by_record_id(str(error), names)
+        tokens = int(micro.attention_mask.sum()) if micro.keys else 0
+        own = torch.tensor([tokens, num_bytes, num_rows, bool(num_bytes), problem is not None, bool(signalled)], dtype=torch.float64)
+        tokens, num_bytes, num_rows, num_shards, failed, stop = map(int, job.sum(own))
+        if failed:
+            raise CaptureError(next(filter(None, job.everyones(problem))))
+        job.log.advance(tokens, num_bytes)
+        rows_written, shards_written = rows_written + num_rows, shards_written + num_shards
+        if stop:
+            return missing, (rows_written, shards_written), shards_written < len(todo)
+    return missing, (rows_written, shards_written), False
+
+
+def entries_of(micro: MicroBatch, rows: TeacherTopK | TeacherSamples) -> list[Entry]:
+    """The rows of a micro-batch by record, on the CPU."""
+    rows = rows._replace(**{name: value.cpu() for name, value in rows._asdict().items() if isinstance(value, Tensor)})
+    ends = torch.bincount(micro.record, minlength=len(micro.keys)).cumsum(0).tolist()
+    return [Entry(key, digest, slice_rows(rows, start, end)) for key, digest, start, end in zip(micro.keys, micro.row_digests, [0, *ends], ends)]
+
+
+def _missing_before(job: Job, published: list[int]) -> list[Missing]:
+    """Records of published shards that got no signal when those were written."""
+    said = {m.key: m for m in read(job.folder / MANIFEST).missing} if (job.folder / MANIFEST).exists() else {}
+    found = []
+    for shard in published:
+        there = set(map(bytes, open_shard(job.folder / shard_name(shard), job.spec).tensors["keys"]))
+        keys = [row.tobytes() for row in job.plan.of_shard(job.plan.keys, shard)]
+        for key, (stage, index) in zip(keys, job.plan.of_shard(job.plan.places, shard).tolist()):
+            if key not in there:
+                known = said.get(key.hex())
+                found.append(Missing(key, known.record_id, known.reason) if known else
+                             Missing(key, job.maker.sources[stage][index].id, "no signal when its shard was captured"))
+    return found

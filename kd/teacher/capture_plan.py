@@ -1,0 +1,118 @@
+"""What capture runs over: every record once, in batches and shards that the data and two numbers of the configuration fix.
+
+Padded and unpadded logits differ in their last bits, so a record's neighbours and padding must not depend on how many ranks
+there are or where a capture was killed. Records are sorted by length and cut into batches of training.micro_batch_size, and
+batches, in that order, into shards of at least `shard_rows` rows; only then are shards dealt out to ranks.
+
+Stages may show the same tokens: a record is captured once, where it first fits. What no stage has room for is left out, as
+training leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kd.config_schema import RunConfig
+from kd.data.batches import Source, truncated
+from kd.data.content import record_key
+from kd.data.micro_batch import MicroBatch, collate, supervised
+from kd.data.render import Encoded, encode
+from kd.data.workers import in_order, num_workers
+from kd.trainer import stage_source
+
+_MEASURED_TOGETHER = 64  # records a worker measures at once
+_LENGTH, _ROWS, _KEY = 0, 1, slice(2, 4)  # columns of what is measured
+
+Place = tuple[int, int]  # a record: its stage, and its index there
+
+
+class CapturePlan(NamedTuple):
+    """Records in the order of capture: batch b is those from b * batch_size on."""
+
+    places: NDArray  # [R, 2] int64: stage, index
+    lengths: NDArray  # [R] int64, tokens
+    rows: NDArray  # [R] int64
+    keys: NDArray  # [R, 2] int64: the 16 bytes of each record's key
+    batch_size: int
+    shards: list[range]  # of batches
+    num_too_long: int
+    num_repeated: int
+
+    def batch(self, number: int) -> list[Place]:
+        return [tuple(place) for place in self.places[self._records(number, number + 1)].tolist()]
+
+    def of_shard(self, what: NDArray, shard: int) -> NDArray:
+        """The shard's part of one of the arrays."""
+        return what[self._records(self.shards[shard].start, self.shards[shard].stop)]
+
+    def _records(self, first: int, end: int) -> slice:
+        return slice(first * self.batch_size, end * self.batch_size)
+
+
+class BatchMaker(NamedTuple):
+    """Makes capture's micro-batches, and measures records for the plan; it goes to worker processes whole."""
+
+    sources: tuple[Source, ...]
+    tokenizer: Any
+    max_lengths: tuple[int, ...]
+    truncate: bool
+
+    def __call__(self, places: list[Place]) -> MicroBatch:
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        return collate([self.encoded(place) for place in places], pad, max(self.max_lengths))
+
+    def encoded(self, place: Place) -> Encoded | None:
+        """As training would have it; None where it is too long."""
+        stage, index = place
+        whole, limit = encode(self.sources[stage][index], self.tokenizer), self.max_lengths[stage]
+        return whole if len(whole.input_ids) <= limit else truncated(whole, limit) if self.truncate else None
+
+    def measured(self, places: list[Place]) -> list[list[int]]:
+        """Tokens, rows and the key's two halves of each record; zeros of one that is too long."""
+        found = []
+        for encoded in map(self.encoded, places):
+            key = [0, 0] if encoded is None else np.frombuffer(record_key(encoded.input_ids), "<i8").tolist()
+            found.append([0, 0, *key] if encoded is None else [len(encoded.input_ids), len(supervised(encoded)), *key])
+        return found
+
+
+def batch_maker(config: RunConfig, tokenizer) -> BatchMaker:
+    """Over all stages of the configuration. Raises DataError where a file is missing or holds no record."""
+    stages = config.data.stages
+    sources = tuple(stage_source(config, stage, i) for i, stage in enumerate(stages))
+    return BatchMaker(sources, tokenizer, tuple(stage.max_length for stage in stages), config.data.too_long == "truncate")
+
+
+def plan_capture(config: RunConfig, maker: BatchMaker, shard_rows: int, sum_over_ranks: Callable[[Tensor], Tensor], rank: int, world: int) -> CapturePlan:
+    """The plan of all ranks; each reads its share of the records and `sum_over_ranks` adds up what they found."""
+    places = np.array([(stage, index) for stage, source in enumerate(maker.sources) for index in range(len(source))], np.int64)
+    measured = torch.zeros(len(places), 4, dtype=torch.int64)
+    starts = range(0, len(places), _MEASURED_TOGETHER)[rank::world]
+    shares = [[tuple(p) for p in places[at:at + _MEASURED_TOGETHER].tolist()] for at in starts]
+    for at, found in zip(starts, in_order(maker.measured, shares, num_workers(config.data.workers))):
+        measured[at:at + len(found)] = torch.tensor(found)
+    return arranged(places, sum_over_ranks(measured).numpy(), config.training.micro_batch_size, shard_rows)
+
+
+def arranged(places: NDArray, measured: NDArray, batch_size: int, shard_rows: int) -> CapturePlan:
+    """The plan of records [R, 2] and what was measured of them [R, 4]."""
+    fitting = np.flatnonzero(measured[:, _LENGTH])
+    first = np.sort(np.unique(measured[fitting, _KEY], axis=0, return_index=True)[1])
+    chosen = fitting[first]
+    chosen = chosen[np.argsort(measured[chosen, _LENGTH], kind="stable")]
+    rows = measured[chosen, _ROWS]
+    shards, start, held = [], 0, 0
+    batches = np.add.reduceat(rows, np.arange(0, len(rows), batch_size)) if len(rows) else []
+    for number, more in enumerate(batches):
+        held += int(more)
+        if held >= shard_rows or number == len(batches) - 1:
+            shards.append(range(start, number + 1))
+            start, held = number + 1, 0
+    return CapturePlan(places[chosen], measured[chosen, _LENGTH], rows, np.ascontiguousarray(measured[chosen, _KEY]), batch_size, shards,
+                       len(places) - len(fitting), len(fitting) - len(first))

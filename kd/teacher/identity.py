@@ -1,0 +1,82 @@
+"""What a cache of the teacher's signal is of, in named strings: the teacher, what records are rendered with, and the data.
+
+All but the teacher's name are hashes of content, so that a folder may move and a cache may not silently be another's.
+`seed` and `batches` are of the capture alone: a training run may have others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch.distributed as dist
+from huggingface_hub import try_to_load_from_cache
+
+from kd.checkpoint import sha256
+from kd.config_schema import RunConfig
+from kd.student import on_rank_0
+from kd.teacher.spec import CacheSpec
+from kd.trainer import stage_source
+
+CAPTURE_ALONE = ("seed", "batches")
+_SHOWN = 32  # hex digits of a hash
+
+
+def cache_spec(config: RunConfig, vocab_size: int) -> CacheSpec:
+    """What the configuration's cache holds of each row; vocab_size: len(tokenizer)."""
+    cache = config.teacher.cache
+    return CacheSpec(cache.kind, vocab_size, cache.temperatures, cache.num_draws, cache.top_k, cache.precision or "16bit")
+
+
+def cache_identity(config: RunConfig, tokenizer) -> dict[str, str]:
+    """The identity of the cache that `config` names, but for CAPTURE_ALONE. All ranks call it; rank 0 reads, and tells the others.
+
+    `weights` is left out where the teacher's weights are not on this machine, as when training on another than captured.
+    """
+    found: dict[str, str] = {}
+    on_rank_0(lambda: found.update(_identity(config, tokenizer)))
+    if dist.is_initialized():
+        everyones = [found]
+        dist.broadcast_object_list(everyones, src=0)
+        found = everyones[0]
+    return found
+
+
+def _identity(config: RunConfig, tokenizer) -> dict[str, str]:
+    teacher, data = config.teacher, config.data
+    identity = {"teacher": teacher.path, "revision": teacher.revision or "none", "dtype": teacher.dtype,
+                "tokenizer": tokenizer_hash(tokenizer), "template": _hash(json.dumps(tokenizer.chat_template, sort_keys=True))}
+    for index, stage in enumerate(data.stages):
+        source = stage_source(config, stage, index)
+        identity[f"data of stage {stage.name}"] = (f"{source.fingerprint()[:_SHOWN]}, {len(source)} records, max_length {stage.max_length}, "
+                                                   f"too_long {data.too_long}")
+    weights = weights_hash(teacher.path, teacher.revision)
+    return identity if weights is None else identity | {"weights": weights}
+
+
+def tokenizer_hash(tokenizer) -> str:
+    """Of all that decides which ids a text has. How a batch is padded or cut is a setting of calls, and no part of it."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return _hash(json.dumps({k: v for k, v in content.items() if k not in ("padding", "truncation")}, sort_keys=True))
+
+
+def weights_hash(path: str, revision: str | None) -> str | None:
+    """Of a model's configuration and weight files, names and contents; None where they are not on this machine."""
+    folder = Path(path)
+    if not folder.is_dir():
+        known = try_to_load_from_cache(path, "config.json", revision=revision)
+        if not isinstance(known, str):
+            return None
+        folder = Path(known).parent
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files or not (folder / "config.json").is_file():
+        return None
+    files.append(folder / "config.json")
+    with ThreadPoolExecutor(4) as pool:  # hashing leaves the interpreter to the others
+        return _hash("\n".join(f"{file.name} {digest}" for file, digest in zip(files, pool.map(sha256, files))))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_SHOWN]

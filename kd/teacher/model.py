@@ -1,0 +1,78 @@
+"""The teacher as a model: hidden states of a micro-batch's supervised rows, and its head, whole on every rank.
+
+The teacher is sharded by its own ZeRO-3 engine (no optimizer), on the GPUs or in host memory, or replicated. Its head is
+gathered once: inside the student's forward another engine's weight cannot be reached.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from kd.config_schema import RunConfig
+from kd.data.micro_batch import MicroBatch
+from kd.hidden_rows import check_packable, hidden_rows
+from kd.model_head import head_form, head_of
+from kd.student import load_causal_lm
+from kernels import DenseTeacher, Head
+
+
+class _Rows(nn.Module):
+    """The teacher without its head: last hidden states of the chosen rows."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, micro: MicroBatch) -> Tensor:
+        return hidden_rows(self.model, micro)
+
+
+class TeacherModel:
+    """`rows(micro_batch)` gives the DenseTeacher of its rows. All ranks must call it together, also those with no rows.
+
+    Args:
+        ds_config: DeepSpeed settings of a teacher that is not replicated.
+        packed: whether micro-batches hold several records a row.
+    """
+
+    def __init__(self, config: RunConfig, ds_config: dict, device: torch.device, *, packed: bool):
+        teacher = config.teacher
+        settings = None if teacher.placement == "replicated" else _settings(ds_config, teacher.placement == "offloaded")
+        model = load_causal_lm(teacher.path, dtype=teacher.dtype, ds_config=settings, revision=teacher.revision,
+                               attention_implementation=config.student.attention_implementation)
+        if packed:
+            check_packable(model)
+        model.requires_grad_(False).eval()
+        form, head = head_form(model.config), head_of(model)
+        weights = [w for w in (head.weight, head.bias) if w is not None]
+        if settings is None:
+            self._forward = _Rows(model).to(device).eval()
+            whole = [w.detach().to(device) for w in weights]
+        else:
+            dtype = next(model.parameters()).dtype
+            if dtype != torch.float32:
+                settings["bf16" if dtype == torch.bfloat16 else "fp16"] = {"enabled": True}
+            with deepspeed.zero.GatheredParameters(weights):
+                whole = [w.detach().clone().to(device) for w in weights]
+            self._forward = deepspeed.initialize(model=_Rows(model), config=settings)[0]
+            self._forward.eval()
+        self.head = Head(whole[0], whole[1] if len(whole) > 1 else None, form.softcap, form.scale)
+
+    @torch.no_grad()
+    def rows(self, micro: MicroBatch) -> DenseTeacher:
+        """Hidden states [N, Ht] of the micro-batch's rows (tensors already on the device) with the head."""
+        return DenseTeacher(self._forward(micro), self.head)
+
+
+def _settings(ds_config: dict, offloaded: bool) -> dict[str, Any]:
+    """Of an engine that only runs forward."""
+    settings = {k: v for k, v in ds_config.items() if k not in ("bf16", "fp16", "optimizer", "scheduler", "gradient_clipping", "train_batch_size")}
+    settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    zero = {k: v for k, v in settings.get("zero_optimization", {}).items() if k != "offload_optimizer"}
+    if offloaded:
+        zero |= {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
+    return settings | {"zero_optimization": zero}

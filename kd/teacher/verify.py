@@ -1,0 +1,98 @@
+"""Is a cache what its teacher says? Every byte by its hash, and a random sample of records computed again.
+
+A record is computed in the batch it was captured in, so on the same machine and software every number comes out equal. On
+others the last bits of the logits differ: a draw at the edge of a token may go to its neighbour, and a stored number to the
+next one. Such differences are shown with their size, for a person to judge.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+
+import torch
+
+from kd.config_schema import RunConfig
+from kd.teacher.cache import CacheReader, CacheWriter
+from kd.teacher.cached import by_record_id, require_captured
+from kd.teacher.capture import SHARD_ROWS, Job, entries_of
+from kd.teacher.spec import Entry
+from kernels import SparseTeacher
+
+_SHOWN = 20
+
+
+def verify_cache(config: RunConfig, num_records: int, *, shard_rows: int = SHARD_ROWS) -> list[str]:
+    """Problems of the finished cache, by name; none where all is well. They are also printed. All ranks call it together.
+
+    Raises:
+        CacheError, CaptureError: there is no finished cache, or it is of something else.
+    """
+    job = Job(config, shard_rows)
+    try:
+        require_captured(config)
+        reader = CacheReader(job.folder, job.identity, job.spec)
+        problems = job.everyones(reader.verify() if job.rank == 0 else None)[0]
+        shards = reader.manifest.shards
+        job.log.say(f"{len(shards)} shards, {sum(s.bytes for s in shards):,} bytes: " + (f"{len(problems)} damaged" if problems else "every hash is right"))
+        if not problems:  # from damaged shards no record is read
+            problems = _computed_again(job, reader, num_records)
+        for problem in problems[:_SHOWN]:
+            job.log.say(f"  {problem}")
+        if len(problems) > _SHOWN:
+            job.log.say(f"  and {len(problems) - _SHOWN} more")
+        if problems:
+            job.log.say("NOT VERIFIED")
+        return problems
+    finally:
+        job.close()
+
+
+def _computed_again(job: Job, reader: CacheReader, num_records: int) -> list[str]:
+    total = len(job.plan.rows)
+    chosen = set(job.everyones(random.SystemRandom().sample(range(total), min(num_records, total)) if job.rank == 0 else None)[0])
+    size = job.plan.batch_size
+    numbers = sorted({record // size for record in chosen})[job.rank::job.world]
+    found: list[str] = []
+    compared = 0
+    for at, micro in enumerate(job.batches(numbers)):
+        rows, unanswered = job.rows().signal_rows(micro), job.rows().missing(micro)
+        for i, entry in enumerate(entries_of(micro, rows)):
+            if numbers[at] * size + i in chosen and entry.key not in reader.missing and i not in unanswered:
+                compared += 1
+                difference = _difference(job, reader, entry)
+                found += [f"record {micro.record_ids[i]}: {by_record_id(difference, {entry.key: micro.record_ids[i]})}"] if difference else []
+    problems = [problem for of_rank in job.everyones(found) for problem in of_rank]
+    compared = int(job.sum(torch.tensor(compared)))
+    job.log.say(f"{compared} records computed again by the teacher: " + (f"{len(problems)} differ" if problems else "all are equal"))
+    return problems
+
+
+def _difference(job: Job, reader: CacheReader, entry: Entry) -> str | None:
+    """What differs between the cache's rows of a record and these, which go the same way through a cache of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        CacheWriter(folder, job.spec, job.identity).write_shard(0, [entry])
+        writer = CacheWriter(folder, job.spec, job.identity)
+        writer.finish(1)
+        again = CacheReader(folder)
+        wanted = [entry.key], [entry.row_digest], [len(entry.rows.argmax)]
+        for temperature in job.spec.temperatures:
+            difference = _rows_differ(again.read(*wanted, temperature), reader.read(*wanted, temperature))
+            if difference:
+                return f"at temperature {temperature:g} {difference}"
+    return None
+
+
+def _rows_differ(teacher: SparseTeacher, cached: SparseTeacher) -> str | None:
+    probs = [torch.zeros(len(of.ids), 1 + int(max(teacher.ids.max(), cached.ids.max()))).scatter_add_(1, of.ids.clamp(min=0).long(), of.probs)
+             for of in (teacher, cached)]
+    gaps = {"probability": (probs[0] - probs[1]).abs().amax(1)}
+    for name in ("entropy", "entropy_t", "log_tail"):
+        one, two = (torch.nan_to_num(getattr(of, name)) for of in (teacher, cached))
+        gaps[name] = (one - two).abs()
+    gaps["argmax"] = (teacher.argmax != cached.argmax).float()
+    differing = torch.stack(list(gaps.values())).amax(0) > 0
+    if not differing.any():
+        return None
+    largest = ", ".join(f"{name} by {float(gap.max()):.3g}" for name, gap in gaps.items() if gap.max() > 0)
+    return f"{int(differing.sum())} of {len(differing)} rows differ from the teacher's (at most: {largest})"

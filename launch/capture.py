@@ -1,0 +1,61 @@
+"""Run the teacher over the data once and write its signal to disk, for training that then needs no teacher.
+
+    deepspeed launch/capture.py --config configs/mine.yaml                        writes teacher.cache.path
+    deepspeed --num_accelerators 2 launch/capture.py --config configs/mine.yaml
+    deepspeed launch/capture.py --config configs/mine.yaml --verify 100           checks it
+
+Killed or stopped, the same command goes on from the shards that are there. --verify reads every byte of a finished cache and
+lets the teacher compute a random sample of records again. Exit code: 0 all is well, 1 not, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the run's YAML, with teacher.cache (configs/)")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key, repeatable")
+    parser.add_argument("--verify", type=int, metavar="N", help="capture nothing: check every byte, and N random records against the teacher")
+    parser.add_argument("--shard-rows", type=int, metavar="N", help="supervised rows of a shard, at least; a kill costs each rank one shard's work")
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # some launchers pass it
+    args = parser.parse_args(argv)
+    for name in ("verify", "shard_rows"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: 1 or more")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from kd.config import load_config
+
+    try:
+        config = load_config(args.config, args.overrides)
+        options = {} if args.shard_rows is None else {"shard_rows": args.shard_rows}
+        if args.verify is not None:
+            from kd.teacher.verify import verify_cache
+
+            return 1 if verify_cache(config, args.verify, **options) else 0
+        from kd.teacher.capture import capture
+
+        capture(config, **options)
+    except (ValueError, RuntimeError) as error:  # ours say where and what to do; a traceback would bury it
+        if type(error).__module__.split(".")[0] not in ("kd", "kernels"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    from kd.process import leave
+
+    leave(main())
