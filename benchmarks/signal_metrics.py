@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from demo_quality import run  # noqa: E402
+from demo_quality import launcher, run  # noqa: E402
 from kd.teacher.cache import CacheReader, CacheWriter, Entry  # noqa: E402
 from kernels import TeacherTopK  # noqa: E402
 
@@ -49,9 +49,8 @@ def cache_of(name: str, output: Path, ranks: int) -> list[str]:
         return f"teacher.cache={{path: {path}, {form}, temperatures: [1.0]}}"
 
     if not (captured / "manifest.json").exists():
-        launch = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks), "launch/capture.py"]
         settings = [part for key in (override(captured), *common(ranks)) for part in ("--set", key)]
-        subprocess.run([*launch, "--config", "configs/demo.yaml", *settings], cwd=ROOT, check=True)
+        subprocess.run([*launcher(ranks), "launch/capture.py", "--config", "configs/demo.yaml", *settings], cwd=ROOT, check=True)
     if strip and not (folder / "manifest.json").exists():
         without_tails(captured, folder)
     return [override(folder)]
