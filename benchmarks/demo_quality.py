@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
@@ -39,11 +40,19 @@ VARIANTS = {  # name -> overrides; same_seconds variants get their step count fr
 }
 
 
+def launcher(ranks: int) -> list[str]:
+    """DeepSpeed's, on a port that no other job has."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    return [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks), "--master_port", str(port)]
+
+
 def run(name: str, seed: int, overrides: list[str], ranks: int, output: Path) -> dict:
     """One training and evaluation; returns run.json with the student's metrics by split."""
     folder = f"{name}_{seed}"
     overrides = [f"run.name={folder}", f"run.output_dir={output}", f"run.seed={seed}", "evaluation.baselines=false", *overrides]
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks), "launch/train.py", "--config", "configs/demo.yaml"]
+    command = [*launcher(ranks), "launch/train.py", "--config", "configs/demo.yaml"]
     command += [part for override in overrides for part in ("--set", override)]
     log = output / f"{folder}.log"
     output.mkdir(parents=True, exist_ok=True)

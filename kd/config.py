@@ -23,6 +23,7 @@ from kd.config_checks import conflicts
 from kd.config_errors import ConfigError, Report, dotted, explain, field_at, undotted
 from kd.config_schema import EntropyWeighting, RunConfig, Section, Teacher, Weights
 from kd.config_yaml import Path
+from kd.precision import multiplies_bf16
 
 __all__ = ["ConfigError", "RunConfig", "dump_config", "load_config"]
 
@@ -174,7 +175,9 @@ def _with_files(config: RunConfig, report: Report) -> RunConfig:
 
 def _filled(config: RunConfig) -> RunConfig:
     """Defaults that depend on other keys, written out."""
-    loss, optimizer = config.loss, config.optimizer
+    loss, optimizer, student = config.loss, config.optimizer, config.student
+    if student.dtype == "auto":
+        student = student.model_copy(update={"dtype": "bf16" if multiplies_bf16() else "fp32"})
     if loss.weights is None and loss.teacher_share is None and loss.entropy_weighting is None:
         weights = Weights(truth=1.0) if config.teacher is None else Weights(kl=0.5, hard=0.3, truth=0.2)
         loss = loss.model_copy(update={"weights": weights})
@@ -185,7 +188,7 @@ def _filled(config: RunConfig) -> RunConfig:
     if optimizer.schedule == "wsd" and optimizer.decay_fraction is None:
         optimizer = optimizer.model_copy(update={"decay_fraction": 0.2})
     teacher = None if config.teacher is None else _filled_teacher(config.teacher)
-    return config.model_copy(update={"loss": loss, "optimizer": optimizer, "teacher": teacher})
+    return config.model_copy(update={"student": student, "loss": loss, "optimizer": optimizer, "teacher": teacher})
 
 
 def _filled_teacher(teacher: Teacher) -> Teacher:

@@ -16,7 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 Pair = tuple[NotNegative, NotNegative]
-Dtype = Literal["bf16", "fp16", "fp32"]
+Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 class Section(BaseModel):
@@ -85,8 +85,8 @@ class Teacher(Section):
     """Folder with a saved causal LM, or its hub id."""
     revision: Text | None = None
     """Commit or tag of a hub id; pin it, so that the run can be repeated."""
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "bf16"
-    """Precision its weights are held in; auto keeps the saved one."""
+    dtype: Dtype = "bf16"
+    """Precision its weights are held in; auto keeps the saved one, but takes fp32 for bf16 on a CPU that has no bf16 instructions."""
     placement: Literal["sharded", "replicated", "offloaded"] = "sharded"
     """sharded: split over all GPUs by ZeRO-3; replicated: one whole copy on each GPU (faster, and only for small teachers);
     offloaded: sharded, with the weights in host memory (slower, for a teacher that the GPUs cannot hold)."""
@@ -150,7 +150,8 @@ class Student(Section):
     gradient_checkpointing: bool = False
     """Recompute each layer in backward: about a third more time, and activations of one layer instead of all."""
     dtype: Dtype = "bf16"
-    """Precision of forward and backward; the optimizer keeps fp32 masters of bf16 and fp16 weights."""
+    """Precision of forward and backward; the optimizer keeps fp32 masters of bf16 and fp16 weights. auto: bf16, but fp32 on a CPU
+    that has no bf16 instructions (emulated, bf16 is tens of times slower than fp32 there)."""
 
 
 class DemoCorpus(Section):

@@ -18,6 +18,7 @@ from kd.config_schema import RunConfig
 from kd.data import demo
 from kd.data.records import DataError, Record, read_records
 from kd.evaluate import evaluate_cases, merge, write_cases, write_evaluation
+from kd.precision import loaded_dtype
 from kd.run_log import RunLog
 
 
@@ -72,8 +73,9 @@ def evaluate_run(config: RunConfig, tokenizer, student: Path, run_dir: Path, spl
 
 
 def _load(source: str, revision: str | None, *, trained: bool, seed: int):
+    config = AutoConfig.from_pretrained(source, revision=revision)
+    dtype = loaded_dtype(config.dtype)
     if trained:
-        return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")
+        return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
     torch.manual_seed(seed)
-    config = AutoConfig.from_pretrained(source)
-    return AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -23,6 +23,7 @@ from kd.evaluate import format_table
 from kd.held_out import evaluate_run, held_out_records
 from kd.objective import uses_teacher
 from kd.plan import Plan, check_fits, format_plan, plan_run
+from kd.precision import multiplies_bf16
 from kd.report import write_report
 from kd.run_log import RunLog
 from kd.sources import Sources, described, run_folder, run_sources
@@ -78,6 +79,7 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     sources: Sources = on_rank_0(lambda: run_sources(config))  # every line is checked before a model is loaded
     on_rank_0(lambda: _prepare(run_dir, config, fresh))
     log = RunLog(run_dir, config.training.steps, rank=rank)
+    _warn_of_emulation(config, log)
     try:
         if sources.num_refused:
             log.say(f"data: {sources.num_refused} lines are refused; they are in {sources.quarantine}")
@@ -91,6 +93,12 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
         log.close()
     dist.barrier()
     return run_dir
+
+
+def _warn_of_emulation(config: RunConfig, log: RunLog) -> None:
+    keys = [key for key, section in (("student.dtype", config.student), ("teacher.dtype", config.teacher)) if section and section.dtype == "bf16"]
+    if keys and not multiplies_bf16():
+        log.say(f"this machine has no bf16 instructions, and emulates them tens of times slower than fp32: set {' and '.join(keys)} to auto")
 
 
 def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: Sources) -> tuple[TrainingResult, Path, torch.device]:

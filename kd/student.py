@@ -16,6 +16,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from kd.config_schema import RunConfig
+from kd.precision import loaded_dtype
 from kd.student_cut import cut_config, write_cut
 
 _CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
@@ -143,13 +144,13 @@ def load_causal_lm(
 ) -> torch.nn.Module:
     """One causal LM: saved weights from `source`, or random ones of `model_config` when source is None.
 
-    dtype: bf16, fp16, fp32, or auto (as saved). With a ZeRO-3 `ds_config` every rank calls it and gets its shard; the
+    dtype: bf16, fp16, fp32, or auto (kd.precision.loaded_dtype). With a ZeRO-3 `ds_config` every rank calls it and gets its shard; the
     precision in ds_config is replaced by dtype. Raises StudentError when weights are missing or the result is not as asked.
     """
     if model_config is None:
         model_config = AutoConfig.from_pretrained(source, revision=revision)
     if dtype == "auto":
-        torch_dtype = model_config.dtype or torch.float32
+        torch_dtype = loaded_dtype(model_config.dtype)
     else:
         torch_dtype = DTYPES[dtype]
     sharded = (ds_config or {}).get("zero_optimization", {}).get("stage") == 3

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kd.data.records import read_records
 from kd.evaluate import Evaluation, evaluate_model, format_table, write_cases, write_evaluation
+from kd.precision import loaded_dtype
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,7 +47,7 @@ def evaluate_folder(folder: Path, data: list[tuple[str, Path]], batch_size: int,
     """One saved model on every split."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=loaded_dtype(AutoConfig.from_pretrained(folder).dtype)).to(device)
     done = {}
     for split, path in data:
         with tqdm(desc=f"{folder.name} on {split}", unit="turn") as bar:

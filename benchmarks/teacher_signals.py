@@ -1,0 +1,101 @@
+"""What a sparse teacher costs in quality: gradient angles and held-out metrics against the live dense teacher.
+
+    python benchmarks/teacher_signals.py                        # all; hours on two cores: captures, then a run of the demo a row
+    python benchmarks/teacher_signals.py --parts language       # V = 151,936, some minutes
+
+Writes benchmarks/results/teacher_signals.json and, as tables, teacher_signals.md beside it, anew after each row; a row that is there
+already is kept, so a call that was stopped goes on where it was. benchmarks/signal_angles.py and signal_metrics.py say what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Callable, Iterable
+
+import torch
+from measure import ROOT, commit, facts, write_json
+from signal_angles import demo_angles, language_angles
+from signal_metrics import CACHES, LIVE, metrics_of
+
+SHOWN = {"tool_name_accuracy": "names", "exact_arguments": "exact arguments", "json_validity": "JSON valid", "integration": "values carried"}
+
+
+def angle_table(rows: list[dict]) -> str:
+    lines = ["| place | student | T | signal | tokens a row | degrees | length, of the dense one's | teacher's entropy | rows |", "|" + "---|" * 9]
+    for row in rows:
+        tokens = f"{row['tokens_a_row']:.1f}" if row["tokens_a_row"] else "all"
+        lines.append(f"| {row['place']} | {row['checkpoint']} | {row['temperature']:g} | {row['signal']} | {tokens} | {row['degrees']:.2f} | "
+                     f"{row['norm_ratio']:.3f} | {row['entropy']:.2f} | {row['rows']} |")
+    return "\n".join(lines)
+
+
+def metric_table(rows: list[dict]) -> str:
+    """Means over seeds in percent, with the range, and the difference of the means from the live dense teacher's."""
+    lines = ["| teacher | split | " + " | ".join(SHOWN.values()) + " | training s | seeds |", "|" + "---|" * (4 + len(SHOWN))]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        mine = {row["seed"]: row for row in rows if row["variant"] == name}
+        live = {row["seed"]: row for row in rows if row["variant"] == LIVE and row["seed"] in mine}
+        for split in next(iter(mine.values()))["metrics"]:
+            cells = []
+            for metric in SHOWN:
+                values, theirs = ([100 * row["metrics"][split][metric] for row in found.values()] for found in (mine, live))
+                apart = f", {statistics.mean(values) - statistics.mean(theirs):+.1f}" if theirs and name != LIVE else ""
+                cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f}{apart})")
+            seconds = statistics.median(row["training_seconds"] for row in mine.values())
+            lines.append(f"| {name} | {split} | " + " | ".join(cells) + f" | {seconds:.0f} | {len(mine)} |")
+    return "\n".join(lines)
+
+
+class Results:
+    """The results file: rows by part, added one at a time."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.parts: dict[str, list[dict]] = {"angles": [], "metrics": []}
+        if path.exists():
+            self.parts |= {part: json.loads(path.read_text()).get(part, []) for part in self.parts}
+
+    def add(self, part: str, rows: Iterable[dict]) -> None:
+        for row in rows:
+            self.parts[part].append(row | {"commit": commit()})
+            write_json(self._path, facts(torch.device("cpu")) | self.parts)
+            tables = angle_table(self.parts["angles"]), metric_table(self.parts["metrics"])
+            self._path.with_suffix(".md").write_text("Written by `python benchmarks/teacher_signals.py`, whose docstrings say what is measured.\n\n" + "\n\n".join(tables) + "\n")
+            print(row, flush=True)
+
+    def has(self, part: str, **facts) -> bool:
+        return any(all(row[k] == v for k, v in facts.items()) for row in self.parts[part])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=["language", "metrics", "demo"], default=["language", "metrics", "demo"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
+    parser.add_argument("--variants", nargs="+", choices=[LIVE, *CACHES], default=[LIVE, *CACHES])
+    parser.add_argument("--students", type=Path, nargs="+", help="folders of the demo's students for its angles; by default the metrics' live dense ones")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "signals", help="caches, run folders and logs")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "teacher_signals.json")
+    args = parser.parse_args()
+    results = Results(args.out)
+    if "language" in args.parts and not results.has("angles", place="language"):
+        results.add("angles", language_angles())
+    if "metrics" in args.parts:
+        for seed in args.seeds:
+            for name in args.variants:
+                if not results.has("metrics", variant=name, seed=seed):
+                    results.add("metrics", [metrics_of(name, seed, args.output, args.ranks) | {"variant": name}])
+    if "demo" in args.parts and not results.has("angles", place="demo"):
+        folders = args.students or [args.output / f"{LIVE.replace(' ', '_')}_{seed}" / "student" for seed in args.seeds[:1]]
+        results.add("angles", demo_angles({f"{folder.parent.name}, {_step(folder)}": folder for folder in folders}))
+
+
+def _step(folder: Path) -> str:
+    return f"step {json.loads((folder.parent / 'run.json').read_text())['steps']}"
+
+
+if __name__ == "__main__":
+    main()
