@@ -73,7 +73,7 @@ def out(tmp_path_factory, teacher_folder) -> Path:
     (out / "alone.yaml").write_text(config.replace(sizes, "init: teacher_layers, layers: [1], num_key_value_heads: 2, "))
     (out / "typo.yaml").write_text(config.replace("hidden_size", "hiden_size").replace("steps: 6", "steps: many"))
     broken = demo.record("single", 1)
-    broken.tools[0]["function"]["parameters"] = {}  # the template needs its properties
+    broken.messages[-1]["content"] += "<|end|>"
     write_records(out / "broken.jsonl", [demo.record("chat", 1), broken])
     stages = config[config.index("  stages:"):config.index("  evaluation:")]
     config = config.replace(stages, f"  stages: [{{name: a, train: [{out}/broken.jsonl], max_length: 512}}]\n").replace("accumulation: 2", "accumulation: 1")
@@ -192,7 +192,7 @@ def test_a_record_that_cannot_be_rendered_stops_both_ranks_and_is_named(out, res
     """One rank meets it; the other must not wait for ever."""
     code, output = results["broken"]
     assert code != 0
-    assert "error: record train-single-0-1: the chat template refuses it" in output
+    assert "error: record train-single-0-1: messages[" in output and "holds '<|end|>', a special token of this tokenizer" in output
 
 
 def test_a_missing_file_is_named_before_any_model_is_loaded(out, capsys):

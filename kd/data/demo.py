@@ -169,13 +169,13 @@ CHAT_TEMPLATE = """\
 {%- macro kind(schema) -%}
 {%- set type = schema['type'] -%}
 {%- if schema['enum'] %}: {{ schema['enum'] | join('|') }}
-{%- elif type == 'array' %}: [{{ schema['items']['type'] }}]
-{%- elif type == 'object' %}: {{ '{' }}{% for n, s in schema['properties'].items() %}{{ n }}{{ kind(s) }}{% if not loop.last %}, {% endif %}{% endfor %}{{ '}' }}
+{%- elif type == 'array' %}: [{{ (schema['items'] or {})['type'] }}]
+{%- elif type == 'object' %}: {{ '{' }}{% for n, s in (schema['properties'] or {}).items() %}{{ n }}{{ kind(s) }}{% if not loop.last %}, {% endif %}{% endfor %}{{ '}' }}
 {%- elif type != 'string' %}: {{ type }}
 {%- endif %}
 {%- endmacro -%}
-{%- if tools %}<|tools|>{% for tool in tools %}{% set f = tool['function'] %}{% set parameters = f['parameters'] %}{% set required = parameters['required'] or [] %}
-{{ f['name'] }}({% for n, s in parameters['properties'].items() %}{{ n }}{% if n not in required %}?{% endif %}{{ kind(s) }}{% if not loop.last %}, {% endif %}{% endfor %}){% endfor %}<|end|>{% endif %}
+{%- if tools %}<|tools|>{% for tool in tools %}{% set f = tool['function'] %}{% set parameters = f['parameters'] or {} %}{% set required = parameters['required'] or [] %}
+{{ f['name'] }}({% for n, s in (parameters['properties'] or {}).items() %}{{ n }}{% if n not in required %}?{% endif %}{{ kind(s) }}{% if not loop.last %}, {% endif %}{% endfor %}){% endfor %}<|end|>{% endif %}
 {%- for message in messages %}<|{{ message['role'] }}|>
 {{- message['content'] or '' }}
 {%- if message['role'] == 'assistant' %}{% for call in message['tool_calls'] or [] %}<tool_call>{"name": "{{ call['function']['name'] }}", "arguments": {{ call['function']['arguments'] | tojson }}}</tool_call>{% endfor %}{% endif %}<|end|>

@@ -28,14 +28,14 @@ def true_names(record: Record, tokenizer, text: str) -> list[int]:
     marked = [{**m, "tool_calls": [{**c, "function": {**c["function"], "name": next(marks)}} for c in m["tool_calls"]]} if m.get("tool_calls") else m
               for m in record.messages]
     other, _ = render(Record(record.id, marked, record.tools), tokenizer)
-    parts = re.split("\ue000\\d+\ue001", other)
     names = [call["function"]["name"] for m in record.messages for call in m.get("tool_calls", ())]
-    if len(parts) != len(names) + 1 or "".join(a + b for a, b in zip(parts, [*names, ""])) != text:
+    starts, rebuilt, done = [-1] * len(names), "", 0
+    for match in re.finditer("\ue000(\\d+)\ue001", other):
+        rebuilt, number, done = rebuilt + other[done:match.start()], int(match[1]), match.end()
+        starts[number] = len(rebuilt) if starts[number] < 0 else starts[number]  # a template may name a call again beside its result
+        rebuilt += names[number]
+    if rebuilt + other[done:] != text or min(starts, default=0) < 0:
         raise Misplaced(f"record {record.id}: the rendering with marked names is another one, so nothing says where the names are")
-    starts, at = [], 0
-    for part, name in zip(parts, names):
-        starts.append(at + len(part))
-        at = starts[-1] + len(name)
     return starts
 
 

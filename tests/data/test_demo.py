@@ -16,6 +16,7 @@ from kd.data import demo
 from kd.data.batches import DemoSource
 from kd.data.demo_tools import ALL_TOOLS, UNSEEN_TOOLS, WRITTEN_TOOLS
 from kd.data.records import DataError, parse_record
+from kd.data.render import annotate
 from kd.tools import ToolRegistry
 
 WHOLE_VALUE = re.compile(r"[A-Z]{2}\d{3}|[A-Za-z]{3,}|\d{1,2}:\d{2}|\d{4}-\d{2}-\d{2}|\d+\.\d+|\d{3,}")
@@ -123,3 +124,17 @@ def test_the_tokenizer_reads_back_what_it_wrote(tokenizer):
     for record in demo.records("unseen_values", 50, seed=1):
         text = tokenizer.apply_chat_template(record.messages, tools=record.tools, tokenize=False)
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_the_committed_teacher_renders_as_the_demo_does():
+    assert (REPOSITORY / "configs" / "demo_teacher" / "chat_template.jinja").read_text(encoding="utf-8") == demo.CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": {"box": {"type": "object"}, "rows": {"type": "array"}, "any": {}}}])
+def test_tools_of_any_schema_are_rendered(parameters, tokenizer):
+    """Other people's tools leave out what the demo's all have."""
+    function = {"name": "f", "description": "..."} | ({} if parameters is None else {"parameters": parameters})
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"box": {"a": 1}}}}]}
+    record = parse_record({"id": "r", "messages": [{"role": "user", "content": "hi"}, call], "tools": [{"type": "function", "function": function}]}, "x")
+    text = annotate(record, tokenizer).text
+    assert text.startswith("<|tools|>f(") and ('box?: {}, rows?: [], any?' in text) == bool((parameters or {}).get("properties"))
