@@ -4,6 +4,8 @@
     python -m kernels.static_proof                     the same table, printed
     python -m kernels.static_proof --quick             one layout of each kernel and divergence; --arch, --dtype, --kernel,
                                                        --temperature, --terms and --slots narrow or widen it as well
+    python -m kernels.static_proof --all --cover 3     of all layouts, dtypes, temperatures, terms and slots those few that
+                                                       have every three choices together
     python -m kernels.static_proof --json              one JSON object a line, for the tests
 
 Every layout that a launch can choose is compiled (forms.launchable, and the sparse kernel's own), with pointers and strides
@@ -34,6 +36,7 @@ from triton.compiler import ASTSource
 
 from kernels import cooperative, dense, forms, sparse
 from kernels.contract import DIVERGENCES
+from kernels.covering import covering
 from kernels.machine_code import Code, Loop, read_amdgcn, read_sass, widest_loops
 
 ARCHES = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -109,6 +112,12 @@ def cases(
                 if found.kernel in kernels and what not in seen:
                     seen.add(what)
                     yield Case(found.kernel, arch, dtype, kind or 0, temperature, name, used, found.options)
+
+
+def choices(case: Case) -> tuple:
+    """What tells a case from the others, a value a column."""
+    of_kernel = (case.kernel, case.constants.get("SAMPLED"), case.constants.get("SLOTS"))
+    return of_kernel, case.arch, case.dtype, case.kind, case.temperature, case.terms, case.options["num_warps"]
 
 
 def target_of(arch: str) -> GPUTarget:
@@ -226,6 +235,18 @@ def write_between_markers(path: Path, text: str) -> None:
     path.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}")
 
 
+def _chosen_cases(chosen: argparse.Namespace) -> list[Case]:
+    if chosen.all:
+        found = list(cases(chosen.arch, kernels=chosen.kernel))
+    else:
+        dtypes = tuple(getattr(torch, name) for name in chosen.dtype)
+        found = list(cases(chosen.arch, dtypes, chosen.temperature, chosen.terms, chosen.kernel))
+        found = [case for case in found if case.constants.get("SLOTS", chosen.slots[0]) in chosen.slots]
+    if chosen.quick:
+        found = list({(case.kernel, *choices(case)[1:-1]): case for case in reversed(found)}.values())[::-1]
+    return [found[place] for place in covering(list(map(choices, found)), chosen.cover)] if chosen.cover else found
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", default=list(ARCHES), choices=ARCHES)
@@ -234,22 +255,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--terms", nargs="+", default=["all"], choices=list(TERMS))
     parser.add_argument("--slots", nargs="+", type=int, default=[sparse._SLOTS[0]], choices=sparse._SLOTS, help="of the sparse kernel")
     parser.add_argument("--kernel", nargs="+", default=list(_KERNELS), choices=list(_KERNELS))
+    parser.add_argument("--all", action="store_true", help="every dtype, temperature, set of terms and number of slots")
+    parser.add_argument("--cover", type=int, metavar="N", help="only so many that every N choices are in one together")
     parser.add_argument("--quick", action="store_true", help="one layout of each kernel and divergence")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between its markers in this file")
     chosen = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("unset TRITON_INTERPRET: the interpreter compiles nothing")
-    dtypes = tuple(getattr(torch, name) for name in chosen.dtype)
-    rows, seen = [], set()
-    for case in cases(chosen.arch, dtypes, chosen.temperature, chosen.terms, chosen.kernel):
-        what = (case.kernel, case.arch, case.dtype, case.kind, case.temperature, case.terms)
-        wanted = case.constants.get("SLOTS", chosen.slots[0]) in chosen.slots
-        if wanted and not (chosen.quick and what in seen):
-            seen.add(what)
-            rows.append(as_dict(prove(case)))
-            if chosen.json:
-                print(json.dumps(rows[-1]), flush=True)
+    rows = []
+    for case in _chosen_cases(chosen):
+        rows.append(as_dict(prove(case)))
+        if chosen.json:
+            print(json.dumps(rows[-1]), flush=True)
     if chosen.write:
         write_between_markers(chosen.write, table(rows))
     elif not chosen.json:

@@ -132,11 +132,14 @@ def test_other_architectures_and_terms():
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_every_layout(arch):
-    from kernels.sparse import _SLOTS
-    from kernels.static_proof import TERMS
+    for row in proofs("--all", "--arch", arch):
+        check(row)
 
-    dtypes, temperatures = ("bfloat16", "float16", "float32"), ("1", "2", "3", "4", "0")
-    for row in proofs("--arch", arch, "--dtype", *dtypes, "--temperature", *temperatures, "--terms", *TERMS, "--slots", *map(str, _SLOTS)):
+
+@pytest.mark.slow
+def test_every_three_choices_together():
+    """Of kernel, architecture, dtype, divergence, temperature, terms, warps and slots: every three of them that can be launched."""
+    for row in proofs("--all", "--cover", "3"):
         check(row)
 
 
