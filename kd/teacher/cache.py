@@ -7,7 +7,7 @@ manifest.json
     One line of canonical JSON: keys sorted, no spaces, everything past ASCII escaped, "\\n" at the end.
     format    "spanwise teacher cache 1"
     spec      kind ("sampled" or "topk"), vocab_size, id_bits, temperatures, num_draws (sampled), top_k (topk), precision ("16bit" or
-              "fp32", of topk); null for what the kind does not have
+              "fp32", of topk), has_entropy (false of an endpoint's topk at T = 1, which tells none); null for what the kind does not have
     identity  names and values, all strings, of what the signal is of: teacher, revision, weights, tokenizer, template, data, seed, ...
     shards    a list, shard i named shard-{i:06}.safetensors: name, bytes, sha256 of the file (hex), blocks (the CRC-32 of each 64 KiB of
               it, 8 hex digits each, so that damage can be told by place), records, rows

@@ -6,7 +6,7 @@ import mmap
 from pathlib import Path
 
 from kd.teacher.manifest import BLOCK, ShardInfo
-from kd.teacher.shard import info_of, read_tag, shard_tag
+from kd.teacher.shard import blocks_of, read_tag, sha256_of, shard_tag
 from kd.teacher.spec import CacheError
 
 
@@ -40,12 +40,12 @@ def wrong_size(path: Path, info: ShardInfo) -> str | None:
 def _changed(path: Path, info: ShardInfo) -> str | None:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as raw:
-            found = info_of(path.name, raw, info.records, info.rows)
+            if sha256_of(raw) == info.sha256:
+                return None
+            blocks = blocks_of(raw)
     except (OSError, ValueError) as error:
         return f"{path} cannot be read: {error}"
-    if found.sha256 == info.sha256:
-        return None
-    changed = [at for at in range(0, len(found.blocks), 8) if info.blocks[at:at + 8] != found.blocks[at:at + 8]]
-    spans = [f"{at // 8 * BLOCK} to {min((at // 8 + 1) * BLOCK, found.bytes) - 1}" for at in changed]
+    changed = [at for at in range(0, len(blocks), 8) if info.blocks[at:at + 8] != blocks[at:at + 8]]
+    spans = [f"{at // 8 * BLOCK} to {min((at // 8 + 1) * BLOCK, info.bytes) - 1}" for at in changed]
     more = f" and {len(spans) - 5} more places" if len(spans) > 5 else ""
     return f"{path} does not have the SHA-256 it was written with: it changed within offsets {', '.join(spans[:5])}{more}"

@@ -32,7 +32,8 @@ def decode(spec: CacheSpec, parts: Sequence[Part], t: int) -> SparseTeacher:
     else:
         num_rows = np.array([shard.num_rows[i] for shard, i in parts])
         spans = [(shard, shard.first_entry[t, i], shard.first_entry[t, i + 1]) for shard, i in parts]
-        data = [shard.tensors[f"data_{t}"][a * spec.entry_bytes:b * spec.entry_bytes] for shard, a, b in spans]
+        size = spec.entry_bytes
+        data = [shard.tensors[f"data_{t}"][a * size:b * size] for shard, a, b in spans]
         ids, counts = unpack_samples(spec, data, num_rows, np.array([b - a for _, a, b in spans]))
         probs = torch.from_numpy(counts).float().div_(spec.num_draws)
         log_tail = torch.full((len(ids),), -float("inf"))

@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 FORMAT = "spanwise teacher cache 1"
 SIDECAR_FORMAT = "spanwise teacher cache 1, one shard"
 BLOCK = 1 << 16  # bytes of a shard to a checksum: where damage is, to this much
+MAX_INDEX = 999_999  # of a shard: names have six digits
 _NAME = r"^shard-\d{6}\.safetensors$"
 
 
@@ -47,6 +48,7 @@ class _Spec(_Strict):
     num_draws: int | None
     top_k: int | None
     precision: str
+    has_entropy: bool
 
 
 class _Missing(_Strict):
@@ -67,7 +69,7 @@ class Manifest(_Strict):
     @property
     def cache_spec(self) -> CacheSpec:
         s = self.spec
-        return CacheSpec(s.kind, s.vocab_size, tuple(s.temperatures), s.num_draws, s.top_k, s.precision)
+        return CacheSpec(s.kind, s.vocab_size, tuple(s.temperatures), s.num_draws, s.top_k, s.precision, s.has_entropy)
 
     @model_validator(mode="after")
     def _of_one_cache(self) -> Manifest:

@@ -27,7 +27,7 @@ def check_rows(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | Non
         return f"a {spec.kind} cache takes {wanted.__name__}, not {type(rows).__name__}"
     if rows.temperatures != spec.temperatures:
         return f"its rows are at temperatures {rows.temperatures}, those of the cache at {spec.temperatures}"
-    return _misshapen(spec, rows) or _bad_entropies(rows) or (_bad_samples if spec.kind == "sampled" else _bad_top_k)(spec, rows)
+    return _misshapen(spec, rows) or _bad_entropies(spec, rows) or (_bad_samples if spec.kind == "sampled" else _bad_top_k)(spec, rows)
 
 
 def _misshapen(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | None:
@@ -45,11 +45,10 @@ def _misshapen(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | Non
     return None
 
 
-def _bad_entropies(rows: TeacherSamples | TeacherTopK) -> str | None:
-    """NaN at every row of a top-k of an endpoint, which knows no entropy, is let through."""
+def _bad_entropies(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | None:
     both = torch.cat([rows.entropy[None], rows.entropy_t])
-    if isinstance(rows, TeacherTopK) and rows.temperatures == (1.0,) and both.isnan().all():
-        return None
+    if not spec.has_entropy:
+        return None if both.isnan().all() else "its rows have entropies, and the cache is of an endpoint, which tells none"
     if not ((both >= -1e-3) & (both <= _MOST_ENTROPY)).all():
         return "an entropy is negative, too large or not finite: look for NaN in the teacher's weights, or give it a wider dtype"
     return None

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from kd.data.content import DIGEST_BYTES, KEY_BYTES
 from kd.teacher.codec import pack_entropy, pack_ids, pack_log_probs, pack_samples
-from kd.teacher.manifest import BLOCK, ShardInfo, shard_name
+from kd.teacher.manifest import BLOCK, MAX_INDEX, ShardInfo, shard_name
 from kd.teacher.rows import check_rows
 from kd.teacher.spec import CacheError, CacheSpec, Entry
 
@@ -34,6 +34,7 @@ def encode_shard(spec: CacheSpec, cache_digest: str, index: int, entries: Sequen
     Raises:
         CacheError: rows that are not of the spec, or that no teacher gives; the record's key is named.
     """
+    assert 0 <= index <= MAX_INDEX
     for entry in entries:
         if len(entry.key) != KEY_BYTES or len(entry.row_digest) != DIGEST_BYTES:
             raise CacheError(f"record {entry.key.hex()}: a key has {KEY_BYTES} bytes and a row digest {DIGEST_BYTES}: see kd.data.content")
@@ -47,14 +48,16 @@ def encode_shard(spec: CacheSpec, cache_digest: str, index: int, entries: Sequen
     } | (_samples if spec.kind == "sampled" else _top_k)(spec, entries) | _entropies(spec, entries)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # of a view it would write other bytes, silently
     raw = safetensors.numpy.save(tensors, {_TAG: shard_tag(cache_digest, index)})
-    return raw, info_of(shard_name(index), raw, len(entries), int(tensors["num_rows"].sum()))
+    return raw, ShardInfo(name=shard_name(index), bytes=len(raw), sha256=sha256_of(raw), blocks=blocks_of(raw), records=len(entries),
+                          rows=int(tensors["num_rows"].sum()))
 
 
-def info_of(name: str, raw: bytes | memoryview, records: int, rows: int) -> ShardInfo:
-    return ShardInfo(name=name, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest(), blocks=_blocks(raw), records=records, rows=rows)
+def sha256_of(raw: bytes | memoryview) -> str:
+    return hashlib.sha256(raw).hexdigest()
 
 
-def _blocks(raw: bytes | memoryview) -> str:
+def blocks_of(raw: bytes | memoryview) -> str:
+    """The CRC-32 of each BLOCK bytes, 8 hex digits each."""
     return "".join(f"{zlib.crc32(raw[at:at + BLOCK]):08x}" for at in range(0, len(raw), BLOCK))
 
 

@@ -26,6 +26,7 @@ class CacheSpec(NamedTuple):
     num_draws: int | None = None  # of sampled, 1 to 255, at each temperature
     top_k: int | None = None  # of topk, 1 to vocab_size
     precision: str = "16bit"  # of topk: 16bit | fp32, for log-probabilities and entropies
+    has_entropy: bool = True  # False of topk at temperature 1 from an endpoint, which tells none: every entropy is NaN
 
     @property
     def id_bits(self) -> int:
@@ -90,6 +91,8 @@ def checked(spec: CacheSpec) -> CacheSpec:
             problems.append("num_draws is of a sampled cache")
         if spec.precision not in PRECISIONS:
             problems.append(f"precision is {spec.precision!r}; it is one of {', '.join(PRECISIONS)}")
+    if not spec.has_entropy and (spec.kind != "topk" or temperatures != (1.0,)):
+        problems.append("only a topk cache at temperature 1, an endpoint's, is without entropies")
     if problems:
         raise CacheError("a cache cannot be made so: " + "; ".join(problems))
     return spec._replace(temperatures=temperatures)

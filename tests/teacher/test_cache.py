@@ -92,7 +92,7 @@ def test_the_loss_from_the_cache_is_the_loss_from_the_teacher(tmp_path, divergen
 
 def test_deep_and_unknown_numbers(tmp_path):
     """Log-probabilities past 16 nats, of -inf, and of a tail of nothing; entropies that an endpoint does not know."""
-    spec = CacheSpec("topk", 70, (1.0,), top_k=6)
+    spec = CacheSpec("topk", 70, (1.0,), top_k=6, has_entropy=False)
     log_probs = torch.tensor([[-1e-6, -15.9, -16.1, -80.0, -1000.0, -float("inf")]])
     signal = signal_of(spec, 1)._replace(log_probs=log_probs, log_probs_t=log_probs[None], log_tail=torch.tensor([[-float("inf")]]),
                                          entropy=torch.tensor([float("nan")]), entropy_t=torch.tensor([[float("nan")]]))

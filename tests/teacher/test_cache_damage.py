@@ -13,7 +13,7 @@ import safetensors.numpy
 from cache_cases import IDENTITY, LENGTHS, SAMPLED, TOP_K, read, records_of, signal_of, three_shards, write
 from kd.teacher import manifest as manifests
 from kd.teacher.cache import CacheError, CacheReader, CacheWriter
-from kd.teacher.shard import info_of, shard_tag
+from kd.teacher.shard import blocks_of, sha256_of, shard_tag
 
 SHARD = "shard-000001.safetensors"
 REMEDY = "restore it, or (start its capture again|capture the cache again)"
@@ -162,12 +162,13 @@ def with_manifest(folder, change):
     (folder / "manifest.json").write_text(json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n")
 
 
-def with_shard(folder, raw, spec, records=None, rows=None):
+def with_shard(folder, raw, records=None):
     """The shard's bytes changed, and hashed again in the manifest."""
     (folder / SHARD).write_bytes(raw)
     old = manifests.read(folder / "manifest.json").shards[1]
-    info = info_of(SHARD, raw, old.records if records is None else records, old.rows if rows is None else rows)
-    with_manifest(folder, lambda content: content["shards"].__setitem__(1, info.model_dump()))
+    info = {"name": SHARD, "bytes": len(raw), "sha256": sha256_of(raw), "blocks": blocks_of(raw),
+            "records": old.records if records is None else records, "rows": old.rows}
+    with_manifest(folder, lambda content: content["shards"].__setitem__(1, info))
 
 
 @pytest.mark.parametrize("name", ["../shard-000001.safetensors", "/etc/passwd", "a/shard-000001.safetensors", "shard-000001.safetensors\n",
@@ -243,7 +244,7 @@ def test_headers_that_no_shard_has(tmp_path, change):
     change(header)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with_shard(tmp_path, struct.pack("<Q", len(text)) + text + body, SAMPLED)
+    with_shard(tmp_path, struct.pack("<Q", len(text)) + text + body)
     message = refused(tmp_path, records)
     assert str(tmp_path / SHARD) in message and "restore it" in message
 
@@ -252,7 +253,7 @@ def test_headers_that_no_shard_has(tmp_path, change):
 def test_a_header_of_absurd_length(tmp_path, size):
     records = three_shards(tmp_path)
     raw = (tmp_path / SHARD).read_bytes()
-    with_shard(tmp_path, struct.pack("<Q", size) + raw[8:], SAMPLED)
+    with_shard(tmp_path, struct.pack("<Q", size) + raw[8:])
     assert f"{tmp_path / SHARD} is no readable safetensors file" in refused(tmp_path, records)
 
 
@@ -264,10 +265,20 @@ def _changed(name, at, value):
 
 
 def _longer_row(tensors):
-    """A draw more than there are in record 1's first row."""
-    entries = tensors["data_0"].reshape(-1, 2).copy()
-    entries[0, 1] += 1 << 1
-    tensors["data_0"] = entries.ravel()
+    """A draw more than there are in record 3's first row."""
+    entries = tensors["data_0"].view("<u2").copy()
+    entries[0] += 1 << 9
+    tensors["data_0"] = entries.view(np.uint8)
+
+
+def _a_draw_in_the_next_row(tensors):
+    """Its first row has 51 draws and its second 49, so that rows and records end where they did."""
+    entries = tensors["data_0"].view("<u2").copy()
+    second = int(np.searchsorted(np.cumsum(entries >> 9), 50)) + 1
+    assert entries[second] >> 9
+    entries[second - 1] += 1 << 9
+    entries[second] -= 1 << 9
+    tensors["data_0"] = entries.view(np.uint8)
 
 
 TENSORS = [
@@ -280,6 +291,7 @@ TENSORS = [
     (_changed("data_0", slice(None), 255), "counts do not add up"),
     (_changed("data_0", slice(None), 0), "counts do not add up"),
     (_longer_row, "counts do not add up"),
+    (_a_draw_in_the_next_row, "counts do not add up"),
 ]
 
 
@@ -290,7 +302,7 @@ def test_tensors_that_no_writer_makes(tmp_path, change, problem):
     tensors = safetensors.numpy.load((tmp_path / SHARD).read_bytes())
     tag = shard_tag(manifests.cache_digest(SAMPLED, IDENTITY), 1)
     change(tensors)
-    with_shard(tmp_path, safetensors.numpy.save(tensors, {"cache": tag}), SAMPLED)
+    with_shard(tmp_path, safetensors.numpy.save(tensors, {"cache": tag}))
     with pytest.raises(CacheError, match=f"{SHARD}.*({problem}).*; {REMEDY}"):
         entries = [record.entry for record in records[3:6]]
         CacheReader(tmp_path).read([e.key for e in entries], [e.row_digest for e in entries], tensors["num_rows"].tolist(), 1.0)
@@ -309,7 +321,7 @@ def test_a_token_past_the_vocabulary(tmp_path, spec):
         tensors["ids"] = tensors["ids"].copy()
         tensors["ids"][2] = 255
     tag = shard_tag(manifests.cache_digest(spec, IDENTITY), 1)
-    with_shard(tmp_path, safetensors.numpy.save(tensors, {"cache": tag}), spec)
+    with_shard(tmp_path, safetensors.numpy.save(tensors, {"cache": tag}))
     with pytest.raises(CacheError, match=f"{SHARD}: record 0, .* its token 511 is past the vocabulary of 500"):
         read(CacheReader(tmp_path), records[2:6], 1.0)
 
@@ -324,7 +336,7 @@ def test_random_headers_never_crash(tmp_path):
         raw = bytearray(whole)
         for _ in range(rng.choice((1, 1, 2, 5))):
             raw[rng.randrange(size)] ^= 1 << rng.randrange(8)
-        with_shard(tmp_path, bytes(raw), SAMPLED)
+        with_shard(tmp_path, bytes(raw))
         try:
             read(CacheReader(tmp_path), records, 1.0)
             outcomes["read"] += 1  # a tensor's name moved, say, to one that is as good
@@ -336,5 +348,5 @@ def test_random_headers_never_crash(tmp_path):
 
 def test_the_number_of_records_must_be_the_manifests(tmp_path):
     records = three_shards(tmp_path)
-    with_shard(tmp_path, (tmp_path / SHARD).read_bytes(), SAMPLED, records=2)
+    with_shard(tmp_path, (tmp_path / SHARD).read_bytes(), records=2)
     assert f"{tmp_path / SHARD} has 3 records and {sum(LENGTHS[3:6])} rows, the manifest 2 and {sum(LENGTHS[3:6])}" in refused(tmp_path, records)
