@@ -17,7 +17,7 @@ from kd.data.records import write_records
 from kd.data.render import encode
 from kd.sources import run_sources
 from kd.teacher.cache import CacheReader, CacheWriter, Missing
-from kd.teacher.cached import CacheTeacher, NotCaptured, open_cache
+from kd.teacher.cached import NotCaptured, open_cache
 from kd.teacher.capture import entries_of
 from kd.teacher.identity import cache_identity, cache_spec, tokenizer_hash, weights_hash
 from kd.teacher.live import CAPTURED, LiveRows, LiveTeacher, row_seeds
