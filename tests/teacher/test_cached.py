@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer
 
 from kd.config import load_config
 from kd.data import demo
-from kd.data.batches import FileSource, StepBatches
+from kd.data.batches import StepBatches
 from kd.data.micro_batch import collate
 from kd.data.records import write_records
 from kd.data.render import encode
@@ -117,7 +118,7 @@ def test_a_missing_record_is_left_out_and_named(captured, tokenizer, records):
     said = []
     source = open_cache(config, tokenizer, CPU, said.append, run_sources(config).stages)
     assert "1 records got no signal and are left out" in said[0]
-    batches = StepBatches(FileSource(config.data.stages[0].train), tokenizer, max_length=600, micro_batch_size=6, gradient_accumulation=1,
+    batches = StepBatches(run_sources(config).stages[0], tokenizer, max_length=600, micro_batch_size=6, gradient_accumulation=1,
                           no_signal=source.missing)
     (step,) = next(iter(batches))
     assert step.no_signal == (micro.record_ids[5],) and len(step.record_ids) == 5 and step.left_out == ()
@@ -143,11 +144,11 @@ def test_every_difference_is_refused_at_once_with_both_values(captured, tokenize
     weights[-5] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     write_records(tmp_path / "records.jsonl", records[:5])
-    stage = config.data.stages[0].model_copy(update={"train": (str(tmp_path / "records.jsonl"),), "max_length": 500})
-    changed = {"kind": "topk", "top_k": 9, "num_draws": None, "precision": "fp32"} if cache.kind == "sampled" else {"kind": "sampled", "num_draws": 9, "top_k": None}
-    teacher = config.teacher.model_copy(update={"path": str(folder), "revision": "v2", "dtype": "bf16",
-                                                "cache": cache.model_copy(update=changed | {"temperatures": (1.0,)})})
-    other = config.model_copy(update={"teacher": teacher, "data": config.data.model_copy(update={"stages": (stage,)})})
+    changed = {"kind": "topk", "top_k": 9, "precision": "fp32"} if cache.kind == "sampled" else {"kind": "sampled", "num_draws": 9}
+    overrides = [f"teacher.cache.{key}={value}" for key, value in changed.items()]
+    other = load_config(Path(cache.path).parent / "run.yaml", [
+        *overrides, "teacher.cache.temperatures=[1.0]", f"teacher.path={folder}", "teacher.revision=v2", "teacher.dtype=bf16",
+        f"data.stages.0.train=[{tmp_path}/records.jsonl]", "data.stages.0.max_length=500", "loss.temperature.start=1.0"])
     another = AutoTokenizer.from_pretrained(teacher_folder)
     another.add_tokens(["<new>"])
     another.chat_template += " "
