@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from kd.config_schema import RunConfig
 from kd.plan_memory import Job, Shape, flops_per_token, memory, teacher_weights
 from kd.student import count_parameters, student_model_config
+from kd.teacher.capture_log import size
 from kd.teacher.size import CacheSize
 
 USABLE = 0.92  # of a device: the rest goes to the CUDA context, NCCL and fragmentation
@@ -158,7 +159,8 @@ def format_plan(plan: Plan) -> str:
             f"{ASSUMED_MFU:.0%} of {plan.peak_flops / 1e12:.0f} TFLOP/s on each of {plan.world_size} devices"
         )
     if plan.cache is not None:
-        lines.append(f"  cache     about {plan.cache.num_bytes / _GIB:.2f} GiB on disk: {plan.cache.num_rows:,} rows of {plan.cache.row_bytes:.0f} bytes")
+        lines.append(f"  cache     about {size(plan.cache.num_bytes)} on disk: {plan.cache.num_rows:,} rows of {plan.cache.row_bytes:.0f} bytes, if the "
+                     "teacher is as sure as a language model of 2 nats")
     lines += [f"  note      {note}" for note in plan.notes]
     lines += [f"  PROBLEM   {problem}" for problem in plan.problems] or ["  fits      no problem found"]
     return "\n".join(lines)

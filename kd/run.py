@@ -26,7 +26,7 @@ from kd.plan import Plan, check_fits, format_plan, plan_run
 from kd.precision import multiplies_bf16
 from kd.report import write_report
 from kd.run_log import RunLog
-from kd.sources import Sources, described, run_folder, run_sources
+from kd.sources import Sources, described, run_folder, run_sources, stage_source
 from kd.student import build_student, count_parameters, on_rank_0
 from kd.teacher.cached import require_captured
 from kd.teacher.size import CacheSize, cache_size
@@ -54,7 +54,9 @@ def dry_run(config: RunConfig, world_size: int) -> str:
         PlanError, DataError, TokenizerError: something that the configuration names is not there.
     """
     cached = config.teacher is not None and config.teacher.cache is not None
-    return format_plan(plan_here(config, world_size, cache=cache_size(config, load_tokenizer(config)) if cached else None))
+    sources = [stage_source(config, index) for index in range(len(config.data.stages))] if cached else []
+    size = cache_size(config, load_tokenizer(config), sources) if cached else None
+    return format_plan(plan_here(config, world_size, cache=size))
 
 
 def execute(config: RunConfig, *, fresh: bool = False) -> Path:
@@ -108,7 +110,7 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: So
     engine = StudentEngine(model, config, ds_config, len(tokenizer))
     teacher = None
     if uses_teacher(config):
-        teacher = open_teacher(config, ds_config, tokenizer, engine.device, log.say)
+        teacher = open_teacher(config, ds_config, tokenizer, engine.device, log.say, sources.stages)
     # Counts, flags and checkpoints travel over the CPU; NCCL cannot carry that.
     group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     checkpoints = Checkpoints(run_dir / "checkpoints", engine.engine, group, _identity(config), log.say)

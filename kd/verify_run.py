@@ -172,7 +172,10 @@ def first_batch(config: RunConfig, tokenizer, no_signal: frozenset[bytes] = froz
 
 
 def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
-    source = open_teacher(_whole_teacher(config), {}, tokenizer, torch.device("cpu"), lambda text: None) if uses_teacher(config) else None
+    source = None
+    if uses_teacher(config):
+        sources = [] if config.teacher.cache is None else [stage_source(config, index) for index in range(len(config.data.stages))]
+        source = open_teacher(_whole_teacher(config), {}, tokenizer, torch.device("cpu"), lambda text: None, sources)
     micro, step = first_batch(config, tokenizer, source.missing if source is not None else frozenset())
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with tempfile.TemporaryDirectory() as folder:

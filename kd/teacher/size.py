@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from kd.config_schema import RunConfig
+from kd.data.batches import Source
 from kd.data.content import DIGEST_BYTES, KEY_BYTES
 from kd.teacher.capture_plan import batch_maker
 from kd.teacher.identity import cache_spec
@@ -27,15 +29,15 @@ class CacheSize(NamedTuple):
         return round(self.num_rows * self.row_bytes)
 
 
-def cache_size(config: RunConfig, tokenizer) -> CacheSize:
-    """Of the cache that `config.teacher.cache` describes.
+def cache_size(config: RunConfig, tokenizer, sources: Sequence[Source]) -> CacheSize:
+    """Of the cache that `config.teacher.cache` describes, over the records of each stage.
 
     Raises:
-        DataError: a data file is missing, or a record of the sample is none.
+        DataError: a record of the sample cannot be rendered.
     """
-    maker, rng = batch_maker(config, tokenizer), random.Random(config.run.seed)
+    maker, rng = batch_maker(config, tokenizer, sources), random.Random(config.run.seed)
     rows_of: dict[tuple, tuple[float, int]] = {}  # what a stage reads -> rows a record, records
-    for number, (stage, source) in enumerate(zip(config.data.stages, maker.sources)):
+    for number, (stage, source) in enumerate(zip(config.data.stages, sources)):
         chosen = rng.sample(range(len(source)), min(_SAMPLED_RECORDS, len(source)))
         found = sum(row for _, row, *_ in maker.measured([(number, index) for index in chosen])) / len(chosen)
         name = ("files", *stage.train) if stage.train is not None else ("stage", number)  # stages that read the same files share their records

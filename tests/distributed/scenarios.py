@@ -79,10 +79,11 @@ def run(scenario: dict, out: Path) -> dict:
     finally:
         kd.engine.build_optimizer = build
     partitioned = [name for name, p in model.named_parameters() if p.numel() == 0]
+    sources = on_rank_0(lambda: run_sources(config)).stages
     if scenario.get("capture"):
         capture(config, shard_rows=scenario["capture"])
         torch.set_num_threads(1)
-    teacher = open_teacher(config, settings, tokenizer, engine.device, print) if config.teacher else None
+    teacher = open_teacher(config, settings, tokenizer, engine.device, print, sources) if config.teacher else None
     if scenario.get("poison"):
         teacher = Poisoned(teacher, *scenario["poison"])
     snapshots = [weights_of(model)]
@@ -97,7 +98,7 @@ def run(scenario: dict, out: Path) -> dict:
     reports: list = []
     engine.train_step = train_step
     log = Lines()
-    result = Trainer(config, engine, teacher, tokenizer, log, dist.group.WORLD, sources=on_rank_0(lambda: run_sources(config)).stages).run()
+    result = Trainer(config, engine, teacher, tokenizer, log, dist.group.WORLD, sources=sources).run()
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")
     return {"weights": snapshots, "lines": log.rows, "said": log.said, "reports": reports, "partitioned": partitioned,

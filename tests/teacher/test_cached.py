@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from kd.data.batches import StepBatches
 from kd.data.micro_batch import collate
 from kd.data.records import write_records
 from kd.data.render import encode
-from kd.sources import stage_source
+from kd.sources import run_sources
 from kd.teacher.cache import CacheReader, CacheWriter, Missing
-from kd.teacher.cached import CacheTeacher, NotCaptured, open_cache
+from kd.teacher.cached import NotCaptured, open_cache
 from kd.teacher.capture import entries_of
 from kd.teacher.identity import cache_identity, cache_spec, tokenizer_hash, weights_hash
 from kd.teacher.live import CAPTURED, LiveRows, LiveTeacher, row_seeds
@@ -48,7 +49,7 @@ def captured(request, tmp_path_factory, teacher_folder, tokenizer, records):
     micro = collate([encode(record, tokenizer) for record in records], tokenizer.pad_token_id)
     rows = LiveRows(config, {}, len(tokenizer), CPU).signal_rows(micro)
     entries = entries_of(micro, rows)
-    identity = cache_identity(config, tokenizer) | {"seed": "3", "batches": "by hand"}
+    identity = cache_identity(config, tokenizer, run_sources(config).stages) | {"seed": "3", "batches": "by hand"}
     writer = CacheWriter(config.teacher.cache.path, cache_spec(config, len(tokenizer)), identity)
     writer.write_shard(0, entries[:3])
     writer.write_shard(1, entries[3:5])
@@ -66,7 +67,7 @@ def quiet(text):
 
 def test_what_is_read_is_what_the_teacher_gave_in_any_order(captured, tokenizer, records):
     config, micro, rows = captured
-    source = open_cache(config, tokenizer, CPU, quiet)
+    source = open_cache(config, tokenizer, CPU, quiet, run_sources(config).stages)
     some = first(micro, tokenizer, records, 4, 0, 2)
     at = torch.cat([torch.where(micro.record == i)[0] for i in (4, 0, 2)])
     for temperature in (1.0, 2.0):
@@ -83,7 +84,7 @@ def test_what_is_read_is_what_the_teacher_gave_in_any_order(captured, tokenizer,
 
 def test_reading_ahead_gives_the_same_and_is_done_by_another_thread(captured, tokenizer, records):
     config, micro, _ = captured
-    plain, ahead = (open_cache(config, tokenizer, CPU, quiet) for _ in range(2))
+    plain, ahead = (open_cache(config, tokenizer, CPU, quiet, run_sources(config).stages) for _ in range(2))
     steps = [[first(micro, tokenizer, records, *w) for w in step] for step in (((0, 1), (2,)), ((3,), ()), ((4, 2), (1,)), ((2,), (2,)))]
     readers, read = [], CacheReader.read
     ahead._reader.read = lambda *args: readers.append(threading.current_thread().name) or read(ahead._reader, *args)
@@ -103,7 +104,7 @@ def test_reading_ahead_gives_the_same_and_is_done_by_another_thread(captured, to
 
 def test_an_error_of_the_thread_is_raised_where_its_rows_are_asked_for(captured, tokenizer, records):
     config, micro, _ = captured
-    source = open_cache(config, tokenizer, CPU, quiet)
+    source = open_cache(config, tokenizer, CPU, quiet, run_sources(config).stages)
     strange = collate([encode(demo.record("multi", 99), tokenizer)], tokenizer.pad_token_id)
     source.prefetch([first(micro, tokenizer, records, 0), strange], 1.0)
     source.signal(first(micro, tokenizer, records, 0), 1.0)
@@ -115,9 +116,9 @@ def test_an_error_of_the_thread_is_raised_where_its_rows_are_asked_for(captured,
 def test_a_missing_record_is_left_out_and_named(captured, tokenizer, records):
     config, micro, _ = captured
     said = []
-    source = open_cache(config, tokenizer, CPU, said.append)
+    source = open_cache(config, tokenizer, CPU, said.append, run_sources(config).stages)
     assert "1 records got no signal and are left out" in said[0]
-    batches = StepBatches(stage_source(config, 0), tokenizer, max_length=600, micro_batch_size=6, gradient_accumulation=1,
+    batches = StepBatches(run_sources(config).stages[0], tokenizer, max_length=600, micro_batch_size=6, gradient_accumulation=1,
                           no_signal=source.missing)
     (step,) = next(iter(batches))
     assert step.no_signal == (micro.record_ids[5],) and len(step.record_ids) == 5 and step.left_out == ()
@@ -128,7 +129,7 @@ def test_a_missing_record_is_left_out_and_named(captured, tokenizer, records):
 
 
 def test_the_nearest_temperature_of_the_cache_is_used(captured, tokenizer):
-    source = open_cache(captured[0], tokenizer, CPU, quiet)
+    source = open_cache(captured[0], tokenizer, CPU, quiet, run_sources(captured[0]).stages)
     assert [source.temperature(t) for t in (1.0, 1.04, 0.96, 1.96, 2.05)] == [1.0, 1.0, 1.0, 2.0, 2.0]
     with pytest.raises(ValueError, match=r"training wants temperature 1.5 and the cache has \[1.0, 2.0\]"):
         source.temperature(1.5)
@@ -143,16 +144,16 @@ def test_every_difference_is_refused_at_once_with_both_values(captured, tokenize
     weights[-5] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     write_records(tmp_path / "records.jsonl", records[:5])
-    stage = config.data.stages[0].model_copy(update={"train": (str(tmp_path / "records.jsonl"),), "max_length": 500})
-    changed = {"kind": "topk", "top_k": 9, "num_draws": None, "precision": "fp32"} if cache.kind == "sampled" else {"kind": "sampled", "num_draws": 9, "top_k": None}
-    teacher = config.teacher.model_copy(update={"path": str(folder), "revision": "v2", "dtype": "bf16",
-                                                "cache": cache.model_copy(update=changed | {"temperatures": (1.0,)})})
-    other = config.model_copy(update={"teacher": teacher, "data": config.data.model_copy(update={"stages": (stage,)})})
+    changed = {"kind": "topk", "top_k": 9, "precision": "fp32"} if cache.kind == "sampled" else {"kind": "sampled", "num_draws": 9}
+    overrides = [f"teacher.cache.{key}={value}" for key, value in changed.items()]
+    other = load_config(Path(cache.path).parent / "run.yaml", [
+        *overrides, "teacher.cache.temperatures=[1.0]", f"teacher.path={folder}", "teacher.revision=v2", "teacher.dtype=bf16",
+        f"data.stages.0.train=[{tmp_path}/records.jsonl]", "data.stages.0.max_length=500", "loss.temperature.start=1.0"])
     another = AutoTokenizer.from_pretrained(teacher_folder)
     another.add_tokens(["<new>"])
     another.chat_template += " "
     with pytest.raises(ValueError) as caught:
-        open_cache(other, another, CPU, quiet)
+        open_cache(other, another, CPU, quiet, run_sources(other).stages)
     text = str(caught.value)
     for wanted in (f"kind was '{cache.kind}' and is '{changed['kind']}'", "temperatures was [1.0, 2.0] and is [1.0]",
                    "vocab_size was 600 and is 601", "identity revision was 'none' and is 'v2'", "identity dtype was 'fp32' and is 'bf16'",
@@ -168,11 +169,11 @@ def test_a_seed_batch_size_or_folder_of_training_is_free(captured, tokenizer, te
     free = config.model_copy(update={"run": config.run.model_copy(update={"seed": 99}),
                                      "training": config.training.model_copy(update={"micro_batch_size": 7}),
                                      "teacher": config.teacher.model_copy(update={"path": str(tmp_path / "moved")})})
-    open_cache(free, tokenizer, CPU, quiet).close()
+    open_cache(free, tokenizer, CPU, quiet, run_sources(free).stages).close()
     # Without its weights the teacher's name is what is compared.
     (tmp_path / "moved" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="identity teacher was"):
-        open_cache(free, tokenizer, CPU, quiet)
+        open_cache(free, tokenizer, CPU, quiet, run_sources(free).stages)
 
 
 def test_a_cache_that_is_not_there_or_not_finished(captured, tokenizer, tmp_path):
@@ -180,11 +181,11 @@ def test_a_cache_that_is_not_there_or_not_finished(captured, tokenizer, tmp_path
     cache = config.teacher.cache.model_copy(update={"path": str(tmp_path / "none")})
     none = config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": cache})})
     with pytest.raises(NotCaptured, match="none: there is no cache yet; launch/capture.py runs the teacher once"):
-        open_cache(none, tokenizer, CPU, quiet)
+        open_cache(none, tokenizer, CPU, quiet, run_sources(none).stages)
     shutil.copytree(config.teacher.cache.path, tmp_path / "none")
     (tmp_path / "none" / "manifest.json").unlink()
     with pytest.raises(NotCaptured, match=r"its capture was not finished \(2 shards are there, and are kept\)"):
-        open_cache(none, tokenizer, CPU, quiet)
+        open_cache(none, tokenizer, CPU, quiet, run_sources(none).stages)
 
 
 def test_another_tokenizer_is_refused_by_its_first_difference(captured, teacher_folder, tmp_path):
