@@ -18,6 +18,7 @@ setup(
         "transformers>=5.17",
         "accelerate>=1.15",
         "deepspeed>=0.19.8",
+        "numpy>=1.26",
         "safetensors>=0.5",
         "pydantic>=2.9",
         "PyYAML>=6",

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from transformers import AutoConfig, PreTrainedConfig
 
 from kd.config_schema import RunConfig
-from kd.plan_memory import Job, Shape, flops_per_token, memory
+from kd.plan_memory import Job, Shape, flops_per_token, memory, teacher_weights
 from kd.student import count_parameters, student_model_config
+from kd.teacher.capture_log import size
+from kd.teacher.size import CacheSize
 
 USABLE = 0.92  # of a device: the rest goes to the CUDA context, NCCL and fragmentation
 ASSUMED_MFU = 0.40  # model FLOPs utilisation; well-tuned dense training reaches 0.4 to 0.5
@@ -46,6 +48,7 @@ class Plan:
     peak_flops: float | None
     notes: tuple[str, ...]
     problems: tuple[str, ...]
+    cache: CacheSize | None = None  # of the teacher's signal on disk
 
     @property
     def tokens(self) -> int:
@@ -61,29 +64,32 @@ def plan_run(
     ranks_per_host: int | None = None,
     peak_flops: float | None = None,
     tokenizer_length: int | None = None,
+    cache: CacheSize | None = None,
 ) -> Plan:
     """Plan `config` on `world_size` ranks.
 
     device_memory_bytes: of one GPU; None when ranks run on the CPU, where everything is in host memory.
     host_memory_bytes: of one host, with `ranks_per_host` ranks (by default all); None leaves it unchecked.
     peak_flops: of one device in the run's precision, for the time estimate; None leaves time out.
+    cache: size of the teacher's cache on disk (kd/teacher/size.py), where the run has one and it is known.
     Reads no network: a teacher that is not on this machine is left out, and a note says so.
     """
     ranks_per_host = ranks_per_host or world_size
     student_config = student_model_config(config, tokenizer_length)
     student = Shape.of(student_config, count_parameters(student_config))
     teacher, notes = _teacher(config)
+    placement = config.teacher.placement if config.teacher else "replicated"
+    cached = config.teacher is not None and config.teacher.cache is not None
     ds_config = _read_json(config.training.deepspeed)
     teacher_zero = _read_json(config.teacher.deepspeed or config.training.deepspeed) if config.teacher else {}
     job = Job(
         student=student,
-        teacher=teacher,
+        teacher=None if cached else teacher,  # with a cache it does not run beside the student
         world_size=world_size,
         student_dtype=config.student.dtype,
         teacher_dtype=config.teacher.dtype if config.teacher else "bf16",
-        teacher_sharded=config.teacher is not None
-        and config.teacher.placement == "sharded"
-        and teacher_zero.get("zero_optimization", {}).get("stage") == 3,
+        teacher_sharded=placement == "offloaded" or placement == "sharded" and teacher_zero.get("zero_optimization", {}).get("stage") == 3,
+        teacher_offloaded=placement == "offloaded",
         ds_config=ds_config,
         micro_batch_size=config.training.micro_batch_size,
         max_length=max(stage.max_length for stage in config.data.stages),
@@ -97,7 +103,7 @@ def plan_run(
     device, host = memory(job)
     stages = tuple(_stages(config, world_size))
     flops = sum(
-        stage.steps * stage.tokens_per_step * flops_per_token(student, teacher, stage.max_length, job.gradient_checkpointing) for stage in stages
+        stage.steps * stage.tokens_per_step * flops_per_token(student, job.teacher, stage.max_length, job.gradient_checkpointing) for stage in stages
     )
     tokens = sum(stage.steps * stage.tokens_per_step for stage in stages)
     return Plan(
@@ -114,8 +120,9 @@ def plan_run(
         flops=flops,
         tokens_per_second=tokens * world_size * peak_flops * ASSUMED_MFU / flops if peak_flops else None,
         peak_flops=peak_flops,
-        notes=notes,
+        notes=(*notes, *_capture_notes(replace(job, teacher=teacher), cached)),
         problems=tuple(_problems(job, machine)),
+        cache=cache,
     )
 
 
@@ -151,6 +158,9 @@ def format_plan(plan: Plan) -> str:
             f"  time      about {days:.3g} days at {plan.tokens_per_second:,.0f} tokens/s; an estimate that assumes "
             f"{ASSUMED_MFU:.0%} of {plan.peak_flops / 1e12:.0f} TFLOP/s on each of {plan.world_size} devices"
         )
+    if plan.cache is not None:
+        lines.append(f"  cache     about {size(plan.cache.num_bytes)} on disk: {plan.cache.num_rows:,} rows of {plan.cache.row_bytes:.0f} bytes, if the "
+                     "teacher is as sure as a language model of 2 nats")
     lines += [f"  note      {note}" for note in plan.notes]
     lines += [f"  PROBLEM   {problem}" for problem in plan.problems] or ["  fits      no problem found"]
     return "\n".join(lines)
@@ -182,6 +192,13 @@ def _teacher(config: RunConfig) -> tuple[Shape | None, tuple[str, ...]]:
             "download its config.json, or give teacher.path a folder",
         )
     return Shape.of(teacher, count_parameters(teacher)), ()
+
+
+def _capture_notes(job: Job, cached: bool) -> Iterator[str]:
+    if cached and job.teacher is not None:
+        place = "host" if job.teacher_offloaded else "GPU"
+        yield (f"with teacher.cache the teacher runs at capture alone (launch/capture.py), where its weights take "
+               f"{teacher_weights(job) / _GIB:.2f} GiB of each {'rank' if job.on_cpu else place}")
 
 
 def _stages(config: RunConfig, world_size: int) -> Iterator[StagePlan]:
@@ -245,5 +262,7 @@ def _variants(job: Job) -> Iterator[list[tuple[str, Job]]]:
         yield [("training.deepspeed: ds_configs/zero3_offload.json", replace(job, ds_config={**job.ds_config, "zero_optimization": zero}))]
     if job.teacher is not None and not job.teacher_sharded:
         yield [("teacher.placement: sharded", replace(job, teacher_sharded=True))]
+    if job.teacher is not None and not job.teacher_offloaded and not job.on_cpu:
+        yield [("teacher.placement: offloaded", replace(job, teacher_sharded=True, teacher_offloaded=True))]
     if not job.on_cpu:
         yield [(f"{job.world_size * factor} GPUs", replace(job, world_size=job.world_size * factor)) for factor in (2, 4, 8, 16)]

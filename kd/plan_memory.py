@@ -73,6 +73,7 @@ class Job:
     eager_attention: bool
     chunk_rows: int | None
     on_cpu: bool
+    teacher_offloaded: bool = False  # its weights in host memory
     packing_mask: bool = False  # packed records, kept apart by a mask (kd/hidden_rows.py)
 
     @property
@@ -99,7 +100,9 @@ def memory(job: Job) -> tuple[dict[str, int], dict[str, int]]:
     else:
         work["fp32 gradients of the optimizer step, beyond backward"] = max(0, scratch - sum(work.values()))
     device.update(work)
-    device.update(_teacher(job))
+    if job.teacher is not None:
+        (host if job.teacher_offloaded and not job.on_cpu else device)["teacher weights"] = teacher_weights(job)
+        device.update(_teacher(job.teacher, job))
     return {name: size for name, size in device.items() if size}, {name: size for name, size in host.items() if size}
 
 
@@ -161,13 +164,16 @@ def _teacher_working(job: Job) -> int:
     return job.micro_batch_size * job.max_length * WIDTH[job.teacher_dtype] * widths
 
 
-def _teacher(job: Job) -> dict[str, int]:
-    teacher, width = job.teacher, WIDTH[job.teacher_dtype]
-    if teacher is None:
-        return {}
+def teacher_weights(job: Job) -> int:
+    """Of one rank."""
+    return -(-job.teacher.parameters // (job.world_size if job.teacher_sharded else 1)) * WIDTH[job.teacher_dtype]
+
+
+def _teacher(teacher: Shape, job: Job) -> dict[str, int]:
+    """On the device, besides the weights."""
+    width = WIDTH[job.teacher_dtype]
     live = min(teacher.parameters, int(job.zero.get("stage3_max_live_parameters", 1e9)))
     return {
-        "teacher weights": -(-teacher.parameters // (job.world_size if job.teacher_sharded else 1)) * width,
         "teacher head, whole": teacher.vocab_size * teacher.hidden_size * width if job.teacher_sharded else 0,
         "gathered teacher weights": live * width if job.teacher_sharded else 0,
         "teacher hidden states": job.micro_batch_size * job.max_length * teacher.hidden_size * width,

@@ -22,26 +22,41 @@ from kd.engine import StudentEngine, resolved_ds_config, start_distributed
 from kd.evaluate import format_table
 from kd.held_out import evaluate_run, held_out_records
 from kd.objective import uses_teacher
-from kd.plan import Plan, check_fits, plan_run
+from kd.plan import Plan, check_fits, format_plan, plan_run
 from kd.report import write_report
 from kd.run_log import RunLog
+from kd.sources import Sources, described, run_sources, stage_source
 from kd.student import build_student, count_parameters, on_rank_0
 from kd.teacher.cached import require_captured
+from kd.teacher.size import CacheSize, cache_size
 from kd.teacher.source import open_teacher
 from kd.tokenizers import load_tokenizer
-from kd.trainer import Trainer, TrainingResult, stage_source
+from kd.trainer import Trainer, TrainingResult
 
 
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
 
 
-def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = None) -> Plan:
+def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = None, *, cache: CacheSize | None = None) -> Plan:
     """The plan of `config` for this machine's memory (kd/plan.py)."""
     student = config.student
     width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
     length = len(load_tokenizer(config)) if width_unknown else None
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return plan_run(config, world_size, gpu, psutil.virtual_memory().total, ranks_per_host=ranks_per_host, tokenizer_length=length)
+    return plan_run(config, world_size, gpu, psutil.virtual_memory().total, ranks_per_host=ranks_per_host, tokenizer_length=length,
+                    cache=cache)
+
+
+def dry_run(config: RunConfig, world_size: int) -> str:
+    """What `--dry-run` prints: the plan, and the size of the teacher's cache from a sample of the data.
+
+    Raises:
+        PlanError, DataError, TokenizerError: something that the configuration names is not there.
+    """
+    cached = config.teacher is not None and config.teacher.cache is not None
+    sources = [stage_source(config, index) for index in range(len(config.data.stages))] if cached else []
+    size = cache_size(config, load_tokenizer(config), sources) if cached else None
+    return format_plan(plan_here(config, world_size, cache=size))
 
 
 def execute(config: RunConfig, *, fresh: bool = False) -> Path:
@@ -63,12 +78,11 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     run_dir = Path(config.run.output_dir) / config.run.name
     tokenizer = load_tokenizer(config)
     splits = held_out_records(config)
-    for index, stage in enumerate(config.data.stages):
-        stage_source(config, stage, index)  # every file is checked before a model is loaded
+    sources: Sources = on_rank_0(lambda: run_sources(config))  # every line is checked before a model is loaded
     on_rank_0(lambda: _prepare(run_dir, config, fresh))
     log = RunLog(run_dir, config.training.steps, rank=rank)
     try:
-        result, student, device = _train(config, tokenizer, run_dir, log)
+        result, student, device = _train(config, tokenizer, run_dir, log, sources)
         if result.stopped == "signal":
             log.say("the same command goes on from here")
             return run_dir
@@ -80,19 +94,19 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     return run_dir
 
 
-def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog) -> tuple[TrainingResult, Path, torch.device]:
+def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: Sources) -> tuple[TrainingResult, Path, torch.device]:
     ds_config = resolved_ds_config(config)
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = build_student(config, work_dir=run_dir, ds_config=ds_config, tokenizer_length=len(tokenizer), token_ids=token_ids)
     engine = StudentEngine(model, config, ds_config, len(tokenizer))
     teacher = None
     if uses_teacher(config):
-        teacher = open_teacher(config, ds_config, tokenizer, engine.device, log.say)
+        teacher = open_teacher(config, ds_config, tokenizer, engine.device, log.say, sources.stages)
     # Counts, flags and checkpoints travel over the CPU; NCCL cannot carry that.
     group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     checkpoints = Checkpoints(run_dir / "checkpoints", engine.engine, group, _identity(config), log.say)
     try:
-        result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints).run()
+        result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints, sources=sources.stages).run()
     finally:
         if teacher is not None:
             teacher.close()
@@ -131,7 +145,7 @@ def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_secon
     facts = {
         "student_parameters": count_parameters(AutoConfig.from_pretrained(run_dir / "student")), "wall_seconds": wall_seconds,
         "training_seconds": result.seconds, "steps": result.steps, "tokens": result.tokens, "stopped": result.stopped,
-        "data": "; ".join(f"{s.name}: {', '.join(s.train) if s.train else 'demo corpus'}" for s in config.data.stages),
+        "data": "; ".join(f"{s.name}: {described(s)}" for s in config.data.stages),
         "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__}, "world_size": dist.get_world_size(), "notes": [],
     }
     if config.teacher is not None:

@@ -9,7 +9,7 @@ the teacher's would change the student's precision, so `load_causal_lm` makes it
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -189,18 +189,20 @@ def _init_settings(ds_config: dict, dtype: torch.dtype) -> dict:
     return settings
 
 
-def on_rank_0(work) -> None:
-    """Run `work` on rank 0 while the others wait; an error there is raised on every rank, so that none waits for ever."""
+def on_rank_0(work: Callable[[], Any]) -> Any:
+    """What `work` returns on rank 0, on every rank, which wait for it; an error there is raised on every rank, so that none
+    waits for ever. Errors of ours keep their type."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    message: list[str | None] = [None]
+    found: list[Any] = [None, None]  # result, error
     if not distributed or torch.distributed.get_rank() == 0:
         try:
-            work()
+            found[0] = work()
         except Exception as error:
             if not distributed:
                 raise
-            message = [f"{type(error).__name__}: {error}"]
+            found[1] = error if type(error).__module__.startswith("kd.") else StudentError(f"{type(error).__name__}: {error}")
     if distributed:
-        torch.distributed.broadcast_object_list(message, src=0)
-    if message[0] is not None:
-        raise StudentError(message[0])
+        torch.distributed.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]

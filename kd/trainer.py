@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import dataclass, field
-from typing import Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from torch import Tensor
 from kd.checkpoint import Checkpoints
 from kd.config_schema import RunConfig, Stage
 from kd.data.ahead import Ahead
-from kd.data.batches import DemoSource, FileSource, StepBatches, measure
+from kd.data.batches import Source, StepBatches, measure
 from kd.data.micro_batch import MicroBatch, count_rows
 from kd.data.spans import BIT_NAMES
 from kd.data.workers import num_workers
@@ -22,6 +22,7 @@ from kd.engine import SUMS, StudentEngine
 from kd.objective import TERMS, TermWeights, weights_at
 from kd.optimizer import learning_rate
 from kd.run_log import RunLog, memory_gib
+from kd.sources import described
 from kd.teacher.source import TeacherSource
 
 LOSS_MEAN_DECAY = 0.98  # of the running mean that stage.until.loss_below looks at
@@ -56,7 +57,7 @@ class _Progress:
     tokens: int = 0
     seconds: float = 0.0
     skipped_in_a_row: int = 0
-    data: dict[str, int] | None = None  # of the stage: StepBatches.state_dict after the last step
+    data: dict[str, Any] | None = None  # of the stage: StepBatches.state_dict after the last step
     num_too_long: dict[str, int] = field(default_factory=dict)  # by stage, over all ranks
     num_truncated: int = 0
     num_no_signal: dict[str, int] = field(default_factory=dict)  # by stage, over all ranks
@@ -70,26 +71,20 @@ class _Step(NamedTuple):
     stage: Stage
     micro_batches: list[MicroBatch]
     num_records: int
-    state: dict[str, int]  # of the data, once the step is taken
+    state: dict[str, Any]  # of the data, once the step is taken
     following: list[MicroBatch]  # of the stage's next step; none where there is none, or making it failed
-
-
-def stage_source(config: RunConfig, stage: Stage, index: int):
-    """The records of one stage: files, or the demo corpus (each stage draws its own)."""
-    if stage.train is not None:
-        return FileSource(stage.train)
-    corpus = config.data.demo
-    return DemoSource(corpus.num_records, corpus.seed * 1000 + index, stage.mix)
 
 
 class Trainer:
     """Runs `config.training.steps` optimizer steps; every rank makes one and calls `run`.
 
     With `checkpoints` it saves every save_every steps, at the end and on SIGTERM, and goes on from the newest one.
+    `sources` are the records of each stage, the same on every rank (kd/sources.py).
     """
 
     def __init__(self, config: RunConfig, engine: StudentEngine, teacher: TeacherSource | None, tokenizer, log: RunLog, group,
-                 checkpoints: Checkpoints | None = None):
+                 checkpoints: Checkpoints | None = None, *, sources: Sequence[Source]):
+        self._sources = sources
         self._config, self._engine, self._teacher, self._tokenizer, self._log = config, engine, teacher, tokenizer, log
         self._rank, self._world, self._group, self._checkpoints = dist.get_rank(), dist.get_world_size(), group, checkpoints
         self._progress = _Progress()
@@ -157,8 +152,8 @@ class Trainer:
         config, at = self._config, self._progress
         while at.step < config.training.steps:
             stage = config.data.stages[at.stage]
-            self._log.say(f"stage {stage.name}: " + (", ".join(stage.train) if stage.train else f"demo corpus, {dict(stage.mix)}"))
-            source = stage_source(config, stage, at.stage)
+            source = self._sources[at.stage]
+            self._log.say(f"stage {stage.name}: {described(stage)}")
             batches = self._batches(source, stage)
             made = Ahead(batches)
             while at.step < config.training.steps and not self._leaves(stage):

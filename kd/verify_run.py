@@ -21,13 +21,14 @@ from pydantic import BaseModel
 from transformers import AutoConfig, AutoTokenizer
 
 from kd.config_schema import RunConfig
-from kd.data.batches import DemoSource, FileSource, StepBatches
+from kd.data.batches import StepBatches
 from kd.data.micro_batch import MicroBatch, count_rows
 from kd.data.spans import ARGS, BIT_NAMES, INTEGRATION, TOOL
 from kd.hidden_rows import hidden_rows
 from kd.losses import combined_kd_loss, row_weights
 from kd.model_head import head_of
 from kd.objective import TERMS, TermWeights, uses_teacher, weights_at
+from kd.sources import stage_source
 from kd.student import DTYPES, build_student, count_parameters, student_model_config
 from kd.teacher.source import open_teacher
 from kd.tokenizers import first_difference
@@ -150,13 +151,12 @@ def _memory_needed(config: RunConfig, tokenizer) -> int | str:
     return needed + tokens * (text.hidden_size * text.num_hidden_layers * 40 + text.vocab_size * 8)
 
 
-def first_batch(config: RunConfig, tokenizer) -> tuple[MicroBatch, int]:
-    """A micro-batch of the run's first stage that has rows for each weighted span, or the first one with rows; and its step."""
+def first_batch(config: RunConfig, tokenizer, no_signal: frozenset[bytes] = frozenset()) -> tuple[MicroBatch, int]:
+    """A micro-batch of the run's first stage that has rows for each weighted span, or the first one with rows; and its step.
+    Records of the keys in `no_signal` are left out, as in training."""
     stage = config.data.stages[0]
-    corpus = config.data.demo
-    source = FileSource(stage.train) if stage.train is not None else DemoSource(corpus.num_records, corpus.seed * 1000, stage.mix)
-    steps = StepBatches(source, tokenizer, max_length=stage.max_length, micro_batch_size=config.training.micro_batch_size, gradient_accumulation=1,
-                        seed=config.run.seed)  # fmt: skip
+    steps = StepBatches(stage_source(config, 0), tokenizer, max_length=stage.max_length, micro_batch_size=config.training.micro_batch_size, gradient_accumulation=1,
+                        seed=config.run.seed, no_signal=no_signal)  # fmt: skip
     wanted = [bit for bit, weight in ((TOOL, config.loss.w_tool), (ARGS, config.loss.w_args), (INTEGRATION, config.loss.w_integr)) if weight > 0]
     best = None
     for step, micro_batches in enumerate(itertools.islice(steps, MAX_STEPS_LOOKED_AT)):
@@ -172,15 +172,17 @@ def first_batch(config: RunConfig, tokenizer) -> tuple[MicroBatch, int]:
 
 
 def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
-    micro, step = first_batch(config, tokenizer)
+    source = None
+    if uses_teacher(config):
+        sources = [] if config.teacher.cache is None else [stage_source(config, index) for index in range(len(config.data.stages))]
+        source = open_teacher(_whole_teacher(config), {}, tokenizer, torch.device("cpu"), lambda text: None, sources)
+    micro, step = first_batch(config, tokenizer, source.missing if source is not None else frozenset())
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with tempfile.TemporaryDirectory() as folder:
         student = build_student(config, work_dir=folder, tokenizer_length=len(tokenizer), token_ids=token_ids)
     student.train()
-    teacher = None
-    terms = weights_at(config.loss, 0, config.training.steps, has_teacher=uses_teacher(config))
-    if uses_teacher(config):
-        source = open_teacher(_whole_teacher(config), {}, tokenizer, torch.device("cpu"), lambda text: None)
+    teacher, terms = None, weights_at(config.loss, 0, config.training.steps, has_teacher=source is not None)
+    if source is not None:
         terms = terms._replace(temperature=source.temperature(terms.temperature))
         teacher = source.signal(micro, terms.temperature)
         source.close()

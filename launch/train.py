@@ -34,10 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(args.config, args.overrides)
         if args.dry_run:
-            from kd.plan import format_plan
-            from kd.run import plan_here
+            from kd.run import dry_run
 
-            print(format_plan(plan_here(config, int(os.environ.get("WORLD_SIZE", "1")))))
+            print(dry_run(config, int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
         from kd.run import execute
 

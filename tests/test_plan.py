@@ -10,6 +10,8 @@ from transformers import Qwen3Config
 from kd.config import load_config
 from kd.plan import PlanError, check_fits, format_plan, plan_run
 from kd.plan_memory import Job, Shape, flops_per_token, memory
+from kd.teacher.size import CacheSize, row_bytes
+from kd.teacher.spec import CacheSpec
 
 GIB = 1 << 30
 
@@ -167,6 +169,33 @@ def test_a_teacher_on_this_machine_is_counted_and_another_is_noted(configure, tm
     plan = plan_run(configure({"stage": 3}, "teacher: {path: nobody/nothing}\n"), 2, 80 * GIB)
     assert plan.teacher_parameters is None and "nobody/nothing is not on this machine" in plan.notes[0]
     assert "note      the teacher nobody/nothing" in format_plan(plan)
+
+
+def test_a_teacher_in_host_memory_or_read_from_a_cache_takes_no_gpu(configure, tmp_path):
+    Qwen3Config(**TINY).save_pretrained(tmp_path / "teacher")
+    path = f"path: {tmp_path / 'teacher'}"
+    plan = plan_run(configure({"stage": 3}, f"teacher: {{{path}, placement: offloaded}}\n"), 2, 80 * GIB)
+    assert plan.host_bytes == {"teacher weights": PARAMETERS} and plan.device_bytes["teacher head, whole"] == 100 * 8 * 2
+    plan = plan_run(configure({"stage": 3}, f"teacher: {{{path}, cache: {{path: c, temperatures: [2.0]}}}}\n"), 2, 80 * GIB, cache=CacheSize(10**9, 41.5))
+    assert plan.teacher_parameters == PARAMETERS and not any(name.startswith("teacher") for name in plan.device_bytes)
+    assert plan.flops == plan_run(configure({"stage": 3}), 2, 80 * GIB).flops
+    assert "cache     about 38.6 GiB on disk: 1,000,000,000 rows of 42 bytes, if the teacher" in format_plan(plan)
+    assert "the teacher runs at capture alone" in format_plan(plan)
+
+
+def test_a_teacher_too_large_may_be_offloaded(configure, tmp_path):
+    Qwen3Config(**{**TINY, "num_hidden_layers": 400}).save_pretrained(tmp_path / "teacher")
+    config = configure({"stage": 3, "reduce_bucket_size": 50, "stage3_max_live_parameters": 1000}, f"teacher: {{path: {tmp_path / 'teacher'}}}\n")
+    (problem,) = plan_run(config, 1, 400_000, GIB).problems
+    assert "teacher.placement: offloaded" in problem
+
+
+@pytest.mark.parametrize(("vocab_size", "limit"), [(151_936, 41), (262_144, 41)])
+def test_bytes_a_row(vocab_size, limit):
+    assert row_bytes(CacheSpec("sampled", vocab_size, (1.0,), num_draws=50)) == 12 * 3 + 2 <= limit
+    assert row_bytes(CacheSpec("sampled", vocab_size, (1.0, 2.0), num_draws=50)) == 12 * 3 + 2 + 38 * 3 + 2
+    assert row_bytes(CacheSpec("sampled", vocab_size, (4.0,), num_draws=50)) == 50 * 3 + 4
+    assert row_bytes(CacheSpec("topk", vocab_size, (1.0,), top_k=32)) == 32 * 18 // 8 + 64 + 4 + 2 <= 150
 
 
 def test_a_broken_deepspeed_file_is_named_with_its_line(configure, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kd.config_schema import RunConfig
+from kd.data.batches import Source
 from kd.data.micro_batch import MicroBatch
 from kd.teacher.cache import CacheError, CacheReader
 from kd.teacher.identity import CAPTURE_ALONE, cache_identity, cache_spec
@@ -29,11 +30,12 @@ def require_captured(config: RunConfig) -> None:
         return
     shards = len(list(folder.glob("shard-*.safetensors"))) if folder.is_dir() else 0
     state = f"its capture was not finished ({shards} shards are there, and are kept)" if shards else "there is no cache yet"
-    raise NotCaptured(f"teacher.cache.path: {folder}: {state}; the teacher runs once over the data, before training")
+    raise NotCaptured(f"teacher.cache.path: {folder}: {state}; launch/capture.py runs the teacher once over the data, before training")
 
 
-def open_cache(config: RunConfig, tokenizer, device: torch.device, say: Callable[[str], None]) -> CacheTeacher:
-    """The configuration's cache, checked against everything it must be of. All ranks together.
+def open_cache(config: RunConfig, tokenizer, device: torch.device, say: Callable[[str], None],
+               sources: Sequence[Source]) -> CacheTeacher:
+    """The configuration's cache, checked against everything it must be of (`sources`: the records of each stage). All ranks together.
 
     Raises:
         NotCaptured: it is not there, or not finished.
@@ -41,7 +43,7 @@ def open_cache(config: RunConfig, tokenizer, device: torch.device, say: Callable
     """
     cache = config.teacher.cache
     require_captured(config)
-    reader = CacheReader(cache.path, comparable(cache_identity(config, tokenizer), read(Path(cache.path) / MANIFEST).identity),
+    reader = CacheReader(cache.path, comparable(cache_identity(config, tokenizer, sources), read(Path(cache.path) / MANIFEST).identity),
                          cache_spec(config, len(tokenizer)))
     shards = reader.manifest.shards
     say(f"teacher's signal: {cache.path}, {cache.kind}, {sum(s.records for s in shards):,} records, {sum(s.rows for s in shards):,} rows"

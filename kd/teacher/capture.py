@@ -22,6 +22,7 @@ from kd.config_schema import RunConfig
 from kd.data.micro_batch import MicroBatch
 from kd.data.workers import in_order, num_workers
 from kd.engine import resolved_ds_config, start_distributed
+from kd.sources import run_sources
 from kd.student import on_rank_0
 from kd.teacher.cache import CacheWriter
 from kd.teacher.cached import by_record_id
@@ -86,16 +87,17 @@ class Job:
         self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self.log = CaptureLog(self.rank == 0)
         self.tokenizer = load_tokenizer(config)
-        self.maker: BatchMaker = batch_maker(config, self.tokenizer)
+        sources = on_rank_0(lambda: run_sources(config)).stages
+        self.maker: BatchMaker = batch_maker(config, self.tokenizer, sources)
         self.spec: CacheSpec = cache_spec(config, len(self.tokenizer))
         self.plan: CapturePlan = plan_capture(config, self.maker, shard_rows, self.sum, self.rank, self.world)
         if not len(self.plan.rows):
             raise CaptureError("data.stages: every record is longer than its stage's max_length: nothing to capture; raise it, or cut the records")
         self._rows: RowSource | None = None
-        identity = cache_identity(config, self.tokenizer)
+        identity = cache_identity(config, self.tokenizer, sources)
         if "weights" not in identity and config.teacher.endpoint is None:  # a hub id whose weights come with the model
             self.rows()
-            identity = cache_identity(config, self.tokenizer)
+            identity = cache_identity(config, self.tokenizer, sources)
         batches = f"{config.training.micro_batch_size} records, {shard_rows} rows a shard"
         self.identity = identity | {"seed": str(config.run.seed), "batches": batches}
 

@@ -10,7 +10,7 @@ training leaves it out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,6 @@ from kd.data.content import record_key
 from kd.data.micro_batch import MicroBatch, collate, supervised
 from kd.data.render import Encoded, encode
 from kd.data.workers import in_order, num_workers
-from kd.trainer import stage_source
 
 _MEASURED_TOGETHER = 64  # records a worker measures at once
 _LENGTH, _ROWS, _KEY = 0, 1, slice(2, 4)  # columns of what is measured
@@ -82,11 +81,9 @@ class BatchMaker(NamedTuple):
         return found
 
 
-def batch_maker(config: RunConfig, tokenizer) -> BatchMaker:
-    """Over all stages of the configuration. Raises DataError where a file is missing or holds no record."""
-    stages = config.data.stages
-    sources = tuple(stage_source(config, stage, i) for i, stage in enumerate(stages))
-    return BatchMaker(sources, tokenizer, tuple(stage.max_length for stage in stages), config.data.too_long == "truncate")
+def batch_maker(config: RunConfig, tokenizer, sources: Sequence[Source]) -> BatchMaker:
+    """Over the records of each stage (kd/sources.py)."""
+    return BatchMaker(tuple(sources), tokenizer, tuple(stage.max_length for stage in config.data.stages), config.data.too_long == "truncate")
 
 
 def plan_capture(config: RunConfig, maker: BatchMaker, shard_rows: int, sum_over_ranks: Callable[[Tensor], Tensor], rank: int, world: int) -> CapturePlan:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch.distributed as dist
 from huggingface_hub import try_to_load_from_cache
 
 from kd.checkpoint import sha256
 from kd.config_schema import RunConfig, Teacher
+from kd.data.batches import Source
 from kd.student import on_rank_0
 from kd.teacher.spec import CacheSpec
-from kd.trainer import stage_source
 
 CAPTURE_ALONE = ("seed", "batches")
 _SHOWN = 32  # hex digits of a hash
@@ -31,26 +31,19 @@ def cache_spec(config: RunConfig, vocab_size: int) -> CacheSpec:
                      has_entropy=config.teacher.endpoint is None)
 
 
-def cache_identity(config: RunConfig, tokenizer) -> dict[str, str]:
+def cache_identity(config: RunConfig, tokenizer, sources: Sequence[Source]) -> dict[str, str]:
     """The identity of the cache that `config` names, but for CAPTURE_ALONE. All ranks call it; rank 0 reads, and tells the others.
 
     `weights` is left out where the teacher's weights are not on this machine, as when training on another than captured.
     """
-    found: dict[str, str] = {}
-    on_rank_0(lambda: found.update(_identity(config, tokenizer)))
-    if dist.is_initialized():
-        everyones = [found]
-        dist.broadcast_object_list(everyones, src=0)
-        found = everyones[0]
-    return found
+    return on_rank_0(lambda: _identity(config, tokenizer, sources))
 
 
-def _identity(config: RunConfig, tokenizer) -> dict[str, str]:
+def _identity(config: RunConfig, tokenizer, sources: Sequence[Source]) -> dict[str, str]:
     data = config.data
     identity = _teacher(config.teacher) | {"tokenizer": tokenizer_hash(tokenizer),
                                            "template": _hash(json.dumps(tokenizer.chat_template, sort_keys=True))}
-    for index, stage in enumerate(data.stages):
-        source = stage_source(config, stage, index)
+    for stage, source in zip(data.stages, sources, strict=True):
         identity[f"data of stage {stage.name}"] = (f"{source.fingerprint()[:_SHOWN]}, {len(source)} records, max_length {stage.max_length}, "
                                                    f"too_long {data.too_long}")
     return identity

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from kd.config_schema import RunConfig
+from kd.data.batches import Source
 from kd.data.micro_batch import MicroBatch
 from kernels import DenseTeacher, SparseTeacher
 
@@ -45,12 +46,14 @@ class TeacherSource(Protocol):
         """Ends what it has begun."""
 
 
-def open_teacher(config: RunConfig, ds_config: dict, tokenizer, device: torch.device, say: Callable[[str], None]) -> TeacherSource:
+def open_teacher(config: RunConfig, ds_config: dict, tokenizer, device: torch.device, say: Callable[[str], None],
+                 sources: Sequence[Source]) -> TeacherSource:
     """The source that `config.teacher` asks for. All ranks call it together.
 
     Args:
         ds_config: DeepSpeed settings of a live teacher that has no JSON of its own.
         say: told, in words, what a person should know.
+        sources: the records of each stage, of which a cache must be.
 
     Raises:
         NotCaptured: teacher.cache names a folder without a finished cache.
@@ -60,7 +63,7 @@ def open_teacher(config: RunConfig, ds_config: dict, tokenizer, device: torch.de
     from kd.teacher.live import LiveTeacher
 
     if config.teacher.cache is not None:
-        return open_cache(config, tokenizer, device, say)
+        return open_cache(config, tokenizer, device, say, sources)
     return LiveTeacher(config, teacher_settings(config, ds_config), len(tokenizer), device)
 
 

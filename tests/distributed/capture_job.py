@@ -24,7 +24,6 @@ import kd.teacher.capture as capturing
 import kd.teacher.verify as verifying
 from kd.config import load_config
 from kd.engine import start_distributed
-from kd.teacher.cache import CacheWriter
 from kd.teacher.capture_log import CaptureLog
 from kd.teacher.live import LiveRows
 

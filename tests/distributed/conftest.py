@@ -66,11 +66,19 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
     packed = (f"data.stages.0.train=[{out}/records.jsonl, {out}/toolong.jsonl]", "data.packing=length", "data.stages.0.max_length=560")
     everything = ("teacher.signal=topk", f"teacher.top_k={len(tokenizer)}")
     sampled = ("teacher.signal=sampled", "teacher.num_draws=20")
+
+    def cached(name, world, kind, *overrides, **extra):
+        cache = f"teacher.cache={{path: {out}/world{world}/{name}_cache, temperatures: [2.0], {kind}}}"
+        return scenario(name, cache, "training.micro_batch_size=2", *overrides, capture=60, **extra)
+
+    full_cache, draws = f"kind: topk, precision: fp32, top_k: {len(tokenizer)}", "kind: sampled, num_draws: 20"
     adamw = ("optimizer.lr=0.01", "training.steps=2", "training.micro_batch_size=2")
     scenarios = {
         1: [scenario("split", accumulation=4), scenario("split_tied", tied, accumulation=4), scenario("lonely", file("lonely"), accumulation=2),
             scenario("entropy", *entropy, accumulation=4), scenario("replicated", "teacher.placement=replicated", accumulation=4),
             scenario("live_topk", *everything, accumulation=4), scenario("sampled", *sampled, accumulation=4),
+            cached("cached_topk", 1, full_cache, accumulation=2), cached("cached_sampled", 1, draws, accumulation=2),
+            cached("cached_packed", 1, draws, *packed),
             scenario("one", file("one"), accumulation=2), scenario("packed", *packed, accumulation=2),
             scenario("packed_eager", *packed, "student.attention_implementation=eager", "training.micro_batch_size=2")],
         2: [scenario("split", accumulation=2, export=True), scenario("split_tied", tied, accumulation=2, export=True),
@@ -79,6 +87,8 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
             scenario("live_topk", *everything, accumulation=2), scenario("offloaded", "teacher.placement=offloaded", accumulation=2),
             scenario("sampled", *sampled, accumulation=2), scenario("sampled_packed", *packed, *sampled),
             scenario("sampled_twice", *sampled, "training.steps=2", "optimizer.lr=1e-30", accumulation=2),
+            cached("cached_topk", 2, full_cache, "loss.temperature={start: 2.04}"),
+            cached("cached_two_steps", 2, full_cache, *two_steps, "teacher.cache.temperatures=[1.5, 3.0]"), cached("cached_sampled", 2, draws),
             scenario("checkpoint", *source, "teacher=null", "loss.weights={truth: 1}", accumulation=2),
             scenario("two_steps", *two_steps, accumulation=2), scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
             scenario("packed", *packed, "data.workers=1"), scenario("nan_packed", *packed, *adamw, "training.micro_batch_size=1", **poisoned),

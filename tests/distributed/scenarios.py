@@ -6,7 +6,7 @@ JOB.json: {"out": folder, "scenarios": [{"name", "config": path, "overrides": [.
 "poison": [rank, record id] | null, "export": bool}]}. Each scenario is a run of the real Trainer over StudentEngine and
 its teacher; rank 0 writes <out>/<name>.pt with the student's weights before and after every step and the lines that would be logged.
 
-"sgd" replaces AdamW, so that a step's change of weights is -lr times the gradient. "poison" turns the teacher's signal into
+"capture" writes the run's cache first, with so many rows a shard. "sgd" replaces AdamW, so that a step's change of weights is -lr times the gradient. "poison" turns the teacher's signal into
 NaN on one rank, in the micro-batch that holds the record. "export" writes <out>/<name>_student when trained. An error is a result too: it is kept as text, by rank.
 """
 
@@ -24,7 +24,9 @@ import kd.engine
 from kd.config import load_config
 from kd.engine import StudentEngine, resolved_ds_config, start_distributed
 from kd.export import export_student
-from kd.student import build_student
+from kd.sources import run_sources
+from kd.student import build_student, on_rank_0
+from kd.teacher.capture import capture
 from kd.teacher.source import open_teacher
 from kd.tokenizers import load_tokenizer
 from kd.trainer import Trainer
@@ -77,7 +79,11 @@ def run(scenario: dict, out: Path) -> dict:
     finally:
         kd.engine.build_optimizer = build
     partitioned = [name for name, p in model.named_parameters() if p.numel() == 0]
-    teacher = open_teacher(config, settings, tokenizer, engine.device, print) if config.teacher else None
+    sources = on_rank_0(lambda: run_sources(config)).stages
+    if scenario.get("capture"):
+        capture(config, shard_rows=scenario["capture"])
+        torch.set_num_threads(1)
+    teacher = open_teacher(config, settings, tokenizer, engine.device, print, sources) if config.teacher else None
     if scenario.get("poison"):
         teacher = Poisoned(teacher, *scenario["poison"])
     snapshots = [weights_of(model)]
@@ -92,7 +98,7 @@ def run(scenario: dict, out: Path) -> dict:
     reports: list = []
     engine.train_step = train_step
     log = Lines()
-    result = Trainer(config, engine, teacher, tokenizer, log, dist.group.WORLD).run()
+    result = Trainer(config, engine, teacher, tokenizer, log, dist.group.WORLD, sources=sources).run()
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")
     return {"weights": snapshots, "lines": log.rows, "said": log.said, "reports": reports, "partitioned": partitioned,

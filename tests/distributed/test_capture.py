@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from distributed.jobs import Job, REPOSITORY
+from distributed.jobs import Job
 from kd.data import demo
 from kd.data.records import Record, write_records
 from kd.teacher.cache import CacheReader

@@ -117,6 +117,36 @@ def test_every_token_of_a_sparse_teacher_is_the_dense_one(runs, plain, world):
     assert logged(run) == pytest.approx(terms, rel=1e-5)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_cache_of_every_token_is_the_dense_teacher(runs, plain, world):
+    """Temperature 2 from fp32 log-probabilities at 1; on two ranks the schedule's 2.04 is snapped to it, everywhere."""
+    run, terms = runs(world, "cached_topk"), plain(1, "split")[0]
+    assert_same(gradients(run), gradients(runs(world, "split")))
+    assert logged(run) == pytest.approx(terms, rel=1e-5)
+    assert {name: run["lines"][0][name] for name in ("teacher_entropy", "teacher_agreement", "temperature")} == pytest.approx(
+        {name: runs(world, "split")["lines"][0][name] for name in ("teacher_entropy", "teacher_agreement", "temperature")}, rel=1e-5)
+
+
+def test_a_cache_read_ahead_follows_the_schedule(runs):
+    one, other = runs(2, "cached_two_steps"), runs(2, "two_steps")
+    for step in (0, 1):
+        assert one["lines"][step]["temperature"] == (3.0, 1.5)[step]
+        assert logged(one, step) == pytest.approx(logged(other, step), rel=1e-5)
+        changes = [{name: before[name].double() - after[name].double() for name in before} for before, after in
+                   (run["weights"][step:step + 2] for run in (one, other))]
+        assert_same(*changes, 2e-3)
+
+
+def test_a_cache_of_draws_teaches_the_same_at_both_world_sizes_and_packed(runs):
+    one, two, dense = runs(1, "cached_sampled"), runs(2, "cached_sampled"), logged(runs(1, "split"))
+    assert_same(gradients(one), gradients(two))
+    assert_same(gradients(runs(1, "cached_packed")), gradients(two))
+    assert {**logged(one), "kl": 0} == pytest.approx({**dense, "kl": 0}, rel=1e-5)
+    assert logged(one)["kl"] == pytest.approx(dense["kl"], rel=0.1)
+    files = [{path.name: path.read_bytes() for path in (runs.folder / f"world{world}" / "cached_sampled_cache").iterdir()} for world in (1, 2)]
+    assert files[0] == files[1] and len(files[0]) > 1
+
+
 def test_draws_are_of_the_step_and_the_record_and_not_of_the_split(runs):
     one = runs(1, "sampled")
     for name in ("sampled", "sampled_packed"):

@@ -265,10 +265,20 @@ def _changed(name, at, value):
 
 
 def _longer_row(tensors):
-    """A draw more than there are in record 1's first row."""
-    entries = tensors["data_0"].reshape(-1, 2).copy()
-    entries[0, 1] += 1 << 1
-    tensors["data_0"] = entries.ravel()
+    """A draw more than there are in record 3's first row."""
+    entries = tensors["data_0"].view("<u2").copy()
+    entries[0] += 1 << 9
+    tensors["data_0"] = entries.view(np.uint8)
+
+
+def _a_draw_in_the_next_row(tensors):
+    """Its first row has 51 draws and its second 49, so that rows and records end where they did."""
+    entries = tensors["data_0"].view("<u2").copy()
+    second = int(np.searchsorted(np.cumsum(entries >> 9), 50)) + 1
+    assert entries[second] >> 9
+    entries[second - 1] += 1 << 9
+    entries[second] -= 1 << 9
+    tensors["data_0"] = entries.view(np.uint8)
 
 
 TENSORS = [
@@ -281,6 +291,7 @@ TENSORS = [
     (_changed("data_0", slice(None), 255), "counts do not add up"),
     (_changed("data_0", slice(None), 0), "counts do not add up"),
     (_longer_row, "counts do not add up"),
+    (_a_draw_in_the_next_row, "counts do not add up"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import resource
 import shutil
 import sys
@@ -89,6 +90,40 @@ def test_a_kill_between_any_two_steps(tmp_path, begun, monkeypatch):
         step += 1
     assert files(folder) == whole and step > 40
     assert {frozenset(before), frozenset({0, 1, 2})} <= seen
+
+
+def test_random_lives(tmp_path, monkeypatch):
+    """Shards written in any order and twice, files damaged, lost and mixed up, kills: at no time is anything wrong read, and the
+    capture that follows makes the whole cache of it."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    records = three_shards(tmp_path / "whole")
+    whole, folder, rng = files(tmp_path / "whole"), tmp_path / "cache", random.Random(8)
+    for _ in range(12):
+        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(rng.randint(1, 8)):
+            there = sorted(folder.iterdir()) if folder.exists() else []
+            act, index = rng.choice(("write", "write", "finish", "kill", "flip", "lose", "swap")), rng.randrange(3)
+            if act == "write":
+                CacheWriter(folder, SAMPLED, IDENTITY, lambda text: None).write_shard(index, [r.entry for r in records[CUTS[index]]])
+            elif act == "finish":
+                go_on(folder, records)
+            elif act == "kill":
+                killed_at(rng.randint(1, 60), lambda: go_on(folder, records))
+            elif there and act == "flip":
+                damaged = rng.choice(there)
+                raw = bytearray(damaged.read_bytes())
+                raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+                damaged.write_bytes(raw)
+            elif there and act == "lose":
+                rng.choice(there).unlink()
+            elif there:
+                shutil.copy(rng.choice(there), folder / f"shard-00000{index}.{rng.choice(('json', 'safetensors'))}")
+            try:
+                assert_same(read(CacheReader(folder, IDENTITY), records, 2.0), expected(records, 2.0), SAMPLED)
+            except CacheError:
+                pass  # which file, is asked elsewhere
+        go_on(folder, records)
+        assert files(folder) == whole
 
 
 def test_a_write_that_is_torn(tmp_path):

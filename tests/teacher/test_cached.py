@@ -1,0 +1,223 @@
+"""A cache as a source of the teacher's signal: what it must agree with, and that reading ahead changes nothing and hides no error."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from kd.config import load_config
+from kd.data import demo
+from kd.data.batches import FileSource, StepBatches
+from kd.data.micro_batch import collate
+from kd.data.records import write_records
+from kd.data.render import encode
+from kd.sources import run_sources
+from kd.teacher.cache import CacheReader, CacheWriter, Missing
+from kd.teacher.cached import NotCaptured, open_cache
+from kd.teacher.capture import entries_of
+from kd.teacher.identity import cache_identity, cache_spec, tokenizer_hash, weights_hash
+from kd.teacher.live import CAPTURED, LiveRows, LiveTeacher, row_seeds
+from kd.tokenizers import TokenizerError, load_tokenizer
+
+CONFIG = """\
+run: {{name: t, output_dir: {out}, seed: 3}}
+teacher: {{path: {teacher}, dtype: fp32, placement: replicated, cache: {{path: {out}/cache, kind: {kind}, temperatures: [1.0, 2.0]}}}}
+student: {{architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, vocab_size: 612}}
+data: {{stages: [{{name: a, train: [{out}/records.jsonl], max_length: 600}}]}}
+training: {{steps: 4}}
+"""
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def records():
+    return list(demo.records("train", 6, seed=5, mix={"single": 1, "chat": 1}))
+
+
+@pytest.fixture(scope="module", params=["sampled", "topk"])
+def captured(request, tmp_path_factory, teacher_folder, tokenizer, records):
+    """(configuration, micro-batch, the rows that were captured) of a cache with every record but the last, which is missing."""
+    out = tmp_path_factory.mktemp(request.param)
+    write_records(out / "records.jsonl", records)
+    (out / "run.yaml").write_text(CONFIG.format(out=out, teacher=teacher_folder, kind=request.param))
+    config = load_config(out / "run.yaml")
+    micro = collate([encode(record, tokenizer) for record in records], tokenizer.pad_token_id)
+    rows = LiveRows(config, {}, len(tokenizer), CPU).signal_rows(micro)
+    entries = entries_of(micro, rows)
+    identity = cache_identity(config, tokenizer, run_sources(config).stages) | {"seed": "3", "batches": "by hand"}
+    writer = CacheWriter(config.teacher.cache.path, cache_spec(config, len(tokenizer)), identity)
+    writer.write_shard(0, entries[:3])
+    writer.write_shard(1, entries[3:5])
+    writer.finish(2, [Missing(micro.keys[5], micro.record_ids[5], "the server refused it")])
+    return config, micro, rows
+
+
+def first(micro, tokenizer, records, *which):
+    return collate([encode(records[i], tokenizer) for i in which], tokenizer.pad_token_id)
+
+
+def quiet(text):
+    pass
+
+
+def test_what_is_read_is_what_the_teacher_gave_in_any_order(captured, tokenizer, records):
+    config, micro, rows = captured
+    source = open_cache(config, tokenizer, CPU, quiet, run_sources(config).stages)
+    some = first(micro, tokenizer, records, 4, 0, 2)
+    at = torch.cat([torch.where(micro.record == i)[0] for i in (4, 0, 2)])
+    for temperature in (1.0, 2.0):
+        found = source.signal(some, temperature)
+        assert torch.equal(found.argmax, rows.argmax[at])
+        assert (found.entropy - rows.entropy[at]).abs().max() < 1 / 4096
+        if found.kind == "sampled":
+            m = (1.0, 2.0).index(temperature)
+            width = found.ids.shape[1]
+            assert torch.equal(found.ids, rows.ids[m][at][:, :width]) and torch.equal(found.probs * 50, rows.counts[m][at][:, :width].float())
+    assert len(source.signal(first(micro, tokenizer, records), 1.0).ids) == 0
+    source.close()
+
+
+def test_reading_ahead_gives_the_same_and_is_done_by_another_thread(captured, tokenizer, records):
+    config, micro, _ = captured
+    plain, ahead = (open_cache(config, tokenizer, CPU, quiet, run_sources(config).stages) for _ in range(2))
+    steps = [[first(micro, tokenizer, records, *w) for w in step] for step in (((0, 1), (2,)), ((3,), ()), ((4, 2), (1,)), ((2,), (2,)))]
+    readers, read = [], CacheReader.read
+    ahead._reader.read = lambda *args: readers.append(threading.current_thread().name) or read(ahead._reader, *args)
+    ahead.prefetch(steps[0], 2.0)
+    for step, following in zip(steps, [*steps[1:], None]):
+        if following:
+            ahead.prefetch(following, 2.0)
+        for batch in step:
+            for one, other in zip(plain.signal(batch, 2.0), ahead.signal(batch, 2.0)):
+                assert one == other if isinstance(one, str) else torch.equal(one, other)
+    assert len(readers) == 8 and all(name.startswith("teacher-cache") for name in readers)
+    # What was announced for a stage that was left, or at another temperature, is not what is given.
+    ahead.prefetch([steps[0][0]], 1.0)
+    assert torch.equal(ahead.signal(steps[0][0], 2.0).entropy_t, plain.signal(steps[0][0], 2.0).entropy_t)
+    plain.close(), ahead.close()
+
+
+def test_an_error_of_the_thread_is_raised_where_its_rows_are_asked_for(captured, tokenizer, records):
+    config, micro, _ = captured
+    source = open_cache(config, tokenizer, CPU, quiet, run_sources(config).stages)
+    strange = collate([encode(demo.record("multi", 99), tokenizer)], tokenizer.pad_token_id)
+    source.prefetch([first(micro, tokenizer, records, 0), strange], 1.0)
+    source.signal(first(micro, tokenizer, records, 0), 1.0)
+    with pytest.raises(ValueError, match=f"record {strange.record_ids[0]} is not in .*capture the cache again"):
+        source.signal(strange, 1.0)
+    source.close()
+
+
+def test_a_missing_record_is_left_out_and_named(captured, tokenizer, records):
+    config, micro, _ = captured
+    said = []
+    source = open_cache(config, tokenizer, CPU, said.append, run_sources(config).stages)
+    assert "1 records got no signal and are left out" in said[0]
+    batches = StepBatches(FileSource(config.data.stages[0].train), tokenizer, max_length=600, micro_batch_size=6, gradient_accumulation=1,
+                          no_signal=source.missing)
+    (step,) = next(iter(batches))
+    assert step.no_signal == (micro.record_ids[5],) and len(step.record_ids) == 5 and step.left_out == ()
+    source.signal(step, 2.0)
+    with pytest.raises(ValueError, match=f"record {micro.record_ids[5]} got no signal when .* was captured: the server refused it"):
+        source.signal(first(micro, tokenizer, records, 5), 1.0)
+    source.close()
+
+
+def test_the_nearest_temperature_of_the_cache_is_used(captured, tokenizer):
+    source = open_cache(captured[0], tokenizer, CPU, quiet, run_sources(captured[0]).stages)
+    assert [source.temperature(t) for t in (1.0, 1.04, 0.96, 1.96, 2.05)] == [1.0, 1.0, 1.0, 2.0, 2.0]
+    with pytest.raises(ValueError, match=r"training wants temperature 1.5 and the cache has \[1.0, 2.0\]"):
+        source.temperature(1.5)
+    source.close()
+
+
+def test_every_difference_is_refused_at_once_with_both_values(captured, tokenizer, records, teacher_folder, tmp_path):
+    config, _, _ = captured
+    folder, cache = tmp_path / "other", config.teacher.cache
+    shutil.copytree(teacher_folder, folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    write_records(tmp_path / "records.jsonl", records[:5])
+    stage = config.data.stages[0].model_copy(update={"train": (str(tmp_path / "records.jsonl"),), "max_length": 500})
+    changed = {"kind": "topk", "top_k": 9, "num_draws": None, "precision": "fp32"} if cache.kind == "sampled" else {"kind": "sampled", "num_draws": 9, "top_k": None}
+    teacher = config.teacher.model_copy(update={"path": str(folder), "revision": "v2", "dtype": "bf16",
+                                                "cache": cache.model_copy(update=changed | {"temperatures": (1.0,)})})
+    other = config.model_copy(update={"teacher": teacher, "data": config.data.model_copy(update={"stages": (stage,)})})
+    another = AutoTokenizer.from_pretrained(teacher_folder)
+    another.add_tokens(["<new>"])
+    another.chat_template += " "
+    with pytest.raises(ValueError) as caught:
+        open_cache(other, another, CPU, quiet, run_sources(other).stages)
+    text = str(caught.value)
+    for wanted in (f"kind was '{cache.kind}' and is '{changed['kind']}'", "temperatures was [1.0, 2.0] and is [1.0]",
+                   "vocab_size was 600 and is 601", "identity revision was 'none' and is 'v2'", "identity dtype was 'fp32' and is 'bf16'",
+                   "identity weights was", "identity tokenizer was", "identity template was", "identity data of stage a was",
+                   "6 records, max_length 600, too_long drop' and is", "5 records, max_length 500, too_long drop'", "or capture into another folder with launch/capture.py"):
+        assert wanted in text, wanted
+    assert weights_hash(str(teacher_folder), None) in text and weights_hash(str(folder), None) in text
+
+
+def test_a_seed_batch_size_or_folder_of_training_is_free(captured, tokenizer, teacher_folder, tmp_path):
+    config, _, _ = captured
+    shutil.copytree(teacher_folder, tmp_path / "moved")
+    free = config.model_copy(update={"run": config.run.model_copy(update={"seed": 99}),
+                                     "training": config.training.model_copy(update={"micro_batch_size": 7}),
+                                     "teacher": config.teacher.model_copy(update={"path": str(tmp_path / "moved")})})
+    open_cache(free, tokenizer, CPU, quiet, run_sources(free).stages).close()
+    # Without its weights the teacher's name is what is compared.
+    (tmp_path / "moved" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="identity teacher was"):
+        open_cache(free, tokenizer, CPU, quiet, run_sources(free).stages)
+
+
+def test_a_cache_that_is_not_there_or_not_finished(captured, tokenizer, tmp_path):
+    config, _, _ = captured
+    cache = config.teacher.cache.model_copy(update={"path": str(tmp_path / "none")})
+    none = config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": cache})})
+    with pytest.raises(NotCaptured, match="none: there is no cache yet; launch/capture.py runs the teacher once"):
+        open_cache(none, tokenizer, CPU, quiet, run_sources(none).stages)
+    shutil.copytree(config.teacher.cache.path, tmp_path / "none")
+    (tmp_path / "none" / "manifest.json").unlink()
+    with pytest.raises(NotCaptured, match=r"its capture was not finished \(2 shards are there, and are kept\)"):
+        open_cache(none, tokenizer, CPU, quiet, run_sources(none).stages)
+
+
+def test_another_tokenizer_is_refused_by_its_first_difference(captured, teacher_folder, tmp_path):
+    other = AutoTokenizer.from_pretrained(teacher_folder)
+    other.add_tokens(["<new>"])
+    other.save_pretrained(tmp_path / "tokenizer")
+    config = captured[0].model_copy(update={"tokenizer": captured[0].tokenizer.model_copy(update={"path": str(tmp_path / "tokenizer")})})
+    with pytest.raises(TokenizerError, match=r"token '<new>' \(600\) is unknown to the teacher"):
+        load_tokenizer(config)
+
+
+def test_the_tokenizers_hash_is_of_what_decides_ids(tokenizer, teacher_folder):
+    other = AutoTokenizer.from_pretrained(teacher_folder)
+    assert tokenizer_hash(other) == tokenizer_hash(tokenizer)
+    other(["a", "b c d"], padding=True, truncation=True, max_length=3)  # which sets both in the backend
+    assert tokenizer_hash(other) == tokenizer_hash(tokenizer)
+    other.add_tokens(["<new>"])
+    assert tokenizer_hash(other) != tokenizer_hash(tokenizer)
+
+
+def test_seeds_are_of_record_and_position_alone(tokenizer, records):
+    encoded = [encode(record, tokenizer) for record in records[:3]]
+    together, alone = collate(encoded, 0), collate(encoded[1:2], 0, 512)
+    assert torch.equal(row_seeds(7, together, 4)[together.record == 1], row_seeds(7, alone, 4))
+    seeds = torch.cat([row_seeds(seed, together, step) for seed in (7, 8) for step in (CAPTURED, 0, 1)])
+    assert len(seeds.unique()) == len(seeds) and seeds.dtype == torch.int64
+    assert len(row_seeds(7, collate([], 0), 0)) == 0
+
+
+def test_a_live_teacher_draws_anew_in_each_step_and_the_same_in_the_same(captured, tokenizer, records):
+    config, micro, _ = captured
+    teacher = config.teacher.model_copy(update={"cache": None, "signal": "sampled", "num_draws": 30})
+    live = LiveTeacher(config.model_copy(update={"teacher": teacher}), {}, len(tokenizer), CPU)
+    one, same, other = (live.signal(micro, 1.5, step) for step in (0, 0, 1))
+    assert torch.equal(one.probs, same.probs) and not (one.probs.shape == other.probs.shape and torch.equal(one.probs, other.probs))
+    assert torch.equal(one.entropy_t, other.entropy_t) and live.temperature(1.234) == 1.234 and live.missing == frozenset()
