@@ -132,8 +132,9 @@ def profile(cache: Cache, temperature: float) -> list[dict]:
     profiler.runcall(read_all, reader, cache, temperature, 1)
     stats = pstats.Stats(profiler)
     ours = [(Path(file), name, *numbers) for (file, _, name), numbers in stats.stats.items() if Path(file).parent == ROOT / "kd/teacher"]
-    return [{"function": f"{path.stem}.{name}", "share": round(whole / stats.total_tt, 3), "own_share": round(own / stats.total_tt, 3), "calls": calls}
-            for path, name, _, calls, own, whole, _ in sorted(ours, key=lambda row: -row[5]) if whole > 0.01 * stats.total_tt]
+    total = stats.total_tt
+    return [{"function": f"{path.stem}.{name}", "share": round(whole / total, 3), "own_share": round(own / total, 3), "calls": calls}
+            for path, name, _, calls, own, whole, _ in sorted(ours, key=lambda row: -row[5]) if whole > 0.01 * total]
 
 
 def sizes(folder: Path, vocab: int, rows: int, shards: int = 1, records_a_shard: int = 320) -> list[dict]:
@@ -142,7 +143,8 @@ def sizes(folder: Path, vocab: int, rows: int, shards: int = 1, records_a_shard:
     both = signal_of(CacheSpec("sampled", vocab, (1.0, 2.0), num_draws=NUM_DRAWS), rows)
     for places in ((0,), (1,), (0, 1)):
         at = list(places)
-        signal = both._replace(ids=both.ids[at], counts=both.counts[at], entropy_t=both.entropy_t[at], temperatures=tuple(both.temperatures[i] for i in at))
+        signal = both._replace(ids=both.ids[at], counts=both.counts[at], entropy_t=both.entropy_t[at],
+                               temperatures=tuple(both.temperatures[i] for i in at))
         spec = CacheSpec("sampled", vocab, signal.temperatures, num_draws=NUM_DRAWS)
         drawn = (signal.counts > 0).sum(-1).double().mean(1).tolist()
         cache = write_cache(folder / f"sampled-{vocab}-{'-'.join(map(str, at))}", spec, signal, shards, records_a_shard)
@@ -153,7 +155,8 @@ def sizes(folder: Path, vocab: int, rows: int, shards: int = 1, records_a_shard:
     for temperatures in ((1.0,), (1.0, 2.0)):
         spec = CacheSpec("topk", vocab, temperatures, top_k=TOP_K)
         cache = write_cache(folder / f"topk-{vocab}-{len(temperatures)}", spec, signal_of(spec, rows), shards, records_a_shard)
-        found.append({"kind": "topk", "vocab": vocab, "temperatures": temperatures, "top_k": TOP_K, "bytes_a_row": round(bytes_a_row(cache), 3), "most": 150})
+        found.append({"kind": "topk", "vocab": vocab, "temperatures": temperatures, "top_k": TOP_K, "bytes_a_row": round(bytes_a_row(cache), 3),
+                      "most": 150})
     return found
 
 
@@ -161,9 +164,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocabs", type=int, nargs="+", default=VOCABS)
     parser.add_argument("--pool", type=int, default=400, help="rows that the kernels make")
-    parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--records", type=int, default=320, help="a shard")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/cache_reading.json")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -171,12 +174,14 @@ def main(arguments: list[str] | None = None) -> None:
     vocab = args.vocabs[0]
     specs = [(CacheSpec("sampled", vocab, (1.0,), num_draws=NUM_DRAWS), 1.0), (CacheSpec("sampled", vocab, (2.0,), num_draws=NUM_DRAWS), 2.0),
              (CacheSpec("topk", vocab, (1.0, 2.0), top_k=TOP_K), 2.0)]
-    results |= {"shape": {"records": RECORDS, "rows_a_record": LENGTH, "shards": args.shards, "records_a_shard": args.records}, "reading": [], "sizes": []}
+    shape = {"records": RECORDS, "rows_a_record": LENGTH, "shards": args.shards, "records_a_shard": args.records}
+    results |= {"shape": shape, "reading": [], "sizes": []}
     with tempfile.TemporaryDirectory() as folder:
         for spec, temperature in specs:
             cache = write_cache(Path(folder) / f"{spec.kind}-{temperature}", spec, signal_of(spec, args.pool), args.shards, args.records)
-            row = {"kind": spec.kind, "vocab": vocab, "temperature": temperature, "tokens_a_row": round(cache.tokens, 2), "rows": len(cache.records) * LENGTH,
-                   "megabytes": round(bytes_a_row(cache) * len(cache.records) * LENGTH / 1e6, 1), "write_rows_s": round(cache.write_rows_s),
+            rows = len(cache.records) * LENGTH
+            row = {"kind": spec.kind, "vocab": vocab, "temperature": temperature, "tokens_a_row": round(cache.tokens, 2), "rows": rows,
+                   "megabytes": round(bytes_a_row(cache) * rows / 1e6, 1), "write_rows_s": round(cache.write_rows_s),
                    **rates(cache, temperature, args.repeats), "profile": profile(cache, temperature)}
             results["reading"].append(row)
             print({key: value for key, value in row.items() if key != "profile"}, flush=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import pytest
 import torch
 
 from kd.data.content import record_key, rows_digest
-from kd.teacher.cache import CacheReader, CacheSpec, CacheWriter, Entry, slice_rows
+from kd.teacher.cache import CacheError, CacheReader, CacheSpec, CacheWriter, Entry, slice_rows
 from kernels import Head, SparseTeacher, TeacherSamples, TeacherTopK, sparse_teacher, teacher_sample, teacher_topk
 
 IDENTITY = {"teacher": "teachers/large", "revision": "3f2a", "tokenizer": "77aa"}
@@ -15,6 +16,8 @@ SAMPLED = CacheSpec("sampled", 500, (1.0, 2.0), num_draws=50)
 TOP_K = CacheSpec("topk", 500, (2.0, 1.0, 0.5), top_k=9)
 EXACT = CacheSpec("topk", 500, (1.0, 4.0), top_k=500, precision="fp32")
 SPECS = {"sampled": SAMPLED, "topk": TOP_K, "topk K=V fp32": EXACT}
+CUTS = (slice(0, 3), slice(3, 6), slice(6, 8))  # the records of three shards
+REMEDY = "restore it, or (start its capture again|capture the cache again)"
 LENGTHS = (13, 0, 1, 7, 1, 40, 3, 9)  # rows of each record
 
 
@@ -55,7 +58,7 @@ def write(folder, spec: CacheSpec, shards: list[list[Record]], identity=IDENTITY
 def three_shards(folder, spec: CacheSpec = SAMPLED, identity=IDENTITY, seed: int = 0) -> list[Record]:
     """A cache of 3 shards; gives its records."""
     records = records_of(signal_of(spec, sum(LENGTHS), seed), name=seed)
-    write(folder, spec, [records[:3], records[3:6], records[6:]], identity)
+    write(folder, spec, [records[cut] for cut in CUTS], identity)
     return records
 
 
@@ -86,3 +89,27 @@ def assert_same(found: SparseTeacher, wanted: SparseTeacher, spec: CacheSpec) ->
         else:
             assert ((ours - theirs).abs() <= 0.5 / 4096 + 1e-6).all()
     assert found.log_tail.equal(wanted.log_tail)
+
+
+def refused(folder, records):
+    """The message that a user gets who opens the cache and reads every record of it."""
+    with pytest.raises(CacheError) as error:
+        reader = CacheReader(folder, IDENTITY)
+        for record in records:
+            read(reader, [record], 1.0)
+    return str(error.value)
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def go_on(folder, records, said=None):
+    """What capture does, at first and after a kill: the shards that are not there, then the end. Gives those that were."""
+    writer = CacheWriter(folder, SAMPLED, IDENTITY, (lambda text: None) if said is None else said.append)
+    there = writer.published()
+    for index, cut in enumerate(CUTS):
+        if index not in there:
+            writer.write_shard(index, [r.entry for r in records[cut]])
+    writer.finish(3)
+    return there

@@ -76,7 +76,8 @@ def test_the_largest_entropy_there_is():
 
 @st.composite
 def sampled_caches(draw):
-    spec = CacheSpec("sampled", draw(VOCABS), draw(TEMPERATURES), num_draws=draw(st.one_of(st.integers(1, 255), st.sampled_from([1, 50, 63, 64, 255]))))
+    num_draws = draw(st.one_of(st.integers(1, 255), st.sampled_from([1, 50, 63, 64, 255])))
+    spec = CacheSpec("sampled", draw(VOCABS), draw(TEMPERATURES), num_draws=num_draws)
     lengths, seed = draw(LENGTHS), draw(st.integers(0, 999))
     return spec, lengths, samples(spec, sum(lengths), np.random.default_rng(seed))
 
@@ -141,7 +142,8 @@ def test_sampled_caches_of_every_spec(tmp_path_factory, case):
 @st.composite
 def top_k_caches(draw):
     vocab = draw(VOCABS)
-    spec = CacheSpec("topk", vocab, draw(TEMPERATURES), top_k=draw(st.integers(1, min(vocab, 40))), precision=draw(st.sampled_from(["16bit", "fp32"])))
+    k, precision = draw(st.integers(1, min(vocab, 40))), draw(st.sampled_from(["16bit", "fp32"]))
+    spec = CacheSpec("topk", vocab, draw(TEMPERATURES), top_k=k, precision=precision)
     lengths, seed = draw(LENGTHS), draw(st.integers(0, 999))
     return spec, lengths, top_k(spec, sum(lengths), np.random.default_rng(seed))
 
@@ -149,9 +151,9 @@ def top_k_caches(draw):
 def top_k(spec, n, rng) -> TeacherTopK:
     """Any K tokens and a tail; excluded tokens now and then; at T their probabilities as DESIGN has them."""
     m, k = len(spec.temperatures), spec.top_k
-    ids = np.stack([rng.choice(spec.vocab_size, k, replace=False) if spec.vocab_size < 300 else np.unique(rng.integers(spec.vocab_size, size=3 * k))[:k]
-                    for _ in range(n)]) if n else np.zeros((0, k))  # fmt: skip
-    ids = rng.permuted(ids, axis=1)
+    few = spec.vocab_size < 300  # a permutation of millions is slow
+    ids = [rng.choice(spec.vocab_size, k, replace=False) if few else np.unique(rng.integers(spec.vocab_size, size=3 * k))[:k] for _ in range(n)]
+    ids = rng.permuted(np.array(ids).reshape(n, k), axis=1)
     logits = -np.sort(rng.exponential(rng.choice([0.1, 3, 30]), (n, k)), 1)
     logits[:, 1:][rng.random((n, k - 1)) < 0.05] = -np.inf
     mass = rng.uniform(0.01, 1, (m, n)) * rng.choice([1e-9, 0.3, 0.999], (m, n))
