@@ -14,13 +14,14 @@ from torch import Tensor
 from kd.checkpoint import Checkpoints
 from kd.config_schema import RunConfig, Stage
 from kd.data.batches import Source, StepBatches, measure
+from kd.data.files import keep_refused
 from kd.data.micro_batch import MicroBatch, count_rows
 from kd.data.spans import BIT_NAMES
 from kd.engine import SUMS, StudentEngine
 from kd.objective import TERMS, weights_at
 from kd.optimizer import learning_rate
 from kd.run_log import RunLog, memory_gib
-from kd.sources import described
+from kd.sources import described, quarantine_file
 
 LOSS_MEAN_DECAY = 0.98  # of the running mean that stage.until.loss_below looks at
 MAX_SKIPPED_IN_A_ROW = 10
@@ -32,7 +33,7 @@ class TrainingError(RuntimeError):
 
 class TrainingResult(NamedTuple):
     """`stopped` is None, or why training ended before its last step: "signal" or "budget". Of the records seen, over all
-    ranks, `num_too_long` were left out and `num_truncated` cut."""
+    ranks, `num_too_long` were left out, `num_truncated` cut, and `num_refused` could not be rendered or located."""
 
     steps: int
     seconds: float
@@ -40,6 +41,7 @@ class TrainingResult(NamedTuple):
     stopped: str | None
     num_too_long: int
     num_truncated: int
+    num_refused: int
 
 
 @dataclass
@@ -56,6 +58,7 @@ class _Progress:
     data: dict[str, Any] | None = None  # of the stage: StepBatches.state_dict after the last step
     num_too_long: dict[str, int] = field(default_factory=dict)  # by stage, over all ranks
     num_truncated: int = 0
+    refused: dict[str, list[str]] = field(default_factory=dict)  # by stage, over all ranks: the reasons
     window: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS) + 4, dtype=torch.float64))  # since the last line: sums, rows by bit
     window_steps: int = 0
     window_tokens: int = 0
@@ -100,7 +103,11 @@ class Trainer:
         started, stopped = time.monotonic() - at.seconds, None
         for stage, micro_batches, num_records, state in self._steps():
             over = config.training.time_budget_seconds is not None and at.seconds >= config.training.time_budget_seconds
-            counts, step_tokens, num_too_long, num_truncated, stopped = self._agree(micro_batches, over)
+            counts, step_tokens, num_too_long, num_truncated, num_refused, stopped = self._agree(micro_batches, over)
+            refused = at.refused.get(stage.name, []) + (self._refuse(stage, micro_batches) if num_refused else [])
+            if len(refused) > config.data.max_bad_fraction * num_records:
+                raise TrainingError(f"stage {stage.name}: {refused[-1]} ({len(refused)} of its {num_records} records are refused, more than "
+                                    f"data.max_bad_fraction {config.data.max_bad_fraction:g} allows; launch/verify.py finds all of them)")
             num_too_long += at.num_too_long.get(stage.name, 0)
             if num_too_long == num_records:
                 raise TrainingError(f"stage {stage.name}: all of its {num_records} records are longer than max_length ({stage.max_length} tokens), "
@@ -113,6 +120,7 @@ class Trainer:
             report = self._engine.train_step(micro_batches, counts, terms, self._teacher)
             at.step, at.stage_step, at.data = at.step + 1, at.stage_step + 1, state
             at.num_too_long[stage.name], at.num_truncated = num_too_long, at.num_truncated + num_truncated
+            at.refused[stage.name] = refused
             at.tokens, at.window_tokens = at.tokens + step_tokens, at.window_tokens + step_tokens
             if report.skipped:
                 at.skipped_in_a_row += 1
@@ -131,7 +139,7 @@ class Trainer:
                 self._save()
         if stopped:
             self._save()
-        return TrainingResult(at.step, at.seconds, at.tokens, stopped, sum(at.num_too_long.values()), at.num_truncated)
+        return TrainingResult(at.step, at.seconds, at.tokens, stopped, sum(at.num_too_long.values()), at.num_truncated, sum(map(len, at.refused.values())))
 
     def _steps(self) -> Iterator[_Step]:
         """What each remaining step trains on, over the stages of the curriculum."""
@@ -151,7 +159,8 @@ class Trainer:
     def _batches(self, source, stage: Stage) -> StepBatches:
         data, training = self._config.data, self._config.training
         workers = data.workers if data.workers is not None else 2 if torch.cuda.is_available() else 0
-        fitting = {"max_length": stage.max_length, "too_long": data.too_long, "rank": self._rank, "world_size": self._world, "workers": workers}
+        fitting = {"max_length": stage.max_length, "too_long": data.too_long, "rank": self._rank, "world_size": self._world, "workers": workers,
+                   "refuse": data.max_bad_fraction > 0}
         lengths = None
         if data.packing == "length":
             lengths = self._sum_over_ranks(measure(source, self._tokenizer, **fitting)).tolist()
@@ -190,15 +199,30 @@ class Trainer:
         if random_state["cuda"] is not None:
             torch.cuda.set_rng_state(random_state["cuda"])
         self._log.resume_at(self._progress.step)
+        if any(self._progress.refused.values()):
+            self._keep(self._progress.refused)  # the file was begun again when the run was
         self._log.say(f"going on from the checkpoint of step {self._progress.step}")
 
-    def _agree(self, micro_batches: list[MicroBatch], over_budget: bool) -> tuple[Tensor, int, int, int, str | None]:
-        """One all-reduce a step: rows by span bit [4], tokens, records left out and cut, and whether any rank must stop."""
+    def _agree(self, micro_batches: list[MicroBatch], over_budget: bool) -> tuple[Tensor, int, int, int, int, str | None]:
+        """One all-reduce a step: rows by span bit [4], tokens, records too long, cut and refused, and whether any rank must stop."""
         tokens = sum(int(m.attention_mask.sum()) for m in micro_batches if m.record_ids)
-        too_long, truncated = (sum(len(names) for names in found) for found in zip(*((m.left_out, m.truncated) for m in micro_batches)))
-        own = [tokens, too_long, truncated, self._signalled, over_budget]
+        named = (sum(len(names) for names in found) for found in zip(*((m.left_out, m.truncated, m.refused) for m in micro_batches)))
+        own = [tokens, *named, self._signalled, over_budget]
         values = self._sum_over_ranks(torch.cat([count_rows(micro_batches), torch.tensor(own, dtype=torch.float64)]))
-        return values[:4], *map(int, values[4:7]), "signal" if values[7] else "budget" if values[8] else None
+        return values[:4], *map(int, values[4:8]), "signal" if values[8] else "budget" if values[9] else None
+
+    def _refuse(self, stage: Stage, micro_batches: list[MicroBatch]) -> list[str]:
+        """Why each record of this step that cannot be rendered or located is left out; all ranks together, and rank 0 keeps them."""
+        everyones: list[list[str]] = [[] for _ in range(self._world)]
+        dist.all_gather_object(everyones, [reason for micro in micro_batches for reason in micro.refused], group=self._group)
+        reasons = [reason for own in everyones for reason in own]
+        self._log.say(f"stage {stage.name}: {len(reasons)} records are left out: {reasons[0]}")
+        self._keep({stage.name: reasons})
+        return reasons
+
+    def _keep(self, refused: dict[str, list[str]]) -> None:
+        if self._rank == 0:
+            keep_refused(quarantine_file(self._config), ({"stage": stage, "reason": reason} for stage, reasons in refused.items() for reason in reasons))
 
     def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._group)

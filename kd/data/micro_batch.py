@@ -36,6 +36,7 @@ class MicroBatch(NamedTuple):
     packed: Packed | None = None
     left_out: tuple[str, ...] = ()  # records that were too long, each named in the first epoch alone
     truncated: tuple[str, ...] = ()  # likewise, those that lost their end
+    refused: tuple[str, ...] = ()  # likewise, why each record that cannot be rendered or located is left out
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same with its tensors on `device`."""
