@@ -153,6 +153,17 @@ def taken(tokenizer, source, number, world, state=None, **options):
     return [name for step in sequence(ranks) for name in step], states[0]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_sequence_of_records_is_the_same_at_worlds_1_2_and_4(tokenizer, packed):
+    source = Listed([demo.record("echo", n, short=True) for n in range(37)])
+    lengths = [len(encode(r, tokenizer).input_ids) for r in source.records] if packed else None
+    found = []
+    for world, micro, accumulation in [(1, 2, 4), (1, 8, 1), (2, 2, 2), (2, 4, 1), (4, 2, 1), (4, 1, 2)]:
+        options = {"micro": micro, "accumulation": accumulation, "seed": 5, "max_length": 400, "lengths": lengths}
+        found.append(taken(tokenizer, source, 12, world, **options)[0])
+    assert len(found[0]) > 74 and all(other == found[0] for other in found)  # two epochs and more
+
+
 @pytest.mark.parametrize("worlds", [(1, 1), (2, 2), (1, 2, 4, 1), (4, 1, 2)])
 @pytest.mark.parametrize("packed", [False, True])
 def test_stopped_anywhere_it_goes_on_with_the_next_record_at_any_world_size(tokenizer, worlds, packed):
