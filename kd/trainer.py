@@ -216,7 +216,7 @@ class Trainer:
         everyones: list[list[str]] = [[] for _ in range(self._world)]
         dist.all_gather_object(everyones, [reason for micro in micro_batches for reason in micro.refused], group=self._group)
         reasons = [reason for own in everyones for reason in own]
-        self._log.say(f"stage {stage.name}: {len(reasons)} records are left out: {reasons[0]}")
+        self._log.say(f"stage {stage.name}: records left out: {len(reasons)}; {reasons[0]}")
         self._keep({stage.name: reasons})
         return reasons
 
