@@ -214,9 +214,10 @@ class Data(Section):
     """Processes of each rank that prepare batches ahead of training, from 0 to 64; by default 2 where there is a GPU, and none
     on a CPU, whose cores all train."""
     max_bad_fraction: Fraction = 0.0
-    """Part of all lines of all stages' files that may be refused, from 0 (the first one stops the run) to 1."""
+    """Part of all lines of all stages' files, and of each stage's records once they are rendered, that may be refused: from 0 (the
+    first one stops the run) to 1."""
     quarantine: Text | None = None
-    """File for the lines that are refused, each with its file, number and reason; by default refused.jsonl in the run's folder."""
+    """File for what is refused, with the reason, and of a line its file and number; by default refused.jsonl in the run's folder."""
     demo: DemoCorpus | None = None
     """Make the demo corpus, for stages with a mix and for evaluation."""
     evaluation: dict[Text, Text] = {}

@@ -123,7 +123,8 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: So
             + (f"; stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else "")
             + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else "")
             + (f"; {result.num_no_signal} had no signal from the teacher and were left out" if result.num_no_signal else "")
-            + (f"; {result.num_truncated} were cut to it" if result.num_truncated else ""))
+            + (f"; {result.num_truncated} were cut to it" if result.num_truncated else "")
+            + (f"; {result.num_refused} could not be rendered or located and were left out" if result.num_refused else ""))
     student = run_dir / "student"
     if result.stopped != "signal":
         export_student(model, tokenizer, student)
@@ -162,8 +163,9 @@ def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_secon
         facts["teacher_parameters"] = count_parameters(AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision))
     if config.student.init == "teacher_layers":
         facts["notes"].append("The student started from layers of the teacher (student.init: teacher_layers), not from random weights.")
-    if sources.num_refused:
-        facts["notes"].append(f"{sources.num_refused} lines of the data were refused; they are in {sources.quarantine}.")
+    if sources.num_refused or result.num_refused:
+        facts["notes"].append(f"{sources.num_refused} lines of the data were refused, and {result.num_refused} records that could not be rendered or "
+                              f"located; they are in {sources.quarantine}.")
     if result.num_too_long:
         facts["notes"].append(f"{result.num_too_long} records were longer than their stage's max_length and were left out.")
     if result.num_no_signal:

@@ -23,6 +23,10 @@ def run_folder(config: RunConfig) -> Path:
     return Path(config.run.output_dir) / config.run.name
 
 
+def quarantine_file(config: RunConfig) -> Path:
+    return Path(config.data.quarantine) if config.data.quarantine is not None else run_folder(config) / "refused.jsonl"
+
+
 def run_sources(config: RunConfig) -> Sources:
     """Checks every line of every stage's files once. Refused lines are in data.quarantine, and records that are no line of a
     plain file in records-*.jsonl of the run's folder, until the process that called this ends.
@@ -34,7 +38,7 @@ def run_sources(config: RunConfig) -> Sources:
         DataError: a file is missing, has no record, or more lines are refused than data.max_bad_fraction allows.
     """
     folder = run_folder(config)
-    kept = Path(config.data.quarantine) if config.data.quarantine is not None else folder / "refused.jsonl"
+    kept = quarantine_file(config)
     quarantine = Quarantine(kept, config.data.max_bad_fraction)
     found: dict[tuple, Source] = {}
     for index, stage in enumerate(config.data.stages):

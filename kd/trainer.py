@@ -15,6 +15,7 @@ from kd.checkpoint import Checkpoints
 from kd.config_schema import RunConfig, Stage
 from kd.data.ahead import Ahead
 from kd.data.batches import Source, StepBatches, measure
+from kd.data.files import keep_refused
 from kd.data.micro_batch import MicroBatch, count_rows
 from kd.data.spans import BIT_NAMES
 from kd.data.workers import num_workers
@@ -22,7 +23,7 @@ from kd.engine import SUMS, StudentEngine
 from kd.objective import TERMS, TermWeights, weights_at
 from kd.optimizer import learning_rate
 from kd.run_log import RunLog, memory_gib
-from kd.sources import described
+from kd.sources import described, quarantine_file
 from kd.teacher.source import TeacherSource
 
 LOSS_MEAN_DECAY = 0.98  # of the running mean that stage.until.loss_below looks at
@@ -35,7 +36,8 @@ class TrainingError(RuntimeError):
 
 class TrainingResult(NamedTuple):
     """`stopped` is None, or why training ended before its last step: "signal" or "budget". Of the records seen, over all
-    ranks, `num_too_long` and the `num_no_signal` that the teacher has no signal for were left out, and `num_truncated` cut."""
+    ranks, `num_too_long` and the `num_no_signal` that the teacher has no signal for were left out, `num_truncated` cut, and
+    `num_refused` could not be rendered or located."""
 
     steps: int
     seconds: float
@@ -44,6 +46,7 @@ class TrainingResult(NamedTuple):
     num_too_long: int
     num_truncated: int
     num_no_signal: int
+    num_refused: int
 
 
 @dataclass
@@ -61,6 +64,7 @@ class _Progress:
     num_too_long: dict[str, int] = field(default_factory=dict)  # by stage, over all ranks
     num_truncated: int = 0
     num_no_signal: dict[str, int] = field(default_factory=dict)  # by stage, over all ranks
+    refused: dict[str, list[str]] = field(default_factory=dict)  # by stage, over all ranks: the reasons
     window: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS) + 4, dtype=torch.float64))  # since the last line: sums, rows by bit
     window_steps: int = 0
     window_tokens: int = 0
@@ -107,10 +111,15 @@ class Trainer:
         for stage, micro_batches, num_records, state, following in self._steps():
             over = config.training.time_budget_seconds is not None and at.seconds >= config.training.time_budget_seconds
             counts, step_tokens, num_truncated, left_out, stopped = self._agree(micro_batches, over)
+            refused = at.refused.get(stage.name, []) + (self._refuse(stage, micro_batches) if left_out[2] else [])
+            if len(refused) > config.data.max_bad_fraction * num_records:
+                raise TrainingError(f"stage {stage.name}: {refused[-1]} ({len(refused)} of its {num_records} records are refused, more than "
+                                    f"data.max_bad_fraction {config.data.max_bad_fraction:g} allows; launch/verify.py finds all of them)")
             too_long, no_signal = left_out[0] + at.num_too_long.get(stage.name, 0), left_out[1] + at.num_no_signal.get(stage.name, 0)
-            if too_long + no_signal == num_records:
+            if too_long + no_signal + len(refused) == num_records:
                 raise TrainingError(f"stage {stage.name}: {too_long} of its {num_records} records are longer than max_length ({stage.max_length} tokens)"
-                                    + (f" and the teacher has no signal for {no_signal}" if no_signal else "")
+                                    + (f", the teacher has no signal for {no_signal}" if no_signal else "")
+                                    + (f", {len(refused)} are refused" if refused else "")
                                     + ", so there is nothing to train on; raise max_length, or cut the records")
             if stopped:
                 break
@@ -122,6 +131,7 @@ class Trainer:
             report = self._engine.train_step(micro_batches, counts, terms, self._teacher, at.step)
             at.step, at.stage_step, at.data = at.step + 1, at.stage_step + 1, state
             at.num_too_long[stage.name], at.num_no_signal[stage.name], at.num_truncated = too_long, no_signal, at.num_truncated + num_truncated
+            at.refused[stage.name] = refused
             at.tokens, at.window_tokens = at.tokens + step_tokens, at.window_tokens + step_tokens
             if report.skipped:
                 at.skipped_in_a_row += 1
@@ -141,7 +151,7 @@ class Trainer:
         if stopped:
             self._save()
         return TrainingResult(at.step, at.seconds, at.tokens, stopped, sum(at.num_too_long.values()), at.num_truncated,
-                              sum(at.num_no_signal.values()))
+                              sum(at.num_no_signal.values()), sum(map(len, at.refused.values())))
 
     def _terms(self, step: int) -> TermWeights:
         terms = weights_at(self._config.loss, step, self._config.training.steps, has_teacher=self._teacher is not None)
@@ -167,7 +177,7 @@ class Trainer:
     def _batches(self, source, stage: Stage) -> StepBatches:
         data, training = self._config.data, self._config.training
         fitting = {"max_length": stage.max_length, "too_long": data.too_long, "rank": self._rank, "world_size": self._world, "workers": num_workers(data.workers),
-                   "no_signal": self._teacher.missing if self._teacher is not None else frozenset()}
+                   "no_signal": self._teacher.missing if self._teacher is not None else frozenset(), "refuse": data.max_bad_fraction > 0}
         lengths = None
         if data.packing == "length":
             lengths = self._sum_over_ranks(measure(source, self._tokenizer, **fitting)).tolist()
@@ -210,17 +220,32 @@ class Trainer:
         if random_state["cuda"] is not None:
             torch.cuda.set_rng_state(random_state["cuda"])
         self._log.resume_at(self._progress.step)
+        if any(self._progress.refused.values()):
+            self._keep(self._progress.refused)  # the file was begun again when the run was
         self._log.say(f"going on from the checkpoint of step {self._progress.step}")
 
-    def _agree(self, micro_batches: list[MicroBatch], over_budget: bool) -> tuple[Tensor, int, int, tuple[int, int], str | None]:
-        """One all-reduce a step: rows by span bit [4], tokens, records cut, records left out as too long and for want of a
-        signal, and whether any rank must stop."""
+    def _agree(self, micro_batches: list[MicroBatch], over_budget: bool) -> tuple[Tensor, int, int, tuple[int, int, int], str | None]:
+        """One all-reduce a step: rows by span bit [4], tokens, records cut, records left out (too long, for want of a signal,
+        refused), and whether any rank must stop."""
         tokens = sum(int(m.attention_mask.sum()) for m in micro_batches if m.record_ids)
-        truncated, too_long, no_signal = (sum(map(len, found)) for found in zip(*((m.truncated, m.left_out, m.no_signal) for m in micro_batches)))
-        own = [tokens, truncated, too_long, no_signal, self._signalled, over_budget]
+        named = (sum(map(len, found)) for found in zip(*((m.truncated, m.left_out, m.no_signal, m.refused) for m in micro_batches)))
+        own = [tokens, *named, self._signalled, over_budget]
         values = self._sum_over_ranks(torch.cat([count_rows(micro_batches), torch.tensor(own, dtype=torch.float64)]))
-        tokens, truncated, too_long, no_signal = map(int, values[4:8])
-        return values[:4], tokens, truncated, (too_long, no_signal), "signal" if values[8] else "budget" if values[9] else None
+        tokens, truncated, *left_out = map(int, values[4:9])
+        return values[:4], tokens, truncated, tuple(left_out), "signal" if values[9] else "budget" if values[10] else None
+
+    def _refuse(self, stage: Stage, micro_batches: list[MicroBatch]) -> list[str]:
+        """Why each record of this step that cannot be rendered or located is left out; all ranks together, and rank 0 keeps them."""
+        everyones: list[list[str]] = [[] for _ in range(self._world)]
+        dist.all_gather_object(everyones, [reason for micro in micro_batches for reason in micro.refused], group=self._group)
+        reasons = [reason for own in everyones for reason in own]
+        self._log.say(f"stage {stage.name}: records left out: {len(reasons)}; {reasons[0]}")
+        self._keep({stage.name: reasons})
+        return reasons
+
+    def _keep(self, refused: dict[str, list[str]]) -> None:
+        if self._rank == 0:
+            keep_refused(quarantine_file(self._config), ({"stage": stage, "reason": reason} for stage, reasons in refused.items() for reason in reasons))
 
     def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._group)

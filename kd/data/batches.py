@@ -83,15 +83,17 @@ class StepBatches:
         lengths: of every record, from `measure` summed over ranks, to pack several into a row; None for a record a row.
         workers: processes that make batches ahead; 0 makes them when they are asked for.
         no_signal: keys (kd/data/content.py) of records that the teacher has no signal for; they are left out.
+        refuse: leave out a record that cannot be rendered or located, and name it (MicroBatch.refused); by default its DataError is
+            raised when its turn comes.
     """
 
     def __init__(self, source: Source, tokenizer, *, max_length: int, micro_batch_size: int, gradient_accumulation: int,
                  rank: int = 0, world_size: int = 1, seed: int = 0, too_long: str = "drop", lengths: Sequence[int] | None = None,
-                 workers: int = 0, no_signal: frozenset[bytes] = frozenset()):
+                 workers: int = 0, no_signal: frozenset[bytes] = frozenset(), refuse: bool = False):
         if not len(source):
             raise DataError("no record to train on")
         self._source, self._max_length, self._lengths = source, max_length, lengths
-        self._make = _Maker(source, tokenizer, max_length, too_long == "truncate", lengths is not None, no_signal)
+        self._make = _Maker(source, tokenizer, max_length, too_long == "truncate", lengths is not None, no_signal, refuse)
         self._micro, self._accumulation = micro_batch_size, gradient_accumulation
         self._rank, self._world, self._seed, self._workers = rank, world_size, seed, workers
         self._at = _Place(0, 0)
@@ -148,14 +150,25 @@ class _Maker(NamedTuple):
     truncate: bool
     packed: bool
     no_signal: frozenset[bytes]
+    refuse: bool
 
     def __call__(self, work: _Work) -> tuple[_Place, list[MicroBatch]]:
         return work.after, [self._micro_batch(rows, work.after.epoch == 0) for rows in work.micro_batches]
 
     def lengths(self, indices: range) -> list[int]:
         """Tokens that are kept of each record; 0 of one that is left out."""
-        fitted = (self._fitted(encode(self.source[i], self.tokenizer)) for i in indices)
+        found = (self._encoded(i) for i in indices)
+        fitted = (self._fitted(e) if isinstance(e, Encoded) else None for e in found)
         return [len(e.input_ids) if e and not self._silent(e) else 0 for e in fitted]
+
+    def _encoded(self, index: int) -> Encoded | str:
+        """The record's tokens, or why there are none."""
+        try:
+            return encode(self.source[index], self.tokenizer)
+        except DataError as error:
+            if not self.refuse:
+                raise
+            return str(error)
 
     def _fitted(self, encoded: Encoded) -> Encoded | None:
         if len(encoded.input_ids) <= self.max_length:
@@ -166,10 +179,13 @@ class _Maker(NamedTuple):
         return bool(self.no_signal) and record_key(encoded.input_ids) in self.no_signal
 
     def _micro_batch(self, rows: list[Row], count: bool) -> MicroBatch:
-        kept, left_out, cut, silent = [], [], [], []
+        kept, left_out, cut, silent, refused = [], [], [], [], []
         for row in rows:
             kept.append([])
-            for whole in (encode(self.source[i], self.tokenizer) for i in row):
+            for whole in map(self._encoded, row):
+                if isinstance(whole, str):
+                    refused.append(whole)
+                    continue
                 fitted = self._fitted(whole)
                 if fitted is None:
                     left_out.append(whole.record_id)
@@ -183,14 +199,16 @@ class _Maker(NamedTuple):
         kept = [row for row in kept if row]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         micro = collate_packed(kept, pad, self.max_length) if self.packed else collate([row[0] for row in kept], pad, self.max_length)
-        return micro._replace(left_out=tuple(left_out), truncated=tuple(cut), no_signal=tuple(silent)) if count else micro
+        if not count:
+            return micro
+        return micro._replace(left_out=tuple(left_out), truncated=tuple(cut), no_signal=tuple(silent), refused=tuple(refused))
 
 
 def measure(source: Source, tokenizer, *, max_length: int, too_long: str, rank: int, world_size: int, workers: int = 0,
-            no_signal: frozenset[bytes] = frozenset()) -> Tensor:
+            no_signal: frozenset[bytes] = frozenset(), refuse: bool = False) -> Tensor:
     """[num_records] int64: tokens that each record takes in a row, 0 for one left out. Each rank measures its share and has 0
     for the others': add up over ranks."""
-    maker = _Maker(source, tokenizer, max_length, too_long == "truncate", True, no_signal)
+    maker = _Maker(source, tokenizer, max_length, too_long == "truncate", True, no_signal, refuse)
     shares = [range(at, min(at + _MEASURED_TOGETHER, len(source))) for at in range(0, len(source), _MEASURED_TOGETHER)][rank::world_size]
     lengths = torch.zeros(len(source), dtype=torch.int64)
     for share, found in zip(shares, in_order(maker.lengths, shares, workers)):

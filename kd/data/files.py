@@ -73,10 +73,7 @@ class Quarantine:
         self.num_bad += 1
         self._last = item.reason
         if self._path is not None:
-            raw = item.raw[:RAW_BYTES].decode("utf-8", "backslashreplace")
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as out:
-                out.write(json.dumps({"file": item.file, "line": item.line, "reason": item.reason, "raw": raw}) + "\n")
+            keep_refused(self._path, [{"file": item.file, "line": item.line, "reason": item.reason, "raw": item.raw[:RAW_BYTES].decode("utf-8", "backslashreplace")}])
         if self.num_bad > self._fraction * max(self.num_good + self.num_bad, _MIN_SEEN):
             self._stop()
 
@@ -89,6 +86,13 @@ class Quarantine:
         kept = f"; they are in {self._path}" if self._path is not None else ""
         raise DataError(f"{self._last} ({self.num_bad} of {self.num_good + self.num_bad} lines are refused, more than max_bad_fraction "
                         f"{self._fraction:g} allows{kept})")
+
+
+def keep_refused(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Appends what is refused to a quarantine file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as out:
+        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def expand(patterns: Iterable[str | Path]) -> list[Path]:

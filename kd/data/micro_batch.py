@@ -40,6 +40,7 @@ class MicroBatch(NamedTuple):
     left_out: tuple[str, ...] = ()  # records that were too long, each named in the first epoch alone
     truncated: tuple[str, ...] = ()  # likewise, those that lost their end
     no_signal: tuple[str, ...] = ()  # likewise, those the teacher has no signal for
+    refused: tuple[str, ...] = ()  # likewise, why each record that cannot be rendered or located is left out
 
     @property
     def positions(self) -> Tensor:

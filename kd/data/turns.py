@@ -44,8 +44,9 @@ def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
         DataError: the template refuses the record, leaves a system prompt out, or does not write a turn where its generation
             prompt ends, so that its place is not defined.
     """
-    messages = in_form(record.messages, template_form(tokenizer))
-    written = partial(_written, record, tokenizer, messages)
+    form = template_form(tokenizer)
+    messages = in_form(record.messages, form)
+    written = partial(_written, record, tokenizer, form, messages)
     merged = len(record.messages) - len(messages)  # 1 where the system prompt went into the first user message
 
     indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -73,14 +74,15 @@ def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
 
 def whole(record: Record, tokenizer) -> str:
     """The rendered text alone; as `render`."""
-    messages = in_form(record.messages, template_form(tokenizer))
-    return _written(record, tokenizer, messages, [len(messages)], False)[0]
+    form = template_form(tokenizer)
+    messages = in_form(record.messages, form)
+    return _written(record, tokenizer, form, messages, [len(messages)], False)[0]
 
 
-def _written(record: Record, tokenizer, messages: list[dict], counts: list[int], prompt: bool) -> list[str]:
+def _written(record: Record, tokenizer, form: tuple[str, ...], messages: list[dict], counts: list[int], prompt: bool) -> list[str]:
     """The renderings of the first `counts` messages; together, for the tools are then prepared once."""
     try:
-        return tokenizer.apply_chat_template([messages[:n] for n in counts], tools=tools_in_form(record.tools, template_form(tokenizer)),
+        return tokenizer.apply_chat_template([messages[:n] for n in counts], tools=tools_in_form(record.tools, form),
                                              add_generation_prompt=prompt, tokenize=False)
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"record {record.id}: the chat template refuses it: {error}") from error

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kd.data import demo
-from kd.data.batches import DemoSource, StepBatches, truncated
+from kd.data.batches import DemoSource, StepBatches, measure, truncated
 from kd.data.files import DataFiles
 from kd.data.index import RecordIndex
 from kd.data.micro_batch import collate, count_rows
@@ -153,6 +153,17 @@ def taken(tokenizer, source, number, world, state=None, **options):
     return [name for step in sequence(ranks) for name in step], states[0]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_sequence_of_records_is_the_same_at_worlds_1_2_and_4(tokenizer, packed):
+    source = Listed([demo.record("echo", n, short=True) for n in range(37)])
+    lengths = [len(encode(r, tokenizer).input_ids) for r in source.records] if packed else None
+    found = []
+    for world, micro, accumulation in [(1, 2, 4), (1, 8, 1), (2, 2, 2), (2, 4, 1), (4, 2, 1), (4, 1, 2)]:
+        options = {"micro": micro, "accumulation": accumulation, "seed": 5, "max_length": 400, "lengths": lengths}
+        found.append(taken(tokenizer, source, 12, world, **options)[0])
+    assert len(found[0]) > 74 and all(other == found[0] for other in found)  # two epochs and more
+
+
 @pytest.mark.parametrize("worlds", [(1, 1), (2, 2), (1, 2, 4, 1), (4, 1, 2)])
 @pytest.mark.parametrize("packed", [False, True])
 def test_stopped_anywhere_it_goes_on_with_the_next_record_at_any_world_size(tokenizer, worlds, packed):
@@ -239,6 +250,22 @@ def test_a_bad_record_in_a_worker_is_raised_at_its_turn_with_its_message(tokeniz
         list(islice(loader(tokenizer, source), 3))
     assert str(raised.value) == str(here.value) and "record bad" in str(here.value)
     assert len(names) == batches.state_dict()["num_records"] < 3
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_record_is_left_out_and_named_once_where_it_may_be(tokenizer, packed, workers):
+    bad = Record("bad", [{"role": "user", "content": "so"}, {"role": "assistant", "content": "<|end|>"}])
+    source = Listed([demo.record("chat", 1), demo.record("chat", 2), bad, demo.record("chat", 3)])
+    options = {"max_length": 300, "workers": workers, "refuse": True}
+    lengths = measure(source, tokenizer, too_long="drop", rank=0, world_size=1, **options).tolist() if packed else None
+    seen, refused = [], []
+    for step in islice(loader(tokenizer, source, lengths=lengths, **options), 2 if packed else 8):  # two epochs
+        seen += [name for micro in step for name in micro.record_ids]
+        refused += [reason for micro in step for reason in micro.refused]
+    assert sorted(seen) == sorted([r.id for r in source.records if r.id != "bad"] * 2)
+    assert len(refused) == 1 and refused[0].startswith("record bad: messages[1].content: holds '<|end|>'")
+    assert lengths is None or lengths[2] == 0
 
 
 def test_no_record_is_an_error():

@@ -53,6 +53,9 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
     (out / "forms2.json").write_text(json.dumps([vars(record) for record in records[1:3]]))
     (out / "forms3.jsonl").write_text("broken\n" + json.dumps(vars(records[3])))
 
+    spoiled = Record("spoiled", [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "bye<|end|>"}])
+    write_records(out / "spoiled.jsonl", [*records[:4], spoiled])
+
     def scenario(name, *overrides, accumulation=1, optimizer="sgd", **extra):
         overrides = [f"training.gradient_accumulation={accumulation}", *overrides]
         return {"name": name, "config": str(out / "run.yaml"), "overrides": overrides, "optimizer": optimizer, **extra}
@@ -100,6 +103,8 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
             scenario("packed", *packed, "data.workers=1"), scenario("nan_packed", *packed, *adamw, "training.micro_batch_size=1", **poisoned),
             scenario("truncated", "data.too_long=truncate", "data.stages.0.max_length=424", accumulation=2),
             scenario("forms", f"data.stages.0.train=[{out}/forms*]", "run.name=forms", "data.max_bad_fraction=0.2", "data.workers=1", accumulation=2),
+            scenario("left_out", file("spoiled"), "run.name=left_out", "data.max_bad_fraction=0.2", "training.steps=3", "optimizer.lr=0.01"),
+            scenario("too_many", file("spoiled"), "run.name=too_many", "data.max_bad_fraction=0.1", "training.steps=3", "optimizer.lr=0.01"),
             scenario("refused", f"data.stages.0.train=[{out}/forms*]", "run.name=refused"),
             scenario("truth", "teacher=null", f"tokenizer.path={teacher_folder}", "loss.weights={truth: 1}", accumulation=2),
             scenario("nan_fp32", *adamw, **poisoned), scenario("nan_bf16", *adamw, "student.dtype=bf16", "teacher.dtype=bf16", **poisoned)],

@@ -218,3 +218,13 @@ def test_two_ranks_train_on_files_of_any_form_and_keep_each_refused_line_once(ru
 def test_one_bad_line_stops_every_rank_with_its_place(runs):
     for rank in (0, 1):
         assert re.match(r"DataError: .*forms3\.jsonl:1: not a line of JSON.*max_bad_fraction 0 allows", runs(2, "refused", rank)["error"])
+
+
+def test_a_record_that_cannot_be_rendered_is_left_out_where_it_may_be_and_kept_once(runs):
+    for rank in (0, 1):
+        assert runs(2, "left_out", rank)["result"]["num_refused"] == 1 and runs(2, "left_out", rank)["result"]["steps"] == 3
+        assert re.match(r"TrainingError: stage a: record spoiled: .*1 of its 5 records are refused, more than data\.max_bad_fraction 0\.1 allows",
+                        runs(2, "too_many", rank)["error"])
+    for name in ("left_out", "too_many"):
+        (refused,) = map(json.loads, (runs.folder / name / "refused.jsonl").read_text().splitlines())
+        assert refused["stage"] == "a" and "holds '<|end|>'" in refused["reason"]
