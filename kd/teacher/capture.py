@@ -11,6 +11,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -133,7 +134,7 @@ class Job:
     def batches(self, numbers: list[int]) -> Iterator[MicroBatch]:
         """This rank's batches, announced to the teacher beforehand, then empty ones until the last rank has none left."""
         most = max(self.everyones(len(numbers)))
-        places = [self.plan.batch(number) for number in numbers] + [[]] * (most - len(numbers))
+        places = chain(map(self.plan.batch, numbers), repeat([], most - len(numbers)))
         waiting: deque[MicroBatch] = deque()
         for micro in in_order(self.maker, places, num_workers(self.config.data.workers)):
             self.rows().prefetch([micro])

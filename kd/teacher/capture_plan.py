@@ -88,10 +88,11 @@ def batch_maker(config: RunConfig, tokenizer, sources: Sequence[Source]) -> Batc
 
 def plan_capture(config: RunConfig, maker: BatchMaker, shard_rows: int, sum_over_ranks: Callable[[Tensor], Tensor], rank: int, world: int) -> CapturePlan:
     """The plan of all ranks; each reads its share of the records and `sum_over_ranks` adds up what they found."""
-    places = np.array([(stage, index) for stage, source in enumerate(maker.sources) for index in range(len(source))], np.int64)
+    counts = [len(source) for source in maker.sources]
+    places = np.stack([np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])], 1)
     measured = torch.zeros(len(places), 4, dtype=torch.int64)
     starts = range(0, len(places), _MEASURED_TOGETHER)[rank::world]
-    shares = [[tuple(p) for p in places[at:at + _MEASURED_TOGETHER].tolist()] for at in starts]
+    shares = ([tuple(p) for p in places[at:at + _MEASURED_TOGETHER].tolist()] for at in starts)
     for at, found in zip(starts, in_order(maker.measured, shares, num_workers(config.data.workers))):
         measured[at:at + len(found)] = torch.tensor(found)
     return arranged(places, sum_over_ranks(measured).numpy(), config.training.micro_batch_size, shard_rows)
