@@ -166,7 +166,8 @@ def _capture(job: Job, signalled: list[int]) -> CaptureResult:
     started, plan, say = time.monotonic(), job.plan, job.log.say
     say(f"{len(plan.rows):,} records of {int(plan.lengths.sum()):,} tokens, {int(plan.rows.sum()):,} rows, in {len(plan.shards)} shards"
         + (f"; {plan.num_repeated:,} repeat another's tokens" if plan.num_repeated else "")
-        + (f"; {plan.num_too_long:,} are longer than max_length and left out" if plan.num_too_long else ""))
+        + (f"; {plan.num_too_long:,} are longer than max_length and left out" if plan.num_too_long else "")
+        + (f"; {plan.num_refused:,} cannot be rendered or located and are left out" if plan.num_refused else ""))
     writer = CacheWriter(job.folder, job.spec, job.identity, say)
     looked = (writer.published(), (job.folder / MANIFEST).exists()) if job.rank == 0 else None  # hashing every byte: once, not once a rank
     published, finished = job.everyones(looked)[0]

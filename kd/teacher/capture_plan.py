@@ -5,7 +5,7 @@ there are or where a capture was killed. Records are sorted by length and cut in
 batches, in that order, into shards of at least `shard_rows` rows; only then are shards dealt out to ranks.
 
 Stages may show the same tokens: a record is captured once, where it first fits. What no stage has room for is left out, as
-training leaves it out.
+training leaves it out, and so is what cannot be rendered or located where data.max_bad_fraction allows some.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from torch import Tensor
 
 from kd.config_schema import RunConfig
 from kd.data.batches import Source, truncated
-from kd.data.content import record_key
+from kd.data.checks import DataError
+from kd.data.content import record_key, rows_digest
 from kd.data.micro_batch import MicroBatch, collate, supervised
 from kd.data.render import Encoded, encode
 from kd.data.workers import in_order, num_workers
 
 _MEASURED_TOGETHER = 64  # records a worker measures at once
-_LENGTH, _ROWS, _KEY = 0, 1, slice(2, 4)  # columns of what is measured
+_LENGTH, _ROWS, _KEY, _CONTENT = 0, 1, slice(2, 4), slice(2, 5)  # columns of what is measured; a content is a key and a row digest
 
 Place = tuple[int, int]  # a record: its stage, and its index there
 
@@ -41,6 +42,7 @@ class CapturePlan(NamedTuple):
     batch_size: int
     shards: list[range]  # of batches
     num_too_long: int
+    num_refused: int
     num_repeated: int
 
     def batch(self, number: int) -> list[Place]:
@@ -61,36 +63,47 @@ class BatchMaker(NamedTuple):
     tokenizer: Any
     max_lengths: tuple[int, ...]
     truncate: bool
+    refuse: bool
 
     def __call__(self, places: list[Place]) -> MicroBatch:
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         return collate([self.encoded(place) for place in places], pad, max(self.max_lengths))
 
     def encoded(self, place: Place) -> Encoded | None:
-        """As training would have it; None where it is too long."""
+        """As training would have it; None where it is too long. Raises DataError where it cannot be rendered or located."""
         stage, index = place
         whole, limit = encode(self.sources[stage][index], self.tokenizer), self.max_lengths[stage]
         return whole if len(whole.input_ids) <= limit else truncated(whole, limit) if self.truncate else None
 
     def measured(self, places: list[Place]) -> list[list[int]]:
-        """Tokens, rows and the key's two halves of each record; zeros of one that is too long."""
-        found = []
-        for encoded in map(self.encoded, places):
-            key = [0, 0] if encoded is None else np.frombuffer(record_key(encoded.input_ids), "<i8").tolist()
-            found.append([0, 0, *key] if encoded is None else [len(encoded.input_ids), len(supervised(encoded)), *key])
-        return found
+        """Tokens, rows and the content's three numbers of each record; zeros of one that is too long, and of one that is refused
+        but for a 1 in place of its rows."""
+        return [self._measured(place) for place in places]
+
+    def _measured(self, place: Place) -> list[int]:
+        try:
+            encoded = self.encoded(place)
+        except DataError:
+            if not self.refuse:
+                raise
+            return [0, 1, 0, 0, 0]
+        if encoded is None:
+            return [0, 0, 0, 0, 0]
+        rows = supervised(encoded)
+        return [len(encoded.input_ids), len(rows), *np.frombuffer(record_key(encoded.input_ids) + rows_digest(rows), "<i8").tolist()]
 
 
 def batch_maker(config: RunConfig, tokenizer, sources: Sequence[Source]) -> BatchMaker:
     """Over the records of each stage (kd/sources.py)."""
-    return BatchMaker(tuple(sources), tokenizer, tuple(stage.max_length for stage in config.data.stages), config.data.too_long == "truncate")
+    return BatchMaker(tuple(sources), tokenizer, tuple(stage.max_length for stage in config.data.stages), config.data.too_long == "truncate",
+                      config.data.max_bad_fraction > 0)
 
 
 def plan_capture(config: RunConfig, maker: BatchMaker, shard_rows: int, sum_over_ranks: Callable[[Tensor], Tensor], rank: int, world: int) -> CapturePlan:
     """The plan of all ranks; each reads its share of the records and `sum_over_ranks` adds up what they found."""
     counts = [len(source) for source in maker.sources]
     places = np.stack([np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])], 1)
-    measured = torch.zeros(len(places), 4, dtype=torch.int64)
+    measured = torch.zeros(len(places), 5, dtype=torch.int64)
     starts = range(0, len(places), _MEASURED_TOGETHER)[rank::world]
     shares = ([tuple(p) for p in places[at:at + _MEASURED_TOGETHER].tolist()] for at in starts)
     for at, found in zip(starts, in_order(maker.measured, shares, num_workers(config.data.workers))):
@@ -99,12 +112,12 @@ def plan_capture(config: RunConfig, maker: BatchMaker, shard_rows: int, sum_over
 
 
 def arranged(places: NDArray, measured: NDArray, batch_size: int, shard_rows: int) -> CapturePlan:
-    """The plan of records [R, 2] and what was measured of them [R, 4]."""
+    """The plan of records [R, 2] and what was measured of them [R, 5]."""
     fitting = np.flatnonzero(measured[:, _LENGTH])
-    first = np.sort(np.unique(measured[fitting, _KEY], axis=0, return_index=True)[1])
+    first = np.sort(np.unique(measured[fitting, _CONTENT], axis=0, return_index=True)[1])
     chosen = fitting[first]
     chosen = chosen[np.argsort(measured[chosen, _LENGTH], kind="stable")]
-    rows = measured[chosen, _ROWS]
+    rows, num_refused = measured[chosen, _ROWS], int(((measured[:, _LENGTH] == 0) & (measured[:, _ROWS] == 1)).sum())
     shards, start, held = [], 0, 0
     batches = np.add.reduceat(rows, np.arange(0, len(rows), batch_size)) if len(rows) else []
     for number, more in enumerate(batches):
@@ -113,4 +126,4 @@ def arranged(places: NDArray, measured: NDArray, batch_size: int, shard_rows: in
             shards.append(range(start, number + 1))
             start, held = number + 1, 0
     return CapturePlan(places[chosen], measured[chosen, _LENGTH], rows, np.ascontiguousarray(measured[chosen, _KEY]), batch_size, shards,
-                       len(places) - len(fitting), len(fitting) - len(first))
+                       len(places) - len(fitting) - num_refused, num_refused, len(fitting) - len(first))
