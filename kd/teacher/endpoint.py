@@ -2,7 +2,7 @@
 
 It speaks vLLM's form (kd/teacher/vllm_form.py): /v1/completions with the prompt as token ids and `prompt_logprobs`. The
 OpenAI API itself has no log-probs of a prompt, nor has `transformers serve`; a server that ignores the option is refused at
-once. Start vLLM with
+once. Tried with vLLM 0.32.0 on a CPU. Start vLLM with
 
     vllm serve MODEL --max-logprobs K --max-model-len L
 
