@@ -131,7 +131,7 @@ def install_wheels(folder: Path, target: Path) -> str:
 
 
 def summary(out: Path) -> list[str]:
-    """What was asked for, met or not; of each workload ours and the fastest other way; what was wrong; the best layouts."""
+    """What was wrong; of each workload ours and the fastest other way; what was asked for, met or short; the best layouts."""
     lines = []
     for name in ("parity", "loss_kernels", "streamed", "cooperative"):
         path = out / f"{name}.json"
@@ -145,7 +145,7 @@ def summary(out: Path) -> list[str]:
             against = "" if best is None else f", {best['median_ms'] / row['median_ms']:.2f} times the speed of {best['method']}"
             lines.append(f"{name}: {row['method']} {row['family']} {row['terms']} {row['divergence']} {row['num_rows']}x{row['vocab']}: "
                          f"{row['median_ms']:.3f} ms{share}{against}")  # fmt: skip
-        lines += verdicts(timed) if name == "loss_kernels" else []
+        lines += verdicts(timed) if name == "loss_kernels" and rows else []
     if (out / "tune.json").exists():
         lines += [f"tune: {layout}" for layout in json.loads((out / "tune.json").read_text()).get("best", [])]
     return lines
