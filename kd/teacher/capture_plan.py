@@ -76,8 +76,8 @@ class BatchMaker(NamedTuple):
         return whole if len(whole.input_ids) <= limit else truncated(whole, limit) if self.truncate else None
 
     def measured(self, places: list[Place]) -> list[list[int]]:
-        """Tokens, rows and the content's three numbers of each record; zeros of one that is too long, and of one that is refused
-        but for a 1 in place of its rows."""
+        """Tokens, rows and the content's three numbers of each record; zeros of one that is too long; of one that is refused
+        the tokens are -1."""
         return [self._measured(place) for place in places]
 
     def _measured(self, place: Place) -> list[int]:
@@ -86,7 +86,7 @@ class BatchMaker(NamedTuple):
         except DataError:
             if not self.refuse:
                 raise
-            return [0, 1, 0, 0, 0]
+            return [-1, 0, 0, 0, 0]
         if encoded is None:
             return [0, 0, 0, 0, 0]
         rows = supervised(encoded)
@@ -113,11 +113,11 @@ def plan_capture(config: RunConfig, maker: BatchMaker, shard_rows: int, sum_over
 
 def arranged(places: NDArray, measured: NDArray, batch_size: int, shard_rows: int) -> CapturePlan:
     """The plan of records [R, 2] and what was measured of them [R, 5]."""
-    fitting = np.flatnonzero(measured[:, _LENGTH])
+    fitting = np.flatnonzero(measured[:, _LENGTH] > 0)
     first = np.sort(np.unique(measured[fitting, _CONTENT], axis=0, return_index=True)[1])
     chosen = fitting[first]
     chosen = chosen[np.argsort(measured[chosen, _LENGTH], kind="stable")]
-    rows, num_refused = measured[chosen, _ROWS], int(((measured[:, _LENGTH] == 0) & (measured[:, _ROWS] == 1)).sum())
+    rows, num_refused = measured[chosen, _ROWS], int((measured[:, _LENGTH] < 0).sum())
     shards, start, held = [], 0, 0
     batches = np.add.reduceat(rows, np.arange(0, len(rows), batch_size)) if len(rows) else []
     for number, more in enumerate(batches):
