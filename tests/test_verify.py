@@ -78,7 +78,7 @@ def test_good_data_is_ready_and_its_spans_are_what_they_say(tmp_path, run, token
 BAD = {
     "read": [b'{"id": "x", ', b"[]"], "reasoning": [calling(reasoning_content="so"), {"id": "r", "messages": [USER, {"role": "assistant", "content": "<think>a</think>b"}]}],
     "special": [{"id": "r", "messages": [USER, {"role": "assistant", "content": "c<|end|>d"}]}, calling(arguments={"n": 1, "x": "<|end|>"})],
-    "located": [calling(name='say "f"', tools=[{"name": 'say "f"'}], arguments={})], "known": [calling(name="g")],
+    "located": [calling(tools=[{**TOOL, "parameters": {"type": "object", "properties": ["n"]}}])], "known": [calling(name="g")],
     "arguments": [calling(arguments={"n": True}), calling(arguments={}), calling(tools=[{**TOOL, "parameters": {"type": "object", "properties": {"n": {"type": "objekt"}}}}])],
 }  # fmt: skip
 
