@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from distributed.jobs import Job
+from distributed.jobs import Job, wait_for_all
 from kd.data import demo
 from kd.data.records import Record, write_records
 from kd.data.render import encode
@@ -115,12 +115,7 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
         folder.mkdir()
         (out / f"world{world}.json").write_text(json.dumps({"out": str(folder), "scenarios": chosen}))
         jobs.append(Job(["tests/distributed/scenarios.py", str(out / f"world{world}.json")], world))
-    try:
-        for job in jobs:
-            job.wait()
-    finally:
-        for job in jobs:
-            job.stop()
+    wait_for_all(jobs)
 
     def read(world: int, name: str, rank: int = 0) -> dict:
         return torch.load(out / f"world{world}" / f"{name}.{rank}.pt", weights_only=False)

@@ -68,3 +68,13 @@ class Job:
         for rank in self._ranks:
             if rank.poll() is None:
                 os.killpg(rank.pid, signal.SIGKILL)
+
+
+def wait_for_all(jobs: list[Job]) -> None:
+    """Waits for jobs that run side by side; where one fails the others are stopped."""
+    try:
+        for job in jobs:
+            job.wait()
+    finally:
+        for job in jobs:
+            job.stop()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.jobs import Job
+from distributed.jobs import Job, wait_for_all
 from kd.data import demo
 from kd.data.records import Record, write_records
 from kd.teacher.cache import CacheReader
@@ -76,12 +76,7 @@ def worlds(tmp_path_factory, written):
             acts += [{"name": "alter", "do": "alter", "shard": 1}, {"name": "altered", "do": "verify", "records": 99}]
         (out / "job.json").write_text(json.dumps({"config": str(written(out)), "out": str(out), "acts": acts}))
         jobs.append(Job(["tests/distributed/capture_job.py", str(out / "job.json")], world))
-    try:
-        for job in jobs:
-            job.wait()
-    finally:
-        for job in jobs:
-            job.stop()
+    wait_for_all(jobs)
     results = {world: json.loads((out / "results.json").read_text()) for world, out in folders.items()}
 
     def act(world: int, name: str) -> dict:
