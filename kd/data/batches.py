@@ -171,9 +171,7 @@ class _Maker(NamedTuple):
             return str(error)
 
     def _fitted(self, encoded: Encoded) -> Encoded | None:
-        if len(encoded.input_ids) <= self.max_length:
-            return encoded
-        return truncated(encoded, self.max_length) if self.truncate else None
+        return fitted(encoded, self.max_length, self.truncate)
 
     def _silent(self, encoded: Encoded) -> bool:
         return bool(self.no_signal) and record_key(encoded.input_ids) in self.no_signal
@@ -214,6 +212,13 @@ def measure(source: Source, tokenizer, *, max_length: int, too_long: str, rank: 
     for share, found in zip(shares, in_order(maker.lengths, shares, workers)):
         lengths[share.start:share.stop] = torch.tensor(found)
     return lengths
+
+
+def fitted(encoded: Encoded, max_length: int, truncate: bool) -> Encoded | None:
+    """The record as it is trained: whole where max_length tokens have room for it, else `truncated`, or None where it is left out."""
+    if len(encoded.input_ids) <= max_length:
+        return encoded
+    return truncated(encoded, max_length) if truncate else None
 
 
 def truncated(encoded: Encoded, max_length: int) -> Encoded | None:

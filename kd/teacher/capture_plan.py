@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kd.config_schema import RunConfig
-from kd.data.batches import Source, truncated
+from kd.data.batches import Source, fitted
 from kd.data.checks import DataError
 from kd.data.content import record_key, rows_digest
 from kd.data.micro_batch import MicroBatch, collate, supervised
@@ -72,8 +72,7 @@ class BatchMaker(NamedTuple):
     def encoded(self, place: Place) -> Encoded | None:
         """As training would have it; None where it is too long. Raises DataError where it cannot be rendered or located."""
         stage, index = place
-        whole, limit = encode(self.sources[stage][index], self.tokenizer), self.max_lengths[stage]
-        return whole if len(whole.input_ids) <= limit else truncated(whole, limit) if self.truncate else None
+        return fitted(encode(self.sources[stage][index], self.tokenizer), self.max_lengths[stage], self.truncate)
 
     def measured(self, places: list[Place]) -> list[list[int]]:
         """Tokens, rows and the content's three numbers of each record; zeros of one that is too long; of one that is refused
