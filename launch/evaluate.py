@@ -9,7 +9,10 @@ writes OUT/evaluation.json and OUT/cases.jsonl. Models are whole `save_pretraine
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
 import torch
 from tqdm import tqdm

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,3 +47,10 @@ def test_every_package_has_sources():
 def test_no_test_folder_shadows_a_package():
     """tests/kernels with an __init__.py would be imported in place of `kernels`."""
     assert not [path for package in SOURCES for path in REPOSITORY.glob(f"tests/**/{package}/__init__.py")]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES["launch"] if path.name != "__init__.py"], ids=lambda path: path.name)
+def test_entry_points_run_from_a_checkout_that_is_not_installed(path, tmp_path):
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr[-2000:]
