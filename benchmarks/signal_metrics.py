@@ -35,8 +35,8 @@ CACHES = {  # name -> the cache that is captured, and whether its tails are take
 
 
 def common(ranks: int) -> list[str]:
-    """Overrides of every variant: the corpus, and the demo's step at any number of ranks."""
-    return ["data.demo.num_records=15000", f"training.micro_batch_size={RECORDS_A_STEP // ranks}"]
+    """Overrides of every variant: the corpus, enough held-out records to tell a point, and the demo's step at any number of ranks."""
+    return ["data.demo.num_records=15000", "evaluation.num_records=1200", f"training.micro_batch_size={RECORDS_A_STEP // ranks}"]
 
 
 def cache_of(name: str, output: Path, ranks: int) -> list[str]:
