@@ -125,7 +125,7 @@ def form_of(data: Data) -> str:
     if data.work.family == "sparse":
         return "row"
     student, kind = data.leaves[0], DIVERGENCES.index(data.work.divergence)
-    return forms.choose(student.device, student, data.teacher, data.work.vocab, kind).form
+    return forms.choose(student.device, student, data.teacher, data.work.vocab, kind, gradient=True).form
 
 
 def peak_in_a_process(name: str, work: Workload) -> int:

@@ -30,11 +30,11 @@ _CHECK_ROWS = 24
 
 
 def layouts() -> Iterator[tuple[str, tuple[int, int, int], int]]:
-    """(form, shape, bytes a part), the tables' own first, then form by form; 12 to 64 warps an SM only."""
+    """(form, shape, bytes a part), the tables' own first, then form by form; 8 to 64 warps an SM only."""
     yield "row", forms.ROW_SHAPES[-1], 0
     yield "streamed", forms.STREAMED_SHAPE, forms.STREAMED_PART_BYTES
     yield "cooperative", forms.COOPERATIVE_SHAPE, 0
-    shapes = [shape for shape in itertools.product(WARPS, GROUPS, PER_SM) if 12 <= shape[0] * shape[2] <= 64]
+    shapes = [shape for shape in itertools.product(WARPS, GROUPS, PER_SM) if 8 <= shape[0] * shape[2] <= 64]
     for form, part in (("row", 0), ("cooperative", 0), *(("streamed", part) for part in PART_BYTES)):
         for shape in shapes:
             yield form, shape, part

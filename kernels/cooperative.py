@@ -69,7 +69,7 @@ def _streamed_kernel(
     counters,  # [1 + N] int32 zeros: turns taken, then parts arrived of each row
     lag,  # rows, at least 1
     KIND: tl.constexpr, T: tl.constexpr, HAS_TEACHER: tl.constexpr, HAS_KD: tl.constexpr, HAS_TRUTH: tl.constexpr,
-    HAS_SPAN: tl.constexpr, HAS_HARD: tl.constexpr, HAS_ENTROPY: tl.constexpr, HAS_GRAD: tl.constexpr,
+    HAS_SPAN: tl.constexpr, HAS_HARD: tl.constexpr, HAS_ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr,
     TILES: tl.constexpr,  # tiles a part
     NUM_PARTS: tl.constexpr,  # power of two, at least the number of parts
@@ -117,22 +117,21 @@ def _streamed_kernel(
             )  # fmt: skip
             if part == 0:
                 store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
-            if HAS_GRAD:
-                choice = stats[5]
-                factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], 0.0)
-                special = special_columns(
-                    z_row, u_row, start, stop, label, choice, factors, ce, hard, inv_t, beta, KIND, T, HAS_KD, LABEL,
-                    HAS_HARD,
-                )  # fmt: skip
-                tl.debug_barrier()
-                sweep_gradient(
-                    z_row, u_row, g_row, start, stop, factors, poison, inv_t, beta, KIND, T, HAS_KD, LABEL or HAS_HARD,
-                    BLOCK, GROUP,
-                )  # fmt: skip
-                if stop == vocab:
-                    zero_padding(g_row, vocab, width, BLOCK // GROUP)
-                tl.debug_barrier()
-                store_special(g_row, label, choice, special, LABEL, HAS_HARD)
+            choice = stats[5]
+            factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], 0.0)
+            special = special_columns(
+                z_row, u_row, start, stop, label, choice, factors, ce, hard, inv_t, beta, KIND, T, HAS_KD, LABEL,
+                HAS_HARD,
+            )  # fmt: skip
+            tl.debug_barrier()
+            sweep_gradient(
+                z_row, u_row, g_row, start, stop, factors, poison, inv_t, beta, KIND, T, HAS_KD, LABEL or HAS_HARD,
+                BLOCK, GROUP,
+            )  # fmt: skip
+            if stop == vocab:
+                zero_padding(g_row, vocab, width, BLOCK // GROUP)
+            tl.debug_barrier()
+            store_special(g_row, label, choice, special, LABEL, HAS_HARD)
         turn = tl.atomic_add(counters, 1, sem="relaxed")
 
 
@@ -142,7 +141,7 @@ def _cooperative_kernel(
     vocab, width, student_stride, teacher_stride, grad_stride,  # as in dense.py
     partials, counters,  # as above
     KIND: tl.constexpr, T: tl.constexpr, HAS_TEACHER: tl.constexpr, HAS_KD: tl.constexpr, HAS_TRUTH: tl.constexpr,
-    HAS_SPAN: tl.constexpr, HAS_HARD: tl.constexpr, HAS_ENTROPY: tl.constexpr, HAS_GRAD: tl.constexpr,
+    HAS_SPAN: tl.constexpr, HAS_HARD: tl.constexpr, HAS_ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr, GROUP: tl.constexpr, NUM_PARTS: tl.constexpr,
 ):  # fmt: skip
     """A part is one tile: read once, measured, kept in registers until its row's statistics are known, written."""
@@ -193,19 +192,18 @@ def _cooperative_kernel(
         )  # fmt: skip
         if part == 0:
             store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
-        if HAS_GRAD:
-            choice = stats[5]
-            factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], 0.0)
-            special = special_columns(
-                z_row, u_row, start, stop, label, choice, factors, ce, hard, inv_t, beta, KIND, T, HAS_KD, LABEL, HAS_HARD
-            )
-            tl.debug_barrier()
-            g = gradient_of_tile(z, u, factors, poison, inv_t, beta, KIND, T, HAS_KD, CE).to(grad.dtype.element_ty)
-            tl.store(g_row + start + offsets, g, mask=keep, eviction_policy="evict_first")
-            tl.debug_barrier()
-            if stop == vocab:
-                zero_padding(g_row, vocab, width, BLOCK // GROUP)
-            store_special(g_row, label, choice, special, LABEL, HAS_HARD)
+        choice = stats[5]
+        factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], 0.0)
+        special = special_columns(
+            z_row, u_row, start, stop, label, choice, factors, ce, hard, inv_t, beta, KIND, T, HAS_KD, LABEL, HAS_HARD
+        )
+        tl.debug_barrier()
+        g = gradient_of_tile(z, u, factors, poison, inv_t, beta, KIND, T, HAS_KD, CE).to(grad.dtype.element_ty)
+        tl.store(g_row + start + offsets, g, mask=keep, eviction_policy="evict_first")
+        tl.debug_barrier()
+        if stop == vocab:
+            zero_padding(g_row, vocab, width, BLOCK // GROUP)
+        store_special(g_row, label, choice, special, LABEL, HAS_HARD)
         turn = tl.atomic_add(counters, 1, sem="relaxed")
 
 

@@ -173,18 +173,18 @@ def dense_rows(
         target = student_logits if grad is None else grad
         vocab = options.vocab_size
         kind = 0 if weights.kd is None else DIVERGENCES.index(options.divergence)
-        launch = forms.choose(device, student_logits, teacher_logits, vocab, kind, form)
+        launch = forms.choose(device, student_logits, teacher_logits, vocab, kind, grad is not None, form)
         runtime = (
             student_logits, teacher, target, labels.contiguous(), kd, truth, span, hard, _scalars(options, device), floats,
             hits, num_rows, vocab, width, student_logits.stride(0), teacher.stride(0), target.stride(0),
         )  # fmt: skip
-        constants = compiled_in(weights, options, grad)
+        constants = compiled_in(weights, options)
         constants |= dict(KIND=kind, HAS_TEACHER=teacher_logits is not None, GROUP=launch.group)
         with torch.no_grad(), _on(device):
             if launch.form == "row" or not cooperative.run(_interpretable(launch), runtime, constants):
                 launch = _interpretable(forms.row_launch(launch.device, launch.row_bytes, launch.group))
                 compiler = forms.options_of(launch)
-                _dense_kernel[(num_rows,)](*runtime, **constants, BLOCK=launch.block, **compiler)
+                _dense_kernel[(num_rows,)](*runtime, **constants, HAS_GRAD=grad is not None, BLOCK=launch.block, **compiler)
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
             torch.autograd.graph.increment_version(student_logits)
     return output_of(floats, hits, weights)
@@ -198,7 +198,7 @@ def output_of(floats: Tensor, hits: Tensor, weights: RowWeights) -> DistillOutpu
     return DistillOutput(*rows, label_hit, teacher_hit, RowWeights(kd, truth, span, hard))
 
 
-def compiled_in(weights: RowWeights, options: Options, grad: Tensor | None) -> dict:
+def compiled_in(weights: RowWeights, options: Options) -> dict:
     """The choices that a kernel is compiled for: T (0: read at run time), which terms are on."""
     temperature = options.temperature if weights.kd is not None else 1.0  # nothing else is tempered
     constant = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
@@ -209,7 +209,6 @@ def compiled_in(weights: RowWeights, options: Options, grad: Tensor | None) -> d
         HAS_SPAN=weights.span is not None,
         HAS_HARD=weights.hard is not None,
         HAS_ENTROPY=options.entropy is not None,
-        HAS_GRAD=grad is not None,
     )
 
 

@@ -6,8 +6,8 @@
     cooperative  several programs a row, which hold their logits in registers while they exchange sums: 6 bytes of both.
 
 The last two have programs that wait for one another, on CUDA devices only. impl="auto" uses them only where PROVEN says that tests/gpu passed;
-SPANWISE_DENSE_FORM=row|streamed|cooperative overrides that for a whole process (where the form exists: forward_kl,
-cross-entropy alone), and `dense_rows(form=...)` for one call.
+SPANWISE_DENSE_FORM=row|streamed|cooperative overrides that for a whole process (where the form exists: forward_kl or
+cross-entropy alone, and a gradient, without which one sweep is all there is), and `dense_rows(form=...)` for one call.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _OVERRIDE = "SPANWISE_DENSE_FORM"
 # teacher a thread, which leaves every sweep within 64 registers. Fewer programs are fewer rows between their two sweeps, so
 # more of the second comes from L2.
 ROW_SHAPES = ((8, 1, 4), (16, 1, 2), (32, 1, 1))
-# The split forms pay for every part: the more logits a thread has of it the better, within registers and L2.
-STREAMED_SHAPE = (8, 2, 2)
+# The split forms pay for every part and thread: the more logits a thread has the better, within registers and L2.
+STREAMED_SHAPE = (4, 4, 2)
 STREAMED_PART_BYTES = 32768  # of one operand
-COOPERATIVE_SHAPE = (8, 2, 2)  # a part is one tile
+COOPERATIVE_SHAPE = (4, 4, 2)  # a part is one tile
 REGISTERS_PER_SM = 65536
+MOST_REGISTERS = 255  # that an instruction can name
 MOST_PARTS = 64
 # An H100's L2 is two halves, and a line may lie in both: count on a half, and leave some of that to the gradient.
 L2_SHARE = 0.4
@@ -67,14 +68,14 @@ def group_of(dtype: torch.dtype) -> int:
 
 
 def choose(
-    device: torch.device, student: Tensor, teacher: Tensor | None, vocab: int, kind: int, form: str | None = None
+    device: torch.device, student: Tensor, teacher: Tensor | None, vocab: int, kind: int, gradient: bool, form: str | None = None
 ) -> Launch:
-    """The layout for these logits. `form` None: the override, or the best that is proven here."""
+    """The layout for these logits, with or without their gradient. `form` None: the override, or the best that is proven here."""
     dtypes = (student.dtype,) if teacher is None else (student.dtype, teacher.dtype)
     row_bytes = vocab * sum(dtype.itemsize for dtype in dtypes)
     group = min(group_of(dtype) for dtype in dtypes)
     where = device_facts(device)
-    exists = kind == 0 and vocab < 1 << 24 and not where.arch.startswith("gfx")
+    exists = gradient and kind == 0 and vocab < 1 << 24 and not where.arch.startswith("gfx")
     if form is None:
         form = os.environ.get(_OVERRIDE, "")
         if form and form not in FORMS:
@@ -84,7 +85,7 @@ def choose(
         elif not form:
             form = best_proven(where, row_bytes)
     elif form not in FORMS or (form != "row" and not exists):
-        raise ValueError(f"form {form!r}: choose one of {', '.join(FORMS)}; the split ones are for forward_kl or no kd, on CUDA")
+        raise ValueError(f"form {form!r}: choose one of {', '.join(FORMS)}; the split ones are for the gradient of forward_kl or no kd, on CUDA")
     if form == "streamed":
         return streamed_launch(where, row_bytes, vocab, group)
     if form == "cooperative":
@@ -133,7 +134,7 @@ def layout(arch: str, shape: tuple[int, int, int], group: int) -> tuple[int, int
     if arch.startswith("gfx"):
         warps = min(warps, 16)  # a program has 1024 threads at most, in waves of 64
         return warps * 64 * group * groups, warps, None
-    return warps * 32 * group * groups, warps, REGISTERS_PER_SM // (warps * 32 * per_sm) // 8 * 8
+    return warps * 32 * group * groups, warps, min(REGISTERS_PER_SM // (warps * 32 * per_sm) // 8 * 8, MOST_REGISTERS)
 
 
 def options_of(launch: Launch) -> dict:
@@ -158,13 +159,13 @@ class Compiled(NamedTuple):
     options: dict
 
 
-def launchable(arch: str, dtype: torch.dtype, kind: int | None) -> Iterator[Compiled]:
+def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> Iterator[Compiled]:
     """Every layout that the functions above can choose on an architecture: what the static proof compiles. kind None: kd is off."""
     where, group, vocab = Device(arch, 132, 50 << 20), group_of(dtype), 151936
     seen = []
     for row_bytes in (0, where.l2_bytes // (3 * where.num_sms) // 2, where.l2_bytes):
         seen.append(row_launch(where, row_bytes, group))
-    if not kind and not arch.startswith("gfx"):
+    if gradient and not kind and not arch.startswith("gfx"):
         seen.append(streamed_launch(where, where.l2_bytes, vocab, group))
         seen.append(cooperative_launch(where, where.l2_bytes, vocab, group))
     for launch in {(x.form, x.block): x for x in seen}.values():

@@ -1,9 +1,14 @@
-"""Reads compiled kernels: SASS by way of cuobjdump, and AMD's assembly. Knows instructions, and nothing of our kernels."""
+"""Reads compiled kernels: SASS by way of NVIDIA's tools, and AMD's assembly. Knows instructions, and nothing of our kernels."""
 
 from __future__ import annotations
 
 import re
+import struct
+import subprocess
+import tempfile
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -38,8 +43,50 @@ _AMD_SPECIAL = re.compile(r"\bv_(?:exp|log|rcp|rsq|sqrt|sin|cos)_")
 _AMD_WIDTH = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4}
 
 
+def read_cubins(cubins: Sequence[bytes], arch: str, tools: Path) -> list[Code]:
+    """Of cubins with one kernel each, for one architecture (sm_90). `tools`: the folder of cuobjdump and nvdisasm.
+
+    nvdisasm takes a second to start and little to read, so it is given the instructions of all of them as one.
+    """
+    codes, usages, begins, ends = [instructions_of(cubin) for cubin in cubins], [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, binary = Path(folder, "kernel.cubin"), Path(folder, "instructions")
+        for held, code in zip(cubins, codes):
+            cubin.write_bytes(held)
+            usages.append(_output_of(tools / "cuobjdump", "-res-usage", cubin))
+            begins.append(ends[-1] if ends else 0)
+            ends.append(begins[-1] + len(code))
+        binary.write_bytes(b"".join(codes))
+        listing = _output_of(tools / "nvdisasm", "-b", arch.upper().replace("_", ""), binary)
+    lines = [[] for _ in cubins]
+    which = 0
+    for line in listing.split("\n"):
+        found = _SASS_LINE.search(line)
+        if found:
+            while int(found[1], 16) >= ends[which]:
+                which += 1
+            lines[which].append(line)
+    return [read_sass(usage, "\n".join(mine)) for usage, mine in zip(usages, lines)]
+
+
+def _output_of(*command) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def instructions_of(cubin: bytes) -> bytes:
+    """The section .text.<kernel> of an ELF file of 64 bits (gabi, chapter 4: the header's e_shoff, and Elf64_Shdr)."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, num_sections, of_names = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + size * index) for index in range(num_sections)]
+    names = sections[of_names][4]
+    found = [(at, length) for name, _, _, _, at, length in sections if cubin[names + name :].startswith(b".text.")]
+    if len(found) != 1:
+        raise ValueError(f"a cubin with one kernel is wanted, this one has {len(found)}")
+    return cubin[found[0][0] :][: found[0][1]]
+
+
 def read_sass(usage: str, listing: str) -> Code:
-    """From `cuobjdump -res-usage` and `cuobjdump -sass` of a cubin with one kernel."""
+    """From `cuobjdump -res-usage` of a kernel and its listing, wherever that starts."""
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     lines = [(int(m[1], 16), m[2]) for m in _SASS_LINE.finditer(listing)]
     jumps = []

@@ -294,7 +294,8 @@ def sparse_rows(
                 BLOCK=_INTERPRETER_BLOCK if INTERPRETED else launch.block,
                 GROUP=group,
                 SLOTS=_SLOTS[num_slots >= _SLOTS[0]],
-                **compiled_in(weights, options, grad),
+                HAS_GRAD=grad is not None,
+                **compiled_in(weights, options),
                 **forms.options_of(launch),
             )
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
@@ -302,9 +303,9 @@ def sparse_rows(
     return output_of(floats, hits, weights)
 
 
-def launchable(arch: str, dtype: torch.dtype, kind: int | None) -> Iterator[forms.Compiled]:
+def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> Iterator[forms.Compiled]:
     """As forms.launchable, with few slots and many and, for forward_kl, a sampled teacher as well; no slot without kd."""
-    for found in forms.launchable(arch, dtype, kind):
+    for found in forms.launchable(arch, dtype, kind, gradient):
         for sampled in (False, True) if kind == DIVERGENCES.index("forward_kl") else (False,):
             for slots in _SLOTS[: 1 if kind is None else 2] if found.kernel == "row" else ():
                 yield found._replace(kernel="sparse", constants=found.constants | dict(SAMPLED=sampled, SLOTS=slots))

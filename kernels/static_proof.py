@@ -10,8 +10,7 @@
 
 Every layout that a launch can choose is compiled (forms.launchable, and the sparse kernel's own), with pointers and strides
 marked as multiples of 16, as the JIT finds them for vocabularies of a multiple of 16 columns, and with a vocab_size that
-is *not* one: widths are padded, tokenizers are not. Student and teacher have one dtype. Needs TRITON_INTERPRET unset; takes
-about 1 s of a core a compilation, half of it the disassembler's start.
+is *not* one: widths are padded, tokenizers are not. Student and teacher have one dtype. Needs TRITON_INTERPRET unset.
 """
 
 from __future__ import annotations
@@ -20,10 +19,8 @@ import argparse
 import itertools
 import json
 import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,8 +34,9 @@ from triton.compiler import ASTSource
 from kernels import cooperative, dense, forms, sparse
 from kernels.contract import DIVERGENCES
 from kernels.covering import covering
-from kernels.machine_code import Code, Loop, read_amdgcn, read_sass, widest_loops
+from kernels.machine_code import Code, Loop, read_amdgcn, read_cubins, widest_loops
 
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHES = ("sm_80", "sm_90", "sm_100", "gfx942")
 _ALL = dict.fromkeys(("HAS_TEACHER", "HAS_KD", "HAS_TRUTH", "HAS_SPAN", "HAS_HARD", "HAS_ENTROPY", "HAS_GRAD"), True)
 _NONE = dict.fromkeys(_ALL, False)
@@ -60,12 +58,12 @@ _KERNELS = {
 }
 
 
-def _scale_layout(arch: str, dtype: torch.dtype, kind: int | None) -> list[forms.Compiled]:
+def _scale_layout(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> list[forms.Compiled]:
     """Backward's multiplication by an upstream gradient that is not 1."""
     return [forms.Compiled("scale", dict(BLOCK=dense._SCALE_BLOCK), dict(num_warps=dense._SCALE_WARPS))]
 
 
-# Each gives every layout that its launcher can choose: launchable(arch, dtype, kind). A new kernel joins here and above.
+# Each gives every layout that its launcher can choose: launchable(arch, dtype, kind, gradient). A new kernel joins here and above.
 _REGISTRY = (forms.launchable, sparse.launchable, _scale_layout)
 _LOGITS = ("student", "teacher", "grad")
 _OTHERS = {"labels": "*i64", "choices": "*i64", "hits": "*u8", "counters": "*i32", "slot_ids": "*i32"}
@@ -105,7 +103,7 @@ def cases(
     for arch, name, dtype in itertools.product(arches, terms, dtypes):
         distilled = TERMS[name]["HAS_KD"]
         for temperature, kind in itertools.product(temperatures, range(len(DIVERGENCES))) if distilled else [(1, None)]:
-            for found in (found for launchable in _REGISTRY for found in launchable(arch, dtype, kind)):
+            for found in (found for launchable in _REGISTRY for found in launchable(arch, dtype, kind, TERMS[name]["HAS_GRAD"])):
                 constants = found.constants | TERMS[name] | dict(T=temperature)
                 used = {key: value for key, value in constants.items() if key in _KERNELS[found.kernel].arg_names}
                 what = (found.kernel, arch, dtype, *sorted(used.items()))
@@ -146,18 +144,17 @@ def compile_case(case: Case):
     return triton.compile(source, target=target_of(case.arch), options=case.options)
 
 
-def prove(case: Case) -> Proof:
-    compiled = compile_case(case)
-    if case.arch.startswith("sm_"):
-        with tempfile.TemporaryDirectory() as folder:
-            cubin = Path(folder, "kernel.cubin")
-            cubin.write_bytes(compiled.asm["cubin"])
-            listing = _cuobjdump(cubin)
-            code = read_sass(listing, listing)
-    else:
-        code = read_amdgcn(compiled.asm["amdgcn"])
-    code = code._replace(shared=compiled.metadata.shared)
-    return _count(case, code)
+def prove(wanted: Iterable[Case], at_once: int = 32) -> Iterator[Proof]:
+    """A proof a case, in order. So many are disassembled at once."""
+    for arch, group in itertools.groupby(wanted, key=lambda case: case.arch):
+        while some := list(itertools.islice(group, at_once)):
+            compiled = [compile_case(case) for case in some]
+            if arch.startswith("sm_"):
+                codes = read_cubins([one.asm["cubin"] for one in compiled], arch, _TOOLS)
+            else:
+                codes = [read_amdgcn(one.asm["amdgcn"]) for one in compiled]
+            for case, one, code in zip(some, compiled, codes):
+                yield _count(case, code._replace(shared=one.metadata.shared))
 
 
 def _count(case: Case, code: Code) -> Proof:
@@ -184,11 +181,6 @@ def _count(case: Case, code: Code) -> Proof:
     inside = sum(loop.num_instructions for loop in main)
     bookkeeping = 0 if case.kernel == "cooperative" else code.num_instructions - inside
     return Proof(case, code, statistics, gradient, **sums, bookkeeping=bookkeeping)
-
-
-def _cuobjdump(cubin: Path) -> str:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([tool, "-res-usage", "-sass", cubin], capture_output=True, text=True, check=True).stdout
 
 
 def as_dict(proof: Proof) -> dict:
@@ -264,8 +256,8 @@ def main(arguments: list[str] | None = None) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("unset TRITON_INTERPRET: the interpreter compiles nothing")
     rows = []
-    for case in _chosen_cases(chosen):
-        rows.append(as_dict(prove(case)))
+    for proof in prove(_chosen_cases(chosen)):
+        rows.append(as_dict(proof))
         if chosen.json:
             print(json.dumps(rows[-1]), flush=True)
     if chosen.write:

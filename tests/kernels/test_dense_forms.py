@@ -66,13 +66,14 @@ def test_equals_the_row_form(form, tiles):
 
 
 @each_form
-def test_without_teacher_or_gradient(form, tiles):
+def test_without_teacher(form, tiles):
     case = make_case(3, 200)
     case = case._replace(teacher=None, weights=RowWeights(truth=case.weights.truth))
-    options = options_for(make_case(3, 200))
-    expected, output = (dense.dense_rows(*case, options, None, form=f) for f in ("row", form))
+    options, grads = options_for(make_case(3, 200)), [torch.full_like(case.student, float("nan")) for _ in range(2)]
+    expected, output = (dense.dense_rows(*case, options, grad, form=f) for grad, f in zip(grads, ("row", form)))
     torch.testing.assert_close(output.loss, expected.loss)
     torch.testing.assert_close(output.nll, expected.nll)
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
@@ -181,21 +182,22 @@ def test_choice_of_form(monkeypatch):
     monkeypatch.setattr(forms, "device_facts", lambda device: H100)
     wide = torch.empty(1, 151936, dtype=torch.bfloat16)
 
-    def chosen(student, vocab=151936, kind=0, form=None):
-        return forms.choose(student.device, student, student, vocab, kind, form).form
+    def chosen(student, vocab=151936, kind=0, gradient=True, form=None):
+        return forms.choose(student.device, student, student, vocab, kind, gradient, form).form
 
     monkeypatch.delenv("SPANWISE_DENSE_FORM", raising=False)
     assert chosen(wide) == "row" and not any(forms.PROVEN.values())  # nothing is proven until a GPU has been asked
     monkeypatch.setattr(forms, "PROVEN", {"streamed": frozenset({"sm_90"}), "cooperative": frozenset()})
     assert chosen(wide) == "streamed" and chosen(wide, kind=1) == "row" and chosen(logits, vocab=32) == "row"
+    assert chosen(wide, gradient=False) == "row"  # one sweep is all there is
     monkeypatch.setenv("SPANWISE_DENSE_FORM", "cooperative")
     assert chosen(wide) == "cooperative" and chosen(wide, kind=2) == "row" and chosen(wide, form="row") == "row"
     monkeypatch.setenv("SPANWISE_DENSE_FORM", "fast")
     with pytest.raises(ValueError, match="SPANWISE_DENSE_FORM is 'fast': choose one of row, streamed, cooperative"):
         chosen(wide)
-    for form, kind in (("fast", 0), ("streamed", 1)):
-        with pytest.raises(ValueError, match="forward_kl or no kd"):
-            chosen(wide, kind=kind, form=form)
+    for form, kind, gradient in (("fast", 0, True), ("streamed", 1, True), ("cooperative", 0, False)):
+        with pytest.raises(ValueError, match="the gradient of forward_kl or no kd"):
+            chosen(wide, kind=kind, gradient=gradient, form=form)
     monkeypatch.setattr(forms, "device_facts", lambda device: H100._replace(arch="gfx942"))
     monkeypatch.delenv("SPANWISE_DENSE_FORM")
     assert chosen(wide) == "row"
@@ -253,7 +255,7 @@ def test_grid_leaves_room_for_nccl(monkeypatch):
     """Programs are what the compiled kernel's registers allow, on the SMs that communication does not need."""
 
     class Compiled:
-        n_regs, metadata = 128, type("Metadata", (), {"shared": 32})
+        n_regs, metadata = 250, type("Metadata", (), {"shared": 32})
 
         def _init_handles(self):
             self.loaded = True

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 triton = pytest.importorskip("triton")
-if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
-    pytest.skip("this triton comes without cuobjdump", allow_module_level=True)
+if not all((Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool).exists() for tool in ("cuobjdump", "nvdisasm")):
+    pytest.skip("this triton comes without cuobjdump and nvdisasm", allow_module_level=True)
 
-from kernels.machine_code import Code, Loop, read_amdgcn, read_sass, widest_loops  # noqa: E402
+from kernels.machine_code import Code, Loop, instructions_of, read_amdgcn, read_sass, widest_loops  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 # Exps a logit at a constant temperature and at one known at run time, statistics and gradient with every term on. One
@@ -85,6 +85,32 @@ def test_the_readme_has_what_the_code_gives(on_hopper):
         pytest.skip(f"the table is of another triton than {triton.__version__}")
     for row in on_hopper:
         assert table_line(row) in text
+
+
+TOGETHER = """
+from pathlib import Path
+import subprocess
+import torch
+from kernels import static_proof
+from kernels.machine_code import read_sass
+
+cases = list(static_proof.cases(("sm_90",), (torch.bfloat16,), (2,), ("ce",), ("row", "scale")))
+assert len(cases) == 4
+for case, proof in zip(cases, static_proof.prove(cases, at_once=3)):
+    Path("kernel.cubin").write_bytes(static_proof.compile_case(case).asm["cubin"])
+    command = [static_proof._TOOLS / "cuobjdump", "-res-usage", "-sass", "kernel.cubin"]
+    alone = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    alone = read_sass(alone, alone)
+    first = proof.code.loops[0].span[0] - alone.loops[0].span[0]
+    moved = [loop._replace(span=(loop.span[0] + first, loop.span[1] + first)) for loop in alone.loops]
+    assert proof.code == alone._replace(shared=proof.code.shared, loops=moved), case
+"""
+
+
+def test_kernels_disassembled_together_read_as_each_alone(tmp_path):
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", TOGETHER], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 SPECIALIZED = """
@@ -180,6 +206,14 @@ def test_reading_sass():
     assert dict(inner.reads) == {16: 1, 2: 1} and dict(inner.writes) == {16: 1}
     assert (inner.exps, inner.mufu, inner.barriers, inner.num_instructions) == (1, 2, 0, 6)
     assert {loop.barriers for loop in code.loops} == {0, 1}
+
+
+def test_a_file_without_a_kernel_is_refused():
+    header, nothing = bytearray(64), bytearray(64)
+    header[0x28:0x30] = (64).to_bytes(8, "little")
+    header[0x3A:0x40] = (64).to_bytes(2, "little") + (1).to_bytes(2, "little") + bytes(2)
+    with pytest.raises(ValueError, match="one kernel is wanted, this one has 0"):
+        instructions_of(bytes(header + nothing))
 
 
 def test_reading_amdgcn():
