@@ -26,7 +26,7 @@ from kd.plan import Plan, check_fits, format_plan, plan_run
 from kd.precision import multiplies_bf16
 from kd.report import write_report
 from kd.run_log import RunLog
-from kd.sources import Sources, described, run_folder, run_sources, stage_source
+from kd.sources import Sources, described, run_folder, run_sources, sources_to_look_at
 from kd.student import build_student, count_parameters, on_rank_0
 from kd.teacher.cached import require_captured
 from kd.teacher.size import CacheSize, cache_size
@@ -54,7 +54,7 @@ def dry_run(config: RunConfig, world_size: int) -> str:
         PlanError, DataError, TokenizerError: something that the configuration names is not there.
     """
     cached = config.teacher is not None and config.teacher.cache is not None
-    sources = [stage_source(config, index) for index in range(len(config.data.stages))] if cached else []
+    sources = sources_to_look_at(config) if cached else []
     size = cache_size(config, load_tokenizer(config), sources) if cached else None
     return format_plan(plan_here(config, world_size, cache=size))
 

@@ -50,6 +50,11 @@ def run_sources(config: RunConfig) -> Sources:
     return Sources(tuple(stages), quarantine.num_bad, kept)
 
 
+def sources_to_look_at(config: RunConfig) -> list[Source]:
+    """Of every stage, as `stage_source`."""
+    return [stage_source(config, index) for index in range(len(config.data.stages))]
+
+
 def stage_source(config: RunConfig, index: int) -> Source:
     """The records of one stage alone; each stage draws its own demo corpus. Refused lines are kept nowhere.
 

@@ -28,7 +28,7 @@ from kd.hidden_rows import hidden_rows
 from kd.losses import combined_kd_loss, row_weights
 from kd.model_head import head_of
 from kd.objective import TERMS, TermWeights, uses_teacher, weights_at
-from kd.sources import stage_source
+from kd.sources import sources_to_look_at, stage_source
 from kd.student import DTYPES, build_student, count_parameters, student_model_config
 from kd.teacher.source import open_teacher
 from kd.tokenizers import first_difference
@@ -174,7 +174,7 @@ def first_batch(config: RunConfig, tokenizer, no_signal: frozenset[bytes] = froz
 def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
     source = None
     if uses_teacher(config):
-        sources = [] if config.teacher.cache is None else [stage_source(config, index) for index in range(len(config.data.stages))]
+        sources = [] if config.teacher.cache is None else sources_to_look_at(config)
         source = open_teacher(_whole_teacher(config), {}, tokenizer, torch.device("cpu"), lambda text: None, sources)
     micro, step = first_batch(config, tokenizer, source.missing if source is not None else frozenset())
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

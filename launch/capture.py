@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kd.config import load_config
+    from kd.process import tell
 
     try:
         config = load_config(args.config, args.overrides)
@@ -47,10 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         from kd.teacher.capture import capture
 
         capture(config, **options)
-    except (ValueError, RuntimeError) as error:  # ours say where and what to do; a traceback would bury it
-        if type(error).__module__.split(".")[0] not in ("kd", "kernels"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, RuntimeError) as error:
+        tell(error)
         return 1
     return 0
 

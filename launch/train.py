@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kd.config import load_config
+    from kd.process import tell
 
     try:
         config = load_config(args.config, args.overrides)
@@ -41,10 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         from kd.run import execute
 
         execute(config, fresh=args.fresh)
-    except (ValueError, RuntimeError) as error:  # ours say where and what to do; a traceback would bury it
-        if type(error).__module__.split(".")[0] not in ("kd", "kernels"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, RuntimeError) as error:
+        tell(error)
         if type(error).__name__ == "NotCaptured":
             overrides = "".join(f" --set {shlex.quote(override)}" for override in args.overrides)
             print(f"capture it first:\n  deepspeed launch/capture.py --config {shlex.quote(args.config)}{overrides}", file=sys.stderr)

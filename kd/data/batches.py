@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kd.data import demo
 from kd.data.content import record_key
-from kd.data.micro_batch import MicroBatch, collate, collate_packed
+from kd.data.micro_batch import MicroBatch, collate, collate_packed, padding_of
 from kd.data.order import Row, cut_into_steps, packed_epoch, padded_epoch
 from kd.data.records import DataError, Record
 from kd.data.render import Encoded, encode
@@ -195,7 +195,7 @@ class _Maker(NamedTuple):
                 if fitted is not whole:
                     cut.append(whole.record_id)
         kept = [row for row in kept if row]
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        pad = padding_of(self.tokenizer)
         micro = collate_packed(kept, pad, self.max_length) if self.packed else collate([row[0] for row in kept], pad, self.max_length)
         if not count:
             return micro

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,11 @@ class MicroBatch(NamedTuple):
 
         packed = None if self.packed is None else Packed(*map(moved, self.packed))
         return MicroBatch(*map(moved, self))._replace(packed=packed)
+
+
+def padding_of(tokenizer: Any) -> int:
+    """The token that fills a row's end: the tokenizer's own, else that of a turn's end, else 0 (no row's loss or attention sees it)."""
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
 def collate(encoded: list[Encoded], pad_token_id: int, max_length: int | None = None) -> MicroBatch:

@@ -22,7 +22,7 @@ from kd.config_schema import RunConfig
 from kd.data.batches import Source, fitted
 from kd.data.checks import DataError
 from kd.data.content import record_key, rows_digest
-from kd.data.micro_batch import MicroBatch, collate, supervised
+from kd.data.micro_batch import MicroBatch, collate, padding_of, supervised
 from kd.data.render import Encoded, encode
 from kd.data.workers import in_order, num_workers
 
@@ -66,8 +66,7 @@ class BatchMaker(NamedTuple):
     refuse: bool
 
     def __call__(self, places: list[Place]) -> MicroBatch:
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        return collate([self.encoded(place) for place in places], pad, max(self.max_lengths))
+        return collate([self.encoded(place) for place in places], padding_of(self.tokenizer), max(self.max_lengths))
 
     def encoded(self, place: Place) -> Encoded | None:
         """As training would have it; None where it is too long. Raises DataError where it cannot be rendered or located."""
