@@ -144,8 +144,11 @@ class Job:
         yield from waiting
 
 
-def capture(config: RunConfig, *, shard_rows: int = SHARD_ROWS) -> CaptureResult:
+def capture(config: RunConfig, *, shard_rows: int = SHARD_ROWS, retry_missing: bool = False) -> CaptureResult:
     """Write the cache that `config.teacher.cache` describes, or what is missing of it. Every rank of the launcher calls it.
+
+    Args:
+        retry_missing: capture shards again in which records got no signal; one that would then lack another is kept as it is.
 
     Raises:
         CaptureError, CacheError: on every rank; what is published stays, and the same call goes on from there.
@@ -154,7 +157,7 @@ def capture(config: RunConfig, *, shard_rows: int = SHARD_ROWS) -> CaptureResult
     signalled: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, frame: signalled.append(number))
     try:
-        result = _capture(job, signalled)
+        result = _capture(job, signalled, retry_missing)
         _report(job, result)
         return result
     finally:
@@ -162,24 +165,30 @@ def capture(config: RunConfig, *, shard_rows: int = SHARD_ROWS) -> CaptureResult
         job.close()
 
 
-def _capture(job: Job, signalled: list[int]) -> CaptureResult:
+def _capture(job: Job, signalled: list[int], retry_missing: bool) -> CaptureResult:
     started, plan, say = time.monotonic(), job.plan, job.log.say
     say(f"{len(plan.rows):,} records of {int(plan.lengths.sum()):,} tokens, {int(plan.rows.sum()):,} rows, in {len(plan.shards)} shards"
         + (f"; {plan.num_repeated:,} repeat another's tokens" if plan.num_repeated else "")
         + (f"; {plan.num_too_long:,} are longer than max_length and left out" if plan.num_too_long else "")
         + (f"; {plan.num_refused:,} cannot be rendered or located and are left out" if plan.num_refused else ""))
     writer = CacheWriter(job.folder, job.spec, job.identity, say)
-    looked = (writer.published(), (job.folder / MANIFEST).exists()) if job.rank == 0 else None  # hashing every byte: once, not once a rank
+    looked = (writer.published(), writer.finished()) if job.rank == 0 else None  # hashing every byte: once, not once a rank
     published, finished = job.everyones(looked)[0]
     published = sorted(published & set(range(len(plan.shards))))
-    todo = [shard for shard in range(len(plan.shards)) if shard not in set(published)]
     before = _missing_before(job, published)
+    kept: dict[int, set[bytes]] = {}
+    if retry_missing:
+        kept = {shard: _keys_of(job, shard) for shard in before}
+        published = [shard for shard in published if shard not in before]
+        before = {}
+    todo = [shard for shard in range(len(plan.shards)) if shard not in set(published)]
     if published and todo:
         say(f"going on: {len(published)} of {len(plan.shards)} shards are there")
     num_bytes = sum((job.folder / shard_name(shard)).stat().st_size for shard in published)
     job.log.begin(int(plan.lengths.sum()), sum(int(plan.of_shard(plan.lengths, shard).sum()) for shard in published), num_bytes)
-    missing, written, stopped = _write(job, writer, todo, signalled) if todo else ([], (0, 0), False)
-    everyones = [*before, *(m for of_rank in job.everyones(missing) for m in of_rank)]
+    missing, written, stopped = _write(job, writer, todo, signalled, kept) if todo else ([], (0, 0), False)
+    everyones = [m for some in (*before.values(), *job.everyones(missing)) for m in some]
+    _refuse_too_many(job, everyones)
     if not stopped and (todo or not finished):
         on_rank_0(lambda: writer.finish(len(plan.shards), sorted(everyones)))
     num_rows = sum(int(plan.of_shard(plan.rows, shard).sum()) for shard in published) + written[0]
@@ -196,8 +205,21 @@ def _report(job: Job, result: CaptureResult) -> None:
                 + f"\ncache     {job.folder}")
 
 
-def _write(job: Job, writer: CacheWriter, todo: list[int], signalled: list[int]) -> tuple[list[Missing], tuple[int, int], bool]:
-    """Captures shards; (this rank's missing records, (rows, shards) written by all ranks, whether a signal stopped it)."""
+def _refuse_too_many(job: Job, missing: list[Missing]) -> None:
+    """Counts those of earlier starts as well, which the endpoint's own limit does not know of."""
+    endpoint = job.config.teacher.endpoint
+    if endpoint is not None and len(missing) > int(endpoint.max_missing * len(job.plan.rows)):
+        raise CaptureError(f"{len(missing)} of {len(job.plan.rows)} records have no signal, more than teacher.endpoint.max_missing "
+                           f"({endpoint.max_missing:g}) allows; the last is {missing[-1].record_id}: {missing[-1].reason}; what was captured is kept: "
+                           "start the same command with --retry-missing once the endpoint is mended, or raise max_missing")
+
+
+def _write(job: Job, writer: CacheWriter, todo: list[int], signalled: list[int],
+           kept: dict[int, set[bytes]]) -> tuple[list[Missing], tuple[int, int], bool]:
+    """Captures shards; (this rank's missing records, (rows, shards) written by all ranks, whether a signal stopped it).
+
+    `kept`: the records in the present form of shards that are captured again.
+    """
     work = [(shard, number) for shard in todo[job.rank::job.world] for number in job.plan.shards[shard]]
     entries: list[Entry] = []
     names: dict[bytes, str] = {}
@@ -214,6 +236,10 @@ def _write(job: Job, writer: CacheWriter, todo: list[int], signalled: list[int])
             names |= zip(micro.keys, micro.record_ids)
             entries += [entry for i, entry in enumerate(entries_of(micro, signal_rows)) if i not in unanswered]
             if last:
+                lost = kept.get(work[at][0], set()) & {m.key for m in missing}
+                if lost:
+                    raise CaptureError(f"{job.folder / shard_name(work[at][0])} is kept as it was: {len(lost)} records that it has got no signal this time; "
+                                       "start the same command again once the endpoint answers")
                 num_rows = sum(len(entry.rows.argmax) for entry in entries)
                 num_bytes = writer.write_shard(work[at][0], entries)
                 entries, names = [], {}
@@ -238,16 +264,21 @@ def entries_of(micro: MicroBatch, rows: TeacherTopK | TeacherSamples) -> list[En
     return [Entry(key, digest, slice_rows(rows, start, end)) for key, digest, start, end in zip(micro.keys, micro.row_digests, [0, *ends], ends)]
 
 
-def _missing_before(job: Job, published: list[int]) -> list[Missing]:
-    """Records of published shards that got no signal when those were written."""
+def _keys_of(job: Job, shard: int) -> set[bytes]:
+    return set(map(bytes, open_shard(job.folder / shard_name(shard), job.spec).tensors["keys"]))
+
+
+def _missing_before(job: Job, published: list[int]) -> dict[int, list[Missing]]:
+    """Records that got no signal when their published shard was written, by shard."""
     said = {m.key: m for m in read(job.folder / MANIFEST).missing} if (job.folder / MANIFEST).exists() else {}
-    found = []
+    found: dict[int, list[Missing]] = {}
     for shard in published:
-        there = set(map(bytes, open_shard(job.folder / shard_name(shard), job.spec).tensors["keys"]))
+        there = _keys_of(job, shard)
         keys = [row.tobytes() for row in job.plan.of_shard(job.plan.keys, shard)]
         for key, (stage, index) in zip(keys, job.plan.of_shard(job.plan.places, shard).tolist()):
             if key not in there:
                 known = said.get(key.hex())
-                found.append(Missing(key, known.record_id, known.reason) if known else
-                             Missing(key, job.maker.sources[stage][index].id, "no signal when its shard was captured"))
+                found.setdefault(shard, []).append(
+                    Missing(key, known.record_id, known.reason) if known else
+                    Missing(key, job.maker.sources[stage][index].id, "no signal when its shard was captured"))
     return found

@@ -50,6 +50,10 @@ class CacheWriter:
                 self._say(f"written again: {error}")
         return found
 
+    def finished(self) -> bool:
+        """Whether there is a manifest, and no shard was written since."""
+        return (self._folder / MANIFEST).exists() and not any(self._folder.glob("shard-*.json"))
+
     def write_shard(self, index: int, entries: Sequence[Entry]) -> int:
         """Publish the records of one fixed run of capture batches as shard `index`; gives its size in bytes.
 

@@ -29,15 +29,15 @@ training: {{steps: 2, log_every: 1, micro_batch_size: 2, deepspeed: ds_configs/z
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """Ten records; the longest is one token too long for the server."""
+    """Ten records; the longest is one token too long for the server, and the next for a smaller one."""
     out = tmp_path_factory.mktemp("endpoint")
     tokenizer = AutoTokenizer.from_pretrained(TEACHER)
     records = [demo.record(kind, i, seed=4, short=True) for i, kind in enumerate(("single", "none", "chat", "parallel", "multi") * 2)]
     encoded = sorted((encode(record, tokenizer) for record in records), key=lambda e: len(e.input_ids))
-    assert len(encoded[-1].input_ids) > len(encoded[-2].input_ids)
+    assert len(encoded[-1].input_ids) > len(encoded[-2].input_ids) > len(encoded[-3].input_ids)
     write_records(out / "records.jsonl", records)
     (out / "run.yaml").write_text(CONFIG.format(out=out, teacher=TEACHER))
-    Job(["tests/teacher/endpoint_capture_job.py", str(out), str(len(encoded[-1].input_ids))], 1).wait()
+    Job(["tests/teacher/endpoint_capture_job.py", str(out), *(str(len(e.input_ids)) for e in encoded[:-3:-1])], 1).wait()
     return out, encoded, json.loads((out / "result.json").read_text())
 
 
@@ -70,6 +70,18 @@ def test_the_record_without_a_signal_is_listed_and_left_out(job):
     (missing,) = CacheReader(out / "endpoint").manifest.missing
     assert missing.record_id == encoded[-1].record_id and "the server refuses it: This model's maximum context length is" in missing.reason
     assert found["captured"]["endpoint"]["num_missing"] == 1 and found["captured"]["live"]["num_missing"] == 0
+
+
+def test_what_is_missing_is_asked_for_again_and_nothing_lost_by_it(job):
+    """A server that answers less than before changes nothing; one that answers all makes what it would have made at once."""
+    out, encoded, found = job
+    first, strict, worse, better, done, whole = found["retries"]
+    assert first["num_missing"] == 1
+    assert "1 of 10 records have no signal, more than teacher.endpoint.max_missing (0.05) allows" in strict["error"] and strict["prompts"] == []
+    assert "kept as it was: 1 records that it has got no signal this time" in worse["error"] and worse["bytes"] == first["bytes"]
+    assert better["num_missing"] == 0 and better["bytes"] == whole["bytes"] != first["bytes"]
+    assert done["prompts"] == [] and done["num_missing"] == 0  # nothing is missing: no server is asked
+    assert CacheReader(out / "retried").manifest == CacheReader(out / "whole").manifest
 
 
 def test_two_steps_of_training(job):
