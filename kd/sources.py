@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,13 +13,12 @@ from kd.data.batches import DemoSource, Source
 from kd.data.files import DataFiles, Quarantine
 from kd.data.index import RecordIndex
 
-
 class Sources(NamedTuple):
     """The records of a run. Stages that name the same files share one index."""
 
     stages: tuple[Source, ...]
     num_refused: int  # lines, of all files
-    quarantine: Path  # the file they are in, where there are any
+    quarantine: Path | None  # the file they are in, where there are any
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -38,13 +40,29 @@ def run_sources(config: RunConfig) -> Sources:
         DataError: a file is missing, has no record, or more lines are refused than data.max_bad_fraction allows.
     """
     folder = run_folder(config)
-    kept = quarantine_file(config)
+    return _sources(config, quarantine_file(config), lambda index: folder / f"records-{index}.jsonl")
+
+
+def sources_beside(config: RunConfig, folder: Path, kept: Path | None) -> Sources:
+    """As `run_sources` for another program than the run's, which may be at work: records in files of `folder` that no one else
+    has, refused lines in `kept` or nowhere."""
+    def own(index: int) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, path = tempfile.mkstemp(prefix=".records-", suffix=".jsonl", dir=folder)
+        os.close(handle)
+        return Path(path)
+
+    return _sources(config, kept, own)
+
+
+def _sources(config: RunConfig, kept: Path | None, spool: Callable[[int], Path]) -> Sources:
     quarantine = Quarantine(kept, config.data.max_bad_fraction)
     found: dict[tuple, Source] = {}
     for index, stage in enumerate(config.data.stages):
         if stage.train is not None and stage.train not in found:
-            folder.mkdir(parents=True, exist_ok=True)
-            found[stage.train] = _index(config, stage, quarantine, folder / f"records-{index}.jsonl")
+            path = spool(index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found[stage.train] = _index(config, stage, quarantine, path)
     quarantine.check()
     stages = (found[stage.train] if stage.train is not None else stage_source(config, index) for index, stage in enumerate(config.data.stages))
     return Sources(tuple(stages), quarantine.num_bad, kept)
@@ -73,7 +91,7 @@ def stage_source(config: RunConfig, index: int) -> Source:
 
 def _index(config: RunConfig, stage: Stage, quarantine: Quarantine, spool: Path | None = None) -> RecordIndex:
     files = [DataFiles(source.files, source.weight, source.format) for source in stage.train]
-    return RecordIndex(files, quarantine, seed=config.run.seed, spool=spool)
+    return RecordIndex(files, quarantine, spool=spool)
 
 
 def described(stage: Stage) -> str:

@@ -31,8 +31,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("verify", "shard_rows"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: 1 or more")
-    if args.retry_missing and args.verify is not None:
-        parser.error("--retry-missing: captures, and --verify captures nothing; give one of them")
+    for name in ("retry_missing", "shard_rows"):
+        if getattr(args, name) and args.verify is not None:
+            parser.error(f"--{name.replace('_', '-')} is of capturing, and --verify captures nothing: leave one of them out")
     return args
 
 
@@ -44,13 +45,13 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         config = load_config(args.config, args.overrides)
-        options = {} if args.shard_rows is None else {"shard_rows": args.shard_rows}
         if args.verify is not None:
             from kd.teacher.verify import verify_cache
 
-            return 1 if verify_cache(config, args.verify, **options) else 0
+            return 1 if verify_cache(config, args.verify) else 0
         from kd.teacher.capture import capture
 
+        options = {} if args.shard_rows is None else {"shard_rows": args.shard_rows}
         capture(config, retry_missing=args.retry_missing, **options)
     except (ValueError, RuntimeError) as error:
         tell(error)

@@ -111,11 +111,12 @@ def expand(patterns: Iterable[str | Path]) -> list[Path]:
     return list(files)
 
 
-def num_copies(weight: float, seed: int, item: Item) -> int:
-    """How often a record of this weight is read: its whole part, and once more for a fraction of the records."""
+def num_copies(weight: float, item: Item) -> int:
+    """How often a record of this weight is read: its whole part, and once more for a fraction of the records, drawn by what they
+    hold and their line: the same ones for every seed of a run and wherever the file is, so that one cache serves them all."""
     if not 0 <= weight < 1e6:
         raise DataError(f"{item.file}: weight {weight}: from 0 to a million is needed")
-    drawn = zlib.crc32(f"{seed}:{item.file}:{item.line}".encode()) / 2**32  # not hash(): that is salted
+    drawn = zlib.crc32(item.raw, zlib.crc32(str(item.line).encode())) / 2**32  # not hash(): that is salted
     return int(weight) + (drawn < weight % 1)
 
 

@@ -32,7 +32,6 @@ class _Making(NamedTuple):
     """What an index is made with, and of no use afterwards."""
 
     quarantine: Quarantine
-    seed: int
     spool: BinaryIO
     digest: Any  # hashlib's
 
@@ -41,7 +40,7 @@ class RecordIndex:
     """A sequence of records; `size_hint(i)` is the length of record i in bytes of JSON.
 
     Args:
-        sources: read in order; a weight repeats records, and its fraction is drawn by `seed`, file and line.
+        sources: read in order; a weight repeats records (kd.data.files.num_copies).
         quarantine: where refused lines go; by default the first one stops. Several indices may share one: who made it calls its `check` in the end.
         spool: the file for what is written once; by default a temporary one of this machine.
 
@@ -49,13 +48,13 @@ class RecordIndex:
         DataError: a file is missing, no record is found, or more is refused than the quarantine allows.
     """
 
-    def __init__(self, sources: Iterable[DataFiles], quarantine: Quarantine | None = None, *, seed: int = 0, spool: Path | None = None):
+    def __init__(self, sources: Iterable[DataFiles], quarantine: Quarantine | None = None, *, spool: Path | None = None):
         self._files: list[tuple[str, str | None]] = []  # path, form
         self._at, self._sizes, self._of, self._lines = array("q"), array("i"), array("i"), array("i")
         self._spool = str(spool) if spool is not None else _temporary()
         weakref.finalize(self, _remove, self._spool)
         with open(self._spool, "wb") as out:
-            making = _Making(quarantine or Quarantine(), seed, out, hashlib.sha256())
+            making = _Making(quarantine or Quarantine(), out, hashlib.sha256())
             for source in sources:
                 files = expand([source.pattern])
                 truths = [file for file in files if holds_truth(file)] if source.format in (None, "bfcl") else []
@@ -81,7 +80,7 @@ class RecordIndex:
                 making.spool.write(raw)
             if not self._files or self._files[-1] != (path, form):
                 self._files.append((path, form))
-            copies = num_copies(source.weight, making.seed, item)
+            copies = num_copies(source.weight, item)
             making.digest.update(f"{copies} {form} {len(raw.strip())}\n".encode() + raw.strip())
             for _ in range(copies):
                 self._at.append(at)

@@ -23,7 +23,7 @@ from kd.config_schema import RunConfig
 from kd.data.micro_batch import MicroBatch
 from kd.data.workers import in_order, num_workers
 from kd.engine import resolved_ds_config, start_distributed
-from kd.sources import run_sources
+from kd.sources import sources_beside
 from kd.student import on_rank_0
 from kd.teacher.cache import CacheWriter
 from kd.teacher.cached import by_record_id
@@ -32,11 +32,12 @@ from kd.teacher.capture_plan import BatchMaker, CapturePlan, batch_maker, plan_c
 from kd.teacher.endpoint import EndpointTeacher
 from kd.teacher.identity import cache_identity, cache_spec
 from kd.teacher.live import LiveRows
-from kd.teacher.manifest import MANIFEST, read
+from kd.teacher.manifest import MANIFEST
 from kd.teacher.rows import slice_rows
 from kd.teacher.shard import open_shard, shard_name
 from kd.teacher.source import teacher_settings
 from kd.teacher.spec import CacheSpec, Entry, Missing
+from kd.teacher.writer import make_folder
 from kd.tokenizers import load_tokenizer
 from kernels import TeacherSamples, TeacherTopK
 
@@ -76,11 +77,12 @@ class CaptureResult(NamedTuple):
 
 
 class Job:
-    """What every rank of a capture or of its verification has: the plan, the teacher, and the others."""
+    """What every rank of a capture or of its verification has: the plan, the teacher, and the others.
 
-    def __init__(self, config: RunConfig, shard_rows: int):
-        if config.teacher is None or config.teacher.cache is None:
-            raise CaptureError("teacher.cache: this configuration names no cache to write: add `cache: {path: runs/cache/NAME}` under teacher")
+    `scratch`: a folder that all ranks see, for what is written once; `kept`: a file for refused lines.
+    """
+
+    def __init__(self, config: RunConfig, shard_rows: int, scratch: Path, kept: Path | None = None):
         self.config, self.folder = config, Path(config.teacher.cache.path)
         self.rank, self.world = start_distributed()
         self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -88,7 +90,8 @@ class Job:
         self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self.log = CaptureLog(self.rank == 0)
         self.tokenizer = load_tokenizer(config)
-        sources = on_rank_0(lambda: run_sources(config)).stages
+        # A training run of the same configuration may be at work, and has its own files.
+        sources = on_rank_0(lambda: sources_beside(config, scratch, kept)).stages
         self.maker: BatchMaker = batch_maker(config, self.tokenizer, sources)
         self.spec: CacheSpec = cache_spec(config, len(self.tokenizer))
         self.plan: CapturePlan = plan_capture(config, self.maker, shard_rows, self.sum, self.rank, self.world)
@@ -153,7 +156,11 @@ def capture(config: RunConfig, *, shard_rows: int = SHARD_ROWS, retry_missing: b
     Raises:
         CaptureError, CacheError: on every rank; what is published stays, and the same call goes on from there.
     """
-    job = Job(config, shard_rows)
+    if config.teacher is None or config.teacher.cache is None:
+        raise CaptureError("teacher.cache: this configuration names no cache to write: add `cache: {path: runs/cache/NAME}` under teacher")
+    folder = Path(config.teacher.cache.path)
+    make_folder(folder)
+    job = Job(config, shard_rows, folder, folder / "refused.jsonl")
     signalled: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, frame: signalled.append(number))
     try:
@@ -170,12 +177,12 @@ def _capture(job: Job, signalled: list[int], retry_missing: bool) -> CaptureResu
     say(f"{len(plan.rows):,} records of {int(plan.lengths.sum()):,} tokens, {int(plan.rows.sum()):,} rows, in {len(plan.shards)} shards"
         + (f"; {plan.num_repeated:,} repeat another's tokens" if plan.num_repeated else "")
         + (f"; {plan.num_too_long:,} are longer than max_length and left out" if plan.num_too_long else "")
-        + (f"; {plan.num_refused:,} cannot be rendered or located and are left out" if plan.num_refused else ""))
+        + (f"; {plan.num_refused:,} cannot be rendered or located and are left out, the first is {plan.refused}" if plan.num_refused else ""))
     writer = CacheWriter(job.folder, job.spec, job.identity, say)
     looked = (writer.published(), writer.finished()) if job.rank == 0 else None  # hashing every byte: once, not once a rank
     published, finished = job.everyones(looked)[0]
     published = sorted(published & set(range(len(plan.shards))))
-    before = _missing_before(job, published)
+    before = _missing_before(job, writer, published)
     kept: dict[int, set[bytes]] = {}
     if retry_missing:
         kept = {shard: _keys_of(job, shard) for shard in before}
@@ -199,7 +206,7 @@ def _report(job: Job, result: CaptureResult) -> None:
     if result.stopped:
         job.log.say(f"stopped by a signal: {result.num_published} of {result.num_shards} shards are there; the same command goes on from here")
         return
-    job.log.say(f"captured  {result.num_rows:,} rows, {size(result.num_bytes)} ({result.num_bytes / result.num_rows:.1f} bytes a row), "
+    job.log.say(f"captured  {result.num_rows:,} rows, {size(result.num_bytes)} ({result.num_bytes / max(result.num_rows, 1):.1f} bytes a row), "
                 f"in {duration(result.seconds)}"
                 + (f"; {result.num_missing} records got no signal, {job.folder / MANIFEST} says why" if result.num_missing else "")
                 + f"\ncache     {job.folder}")
@@ -224,6 +231,7 @@ def _write(job: Job, writer: CacheWriter, todo: list[int], signalled: list[int],
     entries: list[Entry] = []
     names: dict[bytes, str] = {}
     missing: list[Missing] = []
+    of_shard = 0  # where the missing of the shard in hand begin
     rows_written = shards_written = 0
     rows = job.rows()
     for at, micro in enumerate(job.batches([number for _, number in work])):
@@ -236,13 +244,13 @@ def _write(job: Job, writer: CacheWriter, todo: list[int], signalled: list[int],
             names |= zip(micro.keys, micro.record_ids)
             entries += [entry for i, entry in enumerate(entries_of(micro, signal_rows)) if i not in unanswered]
             if last:
-                lost = kept.get(work[at][0], set()) & {m.key for m in missing}
+                lost = kept.get(work[at][0], set()) & {m.key for m in missing[of_shard:]}
                 if lost:
                     raise CaptureError(f"{job.folder / shard_name(work[at][0])} is kept as it was: {len(lost)} records that it has got no signal this time; "
                                        "start the same command again once the endpoint answers")
                 num_rows = sum(len(entry.rows.argmax) for entry in entries)
-                num_bytes = writer.write_shard(work[at][0], entries)
-                entries, names = [], {}
+                num_bytes = writer.write_shard(work[at][0], entries, missing[of_shard:])
+                entries, names, of_shard = [], {}, len(missing)
         except (ValueError, OSError) as error:  # told to all ranks below: one that raised alone would leave the others waiting
             problem = by_record_id(str(error), names)
         tokens = int(micro.attention_mask.sum()) if micro.keys else 0
@@ -268,17 +276,21 @@ def _keys_of(job: Job, shard: int) -> set[bytes]:
     return set(map(bytes, open_shard(job.folder / shard_name(shard), job.spec).tensors["keys"]))
 
 
-def _missing_before(job: Job, published: list[int]) -> dict[int, list[Missing]]:
-    """Records that got no signal when their published shard was written, by shard."""
-    said = {m.key: m for m in read(job.folder / MANIFEST).missing} if (job.folder / MANIFEST).exists() else {}
+def _missing_before(job: Job, writer: CacheWriter, published: list[int]) -> dict[int, list[Missing]]:
+    """Records that got no signal when their published shard was written, by shard.
+
+    Raises:
+        CaptureError: a shard is not of the records that it should be of: they are rendered otherwise now, and what it holds is of no use to them.
+    """
     found: dict[int, list[Missing]] = {}
     for shard in published:
-        there = _keys_of(job, shard)
-        keys = [row.tobytes() for row in job.plan.of_shard(job.plan.keys, shard)]
-        for key, (stage, index) in zip(keys, job.plan.of_shard(job.plan.places, shard).tolist()):
-            if key not in there:
-                known = said.get(key.hex())
-                found.setdefault(shard, []).append(
-                    Missing(key, known.record_id, known.reason) if known else
-                    Missing(key, job.maker.sources[stage][index].id, "no signal when its shard was captured"))
+        there, wanted = _keys_of(job, shard), {row.tobytes() for row in job.plan.of_shard(job.plan.keys, shard)}
+        without = wanted - there
+        strange = len(there - wanted) + len(without - writer.missing.keys())
+        if strange:
+            raise CaptureError(f"{job.folder / shard_name(shard)} does not hold the records that the data gives now ({strange} differ), though data, "
+                               "tokenizer and template are the same: something else changes how they are rendered; undo that, or capture into another "
+                               "teacher.cache.path")
+        if without:
+            found[shard] = [writer.missing[key] for key in without]
     return found

@@ -44,6 +44,7 @@ class CapturePlan(NamedTuple):
     num_too_long: int
     num_refused: int
     num_repeated: int
+    refused: str = ""  # why the first one is
 
     def batch(self, number: int) -> list[Place]:
         return [tuple(place) for place in self.places[self._records(number, number + 1)].tolist()]
@@ -106,7 +107,25 @@ def plan_capture(config: RunConfig, maker: BatchMaker, shard_rows: int, sum_over
     shares = ([tuple(p) for p in places[at:at + _MEASURED_TOGETHER].tolist()] for at in starts)
     for at, found in zip(starts, in_order(maker.measured, shares, num_workers(config.data.workers))):
         measured[at:at + len(found)] = torch.tensor(found)
-    return arranged(places, sum_over_ranks(measured).numpy(), config.training.micro_batch_size, shard_rows)
+    measured = sum_over_ranks(measured).numpy()
+    refused = _refused(config, maker, places[measured[:, _LENGTH] < 0])
+    return arranged(places, measured, config.training.micro_batch_size, shard_rows)._replace(refused=refused)
+
+
+def _refused(config: RunConfig, maker: BatchMaker, places: NDArray) -> str:
+    """Why the first of these records is refused. Raises DataError where there are more of them than training would allow."""
+    reasons = []
+    for index, (stage, source) in enumerate(zip(config.data.stages, maker.sources)):
+        mine = places[places[:, 0] == index].tolist()
+        if mine:
+            try:
+                maker.encoded(tuple(mine[0]))
+            except DataError as error:
+                reasons.append(str(error))
+        if len(mine) > config.data.max_bad_fraction * len(source):
+            raise DataError(f"stage {stage.name}: {reasons[-1]} ({len(mine)} of its {len(source)} records are refused, more than data.max_bad_fraction "
+                            f"({config.data.max_bad_fraction:g}) allows)")
+    return reasons[0] if reasons else ""
 
 
 def arranged(places: NDArray, measured: NDArray, batch_size: int, shard_rows: int) -> CapturePlan:

@@ -57,6 +57,10 @@ class _Missing(_Strict):
     reason: str
 
 
+class Unreadable(CacheError):
+    """A manifest or sidecar that is not there, is damaged, or is of another version of the format."""
+
+
 class Manifest(_Strict):
     """manifest.json of a finished cache; a shard's sidecar, while there is none, has that shard alone and its own format."""
 
@@ -94,9 +98,9 @@ def make(spec: CacheSpec, identity: dict[str, str], shards: Sequence[ShardInfo],
         raise CacheError(f"the cache cannot be described: {_shown(error)}") from error
 
 
-def make_sidecar(spec: CacheSpec, identity: dict[str, str], info: ShardInfo) -> Manifest:
-    """What stands beside one shard until all are there."""
-    return make(spec, identity, []).model_copy(update={"format": SIDECAR_FORMAT, "shards": [info]})
+def make_sidecar(spec: CacheSpec, identity: dict[str, str], info: ShardInfo, missing: Sequence[Missing] = ()) -> Manifest:
+    """What stands beside one shard until all are there; `missing`: of its records."""
+    return make(spec, identity, [], missing).model_copy(update={"format": SIDECAR_FORMAT, "shards": [info]})
 
 
 def cache_digest(spec: CacheSpec, identity: dict[str, str]) -> str:
@@ -114,15 +118,15 @@ def read(path: Path, form: str = FORMAT) -> Manifest:
     """The manifest, or with SIDECAR_FORMAT the sidecar, at `path`.
 
     Raises:
-        CacheError: it is not there, is damaged, or is of another version of the format.
+        Unreadable: it is not there, is damaged, or is of another version of the format.
     """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise CacheError(f"{path} is not there: teacher.cache.path names no finished cache; write it, or go on writing it, with "
+        raise Unreadable(f"{path} is not there: teacher.cache.path names no finished cache; write it, or go on writing it, with "
                          "launch/capture.py") from None
     except OSError as error:
-        raise CacheError(f"{path} cannot be read: {error}") from error
+        raise Unreadable(f"{path} cannot be read: {error}") from error
     try:
         content = json.loads(raw)
         if not isinstance(content, dict) or _text(content) + b"\n" != raw:
@@ -131,13 +135,13 @@ def read(path: Path, form: str = FORMAT) -> Manifest:
         if hashlib.sha256(_text(content)).hexdigest() != digest:
             raise ValueError("it does not have the SHA-256 that it was written with")
     except (ValueError, RecursionError) as error:
-        raise CacheError(f"{path} is damaged ({error}): restore it, or capture the cache again") from error
+        raise Unreadable(f"{path} is damaged ({error}): restore it, or capture the cache again") from error
     if content.get("format") != form:
-        raise CacheError(f"{path} is of format {content.get('format')!r} and this program reads {form!r}: capture the cache again")
+        raise Unreadable(f"{path} is of format {content.get('format')!r} and this program reads {form!r}: capture the cache again")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        raise CacheError(f"{path} says what no cache can be ({_shown(error)}): capture the cache again") from error
+        raise Unreadable(f"{path} says what no cache can be ({_shown(error)}): capture the cache again") from error
 
 
 def differences(ours: Manifest, theirs: Manifest) -> str:

@@ -104,7 +104,11 @@ class CacheReader:
         """The shard, every byte of which was as written when this process first used it."""
         info, path = self.manifest.shards[index], self._paths[index]
         # Cut short while it is mapped, a file would kill the process at the first byte that it no longer has.
-        problem = wrong_size(path, info) if self._whole[index] else damage(path, info, self._digest, index)
+        if self._whole[index]:
+            problem = wrong_size(path, info)
+        else:
+            self._shards[index] = self._open(index)  # mended since the cache was opened, it is another file
+            problem = damage(path, info, self._digest, index)
         if problem:
             raise CacheError(f"{problem}; {_REMEDY}")
         self._whole[index] = True

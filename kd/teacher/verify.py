@@ -9,14 +9,18 @@ endpoint's probabilities only those that differ by more than its rounding are to
 from __future__ import annotations
 
 import random
+import re
 import tempfile
+from pathlib import Path
 
 import torch
 
 from kd.config_schema import RunConfig
+from kd.sources import run_folder
 from kd.teacher.cache import CacheReader, CacheWriter
 from kd.teacher.cached import by_record_id, require_captured
-from kd.teacher.capture import SHARD_ROWS, Job, entries_of
+from kd.teacher.capture import SHARD_ROWS, CaptureError, Job, entries_of
+from kd.teacher.manifest import MANIFEST, read
 from kd.teacher.spec import Entry
 from kernels import SparseTeacher
 
@@ -26,15 +30,17 @@ _SHOWN = 20
 _SERVERS_ROUNDING = 1 / 16
 
 
-def verify_cache(config: RunConfig, num_records: int, *, shard_rows: int = SHARD_ROWS) -> list[str]:
+def verify_cache(config: RunConfig, num_records: int) -> list[str]:
     """Problems of the finished cache, by name; none where all is well. They are also printed. All ranks call it together.
 
     Raises:
         CacheError, CaptureError: there is no finished cache, or it is of something else.
     """
-    job = Job(config, shard_rows)
+    if config.teacher is None or config.teacher.cache is None:
+        raise CaptureError("teacher.cache: this configuration names no cache to verify")
+    require_captured(config)
+    job = Job(config, _shard_rows(config), run_folder(config))
     try:
-        require_captured(config)
         reader = CacheReader(job.folder, job.identity, job.spec)
         problems = job.everyones(reader.verify() if job.rank == 0 else None)[0]
         shards = reader.manifest.shards
@@ -50,6 +56,12 @@ def verify_cache(config: RunConfig, num_records: int, *, shard_rows: int = SHARD
         return problems
     finally:
         job.close()
+
+
+def _shard_rows(config: RunConfig) -> int:
+    """As the cache was captured with; it is part of its identity."""
+    said = re.fullmatch(r"\d+ records, (\d+) rows a shard", read(Path(config.teacher.cache.path) / MANIFEST).identity.get("batches", ""))
+    return int(said[1]) if said else SHARD_ROWS
 
 
 def _computed_again(job: Job, reader: CacheReader, num_records: int) -> list[str]:

@@ -14,6 +14,13 @@ from kd.teacher.shard import encode_shard
 from kd.teacher.spec import CacheError, CacheSpec, Entry, Missing, checked
 
 
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"{folder} cannot be made ({error}): change teacher.cache.path") from error
+
+
 class CacheWriter:
     """One cache folder being written, by one program or by several that write different shards of it.
 
@@ -24,17 +31,17 @@ class CacheWriter:
         say: told, in words, which shards are written again and why.
 
     Raises:
-        CacheError: the folder holds a finished cache of another spec or identity (both shown), or cannot be written.
+        CacheError: the folder holds a cache, finished or begun, of another spec or identity (both shown), or cannot be written.
     """
 
     def __init__(self, folder: str | Path, spec: CacheSpec, identity: dict[str, str], say: Callable[[str], None] = print):
         self._folder, self._spec, self._identity, self._say = Path(folder), checked(spec), dict(identity), say
         self._digest = manifests.cache_digest(self._spec, self._identity)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CacheError(f"{self._folder} cannot be made ({error}): change teacher.cache.path") from error
+        make_folder(self._folder)
+        self._missing: dict[bytes, Missing] = {}
         self._of_manifest = self._finished()
+        for path in sorted(self._folder.glob("shard-*.json")):
+            self._begun(path)
 
     def published(self) -> set[int]:
         """Indices of shards that are there and whole, every byte checked. Others are told of: they are to be written again."""
@@ -54,8 +61,14 @@ class CacheWriter:
         """Whether there is a manifest, and no shard was written since."""
         return (self._folder / MANIFEST).exists() and not any(self._folder.glob("shard-*.json"))
 
-    def write_shard(self, index: int, entries: Sequence[Entry]) -> int:
-        """Publish the records of one fixed run of capture batches as shard `index`; gives its size in bytes.
+    @property
+    def missing(self) -> dict[bytes, Missing]:
+        """By key: records that got no signal when a shard that was there already was written."""
+        return self._missing
+
+    def write_shard(self, index: int, entries: Sequence[Entry], missing: Sequence[Missing] = ()) -> int:
+        """Publish the records of one fixed run of capture batches as shard `index`; gives its size in bytes. `missing`: those of
+        them that got no signal.
 
         Raises:
             CacheError: rows that do not fit the spec, or a disk that does not take them; what was published stays.
@@ -63,7 +76,7 @@ class CacheWriter:
         raw, info = encode_shard(self._spec, self._digest, index, entries)
         try:
             publish(self._folder / info.name, raw)
-            manifests.write(self._sidecar(index), manifests.make_sidecar(self._spec, self._identity, info))
+            manifests.write(self._sidecar(index), manifests.make_sidecar(self._spec, self._identity, info, missing))
         except OSError as error:
             raise self._cannot_write(self._folder / info.name, error) from error
         return info.bytes
@@ -99,9 +112,6 @@ class CacheWriter:
         name = shard_name(index)
         if self._sidecar(index).exists():
             sidecar = manifests.read(self._sidecar(index), manifests.SIDECAR_FORMAT)
-            other = self._other(sidecar)
-            if other:
-                raise CacheError(f"{self._folder / name} is of another capture: {other}")
             info = sidecar.shards[0] if len(sidecar.shards) == 1 and sidecar.shards[0].name == name else None
         else:
             info = self._of_manifest.get(name)
@@ -117,16 +127,25 @@ class CacheWriter:
             return {}
         try:
             manifest = manifests.read(self._folder / MANIFEST)
-        except CacheError as error:
+        except manifests.Unreadable as error:
             self._say(f"captured again: {error}")
             return {}
-        other = self._other(manifest)
-        if other:
-            raise CacheError(f"{self._folder} holds a finished cache of something else ({other}): choose another teacher.cache.path, or delete it")
+        self._take(manifest, "a finished cache")
         return {info.name: info for info in manifest.shards}
 
-    def _other(self, manifest: Manifest) -> str:
-        return manifests.differences(manifests.make(self._spec, self._identity, []), manifest)
+    def _begun(self, sidecar: Path) -> None:
+        try:
+            self._take(manifests.read(sidecar, manifests.SIDECAR_FORMAT), f"a cache that was begun, {sidecar.name} is there,")
+        except manifests.Unreadable:
+            pass  # `published` tells of it, and its shard is written again
+
+    def _take(self, manifest: Manifest, what: str) -> None:
+        """Its missing records, if it is of this cache."""
+        other = manifests.differences(manifests.make(self._spec, self._identity, []), manifest)
+        if other:
+            raise CacheError(f"{self._folder} holds {what} of something else ({other}): undo that change, choose another teacher.cache.path, or "
+                             "delete it")
+        self._missing |= {bytes.fromhex(m.key): Missing(bytes.fromhex(m.key), m.record_id, m.reason) for m in manifest.missing}
 
     def _sidecar(self, index: int) -> Path:
         return (self._folder / shard_name(index)).with_suffix(".json")
@@ -137,4 +156,4 @@ class CacheWriter:
 
 
 _SHARD = re.compile(r"shard-(\d{6})\.safetensors")
-_OURS = re.compile(r"shard-\d{6}\.(safetensors|json)|\.(shard-\d{6}\.(safetensors|json)|manifest\.json)\.[0-9a-f]{32}\.part")
+_OURS = re.compile(r"\.records-.*\.jsonl|shard-\d{6}\.(safetensors|json)|\.(shard-\d{6}\.(safetensors|json)|manifest\.json)\.[0-9a-f]{32}\.part")

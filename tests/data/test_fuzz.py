@@ -253,14 +253,20 @@ def test_bfcl_files_are_joined_by_id(tmp_path):
         assert found[2].line == 3 and "no possible_answer file has this id" in found[2].reason
 
 
-def test_weights_repeat_records_and_a_seed_draws_the_fraction(tmp_path):
+def test_weights_repeat_records_and_a_fraction_is_drawn_by_what_they_hold(tmp_path):
+    """The same ones wherever the file is; of equal records not all or none."""
     for name in "ab":
         write_records(tmp_path / f"{name}.jsonl", [Record(f"{name}{i}", GOOD["messages"]) for i in range(400)])
     sources = [DataFiles(str(tmp_path / "a.jsonl"), 2.25), DataFiles(str(tmp_path / "[b].jsonl"), 0.5)]
-    ids = ids_of(sources, seed=3)
-    assert ids == ids_of(sources, seed=3) != ids_of(sources, seed=4)
+    ids = ids_of(sources)
+    (tmp_path / "moved").mkdir()
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").rename(tmp_path / "moved" / f"{name}.jsonl")
+    assert ids == ids_of([source._replace(pattern=source.pattern.replace(str(tmp_path), f"{tmp_path}/moved")) for source in sources])
     assert {ids.count(f"a{i}") for i in range(400)} == {2, 3} and {ids.count(f"b{i}") for i in range(400)} == {0, 1}
     assert 860 < sum(i.startswith("a") for i in ids) < 940 and 160 < sum(i.startswith("b") for i in ids) < 240
+    write_records(tmp_path / "same.jsonl", [Record("same", GOOD["messages"])] * 400)
+    assert 160 < len(ids_of([DataFiles(str(tmp_path / "same.jsonl"), 0.5)])) < 240
 
 
 def test_an_index_gives_the_records_of_every_kind_of_file_by_position(tmp_path):

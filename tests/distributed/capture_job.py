@@ -75,7 +75,7 @@ def capture(act, config):
 
 
 def verify(act, config):
-    return verifying.verify_cache(config, act["records"], shard_rows=act.get("shard_rows", SHARD_ROWS))
+    return verifying.verify_cache(config, act["records"])
 
 
 def alter(act, config):

@@ -67,6 +67,7 @@ def worlds(tmp_path_factory, written):
             {"name": "stopped", "do": "capture", "stop_after": 3, "overrides": [other]},
             {"name": "resumed", "do": "capture", "overrides": [other]},
             {"name": "one shard", "do": "capture", "shard_rows": 10**9, "overrides": alone},
+            {"name": "one shard verified", "do": "verify", "records": 8, "overrides": alone},
             {"name": "reseeded", "do": "capture", "overrides": [other, "run.seed=4"]},
             {"name": "wider", "do": "verify", "records": 8, "overrides": [other, "training.micro_batch_size=2"]},
             {"name": "kept", "do": "copy", "to": f"{out}/kept"},
@@ -110,6 +111,7 @@ def test_a_finished_cache_is_verified_and_not_made_again(worlds, world):
     again = worlds(world, "again")
     assert again["counts"] == [[0, 0, 0]] * world and again["result"]["num_rows"] == worlds(world, "whole")["result"]["num_rows"]
     assert worlds(world, "good")["result"] == []
+    assert worlds(world, "one shard verified")["result"] == []  # whatever its shards' size was
     assert worlds(world, "good")["said"][-1] == "8 records computed again by the teacher: all are equal"
 
 

@@ -46,7 +46,7 @@ with demo_server(max_model_len=longest) as (server, _, _):
     ways = {name: [f"teacher.cache.path={folder / name}", *overrides] for name, overrides in ways.items()}
     captured = {name: capture(load_config(config, overrides), shard_rows=64)._asdict() for name, overrides in ways.items()}
     prompts = [request["prompt"] for request in server.requests]
-    problems = verify_cache(load_config(config, ways["endpoint"]), 3, shard_rows=64)
+    problems = verify_cache(load_config(config, ways["endpoint"]), 3)
 retries = [again("retried", longest), again("retried", longest, 0.05), again("retried", int(sys.argv[3]), retry_missing=True), again("retried", longest + 1, retry_missing=True),
            again("retried", longest + 1, retry_missing=True), again("whole", longest + 1)]
 result = run({"name": "endpoint", "config": config, "overrides": ways["endpoint"], "optimizer": "adamw"}, folder)  # the server is gone

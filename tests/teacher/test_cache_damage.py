@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from cache_cases import IDENTITY, REMEDY, SAMPLED, TOP_K, read, records_of, refused, signal_of, three_shards, write
+from cache_cases import IDENTITY, REMEDY, SAMPLED, TOP_K, assert_same, expected, read, records_of, refused, signal_of, three_shards, write
 from kd.teacher.cache import CacheError, CacheReader
 
 SHARD = "shard-000001.safetensors"
@@ -40,6 +40,20 @@ def _opened(folder):
         return CacheReader(folder)
     except CacheError:
         return None
+
+
+def test_a_shard_mended_after_it_was_opened_is_read_as_it_is_now(tmp_path):
+    """Mended as capture mends it: another file in its place. What was mapped before is of the damaged one."""
+    records = three_shards(tmp_path)
+    path, wanted = tmp_path / SHARD, expected(records, 1.0)
+    whole = path.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little") + 36  # of the entropies
+    path.write_bytes(whole[:begin] + bytes(byte ^ 1 for byte in whole[begin:begin + 96]) + whole[begin + 96:])
+    reader = CacheReader(tmp_path)
+    mended = tmp_path / "mended"
+    mended.write_bytes(whole)
+    mended.replace(path)
+    assert_same(read(reader, records, 1.0), wanted, SAMPLED)
 
 
 def test_damage_is_told_by_its_64_kib(tmp_path):

@@ -15,14 +15,18 @@ def test_a_folder_that_cannot_be(tmp_path):
         CacheWriter(tmp_path / "file" / "cache", SAMPLED, IDENTITY)
 
 
-def test_damaged_and_foreign_shards_are_written_again(tmp_path):
+def test_damaged_shards_are_written_again_and_those_of_something_else_kept(tmp_path):
     records = three_shards(tmp_path / "whole")
     folder, said = tmp_path / "cache", []
     theirs = CacheWriter(folder, SAMPLED, IDENTITY | {"revision": "of another"})
     theirs.write_shard(0, [r.entry for r in records[CUTS[0]]])
+    begun = files(folder)
+    with pytest.raises(CacheError, match=r"cache that was begun, shard-000000.json is there, of something else \(identity revision was 'of another' and is '3f2a'\)"):
+        CacheWriter(folder, SAMPLED, IDENTITY)
+    assert files(folder) == begun
+    (folder / "shard-000000.json").unlink()  # it is of nobody then
     ours = CacheWriter(folder, SAMPLED, IDENTITY, said.append)
-    assert ours.published() == set()
-    assert "shard-000000.safetensors is of another capture: identity revision was 'of another' and is '3f2a'" in said.pop()
+    assert ours.published() == set() and "shard-000000.safetensors was not published" in said.pop()
     for index in range(3):
         ours.write_shard(index, [r.entry for r in records[CUTS[index]]])
     assert ours.published() == {0, 1, 2} and not said
@@ -48,7 +52,7 @@ def test_a_finished_cache_is_kept(tmp_path):
     records = three_shards(tmp_path)
     whole = files(tmp_path)
     assert go_on(tmp_path, records) == {0, 1, 2} and files(tmp_path) == whole
-    with pytest.raises(CacheError, match=r"holds a finished cache of something else \(identity revision was '3f2a' and is 'x'\): choose another"):
+    with pytest.raises(CacheError, match=r"holds a finished cache of something else \(identity revision was '3f2a' and is 'x'\): undo that change, choose"):
         CacheWriter(tmp_path, SAMPLED, IDENTITY | {"revision": "x"})
     with pytest.raises(CacheError, match="num_draws was 50 and is 20"):
         CacheWriter(tmp_path, SAMPLED._replace(num_draws=20), IDENTITY)
