@@ -36,6 +36,7 @@ from kernels.sweeps import (
     store_special,
     sweep_gradient,
     sweep_statistics,
+    widened,
     zero_padding,
 )
 from kernels.tiles import tile_columns, whole_part
@@ -175,8 +176,11 @@ def _cooperative_kernel(
             # The last group reaches past the vocabulary, within the row (see `run`).
             z = tl.where(start + offsets < stop, z, padding_of(student)).to(student.dtype.element_ty)
             u = tl.where(start + offsets < stop, u, padding_of(teacher)).to(u.dtype)
+        inside = keep
+        if z.dtype == tl.float16 or u.dtype == tl.float16:
+            inside = start + offsets < stop
         stats = whole_part(
-            z.to(tl.float32), u.to(tl.float32), start, inv_t, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP
+            widened(z, inside), widened(u, inside), start, inv_t, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP
         )
         stats = measure(
             stats, z_row, u_row, start, stop, label, inv_t, KIND, T, HAS_TEACHER, HAS_KD, HAS_HARD, BLOCK, GROUP
@@ -215,12 +219,12 @@ def run(launch: Launch, runtime: tuple, constants: dict) -> bool:
     device, num_rows, vocab = runtime[0].device, runtime[11], runtime[12]
     num_parts = -(-vocab // (launch.block * launch.tiles))
     if (num_rows + launch.lag) * num_parts >= (1 << 31) - (1 << 16):  # every program takes one turn too many
-        return False
+        return _not(launch, f"{num_rows} rows of {num_parts} parts are more turns than an int32 counts")
     shape = forms.split_shape(launch, vocab)
     partials = torch.empty(num_rows, NUM_STATS.value, shape["NUM_PARTS"], dtype=torch.float32, device=device)
     counters = torch.zeros(1 + num_rows, dtype=torch.int32, device=device)
     if launch.form == "cooperative" and min(runtime[0].shape[1], runtime[1].shape[1]) < -(-vocab // launch.group) * launch.group:
-        return False  # its last group would reach into the next row
+        return _not(launch, f"the last {launch.group} columns reach past a row of {runtime[0].shape[1]} and {runtime[1].shape[1]}")
     options = dict(**constants, BLOCK=launch.block, **shape, **forms.options_of(launch))
     if launch.form == "streamed":
         programs = min(launch.programs, (num_rows + launch.lag) * num_parts)
@@ -231,15 +235,13 @@ def run(launch: Launch, runtime: tuple, constants: dict) -> bool:
         options["launch_cooperative_grid"] = True
     programs = launch.programs or resident_programs(_cooperative_kernel, arguments, options, launch)
     if programs < num_parts:
-        _warn_once(f"{programs} programs are resident on {launch.device.arch}, a row needs {num_parts}")
-        return False
+        return _not(launch, f"{programs} programs are resident on {launch.device.arch}, a row needs {num_parts}")
     try:
         _cooperative_kernel[(min(programs, num_rows * num_parts),)](*arguments, **options)
     except RuntimeError as error:
         if "cooperative" not in str(error).lower():
             raise
-        _warn_once(str(error))
-        return False
+        return _not(launch, str(error))
     return True
 
 
@@ -266,7 +268,9 @@ def _nccl_sms() -> int:
 _warned = set()
 
 
-def _warn_once(reason: str) -> None:
+def _not(launch: Launch, reason: str) -> bool:
+    """False, said once with its reason."""
     if reason not in _warned:
         _warned.add(reason)
-        warnings.warn(f"the cooperative dense kernel does not fit ({reason}); using one program a row", stacklevel=3)
+        warnings.warn(f"the {launch.form} dense kernel does not fit ({reason}); using one program a row", stacklevel=3)
+    return False

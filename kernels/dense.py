@@ -238,6 +238,10 @@ def _scalars(options: Options, device: torch.device) -> Tensor:
     ends = (0.0,) * 8 if e is None else (e.h_min, e.h_max, *e.kd, *e.truth, *e.hard)
     beta = 0.0 if options.beta is None else options.beta
     values = (options.temperature, beta, options.grad_scale, *ends)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # A graph would copy from host memory that is long freed when it is replayed; these numbers become part of its launches.
+        parts = (v.to(torch.float32) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float32, device=device) for v in values)
+        return torch.stack(tuple(parts))
     vector = torch.tensor([0.0 if isinstance(v, Tensor) else v for v in values], dtype=torch.float32)
     vector = vector.to(device, non_blocking=True)
     for index, value in enumerate(values):

@@ -200,6 +200,9 @@ class _Gradients:
         return [None if g is None else g.to(self.hidden.dtype) for g in (self.dx, self.dw, self.db)]
 
 
+_WIDENED_ROWS = 8192
+
+
 def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool, alpha: float) -> None:
     """total += alpha * a @ b with products and sums in total's (wider) dtype; the first call ignores what was there."""
     beta = 0 if first else 1
@@ -208,19 +211,18 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool, alpha: float)
     elif widening_addmm(total.device, a.dtype, total.dtype):
         torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, alpha=alpha, out=total)
     else:
-        product = torch.mm(a, b, out_dtype=total.dtype)
-        if first:
-            torch.mul(product, alpha, out=total)
-        else:
-            total.add_(product, alpha=alpha)
+        b = b.to(total.dtype)
+        for start in range(0, len(a), _WIDENED_ROWS):
+            part = slice(start, start + _WIDENED_ROWS)
+            torch.addmm(total[part], a[part].to(total.dtype), b, beta=beta, alpha=alpha, out=total[part])
 
 
 @functools.lru_cache(maxsize=None)
 def widening_addmm(device: torch.device, low: torch.dtype, high: torch.dtype) -> bool:
     """Whether addmm here adds a half-precision product to a wider sum without rounding either; asked once a process.
 
-    Some of the torch versions we support refuse it; they get mm and a sum, at 12 bytes an element of the weight more a
-    chunk. The probe's product and sum both have more digits than half precision: 2059 and 2^-10.
+    Some of the torch versions we support refuse it (on ROCm 2.8 every product of that kind): they multiply in the wider dtype, for
+    which a few thousand rows of the weight's gradient are widened at a time. The probe's product and sum both have more digits than half precision: 2059 and 2^-10.
     """
     ones = torch.ones(16, 2056, dtype=low, device=device)
     ones[:, 0] = 2

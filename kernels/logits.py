@@ -58,7 +58,8 @@ def distill_loss(
         impl: "auto", "triton" or "reference".
 
     temperature, beta, entropy ends and grad_scale are numbers or 0-d tensors; one on the logits' device is never read
-    by the host, so its range is not checked, and such a beta must lie strictly between 0 and 1.
+    by the host, so its range is not checked, and such a beta must lie strictly between 0 and 1. What changes from step to
+    step has to be such a tensor under torch.compile: each new number compiles anew, and the ninth stops fullgraph=True.
 
     Raises:
         ValueError: shapes, dtypes, settings that contradict each other, an impl that cannot run here.

@@ -255,10 +255,10 @@ def sparse_rows(
     if num_rows > 0:
         # A pointer that no compiled branch reads still has to point somewhere.
         kd, truth, span, hard = (floats if w is None else _fp32(w) for w in weights)
-        ids, probs, logits, num_slots = labels, floats, floats, 0
+        ids, probs, logits, num_slots = floats.view(torch.int32), floats, floats, 0
         if weights.kd is not None:
             ids, probs = sorted_slots(teacher)
-            probs, num_slots = _fp32(probs), ids.shape[1]
+            ids, probs, num_slots = ids.contiguous(), _fp32(probs), ids.shape[1]  # sort keeps the strides it is given
             logits = torch.empty(num_rows, num_slots, dtype=torch.float32, device=device)
         target = student_logits if grad is None else grad
         vocab = options.vocab_size

@@ -24,8 +24,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # 3.10 turns it off; the counts are those with fusion
-
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -66,7 +64,7 @@ def _scale_layout(arch: str, dtype: torch.dtype, kind: int | None, gradient: boo
 # Each gives every layout that its launcher can choose: launchable(arch, dtype, kind, gradient). A new kernel joins here and above.
 _REGISTRY = (forms.launchable, sparse.launchable, _scale_layout)
 _LOGITS = ("student", "teacher", "grad")
-_OTHERS = {"labels": "*i64", "choices": "*i64", "hits": "*u8", "counters": "*i32", "slot_ids": "*i32"}
+_OTHERS = {"labels": "*i64", "choices": "*i32", "hits": "*u8", "counters": "*i32", "slot_ids": "*i32"}
 _INTEGERS = ("num_rows", "vocab", "lag", "num_slots", "width", "student_stride", "teacher_stride", "grad_stride", "stride")
 
 

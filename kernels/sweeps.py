@@ -30,18 +30,26 @@ from kernels.tiles import (
 
 _INF = tl.constexpr(float("inf"))
 NUM_STATS = tl.constexpr(14)  # what `measure` returns
+# Below LOWEST, so never a max, and finite, so that 0 times it is 0.
+PADDING = tl.constexpr(-2.0e30)
 
 
 @triton.jit
 def padding_of(logits):
-    """What a tile holds past its part: below LOWEST, so never a max, and finite, so that 0 times it is 0.
-
-    fp16 has nothing below LOWEST; its least number is as good for rows that hold any other.
-    """
+    """What a tile is filled with past its part, in the logits' own dtype; `widened` makes PADDING of it."""
     if logits.dtype.element_ty == tl.float16:
         return -65504.0
     else:
-        return -2.0e30
+        return PADDING
+
+
+@triton.jit
+def widened(x, keep):
+    """A tile in fp32, what is not kept PADDING also in fp16, which has no such number and may have rows of nothing above its least."""
+    if x.dtype == tl.float16:
+        return tl.where(keep, x.to(tl.float32), PADDING)
+    else:
+        return x.to(tl.float32)
 
 
 @triton.jit
@@ -56,10 +64,10 @@ def sweep_statistics(
     stats = no_columns(BLOCK // GROUP)
     for first in range(start, stop, BLOCK):
         keep = first + groups * GROUP + GROUP <= stop
-        z = tl.load(student + first + offsets, mask=keep, other=padding_of(student), eviction_policy=HINT).to(tl.float32)
+        z = widened(tl.load(student + first + offsets, mask=keep, other=padding_of(student), eviction_policy=HINT), keep)
         u = z
         if TEACHER:
-            u = tl.load(teacher + first + offsets, mask=keep, other=padding_of(teacher), eviction_policy=HINT).to(tl.float32)
+            u = widened(tl.load(teacher + first + offsets, mask=keep, other=padding_of(teacher), eviction_policy=HINT), keep)
         stats = add_tile(stats, z, u, keep, first, inv_t, KIND, T, TEACHER, KD)
     z_tops, z_at, z_d1, z_dt, u_tops, u_at, u_d1, u_dt, moment, cross, low = add_rest(
         stats, student, teacher, stop, inv_t, KIND, T, TEACHER, KD, BLOCK, GROUP
@@ -80,10 +88,10 @@ def add_rest(
     if first < stop:
         cols = first + groups[:, None]
         keep = cols < stop
-        z = tl.load(student + cols, mask=keep, other=padding_of(student)).to(tl.float32)
+        z = widened(tl.load(student + cols, mask=keep, other=padding_of(student)), keep)
         u = z
         if TEACHER:
-            u = tl.load(teacher + cols, mask=keep, other=padding_of(teacher)).to(tl.float32)
+            u = widened(tl.load(teacher + cols, mask=keep, other=padding_of(teacher)), keep)
         # A group's first column is taken to be its start + GROUP * its number.
         stats = add_tile(stats, z, u, keep, first + groups - groups * GROUP, inv_t, KIND, T, TEACHER, KD)
     return stats
@@ -170,17 +178,18 @@ def merge_parts(parts, num_parts, inv_t, KIND: tl.constexpr, T: tl.constexpr, NU
     z_column = _field(parts, 1, part, here, 0.0, NUM_PARTS).to(tl.int32)
     z_d1 = _field(parts, 2, part, here, 0.0, NUM_PARTS)
     z_dt = _field(parts, 3, part, here, 0.0, NUM_PARTS)
-    u_top = _field(parts, 4, part, here, LOWEST, NUM_PARTS)
+    u_tops = _field(parts, 4, part, here, LOWEST, NUM_PARTS)
     u_columns = _field(parts, 5, part, here, -1.0, NUM_PARTS).to(tl.int32)
     u_d1 = _field(parts, 6, part, here, 0.0, NUM_PARTS)
     u_dt = _field(parts, 7, part, here, 0.0, NUM_PARTS)
     moment = _field(parts, 8, part, here, 0.0, NUM_PARTS)
     cross = _field(parts, 9, part, here, 0.0, NUM_PARTS)
     low = _field(parts, 10, part, here, _INF, NUM_PARTS)
-    stats = (z_top, z_column, z_d1, z_dt, u_top, u_columns, u_d1, u_dt, moment, cross, low)
+    stats = (z_top, z_column, z_d1, z_dt, u_tops, u_columns, u_d1, u_dt, moment, cross, low)
     z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low = merge_all(stats, inv_t, KIND, T)
     z_choices = _field(parts, 11, part, here, 0.0, NUM_PARTS)
-    z_choice = tl.sum(tl.where(u_columns == u_column, z_choices, 0.0), 0)
+    # A part without a max has a column all the same.
+    z_choice = tl.sum(tl.where((u_columns == u_column) & (u_tops == u_top), z_choices, 0.0), 0)
     z_label = tl.sum(_field(parts, 12, part, here, 0.0, NUM_PARTS), 0)
     blocked = tl.max(_field(parts, 13, part, here, float("-inf"), NUM_PARTS), 0)
     return (

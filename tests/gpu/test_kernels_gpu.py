@@ -162,3 +162,23 @@ def test_nothing_spills(dtype):
 def test_a_device_that_is_not_the_current_one():
     case = make_case(4, 1000, device="cuda:1")
     assert_parity(case, *run_ours(case, "triton"))
+
+
+@pytest.mark.skipif(torch.version.hip is not None, reason="CUDA graphs")
+def test_a_captured_graph_keeps_its_numbers():
+    """Temperature, entropy ends and scale are part of the graph: none is read from host memory that is freed by then."""
+    case = make_case(16, 32000, dtype=torch.bfloat16, device="cuda")
+    settings = dict(temperature=2.5, entropy=ENTROPY, grad_scale=4.0)
+    expected, expected_grad = run_ours(case, "triton", **settings)
+    run_ours(case, "triton", **settings)
+    graph = torch.cuda.CUDAGraph()
+    student = case.student.clone().requires_grad_()
+    with torch.cuda.graph(graph):
+        output = distill_loss(student, *case[1:], **settings, impl="triton")
+        (grad,) = torch.autograd.grad(output.loss, student)
+    rubbish = [torch.full((11,), float("nan")) for _ in range(1000)]
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    del rubbish
+    assert grad.equal(expected_grad) and output.loss.equal(expected.loss)

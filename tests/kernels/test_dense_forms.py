@@ -12,7 +12,7 @@ import triton.language as tl
 
 from kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case, options_for
 from kernels import RowWeights, cooperative, dense, distill_loss, forms
-from kernels.sweeps import NUM_STATS, measure, merge_parts, padding_of, publish, row_divergence
+from kernels.sweeps import NUM_STATS, measure, merge_parts, padding_of, publish, row_divergence, widened
 from kernels.tiles import FORWARD_KL, tile_columns, whole_part
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these run in the interpreter; GPUs have tests/gpu")
@@ -93,6 +93,41 @@ def test_excluded_tokens(form, tiles):
 
 
 @pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
+def test_the_teachers_choice_in_column_0_and_parts_of_nothing(form, tiles):
+    """A part that is all excluded has no max of its own, and may not stand for column 0."""
+    case = make_case(3, 300)
+    case.teacher[:, 0] = 50.0
+    case.teacher[0, 1:] = -float("inf")
+    case.teacher[1, 70:] = torch.finfo(torch.float32).min
+    one = RowWeights(hard=torch.ones(3), truth=torch.ones(3))
+    output, grad = run(case._replace(weights=one), form)
+    expected = distill_loss(*case._replace(weights=one), impl="reference")
+    torch.testing.assert_close(output.hard_nll, expected.hard_nll)
+    torch.testing.assert_close(output.loss, expected.loss)
+
+
+@pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
+@pytest.mark.parametrize("value", [-65504.0, -float("inf")], ids=["the least number", "-inf"])
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_rows_of_fp16_with_nothing_above_its_least_number(side, value, form, tiles):
+    """What lies past the vocabulary is not a part of them, though fp16 has no number below theirs: as in fp32. No finite gradient
+    where there is no distribution."""
+    case = make_case(4, 40, vocab=33, dtype=torch.float16)
+    getattr(case, side)[:2] = value
+    settings = dict(temperature=2.0, vocab_size=33)
+    grad = torch.empty(case.student.shape)
+    output, _ = run(case, form, grad=grad, **settings)
+    expected, expected_grad = run(case._replace(student=case.student.float(), teacher=case.teacher.float()), "row", **settings)
+    for name, row in expected._asdict().items():
+        if name != "hard_nll":  # of a teacher without a choice it is of any token, and the loss is NaN
+            torch.testing.assert_close(getattr(output, name), row, equal_nan=True, rtol=1e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")
+    torch.testing.assert_close(grad, expected_grad, equal_nan=True, rtol=1e-4, atol=1e-6)
+    assert grad[2:].isfinite().all() and grad[:2, :33].isnan().all() == (value == -float("inf"))
+    reference = distill_loss(*case._replace(student=case.student.double(), teacher=case.teacher.double()), **settings, impl="reference")
+    torch.testing.assert_close(output.teacher_entropy.double(), reference.teacher_entropy.double(), equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
 def test_labels_and_ties(form, tiles):
     case = make_case(5, 300)
     labels = torch.tensor([-100, 300, 3, -1, 299])
@@ -113,8 +148,8 @@ def _exchange_kernel(student, teacher, partials, out, label, vocab, inv_t, BLOCK
         start = part * BLOCK
         stop = tl.minimum(start + BLOCK, vocab)
         keep = start + offsets < stop
-        z = tl.load(student + start + offsets, mask=keep, other=padding_of(student)).to(tl.float32)
-        u = tl.load(teacher + start + offsets, mask=keep, other=padding_of(teacher)).to(tl.float32)
+        z = widened(tl.load(student + start + offsets, mask=keep, other=padding_of(student)), keep)
+        u = widened(tl.load(teacher + start + offsets, mask=keep, other=padding_of(teacher)), keep)
         stats = whole_part(z, u, start, inv_t, 0, True, True, BLOCK, GROUP)
         stats = measure(stats, student, teacher, start, stop, label, inv_t, FORWARD_KL, 0, True, True, True, BLOCK, GROUP)
         publish(stats, partials + part, NUM_PARTS)
@@ -229,6 +264,11 @@ def test_refusal_falls_back_once_with_a_warning(monkeypatch):
             output, grad = run(case, "cooperative")
             assert output.loss.equal(expected.loss) and grad.equal(expected_grad)
     assert sum("does not fit" in str(warning.message) for warning in caught) == 1
+
+    narrow = make_case(3, 299)  # its last group of columns would reach into the next row
+    with pytest.warns(UserWarning, match="the cooperative dense kernel does not fit .the last 4 columns reach past a row of 299 and 299"):
+        output, grad = run(narrow, "cooperative")
+    assert grad.equal(run(narrow, "row")[1])
 
     class Refuses:
         def __init__(self, message):

@@ -86,6 +86,18 @@ def test_half_precision(impl, kind, dtype):
 
 
 @both
+@pytest.mark.parametrize("kind", ["topk", "sampled"])
+def test_slots_in_any_layout(kind, impl):
+    """Column by column in memory, as a transposition leaves them."""
+    case, _ = make_sparse(6, 150, 12, 2.0, kind=kind)
+    expected, expected_grad = run_ours(case, impl, temperature=2.0)
+    teacher = case.teacher._replace(ids=case.teacher.ids.t().contiguous().t(), probs=case.teacher.probs.t().contiguous().t())
+    assert not teacher.ids.is_contiguous()
+    output, grad = run_ours(case._replace(teacher=teacher), impl, temperature=2.0)
+    assert grad.equal(expected_grad) and output.divergence.equal(expected.divergence)
+
+
+@both
 @each_divergence
 def test_every_token_kept_equals_dense(divergence, beta, impl, narrow_slots):
     case, dense = make_sparse(5, 90, 90, 2.0)

@@ -207,7 +207,7 @@ def test_no_rows():
         (lambda x, h: teacher_topk(x, h, 3, ()), "one or more distinct numbers"),
         (lambda x, h: teacher_topk(x, h, 3, (1.0, 1.0)), "one or more distinct numbers"),
         (lambda x, h: teacher_topk(x, h, 3, (1.0, 0.0)), "one or more distinct numbers"),
-        (lambda x, h: teacher_topk(x.double(), h, 3), "cast one to the other"),
+        (lambda x, h: teacher_topk(x.double(), h, 3), "cast them to one floating-point dtype"),
         (lambda x, h: teacher_topk(x, h, 3, chunk_rows=0), "chunk_rows is 0"),
         (lambda x, h: teacher_sample(x, h, 0, (1.0,), torch.arange(N)), "num_draws is 0"),
         (lambda x, h: teacher_sample(x, h, 3, (1.0,), torch.arange(N).int()), "seeds must be int64"),

@@ -72,7 +72,7 @@ def test_linear_inputs():
     teacher = DenseTeacher(torch.randn(3, 5), Head(torch.randn(40, 5)))
     with pytest.raises(ValueError, match="read outside the engine's forward"):
         linear_distill_loss(hidden, Head(torch.empty(0)), teacher, labels, weights)
-    with pytest.raises(ValueError, match="cast one to the other"):
+    with pytest.raises(ValueError, match="cast them to one floating-point dtype"):
         linear_distill_loss(hidden.bfloat16(), Head(weight), teacher, labels, weights)
     with pytest.raises(ValueError, match="teacher: 2 rows"):
         linear_distill_loss(hidden, Head(weight), teacher._replace(hidden=torch.randn(2, 5)), labels, weights)
