@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from kd.carried import carried_values
+from kd.data.chat import apply_template
 from kd.data.forms import in_form, template_form, tools_in_form
 from kd.data.records import DataError, Record
 
@@ -70,9 +71,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
                 kind = "no_tool" if record.tools and user_at >= 0 else ""
             if kind:
                 try:
-                    prompt = tokenizer.apply_chat_template(
-                        in_form(history, form), tools=tools_in_form(record.tools, form), add_generation_prompt=True, tokenize=False
-                    )
+                    prompt = apply_template(tokenizer, in_form(history, form), tools_in_form(record.tools, form), prompt=True)
                 except (TemplateError, TypeError) as error:
                     raise DataError(f"record {record.id}: messages[{turn}]: the chat template refuses it: {error}") from error
                 user = history[user_at]["content"] if user_at >= 0 else ""

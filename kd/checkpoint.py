@@ -22,6 +22,7 @@ from typing import Any, Callable
 import torch.distributed as dist
 
 from kd.durable import flush
+from kd.run_identity import difference
 
 MANIFEST = "manifest.json"
 KEEP = 2
@@ -39,7 +40,7 @@ class Checkpoints:
     Args:
         engine: the DeepSpeed engine.
         group: a process group that carries Python objects over the CPU.
-        identity: what must be equal for a checkpoint to be gone on from (the resolved configuration, by key).
+        identity: what must be equal for a checkpoint to be gone on from (kd/run_identity.py).
         say: told, in words, of anything a person should know.
     """
 
@@ -65,8 +66,8 @@ class Checkpoints:
         """Restore the newest good checkpoint into the engine; returns this rank's `state`, or None where there is none.
 
         Raises:
-            CheckpointError: checkpoints exist but all are damaged, or the newest good one is of another configuration or
-                world size.
+            CheckpointError: checkpoints exist but all are damaged, or the newest good one is of another configuration,
+                cache or world size.
         """
         found: list[Any] = [None, None]
         if self._rank == 0:
@@ -102,12 +103,9 @@ class Checkpoints:
             if manifest["world_size"] != self._world:
                 raise CheckpointError(f"{path} was written by {manifest['world_size']} ranks and this run has {self._world}: start it with "
                                       f"{manifest['world_size']}, or give --fresh to begin again")
-            other = [key for key in sorted(self._identity.keys() | manifest["identity"].keys())
-                     if self._identity.get(key) != manifest["identity"].get(key)]
+            other = difference(manifest["identity"], self._identity)
             if other:
-                shown = "; ".join(f"{key} was {manifest['identity'].get(key)!r} and is {self._identity.get(key)!r}" for key in other[:5])
-                raise CheckpointError(f"{path} was written with another configuration ({shown}): restore it, choose another run.name, or give "
-                                      "--fresh to begin again")
+                raise CheckpointError(f"cannot go on from {path}: {other}")
             return str(path)
         if candidates:
             raise CheckpointError(f"{self._folder}: no checkpoint is whole; give --fresh to begin again from the start")

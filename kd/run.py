@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -25,6 +24,7 @@ from kd.objective import uses_teacher
 from kd.plan import Plan, check_fits, format_plan, plan_run
 from kd.precision import multiplies_bf16
 from kd.report import write_report
+from kd.run_identity import run_identity
 from kd.run_log import RunLog
 from kd.sources import Sources, described, run_folder, run_sources, sources_to_look_at
 from kd.student import build_student, count_parameters, on_rank_0
@@ -113,7 +113,7 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: So
         teacher = open_teacher(config, ds_config, tokenizer, engine.device, log.say, sources.stages)
     # Counts, flags and checkpoints travel over the CPU; NCCL cannot carry that.
     group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    checkpoints = Checkpoints(run_dir / "checkpoints", engine.engine, group, _identity(config), log.say)
+    checkpoints = Checkpoints(run_dir / "checkpoints", engine.engine, group, run_identity(config, teacher and teacher.content), log.say)
     try:
         result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints, sources=sources.stages).run()
     finally:
@@ -130,16 +130,6 @@ def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: So
         export_student(model, tokenizer, student)
     engine.engine.destroy()
     return result, student, engine.device
-
-
-def _identity(config: RunConfig) -> dict[str, Any]:
-    """What a checkpoint must agree with to be gone on from: all but where and how often things are written, and evaluation."""
-    free = {"training": {"log_every", "save_every", "time_budget_seconds"}, "run": {"output_dir"},
-            "data": {"evaluation", "workers", "max_bad_fraction", "quarantine"}}
-    return json.loads(json.dumps({
-        f"{section}.{key}": value for section, keys in config.model_dump(exclude={"evaluation"}).items() if isinstance(keys, dict)
-        for key, value in keys.items() if key not in free.get(section, ())
-    }))
 
 
 def _prepare(run_dir: Path, config: RunConfig, fresh: bool) -> None:

@@ -25,6 +25,7 @@ from functools import lru_cache
 
 from jinja2 import TemplateError
 
+from kd.data.chat import apply_template
 from kd.data.located import locate_calls
 
 CHANGES = ("text_arguments", "no_content", "short_ids", "system_in_user")
@@ -99,7 +100,7 @@ def _probed(rendering: _Rendering, form: tuple[str, ...]) -> str | None:
 
 def _rendered(rendering: _Rendering, messages: list[dict], tools: list[dict] | None) -> str | None:
     try:
-        return rendering.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+        return apply_template(rendering.tokenizer, messages, tools)
     except _REFUSALS:
         return None
 

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from jinja2 import TemplateError
 
+from kd.data.chat import apply_template
 from kd.data.forms import in_form, template_form, tools_in_form
 from kd.data.records import DataError, Record
 from kd.data.tokens import special_pattern
@@ -82,8 +83,7 @@ def whole(record: Record, tokenizer) -> str:
 def _written(record: Record, tokenizer, form: tuple[str, ...], messages: list[dict], counts: list[int], prompt: bool) -> list[str]:
     """The renderings of the first `counts` messages; together, for the tools are then prepared once."""
     try:
-        return tokenizer.apply_chat_template([messages[:n] for n in counts], tools=tools_in_form(record.tools, form),
-                                             add_generation_prompt=prompt, tokenize=False)
+        return apply_template(tokenizer, [messages[:n] for n in counts], tools_in_form(record.tools, form), prompt=prompt)
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"record {record.id}: the chat template refuses it: {error}") from error
 

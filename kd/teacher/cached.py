@@ -15,7 +15,7 @@ from kd.data.batches import Source
 from kd.data.micro_batch import MicroBatch
 from kd.teacher.cache import CacheError, CacheReader
 from kd.teacher.identity import CAPTURE_ALONE, cache_identity, cache_spec
-from kd.teacher.manifest import MANIFEST, read
+from kd.teacher.manifest import MANIFEST, content_of, read
 from kernels import SparseTeacher
 
 
@@ -70,6 +70,7 @@ class CacheTeacher:
     def __init__(self, reader: CacheReader, t_tolerance: float, device: torch.device):
         self._reader, self._tolerance, self._device = reader, t_tolerance, device
         self.missing, self.has_entropy = frozenset(reader.missing), reader.spec.has_entropy
+        self.content = content_of(reader.manifest)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher-cache")
         self._ahead: deque[list[tuple[tuple, Future]]] = deque(maxlen=2)  # of the step that is trained, and of the next
 

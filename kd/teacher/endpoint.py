@@ -8,7 +8,7 @@ once. Tried with vLLM 0.32.0 on a CPU. Start vLLM with
 
 K is teacher.cache.top_k or more (vLLM's own limit is 20), L the longest record in tokens and one more. vLLM makes the logits
 of all prompt tokens of one of its steps, so --max-num-batched-tokens bounds their memory (4 bytes x vocabulary a token, at
-least). The model must have the run's tokenizer; the texts of a record's tokens are compared. teacher.path is still read for
+least). The model must have the run's tokenizer; the texts of 20 tokens or more are compared. teacher.path is still read for
 tokenizer and configuration, and for its weights by nothing but evaluation.baselines and student.init: teacher_layers.
 
 A server tells K probabilities at temperature 1 and no entropy: what needs another temperature or an entropy is refused (see

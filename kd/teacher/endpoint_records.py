@@ -9,10 +9,11 @@ from typing import Any
 
 from kd.config_schema import Endpoint
 from kd.teacher.endpoint_http import Clock, EndpointError, Failed, Refused, Wire
-from kd.teacher.vllm_form import AnswerError, NoPromptLogprobs, Prompt, answer_bytes, differing_tokens, read_answer, request_body
+from kd.teacher.vllm_form import AnswerError, NoPromptLogprobs, Prompt, answer_bytes, read_answer, request_body, shown_texts
 from kernels import TeacherTopK
 
-_DIFFERING = 0.1  # of the compared tokens whose texts may differ: servers show a few in ways of their own
+_ENOUGH = 20  # tokens to compare, of one answer or of several: the first may have none that can be
+_DIFFERING = 0.1  # of the compared tokens, and of _ENOUGH, whose texts may differ: servers show a few in ways of their own
 _REMEDY = "what was captured is kept: start the capture again once it is mended"
 
 
@@ -31,6 +32,7 @@ class Records:
         self._allowed = int(settings.max_missing * num_records)
         self._good = Prompt("of two tokens", tuple(range(min(2, vocab_size))), (0,) if vocab_size > 1 else ())  # the last that was answered
         self._tasks: set[asyncio.Task] = set()
+        self._texts: dict[int, tuple[str, str]] = {}  # of the tokens compared so far: the server's and ours
         self.missing: dict[Prompt, str] = {}
         self.stopped: EndpointError | None = None
         self.num_answers = 0
@@ -53,6 +55,9 @@ class Records:
         raise EndpointError(problem)
 
     async def close(self) -> None:
+        if self._decode is not None and self.num_answers > 1 and self.stopped is None:
+            self._say(f"endpoint: whether its tokenizer is the run's is not known: its answers showed the texts of {len(self._texts)} tokens that can be "
+                      f"compared, and {_ENOUGH} are needed; see to it that it serves the teacher that tokenizer.path belongs to")
         self.stopped = self.stopped or EndpointError(f"{self.wire.name}: closed while records were asked for")
         self._cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -132,12 +137,16 @@ class Records:
     def _compare_tokens(self, answer: Any, prompt: Prompt) -> None:
         if self._decode is None or not self.num_answers:  # the first is no record: its tokens may be any
             return
-        num_compared, differing = differing_tokens(answer, prompt, self._decode)
-        if len(differing) > _DIFFERING * num_compared:
+        self._texts |= shown_texts(answer, prompt, self._decode)
+        differing = [(token, *texts) for token, texts in self._texts.items() if texts[0] != texts[1]]
+        if len(differing) > _DIFFERING * max(len(self._texts), _ENOUGH):  # what is still to come could not make up for it
             shown = "; ".join(f"token {token} is {self.wire.hide(theirs)!r} there and {ours!r} here" for token, theirs, ours in differing[:3])
-            raise EndpointError(f"{self.wire.name}: its tokenizer is not the run's ({len(differing)} of {num_compared} tokens differ): {shown}; "
-                                "serve the teacher that tokenizer.path belongs to")
-        self._decode = None  # once is enough
+            before = self.num_answers - 1
+            anew = f", and capture into another folder: the answers to {before} records before showed too few texts to tell" if before else ""
+            raise EndpointError(f"{self.wire.name}: its tokenizer is not the run's ({len(differing)} of {len(self._texts)} tokens differ): {shown}; "
+                                f"serve the teacher that tokenizer.path belongs to{anew}")
+        if len(self._texts) >= _ENOUGH:
+            self._decode = None
 
     def _check_model(self, listed: Any, longest: int) -> None:
         """That the server lists the model; and whether it has room for the longest record and the one token that it generates."""

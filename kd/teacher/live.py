@@ -62,6 +62,7 @@ class LiveTeacher:
 
     missing: frozenset[bytes] = frozenset()
     has_entropy = True
+    content = None
 
     def __init__(self, config: RunConfig, ds_config: dict, vocab_size: int, device: torch.device):
         teacher = config.teacher

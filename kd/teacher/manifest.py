@@ -105,7 +105,18 @@ def make_sidecar(spec: CacheSpec, identity: dict[str, str], info: ShardInfo, mis
 
 def cache_digest(spec: CacheSpec, identity: dict[str, str]) -> str:
     """32 hex digits that a shard carries to say which cache it is of."""
-    return hashlib.sha256(_text(make(spec, identity, []).model_dump())).hexdigest()[:32]
+    return _short(make(spec, identity, []).model_dump())
+
+
+def content_of(manifest: Manifest) -> dict[str, str]:
+    """What of a finished cache training depends on, in short: `signal`, of spec, identity and every byte of the shards; `missing`, of
+    which records have none. Where the cache lies is no part of it, nor the reasons of the missing.
+
+    Another cut into shards is another signal: telling that it is not would take reading all of them.
+    """
+    keys = sorted(m.key for m in manifest.missing)
+    said = {"spec": manifest.spec.model_dump(), "identity": manifest.identity, "shards": [info.sha256 for info in manifest.shards]}
+    return {"signal": _short(said), "missing": f"{len(keys)} ({_short(keys)})"}
 
 
 def write(path: Path, manifest: Manifest) -> None:
@@ -150,8 +161,13 @@ def differences(ours: Manifest, theirs: Manifest) -> str:
     return "; ".join(f"{k} was {was.get(k)!r} and is {now.get(k)!r}" for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k))
 
 
-def _text(content: dict[str, Any]) -> bytes:
+def _text(content: Any) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def _short(content: Any) -> str:
+    """32 hex digits of its hash."""
+    return hashlib.sha256(_text(content)).hexdigest()[:32]
 
 
 def _shown(error: ValidationError) -> str:

@@ -26,6 +26,8 @@ class TeacherSource(Protocol):
     """Keys (kd/data/content.py) of records it has no signal for: they must be left out before rows are counted."""
     has_entropy: bool
     """Whether its signals tell the teacher's entropy; where not, they say 0, and nothing may use or show it."""
+    content: dict[str, str] | None
+    """What a cache holds (kd.teacher.manifest.content_of), with which training must go on once it has begun; None of a live teacher."""
 
     def temperature(self, wanted: float) -> float:
         """The temperature it has for a scheduled one; student, T^2 and log use what this returns."""

@@ -81,20 +81,13 @@ def read_answer(answer: Any, prompt: Prompt, top_k: int, vocab_size: int) -> Tea
     return TeacherTopK(ids, log_probs, log_probs[None], log_tail.float()[None], unknown, unknown[None].clone(), ids[:, 0].clone(), (1.0,))
 
 
-def differing_tokens(answer: Any, prompt: Prompt, decode: Callable[[int], str]) -> tuple[int, list[tuple[int, str, str]]]:
-    """Of the tokens in an answer that read_answer took: how many texts could be compared with those of the run's tokenizer,
-    and which differ: (id, the server's, ours). White space and pieces of a character, which servers show in several ways,
-    are not compared."""
+def shown_texts(answer: Any, prompt: Prompt, decode: Callable[[int], str]) -> dict[int, tuple[str, str]]:
+    """The texts of tokens in an answer that read_answer took, by id: the server's and that of the run's tokenizer. White space
+    and pieces of a character, which servers show in several ways, are not compared, so what has no more is left out."""
     table = answer["choices"][0]["prompt_logprobs"]
     seen = {key: entry.get("decoded_token") for p in prompt.positions for key, entry in table[p + 1].items()}
-    compared, differing = 0, []
-    for key, theirs in seen.items():
-        ours = decode(int(key))
-        if all(isinstance(text, str) and text.strip() and text.isascii() for text in (theirs, ours)):
-            compared += 1
-            if theirs.strip() != ours.strip():
-                differing.append((int(key), theirs, ours))
-    return compared, differing
+    pairs = ((int(key), (theirs.strip(), decode(int(key)).strip())) for key, theirs in seen.items() if isinstance(theirs, str))
+    return {token: pair for token, pair in pairs if all(text and text.isascii() for text in pair)}
 
 
 def _aligned(answer: Any, prompt: Prompt, where: str) -> list[Any]:

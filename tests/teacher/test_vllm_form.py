@@ -12,7 +12,7 @@ from endpoint_server import prompt_logprobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd.teacher.vllm_form import AnswerError, NoPromptLogprobs, Prompt, differing_tokens, read_answer, request_body
+from kd.teacher.vllm_form import AnswerError, NoPromptLogprobs, Prompt, read_answer, request_body, shown_texts
 from kernels import Head, teacher_topk
 
 VOCAB = 40
@@ -191,10 +191,12 @@ def test_no_rows():
 
 def test_texts_of_tokens_are_compared():
     answer = answer_of(logits_of(), 12)
-    assert differing_tokens(answer, PROMPT, lambda i: f" t{i}")[1] == []
-    num, differing = differing_tokens(answer, PROMPT, lambda i: f"u{i}")
-    assert num == len(differing) > 12 and differing[0] == (7, "t7", "u7")
-    assert differing_tokens(answer, PROMPT, lambda i: "\ufffd")[0] == 0  # a piece of a character says nothing
+    texts = shown_texts(answer, PROMPT, lambda i: f" u{i}")
+    assert len(texts) > 12 and texts == {i: (f"t{i}", f"u{i}") for i in texts}
+    assert shown_texts(answer, PROMPT, lambda i: "\ufffd") == shown_texts(answer, PROMPT, lambda i: "\n") == {}  # a piece of a character says nothing
+    for entry in answer["choices"][0]["prompt_logprobs"][2].values():
+        del entry["decoded_token"]
+    assert 0 < len(shown_texts(answer, PROMPT, lambda i: f"u{i}")) < len(texts)
 
 
 def test_the_request_switches_off_what_would_bend_the_distribution():
