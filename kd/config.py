@@ -82,7 +82,7 @@ def _override(data: dict, override: str, report: Report) -> dict:
     """`data` with one `a.b=c` applied; lists are reached by index and cannot grow."""
     key, equals, text = override.partition("=")
     path = undotted(key.strip())
-    if not equals or "" in path:
+    if not equals or "" in path or ":" in key:
         report.add_override(override, "expected key=value, for example training.steps=100")
         return data
     try:
@@ -94,10 +94,8 @@ def _override(data: dict, override: str, report: Report) -> dict:
     if changed is _MISSING:
         report.add_override(override, f"there is no place {dotted(path)}: a list has only the indices written in the file, a value has no keys")
         return data
-    for table in (report.positions, report.overridden):
-        for old in [old for old in table if old[: len(path)] == path]:
-            del table[old]
-    report.overridden[path] = override
+    report.positions = {old: line for old, line in report.positions.items() if old[: len(path)] != path}
+    report.overridden = {old for old in report.overridden if old[: len(path)] != path} | {path}
     for problem in parsed.problems:
         report.add((*path, *problem.path), problem.message)
     return changed
