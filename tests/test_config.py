@@ -339,6 +339,12 @@ def test_what_the_teacher_gives_is_filled_in(write):
         (["teacher.cache={path: c, temperatures: [2.0, 1.0]}", "loss.temperature={schedule: linear, start: 2.0, end: 1.0}"],
          ["teacher.cache.temperatures: training is at temperature 1.949 in step 5, and the nearest of [2, 1]"]),
         (["teacher.cache={path: c, temperatures: [2.0, 1.0], t_tolerance: 0.5}", "loss.temperature={schedule: cosine, start: 2.0, end: 1.0}"], []),
+        (["teacher.cache={path: c, t_tolerance: 0.5}", "loss.weights={hard: 0.5, truth: 0.5}"], []),  # no term has the temperature
+        (["teacher.cache={path: c, t_tolerance: 0.5}", "loss.weights={truth: 1}"], []),
+        (["teacher.cache={path: c, t_tolerance: 0.5}", "loss.teacher_share={start: 0, end: 0}"], []),
+        (["teacher.cache={path: c, t_tolerance: 0.5}", "loss.entropy_weighting={kd: [0, 0]}"], []),
+        (["teacher.cache={path: c}", "loss.teacher_share={start: 0, end: 0.1}"], ["teacher.cache.temperatures: training is at temperature 2 in step 0"]),
+        (["teacher.cache={path: c}", "loss.entropy_weighting={kd: [0, 0.1]}"], ["teacher.cache.temperatures: training is at temperature 2 in step 0"]),
         (["teacher.cache={path: c, temperatures: [2.0], num_draws: 256}"], ["teacher.cache.num_draws: must be at most 255"]),
     ],
 )  # fmt: skip
@@ -395,6 +401,17 @@ def test_what_an_endpoint_has_not(write, old, new, expected):
     path = write(changed("  path: some/teacher\n", ENDPOINT.replace(old, new) if old else ENDPOINT))
     (problem,) = problems(path, overrides)
     assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(("schedule", "remedy"), [("start: 2.0", "set loss.temperature.start: 1.0"),
+                                                  ("schedule: linear, start: 1.0, end: 3.0", "set loss.temperature.start: 1.0, and schedule: constant without end")])
+def test_the_temperature_of_a_run_from_an_endpoint_is_1(write, schedule, remedy):
+    """Another captured temperature is no advice: an endpoint tells none."""
+    text = changed("  path: some/teacher\n", ENDPOINT).replace("loss:\n", f"loss:\n  temperature: {{{schedule}}}\n")
+    (problem,) = problems(write(text))
+    assert problem.startswith("26: loss.temperature.start: training is at temperature ") and "an endpoint tells probabilities at temperature 1 alone" in problem
+    assert problem.endswith(remedy)
+    load_config(write(text), ["loss.temperature={start: 1.0}"])
 
 
 def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(write):
