@@ -50,12 +50,14 @@ def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = N
 def dry_run(config: RunConfig, world_size: int) -> str:
     """What `--dry-run` prints: the plan, and the size of the teacher's cache from a sample of the data.
 
+    The tokenizer is loaded where the teacher's signal is of some of its tokens, or cached.
+
     Raises:
         PlanError, DataError, TokenizerError: something that the configuration names is not there.
     """
     cached = config.teacher is not None and config.teacher.cache is not None
-    sources = sources_to_look_at(config) if cached else []
-    size = cache_size(config, load_tokenizer(config), sources) if cached else None
+    tokenizer = load_tokenizer(config) if cached or config.teacher is not None and config.teacher.signal != "dense" else None
+    size = cache_size(config, tokenizer, sources_to_look_at(config)) if cached else None
     return format_plan(plan_here(config, world_size, cache=size))
 
 
