@@ -81,14 +81,13 @@ def plan_run(
     placement = config.teacher.placement if config.teacher else "replicated"
     cached = config.teacher is not None and config.teacher.cache is not None
     ds_config = _read_json(config.training.deepspeed)
-    teacher_zero = _read_json(config.teacher.deepspeed or config.training.deepspeed) if config.teacher else {}
     job = Job(
         student=student,
         teacher=None if cached else teacher,  # with a cache it does not run beside the student
         world_size=world_size,
         student_dtype=config.student.dtype,
         teacher_dtype=config.teacher.dtype if config.teacher else "bf16",
-        teacher_sharded=placement == "offloaded" or placement == "sharded" and teacher_zero.get("zero_optimization", {}).get("stage") == 3,
+        teacher_sharded=placement != "replicated",
         teacher_offloaded=placement == "offloaded",
         ds_config=ds_config,
         micro_batch_size=config.training.micro_batch_size,

@@ -166,6 +166,8 @@ def test_a_teacher_on_this_machine_is_counted_and_another_is_noted(configure, tm
     config = configure({"stage": 3}, f"teacher: {{path: {tmp_path / 'teacher'}}}\n")
     plan = plan_run(config, 2, 80 * GIB)
     assert plan.teacher_parameters == PARAMETERS and plan.notes == () and plan.device_bytes["teacher weights"] == PARAMETERS // 2 * 2
+    config = configure({"stage": 2}, f"teacher: {{path: {tmp_path / 'teacher'}}}\n")  # the teacher's own engine is of ZeRO-3 all the same
+    assert plan_run(config, 2, 80 * GIB).device_bytes["teacher weights"] == PARAMETERS // 2 * 2
     plan = plan_run(configure({"stage": 3}, "teacher: {path: nobody/nothing}\n"), 2, 80 * GIB)
     assert plan.teacher_parameters is None and "nobody/nothing is not on this machine" in plan.notes[0]
     assert "note      the teacher nobody/nothing" in format_plan(plan)
