@@ -12,6 +12,7 @@ accumulation and clipping are filled in from the YAML, and student.dtype replace
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -167,8 +168,29 @@ def _with_files(config: RunConfig, report: Report) -> RunConfig:
             looked = ", ".join(dict.fromkeys(os.path.abspath(folder) for folder in folders))
             report.add_conflict((f"{name}.deepspeed",), f"no file {section.deepspeed!r} in {looked}")
             continue
+        if fault := _fault_of_json(found[0], trains=name == "training"):
+            report.add_conflict((f"{name}.deepspeed",), fault)
         config = config.model_copy(update={name: section.model_copy(update={"deepspeed": found[0]})})
     return config
+
+
+def _fault_of_json(file: str, trains: bool) -> str | None:
+    """What is wrong with a DeepSpeed JSON, or None. Without ZeRO DeepSpeed tells no gradient norm, and takes steps that are not finite."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            settings = json.load(stream)
+    except json.JSONDecodeError as error:
+        return f"{file}:{error.lineno}: not valid JSON: {error.msg}"
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{file}: cannot be read: {error}"
+    zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else None
+    if not isinstance(zero, dict):
+        return f"{file}: expected an object with an object zero_optimization in it, as in ds_configs/zero3.json"
+    stage = zero.get("stage", 0)
+    if trains and stage not in (1, 2, 3):
+        return (f"{file}: zero_optimization.stage is {stage}, where no gradient norm is measured and steps that are not finite are taken: "
+                "use 1, 2 or 3, as ds_configs/zero3.json does")
+    return None
 
 
 def _filled(config: RunConfig) -> RunConfig:

@@ -287,10 +287,36 @@ def test_entropy_weights_sum_to_one_at_each_end(write):
 
 def test_the_deepspeed_file_is_found_beside_the_yaml_and_in_the_repository(write, tmp_path, monkeypatch):
     path = write(changed("ds_configs/zero3_cpu.json", "mine.json"))
-    (tmp_path / "mine.json").write_text("{}")
+    (tmp_path / "mine.json").write_text('{"zero_optimization": {"stage": 2}}')
     assert load_config(path).training.deepspeed == str(tmp_path / "mine.json")
     monkeypatch.chdir(tmp_path)
     assert load_config(write(GOOD)).training.deepspeed.endswith("ds_configs/zero3_cpu.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}", "mine.json: zero_optimization.stage is 0, where no gradient norm is measured and steps that are not finite are taken: use 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 0}}', "mine.json: zero_optimization.stage is 0"),
+        ('{"zero_optimization": {"stage": 4}}', "mine.json: zero_optimization.stage is 4"),
+        ('{\n"a": 1,\n}', "mine.json:3: not valid JSON"),
+        ('{"zero_optimization": true}', "mine.json: expected an object with an object zero_optimization in it"),
+        ("[]", "mine.json: expected an object"),
+    ],
+)
+def test_a_deepspeed_file_that_cannot_train_is_named(write, tmp_path, text, expected):
+    (tmp_path / "mine.json").write_text(text)
+    (problem,) = problems(write(changed("ds_configs/zero3_cpu.json", "mine.json")))
+    assert problem.startswith(f"27: training.deepspeed: {tmp_path}/{expected}")
+
+
+def test_the_teachers_deepspeed_file_may_be_of_any_stage(write, tmp_path):
+    """Its engine is of ZeRO-3 whatever the JSON says."""
+    (tmp_path / "teacher.json").write_text("{}")
+    assert load_config(write(GOOD), ["teacher.deepspeed=teacher.json"]).teacher.deepspeed == str(tmp_path / "teacher.json")
+    (tmp_path / "teacher.json").write_text("{")
+    (problem,) = problems(write(GOOD), ["teacher.deepspeed=teacher.json"])
+    assert problem.startswith(f"--set teacher.deepspeed: teacher.deepspeed: {tmp_path}/teacher.json:1: not valid JSON")
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
