@@ -175,7 +175,7 @@ def _with_files(config: RunConfig, report: Report) -> RunConfig:
 
 
 def _fault_of_json(file: str, trains: bool) -> str | None:
-    """What is wrong with a DeepSpeed JSON, or None. Without ZeRO DeepSpeed tells no gradient norm, and takes steps that are not finite."""
+    """What is wrong with a DeepSpeed JSON, or None. Its optimizers without ZeRO have no gradient norm to log, and no finite gate."""
     try:
         with open(file, encoding="utf-8") as stream:
             settings = json.load(stream)
@@ -188,7 +188,7 @@ def _fault_of_json(file: str, trains: bool) -> str | None:
         return f"{file}: expected an object with an object zero_optimization in it, as in ds_configs/zero3.json"
     stage = zero.get("stage", 0)
     if trains and stage not in (1, 2, 3):
-        return (f"{file}: zero_optimization.stage is {stage}, where no gradient norm is measured and steps that are not finite are taken: "
+        return (f"{file}: zero_optimization.stage is {stage}, where DeepSpeed may measure no gradient norm and take a step that is not finite: "
                 "use 1, 2 or 3, as ds_configs/zero3.json does")
     return None
 
