@@ -12,6 +12,7 @@ accumulation and clipping are filled in from the YAML, and student.dtype replace
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -82,7 +83,7 @@ def _override(data: dict, override: str, report: Report) -> dict:
     """`data` with one `a.b=c` applied; lists are reached by index and cannot grow."""
     key, equals, text = override.partition("=")
     path = undotted(key.strip())
-    if not equals or "" in path:
+    if not equals or "" in path or ":" in key:
         report.add_override(override, "expected key=value, for example training.steps=100")
         return data
     try:
@@ -94,10 +95,8 @@ def _override(data: dict, override: str, report: Report) -> dict:
     if changed is _MISSING:
         report.add_override(override, f"there is no place {dotted(path)}: a list has only the indices written in the file, a value has no keys")
         return data
-    for table in (report.positions, report.overridden):
-        for old in [old for old in table if old[: len(path)] == path]:
-            del table[old]
-    report.overridden[path] = override
+    report.positions = {old: line for old, line in report.positions.items() if old[: len(path)] != path}
+    report.overridden = {old for old in report.overridden if old[: len(path)] != path} | {path}
     for problem in parsed.problems:
         report.add((*path, *problem.path), problem.message)
     return changed
@@ -169,8 +168,29 @@ def _with_files(config: RunConfig, report: Report) -> RunConfig:
             looked = ", ".join(dict.fromkeys(os.path.abspath(folder) for folder in folders))
             report.add_conflict((f"{name}.deepspeed",), f"no file {section.deepspeed!r} in {looked}")
             continue
+        if fault := _fault_of_json(found[0], trains=name == "training"):
+            report.add_conflict((f"{name}.deepspeed",), fault)
         config = config.model_copy(update={name: section.model_copy(update={"deepspeed": found[0]})})
     return config
+
+
+def _fault_of_json(file: str, trains: bool) -> str | None:
+    """What is wrong with a DeepSpeed JSON, or None. Its optimizers without ZeRO have no gradient norm to log, and no finite gate."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            settings = json.load(stream)
+    except json.JSONDecodeError as error:
+        return f"{file}:{error.lineno}: not valid JSON: {error.msg}"
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{file}: cannot be read: {error}"
+    zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else None
+    if not isinstance(zero, dict):
+        return f"{file}: expected an object with an object zero_optimization in it, as in ds_configs/zero3.json"
+    stage = zero.get("stage", 0)
+    if trains and stage not in (1, 2, 3):
+        return (f"{file}: zero_optimization.stage is {stage}, where DeepSpeed may measure no gradient norm and take a step that is not finite: "
+                "use 1, 2 or 3, as ds_configs/zero3.json does")
+    return None
 
 
 def _filled(config: RunConfig) -> RunConfig:

@@ -91,21 +91,23 @@ def _forward_kl_alone(config: RunConfig, key: str, name: str) -> Iterator[Confli
 
 
 def _schedule_is_cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conflict]:
-    from kd.objective import scheduled  # brings torch, which reading a YAML otherwise does without
+    from kd.objective import scheduled, uses_temperature  # brings torch, which reading a YAML otherwise does without
 
     t, steps = config.loss.temperature, config.training.steps
-    if t.schedule != "constant" and t.end is None:
-        return  # another check says so
+    if not uses_temperature(config.loss) or t.schedule != "constant" and t.end is None:  # of the latter another check says so
+        return
     for step in range(1 if t.schedule == "constant" else steps):
         wanted = scheduled(t.schedule, t.start, t.end, step, steps)
         nearest = min(cache.temperatures, key=lambda at: abs(at - wanted))
         if abs(nearest - wanted) > cache.t_tolerance + 1e-12:
             keys = ("teacher.cache.temperatures", "teacher.cache.t_tolerance", *(f"loss.temperature.{key}" for key in ("schedule", "start", "end")))
-            yield Conflict(
-                keys,
-                f"training is at temperature {wanted:.4g} in step {step}, and the nearest of {_listed(cache)} is farther than t_tolerance "
-                f"({cache.t_tolerance:g}): add {wanted:.4g} to this list and capture, or change loss.temperature or t_tolerance",
-            )
+            known = f"and the nearest of {_listed(cache)} is farther than t_tolerance ({cache.t_tolerance:g})"
+            remedy = f"add {wanted:.4g} to this list and capture, or change loss.temperature or t_tolerance"
+            if config.teacher.endpoint is not None:  # no other temperature can be captured from it, as _endpoint says
+                keys = ("loss.temperature.start", "teacher.endpoint", *keys)
+                known = "and an endpoint tells probabilities at temperature 1 alone"
+                remedy = "set loss.temperature.start: 1.0" + ("" if t.schedule == "constant" else ", and schedule: constant without end")
+            yield Conflict(keys, f"training is at temperature {wanted:.4g} in step {step}, {known}: {remedy}")
             return
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from kd.config_schema import RunConfig
 from kd.config_yaml import Path
 
 _LAST = 10**9  # overrides are listed after the lines of the file
+_NOT_IN_KEYS = re.compile(r"[=:{}\[\]\s]")
 
 
 class ConfigError(ValueError):
@@ -26,7 +28,7 @@ class Report:
     def __init__(self, file: str):
         self.file = file
         self.positions: dict[Path, int] = {}  # lines of keys in the file
-        self.overridden: dict[Path, str] = {}  # keys set on the command line
+        self.overridden: set[Path] = set()  # keys set on the command line
         self._bad: set[Path] = set()
         self._problems: list[tuple[int, str]] = []
 
@@ -37,8 +39,8 @@ class Report:
         self._problems.append((order, f"{where}: {dotted(path)}: {message}"))
 
     def add_override(self, override: str, message: str) -> None:
-        """A `--set` that is not even a key and a value."""
-        self._problems.append((_LAST, f"--set {override}: {message}"))
+        """A `--set` that is not even a key and a value, or has no place."""
+        self._problems.append((_LAST, f"--set {key_of(override)}: {message}"))
 
     def add_conflict(self, keys: tuple[str, ...], message: str) -> None:
         """A contradiction between keys; kept back when one of them is faulty itself, for it may be a consequence."""
@@ -57,11 +59,11 @@ class Report:
             raise ConfigError(f"{self.file}: {count}\n" + "\n".join(f"  {line}" for line in lines))
 
     def _where(self, path: Path) -> tuple[int, str]:
-        """The key, or the nearest section around it that was written down."""
+        """The key, or the nearest section around it that was written down; of an override its key alone, as what it was set to may
+        hold a secret anywhere: under a name that does not exist, or beside the key that is faulty."""
         for size in range(len(path), -1, -1):
             if path[:size] in self.overridden:
-                override = self.overridden[path[:size]]
-                return _LAST, f"--set {dotted(path[:size])}" if _hidden(path) else f"--set {override}"
+                return _LAST, f"--set {dotted(path[:size])}"
             if path[:size] in self.positions:
                 return self.positions[path[:size]], f"{self.file}:{self.positions[path[:size]]}"
         return 1, f"{self.file}:1"
@@ -73,6 +75,11 @@ def dotted(path: Path) -> str:
 
 def undotted(key: str) -> Path:
     return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+
+
+def key_of(override: str) -> str:
+    """What of a `--set` may be printed: all before the first sign that no key has. The rest may be a secret."""
+    return _NOT_IN_KEYS.split(override.strip(), maxsplit=1)[0]
 
 
 def explain(error: dict[str, Any]) -> str:
@@ -173,9 +180,14 @@ class _NotShown:
 
 
 def _hidden(path: Path) -> bool:
-    """Whether the key is declared with repr=False: an error must not repeat its value."""
-    field = field_at(path)
-    return field is not None and not field.repr
+    """Whether the key, or one of the section that should stand there, is declared with repr=False: an error must not repeat its value."""
+    field, section = field_at(path), _section(_annotation(path))
+    return field is not None and not field.repr or section is not None and _holds_hidden(section)
+
+
+def _holds_hidden(section: type[BaseModel]) -> bool:
+    inner = (_section(field.annotation) for field in section.model_fields.values())
+    return any(not field.repr for field in section.model_fields.values()) or any(map(_holds_hidden, filter(None, inner)))
 
 
 def _annotation(path: Path) -> Any:

@@ -91,7 +91,8 @@ class Teacher(Section):
     """sharded: split over all GPUs by ZeRO-3; replicated: one whole copy on each GPU (faster, and only for small teachers);
     offloaded: sharded, with the weights in host memory (slower, for a teacher that the GPUs cannot hold)."""
     deepspeed: Text | None = None
-    """DeepSpeed JSON of a teacher that is not replicated; by default the ZeRO-3 settings of training.deepspeed without an optimizer."""
+    """DeepSpeed JSON of a teacher that is not replicated; by default the settings of training.deepspeed without an optimizer. Its
+    stage is 3, whatever the JSON says."""
     signal: Literal["dense", "topk", "sampled"] | None = None
     """What a teacher that runs beside the student gives of each token's distribution, without a cache. dense (the default):
     all of it; topk: its best top_k tokens and the mass of all others; sampled: num_draws draws, for divergence: forward_kl."""
@@ -328,7 +329,7 @@ class Training(Section):
     save_every: Count = 2000
     """Optimizer steps between two checkpoints."""
     deepspeed: Text = "ds_configs/zero3.json"
-    """DeepSpeed JSON: looked for from the working directory, then beside this YAML, then in the repository. Batch sizes,
+    """DeepSpeed JSON, of ZeRO stage 1, 2 or 3: looked for from the working directory, then beside this YAML, then in the repository. Batch sizes,
     accumulation, clipping and precision are filled in from this YAML and need not be in it."""
     time_budget_seconds: Positive | None = None
     """Stop, save and export after this many seconds of training; above 0."""
@@ -342,7 +343,7 @@ class Evaluation(Section):
     max_new_tokens: Count = 256
     """Longest answer in tokens."""
     baselines: bool = True
-    """Also evaluate the teacher and an untrained student."""
+    """Also evaluate the teacher and an untrained student. With a cache the teacher is left out where its weights are not on this machine."""
 
 
 class RunConfig(Section):

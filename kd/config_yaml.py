@@ -49,7 +49,7 @@ class _NoAlias:
     def compose_node(self, parent, index):
         event = self.peek_event()
         if isinstance(event, yaml.events.AliasEvent):
-            raise yaml.MarkedYAMLError(problem=f"alias *{event.anchor}: write the value out", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem="an alias (*name): write the value out", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
 
@@ -106,8 +106,9 @@ def _build(node: yaml.Node, path: Path, parsed: Parsed) -> Any:
             return _scalar(node)
         except ValueError:
             pass  # reported just below: the tag and the text disagree
-    tag = node.tag.replace(_TAG, "!!")
-    parsed.problems.append(Problem(node.start_mark.line + 1, path, f"tag {tag} is not understood here: write a plain value"))
+    # Of a tag of the user's own only that there is one: it may be a password that begins with "!".
+    tag = f"tag {node.tag.replace(_TAG, '!!')}" if node.tag.startswith(_TAG) else "a tag (!name)"
+    parsed.problems.append(Problem(node.start_mark.line + 1, path, f"{tag} is not understood here: write a plain value, in quotes if it begins with !"))
     return None
 
 

@@ -20,6 +20,7 @@ from kd.data.records import DataError, Record, read_records
 from kd.evaluate import evaluate_cases, merge, write_cases, write_evaluation
 from kd.precision import loaded_dtype
 from kd.run_log import RunLog
+from kd.teacher.identity import weight_files
 
 
 def held_out_records(config: RunConfig) -> dict[str, list[Record]]:
@@ -39,13 +40,30 @@ def held_out_records(config: RunConfig) -> dict[str, list[Record]]:
     return splits
 
 
+def missing_teacher(config: RunConfig) -> str | None:
+    """Why the teacher cannot be evaluated beside the student, where it should be; None where it can, or need not be.
+
+    With a cache the teacher's weights need not be on this machine. A live teacher has loaded them by then.
+    """
+    teacher = config.teacher
+    if not (config.data.evaluation and config.evaluation.baselines and teacher is not None and teacher.cache is not None):
+        return None
+    if weight_files(teacher.path, teacher.revision):
+        return None
+    return (f"the teacher is not evaluated beside the student: its weights ({teacher.path}) are not on this machine, and training from a cache "
+            "does not need them; put them there, or set evaluation.baselines: false, which leaves out all baselines and this line")
+
+
 def evaluate_run(config: RunConfig, tokenizer, student: Path, run_dir: Path, splits: dict[str, list[Record]], log: RunLog,
-                 device: torch.device) -> dict | None:
-    """Evaluates, and writes evaluation.json and cases.jsonl into `run_dir`. All ranks call it; rank 0 gets the metrics."""
+                 device: torch.device, *, teacher: bool = True) -> dict | None:
+    """Evaluates, and writes evaluation.json and cases.jsonl into `run_dir`. All ranks call it; rank 0 gets the metrics.
+
+    teacher: whether it can be loaded, where it is one of the baselines.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     models: dict[str, tuple[str, str | None]] = {"student": (str(student), None)}
     if config.evaluation.baselines:
-        if config.teacher is not None:
+        if config.teacher is not None and teacher:
             models = {"teacher": (config.teacher.path, config.teacher.revision), **models}
         models["untrained"] = (str(student), None)
     cases = {name: build_cases(records, tokenizer) for name, records in splits.items()}

@@ -83,6 +83,15 @@ def uses_teacher(config: RunConfig) -> bool:
     return loss.weights is None or loss.weights.kl > 0 or loss.weights.hard > 0
 
 
+def uses_temperature(loss: Loss) -> bool:
+    """Whether the divergence, the one term that has the temperature in it, ever weighs anything in a run with a teacher."""
+    if loss.entropy_weighting is not None:
+        return max(loss.entropy_weighting.kd) > 0
+    if loss.teacher_share is not None:
+        return max(loss.teacher_share.start, loss.teacher_share.end) > 0
+    return loss.weights is None or loss.weights.kl > 0
+
+
 def weights_at(loss: Loss, step: int, num_steps: int, *, has_teacher: bool) -> TermWeights:
     """The weights of optimizer step `step` (from 0) of `num_steps` under a run's loss section."""
     t = loss.temperature

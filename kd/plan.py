@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -80,15 +81,14 @@ def plan_run(
     teacher, notes = _teacher(config)
     placement = config.teacher.placement if config.teacher else "replicated"
     cached = config.teacher is not None and config.teacher.cache is not None
-    ds_config = _read_json(config.training.deepspeed)
-    teacher_zero = _read_json(config.teacher.deepspeed or config.training.deepspeed) if config.teacher else {}
+    ds_config = json.loads(Path(config.training.deepspeed).read_text(encoding="utf-8"))
     job = Job(
         student=student,
         teacher=None if cached else teacher,  # with a cache it does not run beside the student
         world_size=world_size,
         student_dtype=config.student.dtype,
         teacher_dtype=config.teacher.dtype if config.teacher else "bf16",
-        teacher_sharded=placement == "offloaded" or placement == "sharded" and teacher_zero.get("zero_optimization", {}).get("stage") == 3,
+        teacher_sharded=placement != "replicated",
         teacher_offloaded=placement == "offloaded",
         ds_config=ds_config,
         micro_batch_size=config.training.micro_batch_size,
@@ -164,14 +164,6 @@ def format_plan(plan: Plan) -> str:
     lines += [f"  note      {note}" for note in plan.notes]
     lines += [f"  PROBLEM   {problem}" for problem in plan.problems] or ["  fits      no problem found"]
     return "\n".join(lines)
-
-
-def _read_json(path: str) -> dict:
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return json.load(stream)
-    except json.JSONDecodeError as error:
-        raise PlanError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
 
 
 def _items(sizes: dict[str, int]) -> list[str]:

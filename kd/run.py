@@ -19,7 +19,7 @@ from kd.config import dump_config
 from kd.config_schema import RunConfig
 from kd.engine import StudentEngine, resolved_ds_config, start_distributed
 from kd.evaluate import format_table
-from kd.held_out import evaluate_run, held_out_records
+from kd.held_out import evaluate_run, held_out_records, missing_teacher
 from kd.objective import uses_teacher
 from kd.plan import Plan, check_fits, format_plan, plan_run
 from kd.precision import multiplies_bf16
@@ -50,12 +50,14 @@ def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = N
 def dry_run(config: RunConfig, world_size: int) -> str:
     """What `--dry-run` prints: the plan, and the size of the teacher's cache from a sample of the data.
 
+    The tokenizer is loaded where the teacher's signal is of some of its tokens, or cached.
+
     Raises:
         PlanError, DataError, TokenizerError: something that the configuration names is not there.
     """
     cached = config.teacher is not None and config.teacher.cache is not None
-    sources = sources_to_look_at(config) if cached else []
-    size = cache_size(config, load_tokenizer(config), sources) if cached else None
+    tokenizer = load_tokenizer(config) if cached or config.teacher is not None and config.teacher.signal != "dense" else None
+    size = cache_size(config, tokenizer, sources_to_look_at(config)) if cached else None
     return format_plan(plan_here(config, world_size, cache=size))
 
 
@@ -78,19 +80,22 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     run_dir = run_folder(config)
     tokenizer = load_tokenizer(config)
     splits = held_out_records(config)
+    no_teacher = on_rank_0(lambda: missing_teacher(config))
     sources: Sources = on_rank_0(lambda: run_sources(config))  # every line is checked before a model is loaded
     on_rank_0(lambda: _prepare(run_dir, config, fresh))
     log = RunLog(run_dir, config.training.steps, rank=rank)
     _warn_of_emulation(config, log)
     try:
+        if no_teacher:
+            log.say(f"evaluation: {no_teacher}")
         if sources.num_refused:
             log.say(f"data: {sources.num_refused} lines are refused; they are in {sources.quarantine}")
         result, student, device = _train(config, tokenizer, run_dir, log, sources)
         if result.stopped == "signal":
             log.say("the same command goes on from here")
             return run_dir
-        metrics = evaluate_run(config, tokenizer, student, run_dir, splits, log, device) if splits else None
-        on_rank_0(lambda: _finish(config, run_dir, result, time.monotonic() - started, log, metrics, sources))
+        metrics = evaluate_run(config, tokenizer, student, run_dir, splits, log, device, teacher=no_teacher is None) if splits else None
+        on_rank_0(lambda: _finish(config, run_dir, result, time.monotonic() - started, log, metrics, sources, no_teacher))
     finally:
         log.close()
     dist.barrier()
@@ -142,7 +147,8 @@ def _prepare(run_dir: Path, config: RunConfig, fresh: bool) -> None:
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
 
 
-def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_seconds: float, log: RunLog, metrics: dict | None, sources: Sources) -> None:
+def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_seconds: float, log: RunLog, metrics: dict | None, sources: Sources,
+            no_teacher: str | None) -> None:
     facts = {
         "student_parameters": count_parameters(AutoConfig.from_pretrained(run_dir / "student")), "wall_seconds": wall_seconds,
         "training_seconds": result.seconds, "steps": result.steps, "tokens": result.tokens, "stopped": result.stopped,
@@ -153,6 +159,8 @@ def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_secon
         facts["teacher_parameters"] = count_parameters(AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision))
     if config.student.init == "teacher_layers":
         facts["notes"].append("The student started from layers of the teacher (student.init: teacher_layers), not from random weights.")
+    if no_teacher:
+        facts["notes"].append(f"{no_teacher[0].upper()}{no_teacher[1:]}.")
     if sources.num_refused or result.num_refused:
         facts["notes"].append(f"{sources.num_refused} lines of the data were refused, and {result.num_refused} records that could not be rendered or "
                               f"located; they are in {sources.quarantine}.")

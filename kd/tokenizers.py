@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from kd.config_schema import RunConfig
+from kd.config_schema import RunConfig, Teacher
 
 
 class TokenizerError(ValueError):
@@ -16,7 +16,8 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
 
     Raises:
         TokenizerError: none found, no chat template, no fast tokenizer; the teacher's, or the one saved beside the
-            checkpoint the student starts from, gives other ids; the teacher's vocabulary is narrower than the tokenizer.
+            checkpoint the student starts from, gives other ids; the teacher's vocabulary is narrower than the tokenizer; more
+            of each distribution is asked for than there are tokens.
     """
     source = config.tokenizer.path or (config.teacher.path if config.teacher else config.student.path)
     if source is None:
@@ -34,6 +35,7 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
                 raise TokenizerError(f"the teacher's tokenizer ({teacher.path}) is not the run's ({source}): {difference}. Distillation compares "
                                      "probabilities token by token, so both must be the same: leave tokenizer.path out")
         _check_width(teacher.path, teacher.revision, len(tokenizer))
+        _check_kept(teacher, len(tokenizer))
     if student.init == "checkpoint" and student.path != source and (saved := _load_if_any(student.path)) is not None:
         difference = first_difference(saved, tokenizer, "the student's checkpoint")
         if difference:
@@ -50,6 +52,15 @@ def _check_width(path: str, revision: str | None, num_tokens: int) -> None:
     if width < num_tokens:
         raise TokenizerError(f"teacher.path: the teacher's vocabulary is {width} wide and the tokenizer has {num_tokens} tokens, so it has no "
                              "probability for the last ones: resize the teacher's embeddings, or take away the tokens that were added")
+
+
+def _check_kept(teacher: Teacher, num_tokens: int) -> None:
+    kept = [("teacher.top_k", teacher.top_k, "of all of them is teacher.signal: dense"),
+            ("teacher.num_draws", teacher.num_draws, "more is known, for less, from teacher.signal: dense"),
+            ("teacher.cache.top_k", teacher.cache and teacher.cache.top_k, "the usual is 32 to 64")]
+    for key, number, remark in kept:
+        if number is not None and number > num_tokens:
+            raise TokenizerError(f"{key}: {number} a row, and the tokenizer has {num_tokens} tokens: lower it ({remark})")
 
 
 def first_difference(first: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, owner: str = "the teacher") -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -198,7 +200,7 @@ def test_everything_wrong_at_once(write):
         "optimizer.clip",
         "training.steps",
     ]
-    assert found[-1] == "--set training.save_evry=3: training.save_evry: unknown key; did you mean training.save_every?"
+    assert found[-1] == "--set training.save_evry: training.save_evry: unknown key; did you mean training.save_every?"
 
 
 def test_a_fault_is_not_reported_twice_as_a_contradiction(write):
@@ -211,7 +213,7 @@ def test_a_fault_is_not_reported_twice_as_a_contradiction(write):
     [
         ("run:\n  name: [a\nloss: {}\n", ":3: not valid YAML"),
         ("run:\n\tname: a\n", ":2: not valid YAML"),
-        ("run: &a {name: x}\nloss: *a\n", ":2: not valid YAML: alias *a"),
+        ("run: &a {name: x}\nloss: *a\n", ":2: not valid YAML: an alias (*name): write the value out"),
         ("a: 1\n---\nb: 2\n", ":2: not valid YAML"),
         ("run: \x01\n", ":1: not valid YAML"),
         ("- a\n", ":1: expected sections"),
@@ -257,6 +259,7 @@ def test_an_override_mends_a_wrong_value(write):
     ("override", "expected"),
     [
         ("training.steps", "expected key=value"),
+        ("training.steps: 3", "expected key=value"),
         ("training..steps=3", "expected key=value"),
         ("training.steps=[1", "the value is not valid YAML"),
         ("data.stages.7.name=x", "there is no place data.stages.7.name"),
@@ -268,7 +271,7 @@ def test_an_override_mends_a_wrong_value(write):
 )
 def test_wrong_overrides(write, override, expected):
     found = problems(write(GOOD), [override])
-    assert len(found) == 1 and found[0].startswith(f"--set {override}: {expected}")
+    assert len(found) == 1 and found[0].startswith(f"--set {re.split('[=:]', override)[0]}: {expected}")
 
 
 @pytest.mark.parametrize("extra", ["", "  entropy_weighting: {kd: [1, 3], hard: [1, 1], truth: [1, 0.3]}\n", "  teacher_share: {}\n"])
@@ -284,10 +287,36 @@ def test_entropy_weights_sum_to_one_at_each_end(write):
 
 def test_the_deepspeed_file_is_found_beside_the_yaml_and_in_the_repository(write, tmp_path, monkeypatch):
     path = write(changed("ds_configs/zero3_cpu.json", "mine.json"))
-    (tmp_path / "mine.json").write_text("{}")
+    (tmp_path / "mine.json").write_text('{"zero_optimization": {"stage": 2}}')
     assert load_config(path).training.deepspeed == str(tmp_path / "mine.json")
     monkeypatch.chdir(tmp_path)
     assert load_config(write(GOOD)).training.deepspeed.endswith("ds_configs/zero3_cpu.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}", "mine.json: zero_optimization.stage is 0, where DeepSpeed may measure no gradient norm and take a step that is not finite: use 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 0}}', "mine.json: zero_optimization.stage is 0"),
+        ('{"zero_optimization": {"stage": 4}}', "mine.json: zero_optimization.stage is 4"),
+        ('{\n"a": 1,\n}', "mine.json:3: not valid JSON"),
+        ('{"zero_optimization": true}', "mine.json: expected an object with an object zero_optimization in it"),
+        ("[]", "mine.json: expected an object"),
+    ],
+)
+def test_a_deepspeed_file_that_cannot_train_is_named(write, tmp_path, text, expected):
+    (tmp_path / "mine.json").write_text(text)
+    (problem,) = problems(write(changed("ds_configs/zero3_cpu.json", "mine.json")))
+    assert problem.startswith(f"27: training.deepspeed: {tmp_path}/{expected}")
+
+
+def test_the_teachers_deepspeed_file_may_be_of_any_stage(write, tmp_path):
+    """Its engine is of ZeRO-3 whatever the JSON says."""
+    (tmp_path / "teacher.json").write_text("{}")
+    assert load_config(write(GOOD), ["teacher.deepspeed=teacher.json"]).teacher.deepspeed == str(tmp_path / "teacher.json")
+    (tmp_path / "teacher.json").write_text("{")
+    (problem,) = problems(write(GOOD), ["teacher.deepspeed=teacher.json"])
+    assert problem.startswith(f"--set teacher.deepspeed: teacher.deepspeed: {tmp_path}/teacher.json:1: not valid JSON")
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -336,6 +365,12 @@ def test_what_the_teacher_gives_is_filled_in(write):
         (["teacher.cache={path: c, temperatures: [2.0, 1.0]}", "loss.temperature={schedule: linear, start: 2.0, end: 1.0}"],
          ["teacher.cache.temperatures: training is at temperature 1.949 in step 5, and the nearest of [2, 1]"]),
         (["teacher.cache={path: c, temperatures: [2.0, 1.0], t_tolerance: 0.5}", "loss.temperature={schedule: cosine, start: 2.0, end: 1.0}"], []),
+        (["teacher.cache={path: c, t_tolerance: 0.5}", "loss.weights={hard: 0.5, truth: 0.5}"], []),  # no term has the temperature
+        (["teacher.cache={path: c, t_tolerance: 0.5}", "loss.weights={truth: 1}"], []),
+        (["teacher.cache={path: c, t_tolerance: 0.5}", "loss.teacher_share={start: 0, end: 0}"], []),
+        (["teacher.cache={path: c, t_tolerance: 0.5}", "loss.entropy_weighting={kd: [0, 0]}"], []),
+        (["teacher.cache={path: c}", "loss.teacher_share={start: 0, end: 0.1}"], ["teacher.cache.temperatures: training is at temperature 2 in step 0"]),
+        (["teacher.cache={path: c}", "loss.entropy_weighting={kd: [0, 0.1]}"], ["teacher.cache.temperatures: training is at temperature 2 in step 0"]),
         (["teacher.cache={path: c, temperatures: [2.0], num_draws: 256}"], ["teacher.cache.num_draws: must be at most 255"]),
     ],
 )  # fmt: skip
@@ -385,13 +420,24 @@ def test_addresses_of_endpoints(write, url):
     ("kind: topk", "kind: sampled", "5: teacher.cache.kind: an endpoint tells its best tokens alone: use kind: topk (here sampled)"),
     ("kind: topk", "kind: topk, temperatures: [1.0, 2.0]", "5: teacher.cache.temperatures: an endpoint tells probabilities at temperature 1 alone: use [1.0]"),
     ("path: some/teacher\n", "path: some/teacher\n  deepspeed: ds_configs/zero3_cpu.json\n", "5: teacher.deepspeed: no teacher runs here"),
-    ("", "loss.entropy_weighting={}", "--set loss.entropy_weighting={}: loss.entropy_weighting: an endpoint tells no entropy: use loss.weights"),
+    ("", "loss.entropy_weighting={}", "--set loss.entropy_weighting: loss.entropy_weighting: an endpoint tells no entropy: use loss.weights"),
 ])  # fmt: skip
 def test_what_an_endpoint_has_not(write, old, new, expected):
     overrides = [AT_ONE, *([] if old else [new])]
     path = write(changed("  path: some/teacher\n", ENDPOINT.replace(old, new) if old else ENDPOINT))
     (problem,) = problems(path, overrides)
     assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(("schedule", "remedy"), [("start: 2.0", "set loss.temperature.start: 1.0"),
+                                                  ("schedule: linear, start: 1.0, end: 3.0", "set loss.temperature.start: 1.0, and schedule: constant without end")])
+def test_the_temperature_of_a_run_from_an_endpoint_is_1(write, schedule, remedy):
+    """Another captured temperature is no advice: an endpoint tells none."""
+    text = changed("  path: some/teacher\n", ENDPOINT).replace("loss:\n", f"loss:\n  temperature: {{{schedule}}}\n")
+    (problem,) = problems(write(text))
+    assert problem.startswith("26: loss.temperature.start: training is at temperature ") and "an endpoint tells probabilities at temperature 1 alone" in problem
+    assert problem.endswith(remedy)
+    load_config(write(text), ["loss.temperature={start: 1.0}"])
 
 
 def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(write):
@@ -401,6 +447,25 @@ def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(write):
     good = write(changed("  path: some/teacher\n", ENDPOINT))
     (problem,) = problems(good, [AT_ONE, "teacher.endpoint.api_key_env=sk-Hunter2"])
     assert problem.startswith("--set teacher.endpoint.api_key_env: teacher.endpoint.api_key_env: a value") and "Hunter2" not in problem
+
+
+@pytest.mark.parametrize("value", ["sk-Hunter2", "*Hunter2", "!Hunter2", "'Hunter2", "[Hunter2", "{a: Hunter2}", "http://me:Hunter2@host/v1", "a: b: Hunter2"])
+@pytest.mark.parametrize("override", [
+    "teacher.endpoint.api_key={}", "teacher.endpoint.api_key: {}", "teacher.endpoint.api_key {}", "teacher.endpoint.api_key_env={}",
+    "teacher.endpoint={{url: http://h/v1, model: m, api_key: {}}}", "teacher.endpoint={{url: http://h/v1, model: m, api_key_env: {}, concurrency: 999}}",
+    "teacher.endpoint={{url: {}, model: m, retries: 999}}", "teacher.endpoint={}", "teacher={}", "teacher={{endpoint: {}}}", "teacher.api_key={}",
+    "endpoint.api_key={}", "api_key={}", "={}",
+])  # fmt: skip
+def test_nothing_that_an_override_sets_is_repeated(write, override, value):
+    """A key given in a wrong place, beside another fault, or not as YAML, must not come into a log."""
+    found = problems(write(changed("  path: some/teacher\n", ENDPOINT)), [AT_ONE, override.format(value)])
+    assert found and not any("Hunter2" in line for line in found), found
+
+
+@pytest.mark.parametrize("line", ["api_key: sk-Hunter2", "api_key_env: !Hunter2", "api_key_env: [Hunter2]"])
+def test_nothing_that_may_be_a_key_is_repeated_from_the_file(write, line):
+    (problem,) = problems(write(changed("  path: some/teacher\n", f"{ENDPOINT}    {line}\n")), [AT_ONE])
+    assert problem.startswith("9: teacher.endpoint.api_key") and "Hunter2" not in problem
 
 
 def test_every_key_is_documented_and_the_list_is_frozen():

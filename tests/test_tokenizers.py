@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from kd.config import load_config
 from kd.data.demo import build_tokenizer
+from kd.run import dry_run
 from kd.tokenizers import TokenizerError, first_difference, load_tokenizer
 
 
@@ -71,6 +72,17 @@ def test_a_teacher_narrower_than_the_tokenizer_is_refused(configure, teacher_fol
     (narrow / "config.json").write_text(json.dumps({**settings, "vocab_size": 599}))
     with pytest.raises(TokenizerError, match="the teacher's vocabulary is 599 wide and the tokenizer has 600 tokens"):
         load_tokenizer(configure(narrow))
+
+
+@pytest.mark.parametrize(("key", "extra"), [("teacher.top_k", "signal: topk, top_k: {}"), ("teacher.num_draws", "signal: sampled, num_draws: {}"),
+                                            ("teacher.cache.top_k", "cache: {{path: c, kind: topk, top_k: {}, temperatures: [2.0]}}")])
+def test_more_of_a_row_than_there_are_tokens_is_refused_before_anything_is_loaded(configure, teacher_folder, key, extra):
+    """By a dry run too; capture loads the tokenizer before it measures its plan."""
+    load_tokenizer(configure(f"{teacher_folder}, {extra.format(600)}"))
+    config = configure(f"{teacher_folder}, {extra.format(601)}")
+    for load in (load_tokenizer, lambda config: dry_run(config, 1)):
+        with pytest.raises(TokenizerError, match=f"{re.escape(key)}: 601 a row, and the tokenizer has 600 tokens: lower it"):
+            load(config)
 
 
 def swap(data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,9 @@ def out(tmp_path_factory, teacher_folder) -> Path:
     (out / "two.yaml").write_text(config)
     sizes = config[config.index("architecture"):config.index("dtype: fp32}\ndata")]
     (out / "alone.yaml").write_text(config.replace(sizes, "init: teacher_layers, layers: [1], num_key_value_heads: 2, "))
+    shutil.copytree(teacher_folder, out / "teacher")  # its weights are taken away between capture and training
+    bare = config.replace(f"path: {teacher_folder}", f"path: {out}/teacher").replace("{schedule: linear, start: 3.0, end: 1.0}", "{start: 1.0}")
+    (out / "bare.yaml").write_text(bare.replace("dtype: fp32}\nstudent", f"dtype: fp32, cache: {{path: {out}/cache}}}}\nstudent"))
     (out / "typo.yaml").write_text(config.replace("hidden_size", "hiden_size").replace("steps: 6", "steps: many"))
     broken = demo.record("single", 1)
     broken.messages[-1]["content"] += "<|end|>"
@@ -86,11 +90,14 @@ def results(out) -> dict[str, tuple[int, str]]:
     """name -> (exit code, output) of every command the tests look at; those of a group run side by side."""
     big = ("--config", "configs/student_9b_gqa.yaml")
     short = [word for key in ("run.name=alone", "training.steps=3", "evaluation.baselines=false") for word in ("--set", key)]
+    bare = ["--config", str(out / "bare.yaml"), "--set", "data.demo.num_records=8", "--set", "training.steps=3", "--set", "evaluation.num_records=2",
+            "--set", "run.name=bare"]
     groups = [
         lambda: {"two": on_two_ranks("--config", str(out / "two.yaml")), "typo": train("--config", str(out / "typo.yaml"))},
-        lambda: {"alone": train("--config", str(out / "alone.yaml"), *short), "dry": train(*big, "--dry-run")},
+        lambda: {"capture": Command(sys.executable, "launch/capture.py", *bare), "alone": train("--config", str(out / "alone.yaml"), *short), "dry": train(*big, "--dry-run")},
         lambda: {"broken": on_two_ranks("--config", str(out / "broken.yaml"), "--set", "run.name=broken"), "big": train(*big)},
     ]
+    groups.append(lambda: {"bare": (out / "teacher" / "model.safetensors").unlink() or train(*bare)})
     found = {}
     for start in groups:
         found |= {name: command.wait() for name, command in start().items()}
@@ -169,6 +176,17 @@ def test_one_process_without_a_launcher_trains_the_teachers_layers(out, results,
     teacher = AutoModelForCausalLM.from_pretrained(teacher_folder)
     one, other = student.model.embed_tokens.weight.float(), teacher.model.embed_tokens.weight.float()
     assert 0 < (one - other).abs().max() < 0.05  # the teacher's embeddings, trained for two steps
+
+
+def test_a_cache_without_the_teachers_weights_is_trained_from_to_the_end_and_the_teacher_left_out_of_the_evaluation(out, results):
+    assert results["capture"][0] == 0, results["capture"][1][-5000:]
+    code, output = results["bare"]
+    assert code == 0, output[-5000:]
+    line = f"the teacher is not evaluated beside the student: its weights ({out}/teacher) are not on this machine"
+    assert output.index(line) < output.index("stage copy") and "evaluation.baselines: false" in output
+    assert set(json.loads((out / "bare" / "evaluation.json").read_text())) == {"student", "untrained"}
+    assert line[1:] in " ".join(json.loads((out / "bare" / "run.json").read_text())["notes"])
+    assert line[1:] in (out / "bare" / "report.html").read_text()
 
 
 def test_a_dry_run_tells_parameters_and_plan_and_loads_nothing(results):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from torch import Tensor
 from kd.config_schema import RunConfig
 from kd.data.batches import Source
 from kd.data.micro_batch import MicroBatch
+from kd.objective import uses_temperature
 from kd.teacher.cache import CacheError, CacheReader
 from kd.teacher.identity import CAPTURE_ALONE, cache_identity, cache_spec
 from kd.teacher.manifest import MANIFEST, content_of, read
@@ -48,7 +50,7 @@ def open_cache(config: RunConfig, tokenizer, device: torch.device, say: Callable
     shards = reader.manifest.shards
     say(f"teacher's signal: {cache.path}, {cache.kind}, {sum(s.records for s in shards):,} records, {sum(s.rows for s in shards):,} rows"
         + (f"; {len(reader.missing)} records got no signal and are left out" if reader.missing else ""))
-    return CacheTeacher(reader, cache.t_tolerance, device)
+    return CacheTeacher(reader, cache.t_tolerance if uses_temperature(config.loss) else math.inf, device)
 
 
 def comparable(ours: dict[str, str], found: dict[str, str]) -> dict[str, str]:
@@ -64,7 +66,7 @@ class CacheTeacher:
     """A TeacherSource (kd/teacher/source.py) over a finished cache.
 
     Args:
-        t_tolerance: how far a temperature asked for may be from one of the cache's.
+        t_tolerance: how far a temperature asked for may be from one of the cache's; infinite where no term of the loss has it.
     """
 
     def __init__(self, reader: CacheReader, t_tolerance: float, device: torch.device):

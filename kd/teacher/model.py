@@ -69,10 +69,11 @@ class TeacherModel:
 
 
 def _settings(ds_config: dict, offloaded: bool) -> dict[str, Any]:
-    """Of an engine that only runs forward."""
+    """Of an engine that only runs forward: always of ZeRO-3, as the stages below it shard no weights, and refuse to be without an
+    optimizer; the JSON may be of a student that is trained under one of them."""
     settings = {k: v for k, v in ds_config.items() if k not in ("bf16", "fp16", "optimizer", "scheduler", "gradient_clipping", "train_batch_size")}
     settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-    zero = {k: v for k, v in settings.get("zero_optimization", {}).items() if k != "offload_optimizer"}
+    zero = {k: v for k, v in settings.get("zero_optimization", {}).items() if k != "offload_optimizer"} | {"stage": 3}
     if offloaded:
-        zero |= {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
+        zero |= {"offload_param": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
     return settings | {"zero_optimization": zero}

@@ -44,6 +44,7 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
     out = tmp_path_factory.mktemp("runs")
     limit = max(len(encode(r, tokenizer).input_ids) for r in records[:4])
     (out / "ds.json").write_text(json.dumps(DS))
+    (out / "ds2.json").write_text(json.dumps({**DS, "zero_optimization": {**DS["zero_optimization"], "stage": 2}}))
     (out / "run.yaml").write_text(CONFIG.format(out=out, teacher=teacher_folder, max_length=limit))
     for name, chosen in {"records": records[:4], "lonely": [records[1], records[4]], "one": [records[1]], "toolong": [records[4]] * 4}.items():
         write_records(out / f"{name}.jsonl", chosen)
@@ -88,10 +89,12 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
             scenario("live_topk", *everything, accumulation=4), scenario("sampled", *sampled, accumulation=4),
             cached("cached_topk", 1, full_cache, accumulation=2), cached("cached_sampled", 1, draws, accumulation=2),
             cached("cached_packed", 1, draws, *packed),
+            scenario("zero2", f"training.deepspeed={out}/ds2.json", accumulation=4),
             scenario("one", file("one"), accumulation=2), scenario("packed", *packed, accumulation=2),
             scenario("packed_eager", *packed, "student.attention_implementation=eager", "training.micro_batch_size=2")],
         2: [scenario("split", accumulation=2, export=True), scenario("split_tied", tied, accumulation=2, export=True),
             scenario("wide", "training.micro_batch_size=2"), scenario("wide_tied", tied, "training.micro_batch_size=2"),
+            scenario("zero2", f"training.deepspeed={out}/ds2.json", accumulation=2),
             scenario("lonely", file("lonely")), scenario("one", file("one")), scenario("toolong", file("toolong"), "training.micro_batch_size=2"),
             scenario("live_topk", *everything, accumulation=2), scenario("offloaded", "teacher.placement=offloaded", accumulation=2),
             scenario("sampled", *sampled, accumulation=2), scenario("sampled_packed", *packed, *sampled),

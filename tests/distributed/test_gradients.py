@@ -74,6 +74,16 @@ def test_every_split_has_the_gradient_and_the_terms_of_the_plain_loss(runs, plai
 
 
 @pytest.mark.parametrize("world", [1, 2])
+def test_a_student_under_zero_2_learns_from_a_sharded_teacher(runs, plain, world):
+    """The teacher's own engine is then of ZeRO-3 all the same."""
+    run = runs(world, "zero2")
+    terms, expected = plain(world, "zero2")
+    assert run["partitioned"] == []
+    assert_same(gradients(run), expected)
+    assert logged(run) == pytest.approx(terms, rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, 2])
 def test_a_rank_with_no_supervised_row(runs, plain, world):
     """Of two records one is too long: on two ranks one has nothing to train, and the step is that of the other."""
     terms, expected = plain(world, "lonely", slice(1, 2))

@@ -134,6 +134,11 @@ def test_the_nearest_temperature_of_the_cache_is_used(captured, tokenizer):
     with pytest.raises(ValueError, match=r"training wants temperature 1.5 and the cache has \[1.0, 2.0\]"):
         source.temperature(1.5)
     source.close()
+    # Where no term of the loss has a temperature in it, any of the cache's serves.
+    hard = load_config(Path(captured[0].teacher.cache.path).parent / "run.yaml", ["loss.weights={hard: 0.5, truth: 0.5}", "loss.temperature.start=9.0"])
+    source = open_cache(hard, tokenizer, CPU, quiet, run_sources(hard).stages)
+    assert source.temperature(9.0) == 2.0
+    source.close()
 
 
 def test_every_difference_is_refused_at_once_with_both_values(captured, tokenizer, records, teacher_folder, tmp_path):
