@@ -80,7 +80,7 @@ def verify(act, config):
 
 def alter(act, config):
     """A shard whose hash is right and whose second record has a draw moved in its third row."""
-    job = capturing.Job(config, SHARD_ROWS)
+    job = capturing.Job(config, SHARD_ROWS, Path(config.run.output_dir))
     if job.rank == 0:
         shard, kept = act["shard"], capturing.CacheWriter
         entries = [entry for number in job.plan.shards[shard] for entry in _entries(job, job.maker(job.plan.batch(number)))]
