@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Loop(NamedTuple):
-    """A backward branch and what lies between it and its target."""
+    """From a backward branch's target to the last branch back to it."""
 
     span: tuple[int, int]
     num_instructions: int
@@ -96,7 +96,7 @@ def read_sass(usage: str, listing: str) -> Code:
             jumps.append((int(jump[1], 16), at))
     spills = sum(bool(re.search(r"\b(LDL|STL)\b", text)) for _, text in lines)
     loops = [
-        _loop([text for at, text in lines if first <= at <= last], (first, last), _sass_access) for first, last in jumps
+        _loop([text for at, text in lines if first <= at <= last], (first, last), _sass_access) for first, last in _ends(jumps)
     ]
     return Code(int(found[1]), int(found[2]), spills, 0, len(lines), loops)
 
@@ -115,9 +115,14 @@ def read_amdgcn(assembly: str) -> Code:
             if jump and jump[1] in labels:
                 jumps.append((labels[jump[1]], len(lines)))
             lines.append(text.split(";")[0].strip())
-    loops = [_loop(lines[first : last + 1], (first, last), _amd_access) for first, last in jumps]
+    loops = [_loop(lines[first : last + 1], (first, last), _amd_access) for first, last in _ends(jumps)]
     spills = number("vgpr_spill_count") + number("sgpr_spill_count")
     return Code(number("vgpr_count"), number("private_segment_fixed_size"), spills, 0, len(lines), loops)
+
+
+def _ends(jumps: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of the jumps back to one place, the last: compilers move what a branch skips behind the loop, which then has two ends."""
+    return sorted(dict(sorted(jumps)).items())
 
 
 def widest_loops(code: Code, width: int) -> list[Loop]:

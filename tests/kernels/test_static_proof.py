@@ -208,6 +208,14 @@ def test_reading_sass():
     assert {loop.barriers for loop in code.loops} == {0, 1}
 
 
+def test_two_branches_back_to_one_place_are_one_loop():
+    """What the first branch skips, a store here, the compiler moved behind it."""
+    moved = AMDGCN.replace("\tglobal_store_dwordx2 v4, v[0:1], s[2:3]\n", "").replace(
+        "\ts_endpgm", "\ts_branch .LBB0_3\n.LBB0_2:\n\tglobal_store_dwordx4 v4, v[0:3], s[2:3]\n\ts_branch .LBB0_1\n.LBB0_3:\n\ts_endpgm")
+    (loop,) = read_amdgcn(moved).loops
+    assert dict(loop.reads) == {16: 1} and dict(loop.writes) == {16: 1}
+
+
 def test_a_file_without_a_kernel_is_refused():
     header, nothing = bytearray(64), bytearray(64)
     header[0x28:0x30] = (64).to_bytes(8, "little")
