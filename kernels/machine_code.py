@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 
 class Loop(NamedTuple):
-    """From a backward branch's target to the last branch back to it."""
+    """What is run again and again; `lines` are places in the kernel's listing."""
 
-    span: tuple[int, int]
+    lines: frozenset[int]
     num_instructions: int
     reads: Counter  # bytes of one access -> number of accesses of global memory
     writes: Counter
@@ -36,6 +36,7 @@ class Code(NamedTuple):
 
 _SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
 _SASS_JUMP = re.compile(r"\bBRA\b.*?0x([0-9a-f]+)")
+_SASS_END = re.compile(r"(EXIT|RET\S*|BRA(?:\.\w+)*\s+`?\(?(?:\.L_x_|0x))")  # without a predicate: what follows is not run next
 _SASS_GLOBAL = re.compile(r"\b(LDG|STG)\.E(?:\.[A-Z0-9]+)*")
 _SASS_WIDTH = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _AMD_GLOBAL = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(\w+)")
@@ -89,15 +90,12 @@ def read_sass(usage: str, listing: str) -> Code:
     """From `cuobjdump -res-usage` of a kernel and its listing, wherever that starts."""
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     lines = [(int(m[1], 16), m[2]) for m in _SASS_LINE.finditer(listing)]
-    jumps = []
-    for at, text in lines:
-        jump = _SASS_JUMP.search(text)
-        if jump and int(jump[1], 16) < at:
-            jumps.append((int(jump[1], 16), at))
+    places = {at: index for index, (at, _) in enumerate(lines)}
+    jumps = {index: places.get(int(jump[1], 16)) for index, (_, text) in enumerate(lines) if (jump := _SASS_JUMP.search(text))}
+    ends = {index for index, (_, text) in enumerate(lines) if _SASS_END.match(text)}
     spills = sum(bool(re.search(r"\b(LDL|STL)\b", text)) for _, text in lines)
-    loops = [
-        _loop([text for at, text in lines if first <= at <= last], (first, last), _sass_access) for first, last in _ends(jumps)
-    ]
+    texts = [text for _, text in lines]
+    loops = [_loop(texts, body, _sass_access) for body in _bodies(len(lines), jumps, ends)]
     return Code(int(found[1]), int(found[2]), spills, 0, len(lines), loops)
 
 
@@ -105,52 +103,81 @@ def read_amdgcn(assembly: str) -> Code:
     def number(name):
         return int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
 
-    lines, labels, jumps = [], {}, []
+    lines, labels, targets = [], {}, {}
     for text in assembly.split("\n"):
         label = re.match(r"(\.LBB\w+):", text)
         if label:
             labels[label[1]] = len(lines)
         elif text.startswith("\t") and not text.lstrip().startswith((".", ";")):
             jump = re.search(r"s_c?branch\w*\s+(\.LBB\w+)", text)
-            if jump and jump[1] in labels:
-                jumps.append((labels[jump[1]], len(lines)))
+            if jump:
+                targets[len(lines)] = jump[1]
             lines.append(text.split(";")[0].strip())
-    loops = [_loop(lines[first : last + 1], (first, last), _amd_access) for first, last in _ends(jumps)]
+    jumps = {index: labels.get(label) for index, label in targets.items()}
+    ends = {index for index, text in enumerate(lines) if text.startswith(("s_branch", "s_endpgm"))}
+    loops = [_loop(lines, body, _amd_access) for body in _bodies(len(lines), jumps, ends)]
     spills = number("vgpr_spill_count") + number("sgpr_spill_count")
     return Code(number("vgpr_count"), number("private_segment_fixed_size"), spills, 0, len(lines), loops)
 
 
-def _ends(jumps: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of the jumps back to one place, the last: compilers move what a branch skips behind the loop, which then has two ends."""
-    return sorted(dict(sorted(jumps)).items())
+def _bodies(num_lines: int, jumps: dict[int, int | None], ends: set[int]) -> list[set[int]]:
+    """The lines of each loop, wherever the compiler put them: it moves what is rarely run behind a loop, and a loop's end before it.
+
+    Args:
+        jumps: line -> the line it may jump to.
+        ends: lines after which the next is not run.
+
+    A depth-first search from the first line finds the ways back, whose target is among the lines it is still in; a loop is its
+    target and all that reaches a way back without it (natural loops; Aho, Lam, Sethi, Ullman 2006, section 9.6).
+    """
+    after = [[] if line in ends or line + 1 >= num_lines else [line + 1] for line in range(num_lines)]
+    for line, target in jumps.items():
+        after[line] += [] if target is None else [target]
+    before: list[list[int]] = [[] for _ in range(num_lines)]
+    for line, following in enumerate(after):
+        for other in following:
+            before[other].append(line)
+    back: dict[int, list[int]] = {}
+    inside, seen, stack = set(), set(), [(0, False)]
+    while stack:
+        line, done = stack.pop()
+        if done:
+            inside.discard(line)
+        elif line not in seen:
+            seen.add(line)
+            inside.add(line)
+            stack.append((line, True))
+            for other in after[line]:
+                if other in inside:
+                    back.setdefault(other, []).append(line)
+                stack.append((other, False))
+    bodies = []
+    for first, ways in back.items():
+        body, todo = {first}, list(ways)
+        while todo:
+            line = todo.pop()
+            if line not in body:
+                body.add(line)
+                todo += before[line]
+        bodies.append(body)
+    return bodies
 
 
 def widest_loops(code: Code, width: int) -> list[Loop]:
-    """The loops that read `width` bytes at once and have no loop within that does.
-
-    Two that overlap, neither within the other, are one loop that the compiler gave two ends: the longer counts.
-    """
-    readers = [loop for loop in code.loops if loop.reads[width]]
-    inner = [
-        loop for loop in readers
-        if not any(o is not loop and loop.span[0] <= o.span[0] and o.span[1] <= loop.span[1] for o in readers)
-    ]  # fmt: skip
-    return [loop for loop in inner if not any(_longer_of_one(other, loop) for other in inner)]
+    """The loops that read `width` bytes at once and have no loop within that does, in the order of their first lines."""
+    readers = sorted((loop for loop in code.loops if loop.reads[width]), key=lambda loop: min(loop.lines))
+    return [loop for loop in readers if not any(other.lines < loop.lines for other in readers)]
 
 
-def _longer_of_one(other: Loop, loop: Loop) -> bool:
-    overlap = other.span[0] <= loop.span[1] and loop.span[0] <= other.span[1]
-    return overlap and other.num_instructions > loop.num_instructions
-
-
-def _loop(body: list[str], span: tuple[int, int], access) -> Loop:
+def _loop(lines: list[str], places: set[int], access) -> Loop:
     reads, writes = Counter(), Counter()
+    body = [lines[place] for place in sorted(places)]
     for text in body:
         found = access(text)
         if found is not None:
             (reads if found[0] == "read" else writes)[found[1]] += 1
     return Loop(
-        span=span,
+        lines=frozenset(places),
         num_instructions=len(body),
         reads=reads,
         writes=writes,
