@@ -26,6 +26,7 @@ from kernels.forms import Launch
 from kernels.rows import UNSPECIALIZED, row_terms, store_row
 from kernels.sweeps import (
     NUM_STATS,
+    PADDING,
     gradient_of_tile,
     measure,
     merge_parts,
@@ -136,6 +137,17 @@ def _streamed_kernel(
         turn = tl.atomic_add(counters, 1, sem="relaxed")
 
 
+@triton.jit
+def _cut(x, columns, stop):
+    """A tile whose last group reaches past the vocabulary, within the row (see `run`), with nothing there. fp16 has no finite
+    number for that: for its -inf `measure` sums the part anew, which is exact and slow, in the one part that has it."""
+    if x.dtype == tl.float16:
+        past = float("-inf")
+    else:
+        past = PADDING
+    return tl.where(columns < stop, x, past).to(x.dtype)
+
+
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _cooperative_kernel(
     student, teacher, grad, labels, kd_weight, truth_weight, span_weight, hard_weight, scalars, floats, hits, num_rows,
@@ -173,14 +185,9 @@ def _cooperative_kernel(
         if HAS_TEACHER:
             u = tl.load(u_row + start + offsets, mask=keep, other=padding_of(teacher), eviction_policy="evict_first")
         if stop % GROUP != 0:
-            # The last group reaches past the vocabulary, within the row (see `run`).
-            z = tl.where(start + offsets < stop, z, padding_of(student)).to(student.dtype.element_ty)
-            u = tl.where(start + offsets < stop, u, padding_of(teacher)).to(u.dtype)
-        inside = keep
-        if z.dtype == tl.float16 or u.dtype == tl.float16:
-            inside = start + offsets < stop
+            z, u = _cut(z, start + offsets, stop), _cut(u, start + offsets, stop)
         stats = whole_part(
-            widened(z, inside), widened(u, inside), start, inv_t, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP
+            widened(z, keep), widened(u, keep), start, inv_t, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP
         )
         stats = measure(
             stats, z_row, u_row, start, stop, label, inv_t, KIND, T, HAS_TEACHER, HAS_KD, HAS_HARD, BLOCK, GROUP

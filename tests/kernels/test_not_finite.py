@@ -50,7 +50,7 @@ def test_the_choice_of_a_teacher_of_nan_trains_nobody(entropy, impl):
 @pytest.mark.parametrize("form", ["streamed", "cooperative"])
 def test_teacher_logits_where_programs_share_a_row(form, monkeypatch):
     monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64 if form == "streamed" else 1024)
-    case = make_case(5, 199)
+    case = make_case(5, 200)
     case = case._replace(teacher=spoiled(case.teacher), weights=RowWeights(*torch.ones(4, 5)))
     grad = torch.empty_like(case.student)
     output = dense.dense_rows(*case, options_for(case), grad, form=form)
