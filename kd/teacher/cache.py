@@ -38,8 +38,10 @@ topk: the K = top_k best tokens, the argmax first
     log_tail   float32 [M, N]    log of the mass that all other tokens have at each temperature, in nats; -inf where there are none
     The probabilities at T are (1 - e^log_tail_T) p_k^(1/T) / sum_k p_k^(1/T); fp32 ones at T = 1 are taken as they are.
 
-While a cache is being written there is no manifest, and shard-000000.json, a manifest of that one shard, stands beside each shard that is
-whole. Every file is written under another name (.NAME.*.part), flushed to disk and renamed, so that a reader, or a capture that goes
+While a cache is being written, shard-000000.json, a manifest of that one shard and of its records that got no signal, stands beside each
+shard that is whole; manifest.json comes last, and takes these away. Where shards are written again later (--retry-missing, or a damaged
+one) the manifest is of the old ones until then, and reading refuses the new ones by name. A capture may leave refused.jsonl, lines
+of the data that it refused, and, killed, .records-*.jsonl. Every other file is written under another name (.NAME.*.part), flushed to disk and renamed, so that a reader, or a capture that goes
 on after a kill, sees it whole or not at all.
 
 Invariants
