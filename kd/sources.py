@@ -13,6 +13,7 @@ from kd.data.batches import DemoSource, Source
 from kd.data.files import DataFiles, Quarantine
 from kd.data.index import RecordIndex
 
+
 class Sources(NamedTuple):
     """The records of a run. Stages that name the same files share one index."""
 
@@ -40,29 +41,27 @@ def run_sources(config: RunConfig) -> Sources:
         DataError: a file is missing, has no record, or more lines are refused than data.max_bad_fraction allows.
     """
     folder = run_folder(config)
-    return _sources(config, quarantine_file(config), lambda index: folder / f"records-{index}.jsonl")
+    return _sources(config, folder, quarantine_file(config), lambda index: folder / f"records-{index}.jsonl")
 
 
 def sources_beside(config: RunConfig, folder: Path, kept: Path | None) -> Sources:
     """As `run_sources` for another program than the run's, which may be at work: records in files of `folder` that no one else
     has, refused lines in `kept` or nowhere."""
     def own(index: int) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
         handle, path = tempfile.mkstemp(prefix=".records-", suffix=".jsonl", dir=folder)
         os.close(handle)
         return Path(path)
 
-    return _sources(config, kept, own)
+    return _sources(config, folder, kept, own)
 
 
-def _sources(config: RunConfig, kept: Path | None, spool: Callable[[int], Path]) -> Sources:
+def _sources(config: RunConfig, folder: Path, kept: Path | None, spool: Callable[[int], Path]) -> Sources:
     quarantine = Quarantine(kept, config.data.max_bad_fraction)
     found: dict[tuple, Source] = {}
     for index, stage in enumerate(config.data.stages):
         if stage.train is not None and stage.train not in found:
-            path = spool(index)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            found[stage.train] = _index(config, stage, quarantine, path)
+            folder.mkdir(parents=True, exist_ok=True)
+            found[stage.train] = _index(config, stage, quarantine, spool(index))
     quarantine.check()
     stages = (found[stage.train] if stage.train is not None else stage_source(config, index) for index, stage in enumerate(config.data.stages))
     return Sources(tuple(stages), quarantine.num_bad, kept)

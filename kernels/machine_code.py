@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import subprocess
@@ -49,14 +50,13 @@ def read_cubins(cubins: Sequence[bytes], arch: str, tools: Path) -> list[Code]:
 
     nvdisasm takes a second to start and little to read, so it is given the instructions of all of them as one.
     """
-    codes, usages, begins, ends = [instructions_of(cubin) for cubin in cubins], [], [], []
+    codes, usages = [instructions_of(cubin) for cubin in cubins], []
+    ends = list(itertools.accumulate(map(len, codes)))
     with tempfile.TemporaryDirectory() as folder:
         cubin, binary = Path(folder, "kernel.cubin"), Path(folder, "instructions")
-        for held, code in zip(cubins, codes):
+        for held in cubins:
             cubin.write_bytes(held)
             usages.append(_output_of(tools / "cuobjdump", "-res-usage", cubin))
-            begins.append(ends[-1] if ends else 0)
-            ends.append(begins[-1] + len(code))
         binary.write_bytes(b"".join(codes))
         listing = _output_of(tools / "nvdisasm", "-b", arch.upper().replace("_", ""), binary)
     lines = [[] for _ in cubins]

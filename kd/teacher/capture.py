@@ -183,17 +183,16 @@ def _capture(job: Job, signalled: list[int], retry_missing: bool) -> CaptureResu
     published, finished = job.everyones(looked)[0]
     published = sorted(published & set(range(len(plan.shards))))
     before = _missing_before(job, writer, published)
-    kept: dict[int, set[bytes]] = {}
+    retried: dict[int, list[Missing]] = {}
     if retry_missing:
-        kept = {shard: _keys_of(job, shard) for shard in before}
         published = [shard for shard in published if shard not in before]
-        before = {}
+        retried, before = before, {}
     todo = [shard for shard in range(len(plan.shards)) if shard not in set(published)]
     if published and todo:
         say(f"going on: {len(published)} of {len(plan.shards)} shards are there")
     num_bytes = sum((job.folder / shard_name(shard)).stat().st_size for shard in published)
     job.log.begin(int(plan.lengths.sum()), sum(int(plan.of_shard(plan.lengths, shard).sum()) for shard in published), num_bytes)
-    missing, written, stopped = _write(job, writer, todo, signalled, kept) if todo else ([], (0, 0), False)
+    missing, written, stopped = _write(job, writer, todo, signalled, retried) if todo else ([], (0, 0), False)
     everyones = [m for some in (*before.values(), *job.everyones(missing)) for m in some]
     _refuse_too_many(job, everyones)
     if not stopped and (todo or not finished):
@@ -222,10 +221,10 @@ def _refuse_too_many(job: Job, missing: list[Missing]) -> None:
 
 
 def _write(job: Job, writer: CacheWriter, todo: list[int], signalled: list[int],
-           kept: dict[int, set[bytes]]) -> tuple[list[Missing], tuple[int, int], bool]:
+           retried: dict[int, list[Missing]]) -> tuple[list[Missing], tuple[int, int], bool]:
     """Captures shards; (this rank's missing records, (rows, shards) written by all ranks, whether a signal stopped it).
 
-    `kept`: the records in the present form of shards that are captured again.
+    `retried`: shards that are there and captured again, and what each lacks.
     """
     work = [(shard, number) for shard in todo[job.rank::job.world] for number in job.plan.shards[shard]]
     entries: list[Entry] = []
@@ -244,8 +243,9 @@ def _write(job: Job, writer: CacheWriter, todo: list[int], signalled: list[int],
             names |= zip(micro.keys, micro.record_ids)
             entries += [entry for i, entry in enumerate(entries_of(micro, signal_rows)) if i not in unanswered]
             if last:
-                lost = kept.get(work[at][0], set()) & {m.key for m in missing[of_shard:]}
-                if lost:
+                known = retried.get(work[at][0])
+                lost = {m.key for m in missing[of_shard:]} - {m.key for m in known or ()}
+                if known is not None and lost:
                     raise CaptureError(f"{job.folder / shard_name(work[at][0])} is kept as it was: {len(lost)} records that it has got no signal this time; "
                                        "start the same command again once the endpoint answers")
                 num_rows = sum(len(entry.rows.argmax) for entry in entries)
@@ -272,10 +272,6 @@ def entries_of(micro: MicroBatch, rows: TeacherTopK | TeacherSamples) -> list[En
     return [Entry(key, digest, slice_rows(rows, start, end)) for key, digest, start, end in zip(micro.keys, micro.row_digests, [0, *ends], ends)]
 
 
-def _keys_of(job: Job, shard: int) -> set[bytes]:
-    return set(map(bytes, open_shard(job.folder / shard_name(shard), job.spec).tensors["keys"]))
-
-
 def _missing_before(job: Job, writer: CacheWriter, published: list[int]) -> dict[int, list[Missing]]:
     """Records that got no signal when their published shard was written, by shard.
 
@@ -284,7 +280,8 @@ def _missing_before(job: Job, writer: CacheWriter, published: list[int]) -> dict
     """
     found: dict[int, list[Missing]] = {}
     for shard in published:
-        there, wanted = _keys_of(job, shard), {row.tobytes() for row in job.plan.of_shard(job.plan.keys, shard)}
+        there = set(map(bytes, open_shard(job.folder / shard_name(shard), job.spec).tensors["keys"]))
+        wanted = {row.tobytes() for row in job.plan.of_shard(job.plan.keys, shard)}
         without = wanted - there
         strange = len(there - wanted) + len(without - writer.missing.keys())
         if strange:
