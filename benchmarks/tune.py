@@ -42,7 +42,7 @@ def layouts() -> Iterator[tuple[str, tuple[int, int, int], int]]:
 
 def use(form: str, shape: tuple[int, int, int], part_bytes: int) -> None:
     """Make the tables say this, whatever the rows' size."""
-    forms.ROW_SHAPES = (shape,)
+    forms.ROW_SHAPES = forms.ROOMY_ROW_SHAPES = (shape,)
     if form == "streamed":
         forms.STREAMED_SHAPE, forms.STREAMED_PART_BYTES = shape, part_bytes
     if form == "cooperative":

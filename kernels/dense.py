@@ -182,7 +182,7 @@ def dense_rows(
         constants |= dict(KIND=kind, HAS_TEACHER=teacher_logits is not None, GROUP=launch.group)
         with torch.no_grad(), _on(device):
             if launch.form == "row" or not cooperative.run(_interpretable(launch), runtime, constants):
-                launch = _interpretable(forms.row_launch(launch.device, launch.row_bytes, launch.group))
+                launch = _interpretable(forms.row_launch(launch.device, launch.row_bytes, launch.group, kind))
                 compiler = forms.options_of(launch)
                 _dense_kernel[(num_rows,)](*runtime, **constants, HAS_GRAD=grad is not None, BLOCK=launch.block, **compiler)
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.contract import DIVERGENCES
+
 FORMS = ("row", "streamed", "cooperative")
 # Architectures (as in Device.arch) on which tests/gpu/test_cooperative_gpu.py passed: none so far. Add one with the
 # run's date in LOG.md.
@@ -30,6 +32,8 @@ _OVERRIDE = "SPANWISE_DENSE_FORM"
 # teacher a thread, which leaves every sweep within 64 registers. Fewer programs are fewer rows between their two sweeps, so
 # more of the second comes from L2.
 ROW_SHAPES = ((8, 1, 4), (16, 1, 2), (32, 1, 1))
+# Of reverse_kl from sm_100 on: there the compiler needs 80 registers for it, which is 24 warps an SM at most.
+ROOMY_ROW_SHAPES = ((8, 1, 3), (16, 1, 1))
 # The split forms pay for every part and thread: the more logits a thread has the better, within registers and L2.
 STREAMED_SHAPE = (4, 4, 2)
 STREAMED_PART_BYTES = 32768  # of one operand
@@ -90,7 +94,7 @@ def choose(
         return streamed_launch(where, row_bytes, vocab, group)
     if form == "cooperative":
         return cooperative_launch(where, row_bytes, vocab, group)
-    return row_launch(where, row_bytes, group)
+    return row_launch(where, row_bytes, group, kind)
 
 
 def best_proven(where: Device, row_bytes: int) -> str:
@@ -103,9 +107,10 @@ def best_proven(where: Device, row_bytes: int) -> str:
     return "row"
 
 
-def row_launch(where: Device, row_bytes: int, group: int) -> Launch:
+def row_launch(where: Device, row_bytes: int, group: int, kind: int) -> Launch:
     """The shape with the most programs whose rows L2 holds, or else with the fewest."""
-    for shape in ROW_SHAPES:
+    roomy = DIVERGENCES[kind] == "reverse_kl" and where.arch.startswith("sm_1")
+    for shape in ROOMY_ROW_SHAPES if roomy else ROW_SHAPES:
         if shape[-1] * where.num_sms * row_bytes <= where.l2_bytes * L2_SHARE:
             break
     return Launch("row", *layout(where.arch, shape, group), 0, 1, 0, where, row_bytes, group)
@@ -165,7 +170,7 @@ def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) 
     where, group, vocab = Device(arch, 132, 50 << 20), group_of(dtype), 151936
     seen = []
     for row_bytes in (0, where.l2_bytes // (3 * where.num_sms) // 2, where.l2_bytes):
-        seen.append(row_launch(where, row_bytes, group))
+        seen.append(row_launch(where, row_bytes, group, kind or 0))
     if gradient and not kind and not arch.startswith("gfx"):
         seen.append(streamed_launch(where, where.l2_bytes, vocab, group))
         seen.append(cooperative_launch(where, where.l2_bytes, vocab, group))

@@ -263,7 +263,8 @@ def sparse_rows(
         target = student_logits if grad is None else grad
         vocab = options.vocab_size
         group = forms.group_of(student_logits.dtype)
-        launch = forms.row_launch(forms.device_facts(device), vocab * student_logits.element_size(), group)
+        kind = DIVERGENCES.index(options.divergence) if num_slots else 0
+        launch = forms.row_launch(forms.device_facts(device), vocab * student_logits.element_size(), group, kind)
         with torch.no_grad(), _on(device):
             _sparse_kernel[(num_rows,)](
                 student_logits,
@@ -289,7 +290,7 @@ def sparse_rows(
                 width,
                 student_logits.stride(0),
                 target.stride(0),
-                KIND=DIVERGENCES.index(options.divergence) if num_slots else 0,
+                KIND=kind,
                 SAMPLED=num_slots > 0 and teacher.kind == "sampled",
                 BLOCK=_INTERPRETER_BLOCK if INTERPRETED else launch.block,
                 GROUP=group,

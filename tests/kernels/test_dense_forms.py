@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case, options_for
-from kernels import RowWeights, cooperative, dense, distill_loss, forms
+from kernels import RowWeights, contract, cooperative, dense, distill_loss, forms
 from kernels.sweeps import NUM_STATS, measure, merge_parts, padding_of, publish, row_divergence, widened
 from kernels.tiles import FORWARD_KL, tile_columns, whole_part
 
@@ -240,9 +240,13 @@ def test_choice_of_form(monkeypatch):
 
 def test_layouts():
     """Rows in flight fall as rows grow; registers always leave room for the programs that a shape counts on."""
-    narrow, wide = forms.row_launch(H100, 4000, 8), forms.row_launch(H100, 600_000, 8)
+    forward, reverse = (contract.DIVERGENCES.index(name) for name in ("forward_kl", "reverse_kl"))
+    narrow, wide = (forms.row_launch(H100, row_bytes, 8, forward) for row_bytes in (4000, 600_000))
     assert (narrow.block, narrow.num_warps, narrow.registers) == (2048, 8, 64)
     assert (wide.block, wide.num_warps, wide.registers) == (8192, 32, 64)
+    blackwell = H100._replace(arch="sm_100")
+    for device, kind, least in ((H100, reverse, 64), (blackwell, forward, 64), (blackwell, reverse, 80)):
+        assert all(forms.row_launch(device, row_bytes, 8, kind).registers >= least for row_bytes in (4000, 600_000))
     assert forms.layout("gfx942", (32, 1, 1), 8) == (8192, 16, None)
     streamed = forms.streamed_launch(H100, 600_000, 151936, 8)
     parts = -(-151936 // (streamed.block * streamed.tiles))
