@@ -5,6 +5,7 @@
     cache, sampled 255             of as many draws as a cache takes
     cache, topk K renormalised     from a topk cache whose tails were taken away, so that K tokens' probabilities sum to 1: what other
                                    trainers store. No configuration makes such a cache; `without_tails` does, to compare
+    ..., T 2                       at a temperature of 2, where 100 draws are about 12 distinct tokens
 
 One cache serves every seed, as teacher and corpus are the same. Runs on launch/capture.py and launch/train.py alone.
 """
@@ -15,6 +16,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.numpy import load_file
@@ -26,36 +28,66 @@ from demo_quality import launcher, run  # noqa: E402
 from kd.teacher.cache import CacheReader, CacheWriter, Entry  # noqa: E402
 from kernels import TeacherTopK  # noqa: E402
 
-LIVE = "live dense"
 RECORDS_A_STEP = 8  # the demo's
-CACHES = {  # name -> the cache that is captured, and whether its tails are taken away
-    "cache, sampled 50": ("kind: sampled, num_draws: 50", False),
-    "cache, sampled 255": ("kind: sampled, num_draws: 255", False),
-    "cache, topk 50 renormalised": ("kind: topk, top_k: 50", True),
-    "cache, topk 12 renormalised": ("kind: topk, top_k: 12", True),
+
+
+class Variant(NamedTuple):
+    cache: str = ""  # keys of teacher.cache beside path and temperatures; "": the teacher is live
+    strip: bool = False  # its tails are taken away
+    temperature: float = 1.0
+
+
+VARIANTS = {
+    "live dense": Variant(),
+    "cache, sampled 50": Variant("kind: sampled, num_draws: 50"),
+    "cache, sampled 255": Variant("kind: sampled, num_draws: 255"),
+    "cache, topk 50 renormalised": Variant("kind: topk, top_k: 50", strip=True),
+    "cache, topk 12 renormalised": Variant("kind: topk, top_k: 12", strip=True),
+    "live dense, T 2": Variant(temperature=2.0),
+    "cache, sampled 100, T 2": Variant("kind: sampled, num_draws: 100", temperature=2.0),
 }
 
 
-def common(ranks: int) -> list[str]:
+def live_of(name: str) -> str:
+    """The live dense teacher at a variant's temperature: what it is compared with."""
+    return next(live for live, variant in VARIANTS.items() if not variant.cache and variant.temperature == VARIANTS[name].temperature)
+
+
+def common(temperature: float, ranks: int) -> list[str]:
     """Overrides of every variant: the corpus, enough held-out records to tell a point, and the demo's step at any number of ranks."""
-    return ["data.demo.num_records=15000", "evaluation.num_records=1200", f"training.micro_batch_size={RECORDS_A_STEP // ranks}"]
+    return ["data.demo.num_records=15000", "evaluation.num_records=1200", f"training.micro_batch_size={RECORDS_A_STEP // ranks}",
+            f"loss.temperature.start={temperature}"]
 
 
-def cache_of(name: str, output: Path, ranks: int) -> list[str]:
-    """Captures the cache of a variant, unless it is there, and returns the override that trains from it."""
-    form, strip = CACHES[name]
-    folder = output / (name.removeprefix("cache, ").replace(" ", "-"))
-    captured = folder.with_name(folder.name + "-captured") if strip else folder
+def folder_name(name: str) -> str:
+    return name.replace(", ", "_").replace(" ", "_")
 
-    def override(path: Path) -> str:
-        return f"teacher.cache={{path: {path}, {form}, temperatures: [1.0]}}"
 
+def override_of(name: str, folder: Path) -> str:
+    variant = VARIANTS[name]
+    return f"teacher.cache={{path: {folder}, {variant.cache}, temperatures: [{variant.temperature}]}}"
+
+
+def cache_of(name: str, output: Path, ranks: int) -> Path:
+    """The folder of a variant's cache, captured now unless it is there."""
+    variant = VARIANTS[name]
+    folder = output / name.removeprefix("cache, ").replace(", ", "-").replace(" ", "-")
+    captured = folder.with_name(folder.name + "-captured") if variant.strip else folder
     if not (captured / "manifest.json").exists():
-        settings = [part for key in (override(captured), *common(ranks)) for part in ("--set", key)]
+        settings = [part for key in (override_of(name, captured), *common(variant.temperature, ranks)) for part in ("--set", key)]
         subprocess.run([*launcher(ranks), "launch/capture.py", "--config", "configs/demo.yaml", *settings], cwd=ROOT, check=True)
-    if strip and not (folder / "manifest.json").exists():
+    if variant.strip and not (folder / "manifest.json").exists():
         without_tails(captured, folder)
-    return [override(folder)]
+    return folder
+
+
+def tokens_a_row(folder: Path) -> float:
+    """Mean number of tokens that the cache holds of a row."""
+    manifest = CacheReader(folder).manifest
+    if manifest.spec.kind == "topk":
+        return manifest.spec.top_k
+    entries = sum(int(load_file(folder / shard.name)["num_entries"].sum()) for shard in manifest.shards)
+    return entries / sum(shard.rows for shard in manifest.shards)
 
 
 def without_tails(source: Path, target: Path) -> None:
@@ -78,5 +110,8 @@ def without_tails(source: Path, target: Path) -> None:
 
 def metrics_of(name: str, seed: int, output: Path, ranks: int) -> dict:
     """One training and evaluation of a variant: its row of the table."""
-    overrides = [] if name == LIVE else cache_of(name, output, ranks)
-    return run(name.replace(", ", "_").replace(" ", "_"), seed, [*common(ranks), *overrides], ranks, output)
+    overrides, held = common(VARIANTS[name].temperature, ranks), None
+    if VARIANTS[name].cache:
+        folder = cache_of(name, output, ranks)
+        overrides, held = [*overrides, override_of(name, folder)], tokens_a_row(folder)
+    return run(folder_name(name), seed, overrides, ranks, output) | {"tokens_a_row": held}

@@ -18,7 +18,7 @@ from typing import Callable, Iterable
 import torch
 from measure import ROOT, commit, facts, write_json
 from signal_angles import demo_angles, language_angles
-from signal_metrics import CACHES, LIVE, metrics_of
+from signal_metrics import VARIANTS, folder_name, live_of, metrics_of
 
 SHOWN = {"tool_name_accuracy": "names", "exact_arguments": "exact arguments", "json_validity": "JSON valid", "integration": "values carried"}
 
@@ -33,19 +33,25 @@ def angle_table(rows: list[dict]) -> str:
 
 
 def metric_table(rows: list[dict]) -> str:
-    """Means over seeds in percent, with the range, and the difference of the means from the live dense teacher's."""
-    lines = ["| teacher | split | " + " | ".join(SHOWN.values()) + " | training s | seeds |", "|" + "---|" * (4 + len(SHOWN))]
+    """Means over seeds in percent, with the range; then the mean difference from the live dense teacher at that temperature and
+    seed, with its standard error."""
+    lines = ["| teacher | tokens a row | split | " + " | ".join(SHOWN.values()) + " | training s | seeds |", "|" + "---|" * (5 + len(SHOWN))]
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = {row["seed"]: row for row in rows if row["variant"] == name}
-        live = {row["seed"]: row for row in rows if row["variant"] == LIVE and row["seed"] in mine}
-        for split in next(iter(mine.values()))["metrics"]:
+        live = {row["seed"]: row for row in rows if row["variant"] == live_of(name) and row["seed"] in mine}
+        first = next(iter(mine.values()))
+        tokens = f"{first['tokens_a_row']:.1f}" if first["tokens_a_row"] else "all"
+        for split in first["metrics"]:
             cells = []
             for metric in SHOWN:
-                values, theirs = ([100 * row["metrics"][split][metric] for row in found.values()] for found in (mine, live))
-                apart = f", {statistics.mean(values) - statistics.mean(theirs):+.1f}" if theirs and name != LIVE else ""
-                cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f}{apart})")
+                values, theirs = ({seed: 100 * row["metrics"][split][metric] for seed, row in found.items()} for found in (mine, live))
+                cell = f"{statistics.mean(values.values()):.1f} ({min(values.values()):.1f} to {max(values.values()):.1f}"
+                if theirs and name != live_of(name):
+                    apart = [values[seed] - theirs[seed] for seed in theirs]
+                    cell += f"; {statistics.mean(apart):+.1f}" + (f" ± {statistics.stdev(apart) / len(apart) ** 0.5:.1f}" if len(apart) > 1 else "")
+                cells.append(cell + ")")
             seconds = statistics.median(row["training_seconds"] for row in mine.values())
-            lines.append(f"| {name} | {split} | " + " | ".join(cells) + f" | {seconds:.0f} | {len(mine)} |")
+            lines.append(f"| {name} | {tokens} | {split} | " + " | ".join(cells) + f" | {seconds:.0f} | {len(mine)} |")
     return "\n".join(lines)
 
 
@@ -61,10 +67,14 @@ class Results:
     def add(self, part: str, rows: Iterable[dict]) -> None:
         for row in rows:
             self.parts[part].append(row | {"commit": commit()})
-            write_json(self._path, facts(torch.device("cpu")) | self.parts)
-            tables = angle_table(self.parts["angles"]), metric_table(self.parts["metrics"])
-            self._path.with_suffix(".md").write_text("Written by `python benchmarks/teacher_signals.py`, whose docstrings say what is measured.\n\n" + "\n\n".join(tables) + "\n")
+            self.write()
             print(row, flush=True)
+
+    def write(self) -> None:
+        write_json(self._path, facts(torch.device("cpu")) | self.parts)
+        tables = angle_table(self.parts["angles"]), metric_table(self.parts["metrics"])
+        text = "Written by `python benchmarks/teacher_signals.py`, whose docstrings say what is measured.\n\n" + "\n\n".join(tables) + "\n"
+        self._path.with_suffix(".md").write_text(text)
 
     def has(self, part: str, **facts) -> bool:
         return any(all(row[k] == v for k, v in facts.items()) for row in self.parts[part])
@@ -74,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=["language", "metrics", "demo"], default=["language", "metrics", "demo"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
-    parser.add_argument("--variants", nargs="+", choices=[LIVE, *CACHES], default=[LIVE, *CACHES])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--students", type=Path, nargs="+", help="folders of the demo's students for its angles; by default the metrics' live dense ones")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "signals", help="caches, run folders and logs")
@@ -89,7 +99,7 @@ def main() -> None:
                 if not results.has("metrics", variant=name, seed=seed):
                     results.add("metrics", [metrics_of(name, seed, args.output, args.ranks) | {"variant": name}])
     if "demo" in args.parts and not results.has("angles", place="demo"):
-        folders = args.students or [args.output / f"{LIVE.replace(' ', '_')}_{seed}" / "student" for seed in args.seeds[:1]]
+        folders = args.students or [args.output / f"{folder_name('live dense')}_{seed}" / "student" for seed in args.seeds[:1]]
         results.add("angles", demo_angles({f"{folder.parent.name}, {_step(folder)}": folder for folder in folders}))
 
 
