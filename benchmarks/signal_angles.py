@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from kd.teacher.cache import CacheReader, CacheSpec, CacheWriter, Entry  # noqa: E402
 from kernels import DenseTeacher, Head, RowWeights, SparseTeacher, linear_distill_loss, sparse_teacher, teacher_sample, teacher_topk  # noqa: E402
 
-NUM_DRAWS = 50
+NUM_DRAWS = (50, 100)
 Teacher = DenseTeacher | SparseTeacher
 
 
@@ -74,9 +74,12 @@ def renormalised(teacher: DenseTeacher, k: int, vocab: int, temperature: float) 
 def signals(vocab: int, temperature: float) -> dict[str, Callable[[DenseTeacher, int], Teacher]]:
     """Name -> what it makes of a dense teacher's rows, the first of which is row number `start` of the batch."""
 
-    def sampled(teacher: DenseTeacher, start: int) -> SparseTeacher:
-        seeds = seeds_of(start, len(teacher.hidden))
-        return through_cache(teacher_sample(*teacher, NUM_DRAWS, (temperature,), seeds, vocab_size=vocab), vocab, temperature)
+    def sampled(draws: int):
+        def make(teacher: DenseTeacher, start: int) -> SparseTeacher:
+            seeds = seeds_of(start, len(teacher.hidden))
+            return through_cache(teacher_sample(*teacher, draws, (temperature,), seeds, vocab_size=vocab), vocab, temperature)
+
+        return make
 
     def kept(k: int):
         return lambda teacher, start: through_cache(teacher_topk(*teacher, k, (temperature,), vocab_size=vocab), vocab, temperature)
@@ -85,9 +88,10 @@ def signals(vocab: int, temperature: float) -> dict[str, Callable[[DenseTeacher,
         return lambda teacher, start: renormalised(teacher, k, vocab, temperature)
 
     return {
-        "dense": lambda teacher, start: teacher, f"sampled, {NUM_DRAWS} draws": sampled, "topk 12 with tail": kept(12), "topk 50 with tail": kept(50),
+        "dense": lambda teacher, start: teacher, **{f"sampled, {draws} draws": sampled(draws) for draws in NUM_DRAWS},
+        "topk 12 with tail": kept(12), "topk 50 with tail": kept(50),
         "topk 12 renormalised": without_tail(12), "topk 50 renormalised": without_tail(50),
-    }
+    }  # fmt: skip
 
 
 def gradient(student: Student, batch: list[Rows], make: Callable[[DenseTeacher, int], Teacher], vocab: int, temperature: float) -> tuple[Tensor, dict]:

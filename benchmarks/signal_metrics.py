@@ -45,6 +45,8 @@ VARIANTS = {
     "cache, topk 12 renormalised": Variant("kind: topk, top_k: 12", strip=True),
     "live dense, T 2": Variant(temperature=2.0),
     "cache, sampled 100, T 2": Variant("kind: sampled, num_draws: 100", temperature=2.0),
+    "cache, topk 50 renormalised, T 2": Variant("kind: topk, top_k: 50", strip=True, temperature=2.0),
+    "cache, topk 12 renormalised, T 2": Variant("kind: topk, top_k: 12", strip=True, temperature=2.0),
 }
 
 
@@ -93,16 +95,19 @@ def tokens_a_row(folder: Path) -> float:
 def without_tails(source: Path, target: Path) -> None:
     """The topk cache `source` again at `target`, with nothing said to be outside its K tokens."""
     reader = CacheReader(source)
+    (temperature,) = reader.spec.temperatures
     writer = CacheWriter(target, reader.spec, reader.manifest.identity)
     for index, shard in enumerate(reader.manifest.shards):
         held = load_file(source / shard.name)
         entries = []
         for key, digest, rows in zip(held["keys"], held["row_digests"], held["num_rows"].tolist()):
             key, digest = key.tobytes(), digest.tobytes()
-            signal = reader.read([key], [digest], [rows], 1.0)
-            log_probs = (signal.probs / signal.probs.sum(-1, keepdim=True)).log()
+            signal = reader.read([key], [digest], [rows], temperature)
+            log_probs_t = (signal.probs / signal.probs.sum(-1, keepdim=True)).log()
             tail = torch.full((1, rows), -math.inf)
-            signal = TeacherTopK(signal.ids, log_probs, log_probs[None], tail, signal.entropy, signal.entropy_t[None], signal.argmax, (1.0,))
+            # At T = 1 they need not sum to 1: a reader makes p^(1/T) of them and divides by the sum.
+            signal = TeacherTopK(signal.ids, log_probs_t * temperature, log_probs_t[None], tail, signal.entropy, signal.entropy_t[None],
+                                 signal.argmax, (temperature,))
             entries.append(Entry(key, digest, signal))
         writer.write_shard(index, entries)
     writer.finish(len(reader.manifest.shards), reader.manifest.missing)

@@ -99,7 +99,7 @@ def main() -> None:
                 if not results.has("metrics", variant=name, seed=seed):
                     results.add("metrics", [metrics_of(name, seed, args.output, args.ranks) | {"variant": name}])
     if "demo" in args.parts and not results.has("angles", place="demo"):
-        folders = args.students or [args.output / f"{folder_name('live dense')}_{seed}" / "student" for seed in args.seeds[:1]]
+        folders = args.students or [args.output / f"{folder_name(live)}_{args.seeds[0]}" / "student" for live in ("live dense", "live dense, T 2")]
         results.add("angles", demo_angles({f"{folder.parent.name}, {_step(folder)}": folder for folder in folders}))
 
 
