@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +74,7 @@ def override_of(name: str, folder: Path) -> str:
 def cache_of(name: str, output: Path, ranks: int) -> Path:
     """The folder of a variant's cache, captured now unless it is there."""
     variant = VARIANTS[name]
-    folder = output / name.removeprefix("cache, ").replace(", ", "-").replace(" ", "-")
+    folder = output / folder_name(name)
     captured = folder.with_name(folder.name + "-captured") if variant.strip else folder
     if not (captured / "manifest.json").exists():
         settings = [part for key in (override_of(name, captured), *common(variant.temperature, ranks)) for part in ("--set", key)]
@@ -88,7 +89,10 @@ def tokens_a_row(folder: Path) -> float:
     manifest = CacheReader(folder).manifest
     if manifest.spec.kind == "topk":
         return manifest.spec.top_k
-    entries = sum(int(load_file(folder / shard.name)["num_entries"].sum()) for shard in manifest.shards)
+    entries = 0
+    for shard in manifest.shards:
+        with safe_open(folder / shard.name, "np") as tensors:
+            entries += int(tensors.get_tensor("num_entries").sum())
     return entries / sum(shard.rows for shard in manifest.shards)
 
 

@@ -23,11 +23,14 @@ from signal_metrics import VARIANTS, folder_name, live_of, metrics_of
 SHOWN = {"tool_name_accuracy": "names", "exact_arguments": "exact arguments", "json_validity": "JSON valid", "integration": "values carried"}
 
 
+def _tokens(row: dict) -> str:
+    return f"{row['tokens_a_row']:.1f}" if row["tokens_a_row"] else "all"
+
+
 def angle_table(rows: list[dict]) -> str:
     lines = ["| place | student | T | signal | tokens a row | degrees | length, of the dense one's | teacher's entropy | rows |", "|" + "---|" * 9]
     for row in rows:
-        tokens = f"{row['tokens_a_row']:.1f}" if row["tokens_a_row"] else "all"
-        lines.append(f"| {row['place']} | {row['checkpoint']} | {row['temperature']:g} | {row['signal']} | {tokens} | {row['degrees']:.2f} | "
+        lines.append(f"| {row['place']} | {row['checkpoint']} | {row['temperature']:g} | {row['signal']} | {_tokens(row)} | {row['degrees']:.2f} | "
                      f"{row['norm_ratio']:.3f} | {row['entropy']:.2f} | {row['rows']} |")
     return "\n".join(lines)
 
@@ -40,18 +43,17 @@ def metric_table(rows: list[dict]) -> str:
         mine = {row["seed"]: row for row in rows if row["variant"] == name}
         live = {row["seed"]: row for row in rows if row["variant"] == live_of(name) and row["seed"] in mine}
         first = next(iter(mine.values()))
-        tokens = f"{first['tokens_a_row']:.1f}" if first["tokens_a_row"] else "all"
         for split in first["metrics"]:
             cells = []
             for metric in SHOWN:
                 values, theirs = ({seed: 100 * row["metrics"][split][metric] for seed, row in found.items()} for found in (mine, live))
                 cell = f"{statistics.mean(values.values()):.1f} ({min(values.values()):.1f} to {max(values.values()):.1f}"
-                if theirs and name != live_of(name):
+                if theirs and VARIANTS[name].cache:
                     apart = [values[seed] - theirs[seed] for seed in theirs]
                     cell += f"; {statistics.mean(apart):+.1f}" + (f" ± {statistics.stdev(apart) / len(apart) ** 0.5:.1f}" if len(apart) > 1 else "")
                 cells.append(cell + ")")
             seconds = statistics.median(row["training_seconds"] for row in mine.values())
-            lines.append(f"| {name} | {tokens} | {split} | " + " | ".join(cells) + f" | {seconds:.0f} | {len(mine)} |")
+            lines.append(f"| {name} | {_tokens(first)} | {split} | " + " | ".join(cells) + f" | {seconds:.0f} | {len(mine)} |")
     return "\n".join(lines)
 
 
@@ -99,7 +101,8 @@ def main() -> None:
                 if not results.has("metrics", variant=name, seed=seed):
                     results.add("metrics", [metrics_of(name, seed, args.output, args.ranks) | {"variant": name}])
     if "demo" in args.parts and not results.has("angles", place="demo"):
-        folders = args.students or [args.output / f"{folder_name(live)}_{args.seeds[0]}" / "student" for live in ("live dense", "live dense, T 2")]
+        live = (name for name in args.variants if not VARIANTS[name].cache)
+        folders = args.students or [args.output / f"{folder_name(name)}_{args.seeds[0]}" / "student" for name in live]
         results.add("angles", demo_angles({f"{folder.parent.name}, {_step(folder)}": folder for folder in folders}))
 
 

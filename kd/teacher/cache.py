@@ -41,8 +41,8 @@ topk: the K = top_k best tokens, the argmax first
 While a cache is being written, shard-000000.json, a manifest of that one shard and of its records that got no signal, stands beside each
 shard that is whole; manifest.json comes last, and takes these away. Where shards are written again later (--retry-missing, or a damaged
 one) the manifest is of the old ones until then, and reading refuses the new ones by name. A capture may leave refused.jsonl, lines
-of the data that it refused, and, killed, .records-*.jsonl. Every other file is written under another name (.NAME.*.part), flushed to disk and renamed, so that a reader, or a capture that goes
-on after a kill, sees it whole or not at all.
+of the data that it refused, and, killed, .records-*.jsonl. Every other file is written under another name (.NAME.*.part), flushed
+to disk and renamed, so that a reader, or a capture that goes on after a kill, sees it whole or not at all.
 
 Invariants
     Nothing of a shard is given out before its SHA-256 was checked in the process that asks. A file that is damaged, cut short or of another
