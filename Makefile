@@ -24,7 +24,7 @@ test: $(STAMP)
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
 
 teacher: $(STAMP)
-	$(BIN)/python -m kd.data.demo --tokenizer runs/demo_tokenizer
+	$(BIN)/python -m kd.sources.demo.corpus --tokenizer runs/demo_tokenizer
 	$(TRAIN) --config configs/demo_teacher.yaml --fresh
 	$(TRAIN) --config configs/demo_teacher_2.yaml --fresh
 	$(TRAIN) --config configs/demo_teacher_3.yaml --fresh

@@ -27,8 +27,11 @@ sys.path[:0] = [str(ROOT)]
 import torch  # noqa: E402
 
 from benchmarks import measure  # noqa: E402
-from kd.data.content import record_key, rows_digest  # noqa: E402
-from kd.teacher.cache import CacheReader, CacheSpec, CacheWriter, Entry, slice_rows  # noqa: E402
+from kd.batching.record_key import record_key, rows_digest  # noqa: E402
+from kd.teacher.cache.check_rows import slice_rows  # noqa: E402
+from kd.teacher.cache.reader import CacheReader  # noqa: E402
+from kd.teacher.cache.spec import CacheSpec, Entry  # noqa: E402
+from kd.teacher.cache.writer import CacheWriter  # noqa: E402
 from kernels import Head, TeacherSamples, TeacherTopK, teacher_sample, teacher_topk  # noqa: E402
 
 VOCABS = (151_936, 262_144)
@@ -131,7 +134,7 @@ def profile(cache: Cache, temperature: float) -> list[dict]:
     profiler = cProfile.Profile()
     profiler.runcall(read_all, reader, cache, temperature, 1)
     stats = pstats.Stats(profiler)
-    ours = [(Path(file), name, *numbers) for (file, _, name), numbers in stats.stats.items() if Path(file).parent == ROOT / "kd/teacher"]
+    ours = [(Path(file), name, *numbers) for (file, _, name), numbers in stats.stats.items() if (ROOT / "kd/teacher") in Path(file).parents]
     total = stats.total_tt
     return [{"function": f"{path.stem}.{name}", "share": round(whole / total, 3), "own_share": round(own / total, 3), "calls": calls}
             for path, name, _, calls, own, whole, _ in sorted(ours, key=lambda row: -row[5]) if whole > 0.01 * total]

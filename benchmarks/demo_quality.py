@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kd.evaluate import METRICS  # noqa: E402
+from kd.evaluation.metrics import METRICS  # noqa: E402
 
 TRUTH_ALONE = ["loss.weights.kl=0", "loss.weights.truth=1", "loss.w_tool=0", "loss.w_args=0", "loss.w_integr=0"]
 SCRATCH = [

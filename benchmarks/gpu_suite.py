@@ -12,7 +12,7 @@ commit, what became of each part), written again as parts start and end. It need
 needs what setup.py lists, and says what is missing. `--wheels FOLDER` first installs the wheels in a folder into DIR, with no
 network. In a copy without git, SPANWISE_COMMIT names the commit.
 
-A split form may become the default of impl="auto" on an architecture (kernels/forms.py PROVEN) when the part `tests` passed
+A split form may become the default of impl="auto" on an architecture (kernels/fused/launches.py PROVEN) when the part `tests` passed
 there and its own part was faster than the row form in `loss_kernels`.
 """
 

@@ -44,8 +44,8 @@ from benchmarks.methods import (  # noqa: E402
     useful_bytes,
 )
 from benchmarks.parity import check, loss_and_gradients  # noqa: E402
-from kernels import forms  # noqa: E402
 from kernels.contract import DIVERGENCES  # noqa: E402
+from kernels.fused import launches as forms  # noqa: E402
 
 FAMILIES = ("dense", "sparse", "linear", "linear_sparse")
 VOCABS, ROWS = (151936, 32000, 128256, 262144), (8192, 1024)
@@ -168,7 +168,7 @@ def line(row: dict) -> str:
 
 def static_table(arches: list[str]) -> str:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "kernels.static_proof", "--quick", "--arch", *arches]
+    command = [sys.executable, "-m", "tools.kernel_proof.static_proof", "--quick", "--arch", *arches]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     return done.stdout if done.returncode == 0 else f"(no static table: {done.stderr.strip().splitlines()[-1]})"
 

@@ -2,7 +2,7 @@
 
 A way takes a workload's data and gives the loss of leaves that require gradient; the benchmark runs it backward. Row weights
 are 1/N times the terms' shares, so that a peer that only knows means does the same work. `eager` is what a PyTorch user writes
-when only these terms are wanted (tests/test_benchmarks.py holds it to the peer of the kernel tests).
+when only these terms are wanted (tests/benchmarks/test_benchmarks.py holds it to the peer of the kernel tests).
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def methods(work: Workload, device: torch.device) -> dict[str, Callable[[], Way 
 
 def no_fallback() -> None:
     """A split form that the device refuses gives way to the row form: no time may be taken for its own then, so raise."""
-    from kernels import cooperative
+    from kernels.fused import cooperative
 
     cooperative._warned.clear()
     warnings.filterwarnings("error", message=r"the \w+ dense kernel does not fit")

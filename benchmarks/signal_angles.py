@@ -26,8 +26,19 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kd.teacher.cache import CacheReader, CacheSpec, CacheWriter, Entry  # noqa: E402
-from kernels import DenseTeacher, Head, RowWeights, SparseTeacher, linear_distill_loss, sparse_teacher, teacher_sample, teacher_topk  # noqa: E402
+from kd.teacher.cache.reader import CacheReader  # noqa: E402
+from kd.teacher.cache.spec import CacheSpec, Entry  # noqa: E402
+from kd.teacher.cache.writer import CacheWriter  # noqa: E402
+from kernels import (  # noqa: E402
+    DenseTeacher,
+    Head,
+    RowWeights,
+    SparseTeacher,
+    linear_distill_loss,
+    sparse_teacher,
+    teacher_sample,
+    teacher_topk,
+)
 
 NUM_DRAWS = (50, 100)
 Teacher = DenseTeacher | SparseTeacher
@@ -130,11 +141,11 @@ def angles(student: Student, batch: list[Rows], vocab: int, temperature: float, 
 
 def demo_batch(num_rows: int, teacher, tokenizer, student_model) -> tuple[Student, list[Rows]]:
     """The demo's models over held-in records of the demo corpus, until the batch has `num_rows` supervised rows."""
-    from kd.data import demo
-    from kd.data.micro_batch import collate
-    from kd.data.render import encode
-    from kd.hidden_rows import hidden_rows
-    from kd.model_head import head_form, head_of
+    from kd.batching.micro_batch import collate
+    from kd.models.hidden_states import hidden_rows
+    from kd.models.lm_head import head_form, head_of
+    from kd.rendering.encode import encode
+    from kd.sources.demo import corpus as demo
 
     form, batch, have = head_form(teacher.config), [], 0
     head = Head(teacher.get_output_embeddings().weight.detach(), None, form.softcap, form.scale)

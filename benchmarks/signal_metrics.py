@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from demo_quality import launcher, run  # noqa: E402
-from kd.teacher.cache import CacheReader, CacheWriter, Entry  # noqa: E402
+
+from kd.teacher.cache.reader import CacheReader  # noqa: E402
+from kd.teacher.cache.spec import Entry  # noqa: E402
+from kd.teacher.cache.writer import CacheWriter  # noqa: E402
 from kernels import TeacherTopK  # noqa: E402
 
 RECORDS_A_STEP = 8  # the demo's

@@ -1,4 +1,4 @@
-"""Tokens a second of rendering and span extraction (kd.data.render.encode), one worker on one core, at a 150,000-token vocabulary.
+"""Tokens a second of rendering and span extraction (kd.rendering.encode.encode), one worker on one core, at a 150,000-token vocabulary.
 
     python benchmarks/span_throughput.py          # writes benchmarks/results/span_throughput.json
 
@@ -25,11 +25,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import tokenizers  # noqa: E402
 import transformers  # noqa: E402
-from data import golden  # noqa: E402
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
-from kd.data.records import Record, parse_record  # noqa: E402
-from kd.data.render import encode  # noqa: E402
+from helpers import golden  # noqa: E402
+from kd.records.record import Record, parse_record  # noqa: E402
+from kd.rendering.encode import encode  # noqa: E402
 
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "[INST]", "[/INST]", "[TOOL_CALLS]"]
@@ -116,7 +116,7 @@ def main() -> None:
             tokenizer.chat_template = golden.template(name)
             results[f"{name}, {rounds} rounds"] = measure(tokenizer, records, args.repeats)
             print(name, rounds, results[f"{name}, {rounds} rounds"], flush=True)
-    report = {"what": "kd.data.render.encode, one process, one thread", "vocab_size": len(tokenizer), "processor": processor(),
+    report = {"what": "kd.rendering.encode.encode, one process, one thread", "vocab_size": len(tokenizer), "processor": processor(),
               "python": platform.python_version(), "tokenizers": tokenizers.__version__, "transformers": transformers.__version__,
               "lowest": min(result["tokens_per_processor_second"] for result in results.values()), "results": results}
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Iterable
 
 import torch
 from measure import ROOT, commit, facts, write_json

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from distributed.accumulation import Case, plain_gradients, relative_errors  # noqa: E402
-from distributed.jobs import Job  # noqa: E402
+
+from helpers.jobs import Job  # noqa: E402
 
 METHODS, STAGES, ACCUMULATIONS = ("plain", "ours", "tiled"), (2, 3), (1, 2, 4)
 

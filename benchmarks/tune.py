@@ -1,4 +1,4 @@
-"""The layouts of the dense kernel, swept on this GPU: what kernels/forms.py should say for it.
+"""The layouts of the dense kernel, swept on this GPU: what kernels/fused/launches.py should say for it.
 
     python benchmarks/tune.py --out tune.json --minutes 5
 
@@ -21,8 +21,10 @@ import torch  # noqa: E402
 
 from benchmarks.measure import copy_bandwidth, facts, time_it, write_json  # noqa: E402
 from benchmarks.methods import Workload, make_data, no_fallback, settings, useful_bytes  # noqa: E402
-from kernels import dense, distill_loss, forms  # noqa: E402
+from kernels import distill_loss  # noqa: E402
 from kernels.contract import resolve_options  # noqa: E402
+from kernels.fused import dense  # noqa: E402
+from kernels.fused import launches as forms
 
 WARPS, GROUPS, PER_SM = (4, 8, 16, 32), (1, 2, 4), (1, 2, 3, 4, 6, 8)
 PART_BYTES = (8192, 16384, 32768, 65536)

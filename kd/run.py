@@ -7,38 +7,42 @@ import shutil
 import time
 from pathlib import Path
 
+import deepspeed
 import psutil
 import torch
 import torch.distributed as dist
 from transformers import AutoConfig
 
-import deepspeed
-from kd.export import export_student
-from kd.checkpoint import Checkpoints, listed
-from kd.config import dump_config
-from kd.config_schema import RunConfig
-from kd.engine import StudentEngine, resolved_ds_config, start_distributed
-from kd.evaluate import format_table
-from kd.held_out import evaluate_run, held_out_records, missing_teacher
-from kd.objective import uses_teacher
-from kd.plan import Plan, check_fits, format_plan, plan_run
-from kd.precision import multiplies_bf16
-from kd.report import write_report
-from kd.run_identity import run_identity
-from kd.run_log import RunLog
-from kd.sources import Sources, described, run_folder, run_sources, sources_to_look_at
-from kd.student import build_student, count_parameters, on_rank_0
+from kd.checkpoints.export_hf import export_student
+from kd.checkpoints.identity import run_identity
+from kd.checkpoints.store import Checkpoints, listed
+from kd.config.derived import run_folder, uses_teacher
+from kd.config.load import dump_config
+from kd.config.schema import RunConfig
+from kd.distributed.collectives import on_rank_0
+from kd.distributed.deepspeed_json import resolved_ds_config
+from kd.distributed.start import start_distributed
+from kd.dtypes import multiplies_bf16
+from kd.evaluation.files import format_table
+from kd.evaluation.held_out import evaluate_run, held_out_records, missing_teacher
+from kd.models.load import count_parameters
+from kd.models.student import build_student
+from kd.models.tokenizer import load_tokenizer
+from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
+from kd.reports.run_page import write_report
+from kd.sources.stages import Sources, described, run_sources, sources_to_look_at
 from kd.teacher.cached import require_captured
-from kd.teacher.size import CacheSize, cache_size
-from kd.teacher.source import open_teacher
-from kd.tokenizers import load_tokenizer
-from kd.trainer import Trainer, TrainingResult
+from kd.teacher.capture.size import CacheSize, cache_size
+from kd.teacher.open import open_teacher
+from kd.training.engine import StudentEngine
+from kd.training.log import RunLog
+from kd.training.trainer import Trainer, TrainingResult
 
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
 
 
 def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = None, *, cache: CacheSize | None = None) -> Plan:
-    """The plan of `config` for this machine's memory (kd/plan.py)."""
+    """The plan of `config` for this machine's memory (kd/preflight/plan.py)."""
     student = config.student
     width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
     length = len(load_tokenizer(config)) if width_unknown else None

@@ -53,7 +53,7 @@ def _scale(grad: Tensor, factor: Tensor) -> None:
         if factor.item() != 1.0:
             grad.mul_(factor)
     elif grad.is_cuda and have_triton():
-        from kernels.dense import scale_unless_one
+        from kernels.fused.dense import scale_unless_one
 
         scale_unless_one(grad, factor)
     else:

@@ -229,7 +229,8 @@ def choose_rows(
         if impl == "auto":
             return plain
         raise ValueError("impl='triton' needs triton >= 3.4: install it, or use impl='auto'")
-    from kernels import dense, sparse as sparse_form
+    from kernels.fused import dense
+    from kernels.fused import sparse as sparse_form
 
     if not student_logits.is_cuda and not dense.INTERPRETED:
         raise ValueError(f"impl='triton' needs a GPU, the logits are on {student_logits.device}: use impl='auto'")

@@ -27,7 +27,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.contract import LOG_P_FLOOR, NO_TOKEN, DistillOutput, Options, RowWeights, RowsInChunks, SparseTeacher, take_rows
+from kernels.contract import (
+    LOG_P_FLOOR,
+    NO_TOKEN,
+    DistillOutput,
+    Options,
+    RowsInChunks,
+    RowWeights,
+    SparseTeacher,
+    take_rows,
+)
 from kernels.reference import divergence_of, read_labels, row_chunks, weights_as_used
 
 _LOWEST = -1.0e30  # below every logit that is not -inf, and finite: inf - inf must not be made of a row with no rest

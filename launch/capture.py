@@ -40,26 +40,27 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from kd.config import load_config
-    from kd.process import tell
+    from kd.config.load import load_config
+    from kd.distributed.exit import tell
+    from kd.errors import SpanwiseError
 
     try:
         config = load_config(args.config, args.overrides)
         if args.verify is not None:
-            from kd.teacher.verify import verify_cache
+            from kd.teacher.capture.verify import verify_cache
 
             return 1 if verify_cache(config, args.verify) else 0
-        from kd.teacher.capture import capture
+        from kd.teacher.capture.capture import capture
 
         options = {} if args.shard_rows is None else {"shard_rows": args.shard_rows}
         capture(config, retry_missing=args.retry_missing, **options)
-    except (ValueError, RuntimeError) as error:
-        tell(error)
+    except SpanwiseError as error:
+        tell(error, args.config, args.overrides)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    from kd.process import leave
+    from kd.distributed.exit import leave
 
     leave(main())

@@ -18,9 +18,10 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from kd.data.records import read_records
-from kd.evaluate import Evaluation, evaluate_model, format_table, write_cases, write_evaluation
-from kd.precision import loaded_dtype
+from kd.dtypes import loaded_dtype
+from kd.evaluation.evaluate import Evaluation, evaluate_model
+from kd.evaluation.files import format_table, write_cases, write_evaluation
+from kd.records.files import read_records
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -29,8 +28,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from kd.config import load_config
-    from kd.process import tell
+    from kd.config.load import load_config
+    from kd.distributed.exit import tell
+    from kd.errors import SpanwiseError
 
     try:
         config = load_config(args.config, args.overrides)
@@ -42,16 +42,13 @@ def main(argv: list[str] | None = None) -> int:
         from kd.run import execute
 
         execute(config, fresh=args.fresh)
-    except (ValueError, RuntimeError) as error:
-        tell(error)
-        if type(error).__name__ == "NotCaptured":
-            overrides = "".join(f" --set {shlex.quote(override)}" for override in args.overrides)
-            print(f"capture it first:\n  deepspeed launch/capture.py --config {shlex.quote(args.config)}{overrides}", file=sys.stderr)
+    except SpanwiseError as error:
+        tell(error, args.config, args.overrides)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    from kd.process import leave
+    from kd.distributed.exit import leave
 
     leave(main())

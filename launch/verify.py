@@ -6,7 +6,7 @@
         --out FOLDER           verify.json, verify.html (spans in colours), bad.jsonl (what fails, as it was read)
         --fix CLEAN.jsonl      the records that are ready, in the chat form
 
-Files: JSON lines, JSON, Parquet, Arrow, compressed or not, in any form of kd/data/formats.py; BFCL's possible_answer files
+Files: JSON lines, JSON, Parquet, Arrow, compressed or not, in any form of kd/records/formats/registry.py; BFCL's possible_answer files
 are given beside its questions. Exit code: 0 ready, 1 not ready, 2 wrong use.
 """
 
@@ -57,11 +57,11 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argpa
 def main(argv: list[str] | None = None) -> int:
     parser, args = parse(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from kd.config import load_config
-    from kd.data.files import expand, read_all
-    from kd.data.formats import FORMATS
-    from kd.tools import ToolRegistry
-    from kd.verify import tokenizer_at
+    from kd.config.load import load_config
+    from kd.preflight.records import tokenizer_at
+    from kd.records.files import expand, read_all
+    from kd.records.formats.registry import FORMATS
+    from kd.toolcalls.registry import ToolRegistry
 
     if args.format and args.format not in FORMATS:
         parser.error(f"--format: one of {', '.join(FORMATS)}")
@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         if config is None:
             tokenizer, items = tokenizer_at(args.tokenizer), read_all(expand(args.data), args.format)
         else:
-            from kd.sources import run_folder
-            from kd.tokenizers import load_tokenizer
-            from kd.verify import config_items
+            from kd.config.derived import run_folder
+            from kd.models.tokenizer import load_tokenizer
+            from kd.preflight.records import config_items
 
             tokenizer, items = load_tokenizer(config), config_items(config)
             args.out = args.out or run_folder(config)
@@ -86,9 +86,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
     from tqdm import tqdm
 
-    from kd.data.checks import DataError
-    from kd.verify import Tally, bad_line, spans_line, verify_records
-    from kd.verify_spans import SpanReader
+    from kd.preflight.read_back import SpanReader
+    from kd.preflight.records import Tally, bad_line, spans_line, verify_records
+    from kd.records.checks import DataError
 
     tally, shown, reader = Tally(), [], SpanReader(tokenizer)
     ready_shown = failing_shown = 0
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
             return _WRONG[bool(args.config)]
     checks: list[dict[str, Any]] = []
     if config is not None:
-        from kd.verify_run import check_run
+        from kd.preflight.run import check_run
 
         checks = list(check_run(config, tokenizer))
     allowed = args.max_bad_fraction if args.max_bad_fraction is not None else config.data.max_bad_fraction if config is not None else 0.0
@@ -122,8 +122,8 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
 
 
 def report(args: argparse.Namespace, tally, shown: list, tokenizer, ready: bool, checks: list[dict[str, Any]]) -> None:
-    from kd.verify import format_tally, summary
-    from kd.verify_html import verify_page
+    from kd.preflight.records import format_tally, summary
+    from kd.reports.preflight_page import verify_page
 
     print(format_tally(tally, checks))
     verdict = "READY" if ready else "NOT READY"

@@ -1,10 +1,9 @@
 """What every test needs before its imports: the Triton interpreter where there is no GPU, few threads, a fixed seed.
 
-The demo tokenizer and a tiny teacher are made once a session; `tests/distributed/jobs.py` starts real processes.
+The demo tokenizer and a tiny teacher are made once a session; `tests/helpers/jobs.py` starts real processes.
 """
 
 import os
-import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -21,7 +20,6 @@ if not torch.cuda.is_available():  # triton reads it when it is imported
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]  # a checkout that is not installed; helpers by their file's name
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +31,7 @@ def same_seed():
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
     """The demo's tokenizer, smaller: 600 tokens."""
-    from kd.data.demo import build_tokenizer
+    from kd.sources.demo.corpus import build_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
     build_tokenizer(folder, vocab_size=600, num_records=300)

@@ -29,10 +29,11 @@ from pathlib import Path
 
 import pytest
 
-from kd.data import demo
-from kd.data.records import Record
-from kd.data.render import encode, render
-from kd.data.spans import TOOL, TRUTH, find_spans
+from kd.records.record import Record
+from kd.rendering.encode import encode
+from kd.rendering.spans import TOOL, TRUTH, find_spans
+from kd.rendering.turns import render
+from kd.sources.demo import corpus as demo
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -1,4 +1,4 @@
-"""The teacher's signal from a cache (kd/teacher/cache.py): read ahead of training by a thread, moved to the device without a wait."""
+"""The teacher's signal from a cache (kd/teacher/cache/format.py): read ahead of training by a thread, moved to the device without a wait."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd.config_schema import RunConfig
-from kd.data.batches import Source
-from kd.data.micro_batch import MicroBatch
-from kd.objective import uses_temperature
-from kd.teacher.cache import CacheError, CacheReader
-from kd.teacher.identity import CAPTURE_ALONE, cache_identity, cache_spec
-from kd.teacher.manifest import MANIFEST, content_of, read
+from kd.batching.micro_batch import MicroBatch
+from kd.config.derived import uses_temperature
+from kd.config.schema import RunConfig
+from kd.sources.source import Source
+from kd.teacher.cache.identity import CAPTURE_ALONE, cache_identity, cache_spec
+from kd.teacher.cache.manifest import MANIFEST, content_of, read
+from kd.teacher.cache.reader import CacheReader
+from kd.teacher.cache.spec import CacheError
 from kernels import SparseTeacher
 
 
 class NotCaptured(CacheError):
     """teacher.cache.path has no finished cache yet."""
+
+    remedy = "launch/capture.py"
 
 
 def require_captured(config: RunConfig) -> None:

@@ -16,10 +16,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kd.config_schema import RunConfig
-from kd.data.micro_batch import MicroBatch
+from kd.batching.micro_batch import MicroBatch
+from kd.config.schema import RunConfig
 from kd.teacher.model import TeacherModel
-from kernels import DenseTeacher, SparseTeacher, TeacherSamples, TeacherTopK, sparse_teacher, teacher_sample, teacher_topk
+from kernels import (
+    DenseTeacher,
+    SparseTeacher,
+    TeacherSamples,
+    TeacherTopK,
+    sparse_teacher,
+    teacher_sample,
+    teacher_topk,
+)
 
 CAPTURED = -1  # in place of a step: the draws of a cache are made once
 # Rows whose logits exist at once on a GPU: sampling keeps them in fp64 beside the fp32 (2 GB at 1,024 rows and 151,936 columns).
@@ -86,7 +94,7 @@ class LiveTeacher:
 
 
 class LiveRows:
-    """What capture asks for its rows (kd/teacher/capture.py): as LiveTeacher, at every temperature of the cache."""
+    """What capture asks for its rows (kd/teacher/capture/capture.py): as LiveTeacher, at every temperature of the cache."""
 
     def __init__(self, config: RunConfig, ds_config: dict, vocab_size: int, device: torch.device):
         cache = config.teacher.cache

@@ -12,11 +12,11 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from kd.config_schema import RunConfig
-from kd.data.micro_batch import MicroBatch
-from kd.hidden_rows import check_packable, hidden_rows
-from kd.model_head import head_form, head_of
-from kd.student import load_causal_lm
+from kd.batching.micro_batch import MicroBatch
+from kd.config.schema import RunConfig
+from kd.models.hidden_states import check_packable, hidden_rows
+from kd.models.lm_head import head_form, head_of
+from kd.models.load import load_causal_lm
 from kernels import DenseTeacher, Head
 
 

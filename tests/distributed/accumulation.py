@@ -157,7 +157,7 @@ def run(case: Case) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    from kd.engine import start_distributed
+    from kd.distributed.start import start_distributed
 
     job = json.loads(Path(sys.argv[1]).read_text())
     rank, world = start_distributed()

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-import kd.teacher.capture as capturing
-import kd.teacher.verify as verifying
-from kd.config import load_config
-from kd.engine import start_distributed
-from kd.teacher.capture_log import CaptureLog
+import kd.teacher.capture.capture as capturing
+import kd.teacher.capture.verify as verifying
+from kd.config.load import load_config
+from kd.distributed.start import start_distributed
+from kd.teacher.capture.log import CaptureLog
 from kd.teacher.live import LiveRows
 
 SHARD_ROWS = 100

@@ -8,10 +8,11 @@ import json
 import pytest
 import torch
 
-from distributed.jobs import Job, wait_for_all
-from kd.data import demo
-from kd.data.records import Record, write_records
-from kd.data.render import encode
+from helpers.jobs import Job, wait_for_all
+from kd.records.files import write_records
+from kd.records.record import Record
+from kd.rendering.encode import encode
+from kd.sources.demo import corpus as demo
 
 CONFIG = """\
 run: {{name: t, output_dir: {out}, seed: 3}}

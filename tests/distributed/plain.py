@@ -1,6 +1,6 @@
 """One optimizer step's loss and gradient as a textbook would have them: one process, fp64, one record at a time.
 
-Shares nothing with kd/losses.py, kd/data/batches.py or kernels/: what the engine computes is held against this.
+Shares nothing with kd/objective/loss.py, kd/batching/steps.py or kernels/: what the engine computes is held against this.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from kd.data.render import encode
+from kd.rendering.encode import encode
 
 # What the scenarios weigh each term with (tests/distributed/conftest.py).
 SHARES = {"kl": 0.5, "hard": 0.3, "truth": 0.2, "tool": 0.15, "args": 0.15, "integration": 0.1}

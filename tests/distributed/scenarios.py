@@ -20,16 +20,19 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-import kd.engine
-from kd.config import load_config
-from kd.engine import StudentEngine, resolved_ds_config, start_distributed
-from kd.export import export_student
-from kd.sources import run_sources
-from kd.student import build_student, on_rank_0
-from kd.teacher.capture import capture
-from kd.teacher.source import open_teacher
-from kd.tokenizers import load_tokenizer
-from kd.trainer import Trainer
+import kd.training.engine
+from kd.checkpoints.export_hf import export_student
+from kd.config.load import load_config
+from kd.distributed.collectives import on_rank_0
+from kd.distributed.deepspeed_json import resolved_ds_config
+from kd.distributed.start import start_distributed
+from kd.models.student import build_student
+from kd.models.tokenizer import load_tokenizer
+from kd.sources.stages import run_sources
+from kd.teacher.capture.capture import capture
+from kd.teacher.open import open_teacher
+from kd.training.engine import StudentEngine
+from kd.training.trainer import Trainer
 
 
 class Lines:
@@ -69,15 +72,15 @@ def weights_of(model) -> dict[str, torch.Tensor]:
 
 def run(scenario: dict, out: Path) -> dict:
     config = load_config(scenario["config"], scenario["overrides"])
-    build = kd.engine.build_optimizer
+    build = kd.training.engine.build_optimizer
     if scenario["optimizer"] == "sgd":
-        kd.engine.build_optimizer = lambda model, optimizer, ds: torch.optim.SGD(model.parameters(), lr=optimizer.lr)
+        kd.training.engine.build_optimizer = lambda model, optimizer, ds: torch.optim.SGD(model.parameters(), lr=optimizer.lr)
     try:
         tokenizer, settings = load_tokenizer(config), resolved_ds_config(config)
         model = build_student(config, work_dir=out, ds_config=settings, tokenizer_length=len(tokenizer))
         engine = StudentEngine(model, config, settings, len(tokenizer))
     finally:
-        kd.engine.build_optimizer = build
+        kd.training.engine.build_optimizer = build
     partitioned = [name for name, p in model.named_parameters() if p.numel() == 0]
     sources = on_rank_0(lambda: run_sources(config)).stages
     if scenario.get("capture"):

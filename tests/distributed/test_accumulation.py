@@ -11,9 +11,9 @@ import json
 
 import pytest
 import torch
-
 from distributed.accumulation import Case, plain_gradients, relative_errors
-from distributed.jobs import Job
+
+from helpers.jobs import Job
 
 TOLERANCE = 1e-5  # of the largest value of a parameter's gradient
 CASES = [Case("ours", *rest) for rest in itertools.product((2, 3), (1, 2, 4), (False, True), ("distill", "mean"))]

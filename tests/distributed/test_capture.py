@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from distributed.jobs import Job, wait_for_all
-from kd.data import demo
-from kd.data.records import Record, write_records
-from kd.teacher.cache import CacheReader
+from helpers.jobs import Job, wait_for_all
+from kd.records.files import write_records
+from kd.records.record import Record
+from kd.sources.demo import corpus as demo
+from kd.teacher.cache.reader import CacheReader
 
 CONFIG = """\
 run: {{name: t, output_dir: {out}, seed: 3}}

@@ -11,9 +11,8 @@ import re
 
 import pytest
 import torch
-from transformers import LlamaConfig
-
 from distributed.plain import SHARES, plain_step
+from transformers import LlamaConfig
 
 LR = 1024
 TOLERANCE = 1e-5  # of the largest value of a parameter's gradient

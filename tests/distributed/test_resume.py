@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kd.checkpoint import damage, listed
-from kd.data import demo
+from kd.checkpoints.store import damage, listed
+from kd.sources.demo import corpus as demo
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -103,7 +103,8 @@ def test_killed_and_damaged_it_ends_with_the_same_bits(tmp_path, ranks, data):
 
 
 def test_every_damage_is_named(tmp_path):
-    from kd.checkpoint import MANIFEST, sha256
+    from kd.checkpoints.store import MANIFEST
+    from kd.hashing import sha256
 
     folder = tmp_path / "step-00000004"
     (folder / "state").mkdir(parents=True)

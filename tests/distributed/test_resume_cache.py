@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from distributed.jobs import Job
-from kd.checkpoint import listed
+from helpers.jobs import Job
+from kd.checkpoints.store import listed
 
 CONFIG = """\
 run: {{name: r, output_dir: {out}}}

@@ -1,19 +1,16 @@
 """The forms in which programs wait for one another, on a real GPU: what the interpreter cannot model.
 
 When this file passes on an architecture, and benchmarks/gpu_suite.py finds the form faster there, the architecture may
-enter kernels/forms.py PROVEN. A hang is a failure: gpu_suite.py ends the process when its share of the time is over.
+enter kernels/fused/launches.py PROVEN. A hang is a failure: gpu_suite.py ends the process when its share of the time is over.
 """
-
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-
-from kernel_cases import ENTROPY, assert_parity, make_case, options_for, poison_new_memory  # noqa: E402
-from kernels import RowWeights, cooperative, dense, forms  # noqa: E402
+from helpers.kernel_cases import ENTROPY, assert_parity, make_case, options_for, poison_new_memory
+from kernels import RowWeights
+from kernels.fused import cooperative, dense
+from kernels.fused import launches as forms
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.version.hip is not None, reason="needs a CUDA GPU: the split forms' only home"

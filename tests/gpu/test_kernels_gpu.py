@@ -4,16 +4,19 @@ The interpreter runs the same checks at small sizes (tests/kernels); what it can
 memory that is reused, asynchrony.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-
-from kernel_cases import DIVERGENCES, ENTROPY, assert_parity, assert_within, make_case, poison_new_memory, run_ours  # noqa: E402
-from kernels import DenseTeacher, Head, RowWeights, distill_loss, linear_distill_loss  # noqa: E402
+from helpers.kernel_cases import (
+    DIVERGENCES,
+    ENTROPY,
+    assert_parity,
+    assert_within,
+    make_case,
+    poison_new_memory,
+    run_ours,
+)
+from kernels import DenseTeacher, Head, RowWeights, distill_loss, linear_distill_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
 
@@ -146,8 +149,8 @@ def test_linear_equals_the_head_and_the_dense_loss(upstream, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_spills(dtype):
-    """kernels/static_proof.py on the triton and the driver that are here, for each layout of the row form."""
-    from kernels import dense
+    """tools/kernel_proof/static_proof.py on the triton and the driver that are here, for each layout of the row form."""
+    from kernels.fused import dense
 
     for width in (4096, 32000, 151936):
         for divergence, beta in DIVERGENCES:

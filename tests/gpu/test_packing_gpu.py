@@ -1,17 +1,14 @@
 """Packed records on a real GPU: the attention kernels themselves keep them apart."""
 
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 for package in ("json_repair", "jsonschema"):  # kd needs them; a bare GPU machine has only what the kernels need
     pytest.importorskip(package)
 
-from data.packing_cases import assert_no_leak, model  # noqa: E402
+from helpers.packing_cases import assert_no_leak, model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
 

@@ -4,16 +4,12 @@ What the interpreter cannot model is here: races between the sweep's stores and 
 stores; memory that is reused; asynchrony.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
-
-from kernel_cases import DIVERGENCES, ENTROPY, assert_within, poison_new_memory  # noqa: E402
-from kernels import (  # noqa: E402
+from helpers.kernel_cases import DIVERGENCES, ENTROPY, assert_within, poison_new_memory
+from helpers.sparse_cases import SparseCase, assert_parity, make_sparse, run_ours, topk_of
+from kernels import (
     Head,
     RowWeights,
     linear_distill_loss,
@@ -22,8 +18,7 @@ from kernels import (  # noqa: E402
     teacher_sample,
     teacher_topk,
 )
-from kernels.linear import widening_addmm  # noqa: E402
-from sparse_cases import SparseCase, assert_parity, make_sparse, run_ours, topk_of  # noqa: E402
+from kernels.linear import widening_addmm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
 

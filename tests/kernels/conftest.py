@@ -20,7 +20,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
-    from kernel_cases import poison_new_memory
+    from helpers.kernel_cases import poison_new_memory
 
     poison_new_memory(monkeypatch)
 
@@ -64,7 +64,7 @@ def fixed_seed():
 @pytest.fixture
 def narrow_tiles(monkeypatch):
     """Many tiles a row at small V: what a large vocabulary does to the kernel."""
-    from kernels import dense
+    from kernels.fused import dense
 
     monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64)
 
@@ -72,7 +72,7 @@ def narrow_tiles(monkeypatch):
 @pytest.fixture
 def narrow_slots(monkeypatch):
     """The same for the sparse kernel, whose slots then take several turns as well."""
-    from kernels import sparse
+    from kernels.fused import sparse
 
     monkeypatch.setattr(sparse, "_INTERPRETER_BLOCK", 64)
     monkeypatch.setattr(sparse, "_SLOTS", (8, 16))

@@ -4,9 +4,9 @@ import numpy
 import pytest
 import torch
 
-import sparse_cases
-from kernel_cases import make_case, options_for
-from kernels import dense, sparse
+from helpers import sparse_cases
+from helpers.kernel_cases import make_case, options_for
+from kernels.fused import dense, sparse
 
 STRIDE = 2**30 + 64  # the third row starts past 2^31 elements, of which a 32-bit product of row and stride knows nothing
 

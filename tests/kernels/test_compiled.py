@@ -6,7 +6,7 @@ The backend is aot_eager: tracing, shapes and autograd formulas are what is ours
 import pytest
 import torch
 
-from kernel_cases import ENTROPY
+from helpers.kernel_cases import ENTROPY
 from kernels import (
     DenseTeacher,
     DistillOutput,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernel_cases import DIVERGENCES, ENTROPY, ROWS, make_case, options_for, peer, run_definition
+from helpers.kernel_cases import DIVERGENCES, ENTROPY, ROWS, make_case, options_for, peer, run_definition
 from kernels import RowWeights, distill_loss
 
 

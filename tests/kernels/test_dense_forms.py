@@ -10,10 +10,12 @@ import torch
 import triton
 import triton.language as tl
 
-from kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case, options_for
-from kernels import RowWeights, contract, cooperative, dense, distill_loss, forms
-from kernels.sweeps import NUM_STATS, measure, merge_parts, padding_of, publish, row_divergence, widened
-from kernels.tiles import FORWARD_KL, tile_columns, whole_part
+from helpers.kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case, options_for
+from kernels import RowWeights, contract, distill_loss
+from kernels.fused import cooperative, dense
+from kernels.fused import launches as forms
+from kernels.fused.sweeps import NUM_STATS, measure, merge_parts, padding_of, publish, row_divergence, widened
+from kernels.fused.tiles import FORWARD_KL, tile_columns, whole_part
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these run in the interpreter; GPUs have tests/gpu")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case, run_ours
+from helpers.kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case, run_ours
 from kernels import RowWeights, distill_loss
 
 pytestmark = pytest.mark.usefixtures("narrow_tiles")

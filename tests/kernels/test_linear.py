@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kernel_cases import DIVERGENCES, DTYPES, ENTROPY, VOCABULARIES, assert_within
+from helpers.kernel_cases import DIVERGENCES, DTYPES, ENTROPY, VOCABULARIES, assert_within
 from kernels import DenseTeacher, Head, RowWeights, linear, linear_distill_loss
-from kernels.head import default_chunk_rows
 from kernels.contract import resolve_options
+from kernels.head import default_chunk_rows
 from kernels.reference import definition
 
 N, H, HT, V = 7, 12, 9, 50

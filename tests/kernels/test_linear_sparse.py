@@ -3,8 +3,17 @@
 import pytest
 import torch
 
-from kernel_cases import DIVERGENCES, ENTROPY, assert_within
-from kernels import DenseTeacher, Head, RowWeights, linear, linear_distill_loss, sparse_teacher, teacher_sample, teacher_topk
+from helpers.kernel_cases import DIVERGENCES, ENTROPY, assert_within
+from kernels import (
+    DenseTeacher,
+    Head,
+    RowWeights,
+    linear,
+    linear_distill_loss,
+    sparse_teacher,
+    teacher_sample,
+    teacher_topk,
+)
 from kernels.contract import resolve_options
 from kernels.reference_sparse import sparse_definition
 

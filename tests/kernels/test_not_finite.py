@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from kernel_cases import DIVERGENCES, ENTROPY, make_case, options_for, run_ours
-from kernels import RowWeights, dense
-from sparse_cases import make_sparse
-from sparse_cases import run_ours as run_sparse
+from helpers.kernel_cases import DIVERGENCES, ENTROPY, make_case, options_for, run_ours
+from helpers.sparse_cases import make_sparse
+from helpers.sparse_cases import run_ours as run_sparse
+from kernels import RowWeights
+from kernels.fused import dense
 
 pytestmark = pytest.mark.usefixtures("narrow_tiles", "narrow_slots")
 NAN = float("nan")

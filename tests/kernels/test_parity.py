@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from kernel_cases import (
+from helpers.kernel_cases import (
     DIVERGENCES,
     ENTROPY,
     assert_parity,
@@ -69,7 +69,7 @@ def test_half_precision(impl, divergence, beta, dtype):
     settings = dict(divergence=divergence, beta=beta, temperature=2.0)
     if impl == "triton":
         # The interpreter truncates fp32 -> bf16 stores, a GPU rounds: take the gradient in fp32 and round here.
-        from kernels import dense
+        from kernels.fused import dense
 
         grad = torch.empty(case.student.shape, dtype=torch.float32)
         output = dense.dense_rows(*case, options_for(case, **settings), grad)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kernel_cases import DIVERGENCES, ENTROPY, assert_within
+from helpers.kernel_cases import DIVERGENCES, ENTROPY, assert_within
+from helpers.sparse_cases import assert_parity, draws_of, make_sparse, options_for, run_definition, run_ours, run_peer
 from kernels import RowWeights, SparseTeacher, distill_loss, sparse_distill_loss
-from sparse_cases import assert_parity, draws_of, make_sparse, options_for, run_definition, run_ours, run_peer
 
 IMPLS = ["reference", "triton"]
 both = pytest.mark.parametrize("impl", IMPLS)
@@ -74,7 +74,7 @@ def test_half_precision(impl, kind, dtype):
     settings = dict(temperature=2.0)
     if impl == "triton":
         # The interpreter truncates fp32 -> bf16 stores, a GPU rounds: take the gradient in fp32 and round here.
-        from kernels import sparse
+        from kernels.fused import sparse
 
         grad = torch.empty(case.student.shape, dtype=torch.float32)
         output = sparse.sparse_rows(*case, options_for(case, **settings), grad)

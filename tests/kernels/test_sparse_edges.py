@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kernel_cases import DIVERGENCES, ENTROPY
+from helpers.kernel_cases import DIVERGENCES, ENTROPY
+from helpers.sparse_cases import SparseCase, assert_parity, make_sparse, options_for, run_definition, run_ours, topk_of
 from kernels import RowWeights, SparseTeacher, distill_loss, sparse_distill_loss
-from sparse_cases import SparseCase, assert_parity, make_sparse, options_for, run_definition, run_ours, topk_of
 
 pytestmark = pytest.mark.usefixtures("narrow_slots")
 both = pytest.mark.parametrize("impl", ["reference", "triton"])

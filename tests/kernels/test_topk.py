@@ -5,8 +5,18 @@ import math
 import pytest
 import torch
 
-from kernels import Head, RowWeights, SparseTeacher, distill_loss, sparse_distill_loss, sparse_teacher, teacher_sample, teacher_topk, topk
-from sparse_cases import topk_of
+from helpers.sparse_cases import topk_of
+from kernels import (
+    Head,
+    RowWeights,
+    SparseTeacher,
+    distill_loss,
+    sparse_distill_loss,
+    sparse_teacher,
+    teacher_sample,
+    teacher_topk,
+    topk,
+)
 
 N, H, V = 7, 12, 90
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kernels
-from kernel_cases import make_case
+from helpers.kernel_cases import make_case
 from kernels import DenseTeacher, EntropyWeighting, Head, RowWeights, distill_loss, linear_distill_loss
 
 SETTINGS = [
@@ -115,11 +115,11 @@ def test_only_a_missing_triton_is_reported_as_one():
     """Our own modules failing to import is another error, and is not to be answered by the reference."""
     done = in_a_fresh_process(
         "import os; os.environ['TRITON_INTERPRET'] = '1'\n"
-        "import sys; sys.modules['kernels.slots'] = None\n"
+        "import sys; sys.modules['kernels.fused.slots'] = None\n"
         "import torch, kernels\n"
         "kernels.distill_loss(torch.randn(2, 5), torch.randn(2, 5), torch.zeros(2).long(), kernels.RowWeights(), impl='triton')\n"
     )
-    assert "import of kernels.slots halted" in done.stderr and "needs triton" not in done.stderr
+    assert "import of kernels.fused.slots halted" in done.stderr and "needs triton" not in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine where triton has no device")
@@ -129,7 +129,7 @@ def test_triton_on_a_cpu_is_refused_outside_the_interpreter():
         "import torch, kernels\n"
         "args = (torch.randn(2, 5), torch.randn(2, 5), torch.zeros(2).long(), kernels.RowWeights())\n"
         "kernels.distill_loss(*args)\n"
-        "import sys; assert 'kernels.dense' not in sys.modules\n"
+        "import sys; assert 'kernels.fused.dense' not in sys.modules\n"
         "kernels.distill_loss(*args, impl='triton')\n"
     )
     assert "impl='triton' needs a GPU" in done.stderr, done.stderr

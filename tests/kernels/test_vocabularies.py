@@ -10,10 +10,23 @@ import itertools
 import pytest
 import torch
 
-import sparse_cases
-from kernel_cases import DIVERGENCES, DTYPES, ENTROPY, VOCABULARIES, Case, assert_parity, assert_within, make_case, options_for
-from kernel_cases import run_definition, run_ours, run_peer
-from kernels import RowWeights, dense, sparse
+from helpers import sparse_cases
+from helpers.kernel_cases import (
+    DIVERGENCES,
+    DTYPES,
+    ENTROPY,
+    VOCABULARIES,
+    Case,
+    assert_parity,
+    assert_within,
+    make_case,
+    options_for,
+    run_definition,
+    run_ours,
+    run_peer,
+)
+from kernels import RowWeights
+from kernels.fused import dense, sparse
 
 TEMPERATURES = (0.5, 1.0, 2.0, 3.7, 4.0)
 SETTINGS = [

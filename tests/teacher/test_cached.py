@@ -10,19 +10,22 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from kd.config import load_config
-from kd.data import demo
-from kd.data.batches import StepBatches
-from kd.data.micro_batch import collate
-from kd.data.records import write_records
-from kd.data.render import encode
-from kd.sources import run_sources
-from kd.teacher.cache import CacheReader, CacheWriter, Missing
+from kd.batching.micro_batch import collate
+from kd.batching.steps import StepBatches
+from kd.config.load import load_config
+from kd.models.tokenizer import TokenizerError, load_tokenizer
+from kd.models.weight_files import weights_hash
+from kd.records.files import write_records
+from kd.rendering.encode import encode
+from kd.sources.demo import corpus as demo
+from kd.sources.stages import run_sources
+from kd.teacher.cache.identity import cache_identity, cache_spec, tokenizer_hash
+from kd.teacher.cache.reader import CacheReader
+from kd.teacher.cache.spec import Missing
+from kd.teacher.cache.writer import CacheWriter
 from kd.teacher.cached import NotCaptured, open_cache
-from kd.teacher.capture import entries_of
-from kd.teacher.identity import cache_identity, cache_spec, tokenizer_hash, weights_hash
+from kd.teacher.capture.capture import entries_of
 from kd.teacher.live import CAPTURED, LiveRows, LiveTeacher, row_seeds
-from kd.tokenizers import TokenizerError, load_tokenizer
 
 CONFIG = """\
 run: {{name: t, output_dir: {out}, seed: 3}}

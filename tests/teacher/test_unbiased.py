@@ -13,7 +13,9 @@ import math
 import pytest
 import torch
 
-from kd.teacher.cache import CacheReader, CacheSpec, CacheWriter, Entry
+from kd.teacher.cache.reader import CacheReader
+from kd.teacher.cache.spec import CacheSpec, Entry
+from kd.teacher.cache.writer import CacheWriter
 from kernels import Head, RowWeights, distill_loss, sparse_distill_loss, sparse_teacher, teacher_sample, teacher_topk
 
 REPEATS, VOCAB, NUM_DRAWS, TEMPERATURE = 20_000, 30, 8, 2.0

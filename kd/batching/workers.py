@@ -1,0 +1,80 @@
+"""Work done ahead of the training loop, by processes of its own."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from kd.records.checks import DataError
+
+
+def num_workers(asked: int | None) -> int:
+    """data.workers, or what it is by default: 2 where there is a GPU, and none on a CPU, whose cores all train."""
+    return asked if asked is not None else 2 if torch.cuda.is_available() else 0
+
+
+def in_order(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Iterator[Any]:
+    """function(item) for each of `items` (endless, if need be), in their order; ahead of time by `num_workers` processes, or
+    by this one when asked for where that is 0. A DataError of `function` is raised here at its item's turn, unchanged.
+
+    Processes and not a thread: rendering is Python, and its thread would hold the interpreter that launches the step's
+    kernels. torch's DataLoader and not torchdata's StatefulDataLoader: items are made here, so no worker has a state.
+    The workers end when the iterator is closed or forgotten, or when this process ends in any way.
+    """
+    if num_workers == 0:
+        return (function(item) for item in items)
+    results = _from_workers(function, items, num_workers)
+    forgotten = weakref.ref(results)
+    # An error's traceback can keep the iterator to the very end, where multiprocessing would wait for its workers for ever.
+    atexit.register(lambda: (kept := forgotten()) and kept.close())
+    return results
+
+
+def _from_workers(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Iterator[Any]:
+    # Its own generator: DataLoader would draw a seed from torch's, and a resumed run would draw one more than a whole one.
+    loader = DataLoader(_Calls(function), sampler=items, batch_size=None, collate_fn=_unchanged, num_workers=num_workers,
+                        multiprocessing_context="spawn", worker_init_fn=_start_worker, generator=torch.Generator())
+    for pickled in loader:
+        result = pickle.loads(pickled)
+        if isinstance(result, DataError):
+            raise result
+        yield result
+
+
+class _Calls(Dataset):
+    def __init__(self, function):
+        self._function = function
+
+    def __getitem__(self, item):
+        try:
+            result = self._function(item)
+        except DataError as error:
+            result = error
+        return pickle.dumps(result)  # bytes go through a pipe; DataLoader sends tensors as files, of which a process may open few
+
+
+def _unchanged(result):
+    return result
+
+
+def _start_worker(worker_id: int) -> None:
+    # A signal to the whole job is the trainer's to act on: it saves first, and needs the step that is being made.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    # Where the trainer is killed, DataLoader's worker would wait for ever to hand over what it made.
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent) -> None:
+    parent.join()
+    os._exit(1)

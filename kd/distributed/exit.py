@@ -1,0 +1,33 @@
+"""How a process of a job ends, well or not."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+
+from kd.errors import SpanwiseError
+
+
+def tell(error: SpanwiseError, config: str, overrides: Iterable[str] = ()) -> None:
+    """Print the error to stderr, and the command that provides what is missing where it names one (`remedy`).
+
+    Args:
+        config: path of the run's YAML, as given.
+        overrides: the values of --set, as given.
+    """
+    print(f"error: {error}", file=sys.stderr)
+    if error.remedy is not None:
+        given = "".join(f" --set {shlex.quote(override)}" for override in overrides)
+        print(f"run this first:\n  deepspeed {error.remedy} --config {shlex.quote(config)}{given}", file=sys.stderr)
+
+
+def leave(code: int) -> None:
+    """Ends the process with what Python has registered done, and no C++ destructor: one that meets a running thread of the
+    process group aborts, now and then, a rank that has finished ("terminate called without an active exception")."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,240 @@
+"""Requests to an OpenAI-compatible server: retried, timed, and never telling the key.
+
+What may pass (no connection, a broken or late answer, statuses 408, 425, 429 and 5xx, an answer that is no JSON) is tried
+again after 0.5, 1, 2, ... 60 seconds, each times a random number from 0.5 to 1 so that many clients do not come back
+together. Retry-After is obeyed by all requests; one that reaches past the record's deadline ends the capture. What cannot
+pass (a wrong key, address or model, a redirect) ends it at once. Redirects are never followed: they would take the key along.
+
+An exception of the HTTP library holds the request and so the key. None leaves this file, not even as another's context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx2
+from tenacity import AsyncRetrying, RetryError, retry_if_exception_type
+
+from kd.config.schema import Endpoint
+from kd.errors import SpanwiseError
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds
+_PASSING = (408, 425, 429)  # and all of 500 to 599
+_REFUSALS = (400, 413, 422)
+_TOLD_EVERY = 30.0  # seconds
+_QUOTED = 300  # characters of a server's own words
+
+
+class EndpointError(SpanwiseError, ValueError):
+    """The endpoint cannot be used, or not for now. What was captured is kept: start the capture again."""
+
+
+class Refused(SpanwiseError, ValueError):
+    """The server read this one request and will not answer it, in its own words."""
+
+
+class Failed(SpanwiseError, RuntimeError):
+    """One request failed with all its attempts; others may succeed."""
+
+
+class Clock(NamedTuple):
+    """Time, so that tests need not wait."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+class ApiKey(httpx2.Auth):
+    """The key out of the environment. It is put into a request on its way out, and is in no other place."""
+
+    def __init__(self, variable: str | None):
+        self._value = os.environ.get(variable, "").strip() if variable else None
+        if self._value == "":
+            raise EndpointError("teacher.endpoint.api_key_env: the variable that it names is not set, or is empty: export it")
+        if self._value and not all("!" <= c <= "~" for c in self._value):
+            raise EndpointError("teacher.endpoint.api_key_env: the value of the variable has a character that no key has, such as a space")
+        if self._value:  # its debug lines show the headers of answers, and a server may repeat the key in one
+            logging.getLogger("httpcore2").setLevel(logging.INFO)
+
+    def __repr__(self) -> str:
+        return "ApiKey(not shown)"
+
+    def auth_flow(self, request: httpx2.Request):
+        if self._value:
+            request.headers["Authorization"] = f"Bearer {self._value}"
+        yield request
+
+    def hide(self, text: str) -> str:
+        """Text from outside, cut to a printable line without the key."""
+        text = text.replace(self._value, "[key]") if self._value else text
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_QUOTED]
+
+
+class Wire:
+    """One server. All methods run on one event loop."""
+
+    def __init__(self, settings: Endpoint, say: Callable[[str], None], clock: Clock = Clock()):
+        self._settings, self._say, self._clock, self._key = settings, say, clock, ApiKey(settings.api_key_env)
+        self.name, self.hide = settings.url.rstrip("/"), self._key.hide
+        self._client = httpx2.AsyncClient(
+            auth=self._key, follow_redirects=False, timeout=settings.timeout_seconds, limits=httpx2.Limits(max_connections=settings.concurrency)
+        )
+        self._random = random.Random()  # its own: the run's seeded generators stay as they are
+        self._not_before = -float("inf")  # a server that said Retry-After is left alone till then
+        self._ends = clock.monotonic() + settings.deadline_seconds if settings.deadline_seconds else float("inf")
+        self._told = -float("inf")
+        self.num_requests = 0
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def ask(self, method: str, path: str, body: dict | None = None, *, max_bytes: int = 2**20) -> Any:
+        """The JSON that the server answers.
+
+        Raises:
+            Refused: status 400, 413 or 422.
+            Failed: what may pass did not, within the record's deadline and number of attempts.
+            EndpointError: what cannot pass, or the deadline of the whole capture.
+        """
+        ends = self._clock.monotonic() + self._settings.record_deadline_seconds
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type(_Passing), wait=self._wait, sleep=self._clock.sleep, before_sleep=self._tell,
+            stop=lambda state: state.attempt_number > self._settings.retries or self._clock.monotonic() + state.upcoming_sleep >= ends,
+        )  # fmt: skip
+        try:
+            return await attempts(self._once, method, path, body, ends, max_bytes)
+        except RetryError as error:
+            tried, last = error.last_attempt.attempt_number, error.last_attempt.exception()
+        self._check_deadline()
+        raise Failed(f"{last} (attempts: {tried})")
+
+    def _wait(self, state: Any) -> float:
+        return min(_FIRST_WAIT * 2 ** (state.attempt_number - 1), _LONGEST_WAIT) * self._random.uniform(0.5, 1)
+
+    def _check_deadline(self) -> None:
+        if self._clock.monotonic() >= self._ends:
+            raise EndpointError(f"{self.name}: teacher.endpoint.deadline_seconds ({self._settings.deadline_seconds:g}) have passed: what was "
+                                "captured is kept; start the capture again to go on")
+
+    async def _once(self, method: str, path: str, body: dict | None, ends: float, max_bytes: int) -> Any:
+        while (pause := self._not_before - self._clock.monotonic()) > 0:
+            await self._clock.sleep(pause + self._random.uniform(0, min(pause, 1.0)))
+        self._check_deadline()
+        now = self._clock.monotonic()
+        limit = min(self._settings.timeout_seconds, ends - now, self._ends - now)
+        if limit <= 0:
+            raise _Passing("its time ran out while the server had asked to wait")
+        self.num_requests += 1
+        try:
+            reply, problem = await asyncio.wait_for(self._exchange(method, path, body, max_bytes), limit)
+        except asyncio.TimeoutError:
+            reply, problem = None, f"no whole answer within {limit:.3g} s"
+        if reply is None:
+            raise _Passing(problem)
+        return self._judge(reply, path, ends)
+
+    def _tell(self, state: Any) -> None:
+        """Now and then that something is tried again, so that a capture that waits does not look dead."""
+        if self._clock.monotonic() >= self._told + _TOLD_EVERY:
+            self._told = self._clock.monotonic()
+            self._say(f"endpoint: {state.outcome.exception()}; trying again")
+
+    async def _exchange(self, method: str, path: str, body: dict | None, max_bytes: int) -> tuple[_Reply | None, str]:
+        """The whole answer, or what went wrong with it."""
+        try:
+            async with self._client.stream(method, self.name + path, json=body) as response:
+                parts, size = [], 0
+                async for part in response.aiter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > max_bytes:
+                        return None, f"an answer of more than {max_bytes} bytes"
+                return _Reply(response.status_code, response.headers, b"".join(parts)), ""
+        except (httpx2.HTTPError, OSError) as error:
+            return None, self.hide(f"{type(error).__name__} {error}")
+
+    def _judge(self, reply: _Reply, path: str, ends: float) -> Any:
+        status, words = reply.status, self.hide(reply.words())
+        if status == 200:
+            return self._parsed(reply)
+        if status in _PASSING or status >= 500:
+            self._obey(reply.headers.get("retry-after"), status, ends)
+            raise _Passing(f"status {status}: {words}")
+        if status in _REFUSALS:
+            raise Refused(words)
+        if 300 <= status < 400:
+            raise EndpointError(f"{self.name}: redirects (status {status}) to {self.hide(reply.host())}; redirects are not "
+                                "followed, for they would take the key along: put the final address into teacher.endpoint.url")
+        if status in (401, 403):  # the words may tell the key
+            raise EndpointError(f"{self.name}: the key is not accepted (status {status}): see the variable that teacher.endpoint.api_key_env names")
+        raise EndpointError(f"{self.name}{path}: status {status}: {words}; check teacher.endpoint.url (it ends with /v1 on most servers) and model")
+
+    def _parsed(self, reply: _Reply) -> Any:
+        kind = reply.headers.get("content-type", "nothing").split(";")[0].strip().lower()
+        if kind != "application/json":
+            raise _Passing(f"an answer of type {self.hide(kind)}, not application/json: {self.hide(reply.words())}")
+        try:
+            return json.loads(reply.content)
+        except (ValueError, RecursionError):
+            problem = f"{len(reply.content)} bytes that are no JSON"
+        raise _Passing(problem)
+
+    def _obey(self, retry_after: str | None, status: int, ends: float) -> None:
+        seconds = _seconds(retry_after, self._clock.wall())
+        now = self._clock.monotonic()
+        if now + seconds > ends:
+            raise EndpointError(f"{self.name}: status {status}, and asks to wait {seconds:.0f} s, past teacher.endpoint.record_deadline_seconds "
+                                f"({self._settings.record_deadline_seconds:g}): what was captured is kept; start the capture again then, or raise it")
+        self._not_before = max(self._not_before, now + seconds)
+
+
+class _Passing(Exception):
+    """Worth another attempt."""
+
+
+class _Reply(NamedTuple):
+    status: int
+    headers: httpx2.Headers
+    content: bytes
+
+    def __repr__(self) -> str:
+        return "_Reply(not shown)"  # it may repeat the key
+
+    def host(self) -> str:
+        """That a redirect leads to."""
+        try:
+            return urlsplit(self.headers.get("location", "")).hostname or "itself"
+        except ValueError:
+            return "no address"
+
+    def words(self) -> str:
+        """What the server says went wrong: the message in OpenAI's form, an older one of vLLM's, or FastAPI's; else the body's beginning."""
+        try:
+            body = json.loads(self.content)
+        except (ValueError, RecursionError):
+            return self.content[:_QUOTED].decode(errors="replace")
+        for key in ("error", "message", "detail"):
+            if isinstance(body, dict) and key in body:
+                body = body[key]
+        return str(body)
+
+
+def _seconds(retry_after: str | None, now: float) -> float:
+    """Of a Retry-After header: a number of seconds or an HTTP date; 0 where it is neither."""
+    text = (retry_after or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:12])
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - now, 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0

@@ -1,0 +1,82 @@
+"""The questions of an evaluation: each assistant turn of each held-out record, with the true history before it.
+
+    call         the record calls tools here, at first or after earlier results
+    no_tool      tools are offered, none was used since the user spoke, and the record answers without one
+    integration  the turn after tool results, where the record's answer carries values out of them (kd/toolcalls/grounding.py)
+
+A turn that is none of these (an answer that carries nothing, small talk with no tools offered) is not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from kd.records.checks import DataError
+from kd.records.record import Record
+from kd.rendering.chat_template import apply_template
+from kd.rendering.template_needs import in_form, template_form, tools_in_form
+from kd.toolcalls.grounding import carried_values
+
+
+@dataclass(frozen=True)
+class Case:
+    """One turn to generate. `index` orders the cases of a split; results made on several ranks are merged by it."""
+
+    index: int
+    record: int  # position of the record in its split
+    record_id: str
+    turn: int  # index of the assistant message in record.messages
+    kind: str  # "call" | "no_tool" | "integration"
+    prompt: str  # rendered by the chat template up to the generation prompt
+    user: str  # the last user message, for people
+    results: list[str]  # tool results since that message
+    tools: list[dict[str, Any]]
+    gold_calls: list[dict[str, Any]]  # {"name", "arguments"}
+    gold_text: str
+    carried: list[str]  # the values an integration answer must hold, as the gold answer writes them
+
+
+def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
+    """All cases of one split, in the order of the records. `tokenizer` must have a chat template.
+
+    Raises:
+        DataError: the template refuses a record.
+
+    To share the work between ranks give each `cases[rank::world_size]`, and merge what they return (kd/evaluation/evaluate.py).
+    """
+    cases: list[Case] = []
+    form = template_form(tokenizer)  # as in training (kd/rendering/turns.py)
+    for number, record in enumerate(records):
+        for turn, message in enumerate(record.messages):
+            if message["role"] != "assistant":
+                continue
+            history = record.messages[:turn]
+            user_at = max((at for at, past in enumerate(history) if past["role"] == "user"), default=-1)
+            results = [past["content"] or "" for past in history[user_at + 1 :] if past["role"] == "tool"]
+            calls = [
+                {"name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+                for call in message.get("tool_calls") or []
+            ]
+            text = message.get("content") or ""
+            carried: list[str] = []
+            if calls:
+                kind = "call"
+            elif results:
+                carried = list(dict.fromkeys(value.text for value in carried_values(text, results)))
+                kind = "integration" if carried and history[-1]["role"] == "tool" else ""
+            else:
+                kind = "no_tool" if record.tools and user_at >= 0 else ""
+            if kind:
+                try:
+                    prompt = apply_template(tokenizer, in_form(history, form), tools_in_form(record.tools, form), prompt=True)
+                except (TemplateError, TypeError) as error:
+                    raise DataError(f"record {record.id}: messages[{turn}]: the chat template refuses it: {error}") from error
+                user = history[user_at]["content"] if user_at >= 0 else ""
+                cases.append(
+                    Case(len(cases), number, record.id, turn, kind, prompt, user, results, record.tools, calls, text, carried)
+                )
+    return cases

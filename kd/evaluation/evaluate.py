@@ -1,0 +1,129 @@
+"""Tool-use evaluation by greedy generation, in the manner of BFCL: a call is right as a whole or it is wrong.
+
+Every fraction is over turns (kd/evaluation/cases.py says which turns are asked):
+
+    tool_name_accuracy  call turns whose calls name the record's tools, each as often
+    exact_arguments     call turns whose calls equal the record's, names and arguments as JSON values, in any order
+    json_validity       call turns with at least one call block, all of them valid as written
+    schema_validity     call turns with valid blocks, every call naming an offered tool and fitting its schema
+    over_calling        no-tool turns in which a call was attempted, well formed or not
+    integration         turns after tool results whose answer holds every value the record's answer carries out of them
+
+No partial credit: a turn with one broken block among its calls fails the first four. A fraction over no turns is null, and
+`counts` says so. `extra` holds what helps to understand the others and is not comparable across corpora.
+
+Nothing here knows of ranks. Each may run `evaluate_cases` on its share; outcomes are plain JSON values, `merge` joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from kd.evaluation.cases import Case, build_cases
+from kd.evaluation.judge import _judge
+from kd.evaluation.metrics import summarise
+from kd.records.record import Record
+from kd.rollouts.decode import greedy
+
+
+class Evaluation(NamedTuple):
+    """`metrics`: the keys of METRICS, num_records, counts, extra. `cases`: one outcome a case, as `evaluate_cases` says."""
+
+    metrics: dict[str, Any]
+    cases: list[dict[str, Any]]
+
+
+def evaluate_model(
+    model,
+    tokenizer,
+    records: Iterable[Record],
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Evaluate one model on one split; arguments as `evaluate_cases`. Raises ValueError when no record has a turn to ask."""
+    cases = build_cases(records, tokenizer)
+    if not cases:
+        raise ValueError("no case to evaluate: the records hold no tool call, no tool result used, and no offered tool")
+    outcomes = evaluate_cases(
+        model, tokenizer, cases, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress
+    )
+    return merge(outcomes)
+
+
+def evaluate_cases(
+    model,
+    tokenizer,
+    cases: Sequence[Case],
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Generate and judge each case; `model` is whole (never a ZeRO-3 shard), the rest as in `kd.rollouts.decode.greedy`.
+
+    Returns one outcome a case, of plain JSON values: case, record, record_id, turn, kind, prompt {user, tools, results},
+    gold {calls, text, carried}, output, num_tokens, finished (an end token came in time), calls, problems, correct, and
+    outcome (the verdicts the metrics count).
+
+    Raises:
+        ValueError: neither the tokenizer nor the model's generation_config names an end-of-turn token.
+    """
+    stop_ids = _stop_ids(model, tokenizer)
+    prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False)["input_ids"] if cases else []
+    rows = greedy(
+        model, prompts, stop_ids=stop_ids, max_new_tokens=max_new_tokens, batch_size=batch_size,
+        vocab_size=len(tokenizer), progress=progress
+    )
+    outcomes = []
+    for case, ids in zip(cases, rows):
+        finished = ids[-1] in stop_ids
+        # Special tokens stay: <tool_call> is one in many vocabularies.
+        text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
+        outcomes.append({**_judge(case, text), "num_tokens": len(ids), "finished": finished})
+    return outcomes
+
+
+def merge(*parts: Sequence[dict[str, Any]]) -> Evaluation:
+    """Join the outcomes of one split, however its cases were shared out, into the evaluation of the whole.
+
+    Raises:
+        ValueError: a case was judged twice (two ranks were given the same share), or there is none.
+    """
+    cases = sorted((outcome for part in parts for outcome in part), key=lambda outcome: outcome["case"])
+    if not cases:
+        raise ValueError("no outcomes to merge: every share was empty")
+    for one, two in zip(cases, cases[1:]):
+        if one["case"] == two["case"]:
+            raise ValueError(f"case {one['case']} ({one['record_id']}) was judged twice: shares must not overlap")
+    return Evaluation(summarise(cases), cases)
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+def _stop_ids(model, tokenizer) -> set[int]:
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = {tokenizer.eos_token_id, *(named if isinstance(named, (list, tuple)) else [named])} - {None}
+    if not ids:
+        raise ValueError("no end-of-turn token: set the tokenizer's eos_token to the one its chat template ends a turn with")
+    return ids
+
+

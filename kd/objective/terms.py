@@ -1,0 +1,82 @@
+"""What each term of the loss weighs now: configuration and optimizer step in, numbers out.
+
+All schedules run over the optimizer steps of the whole run and are clamped at both ends, so a resumed or lengthened run can
+never reach a temperature of zero or a negative weight.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kd.config.schedules import scheduled
+from kd.config.schema import Loss
+from kernels import EntropyWeighting
+
+SOFT_SHARE = 0.6  # of the teacher's share; the rest goes to its own choice (hard)
+TERMS = ("kl", "hard", "truth", "tool", "args", "integration")
+
+
+class TermWeights(NamedTuple):
+    """Weights of the terms at one step; `entropy`, where set, replaces kl, hard and truth token by token (they are then 1)."""
+
+    temperature: float
+    kl: float
+    hard: float
+    truth: float
+    tool: float
+    args: float
+    integration: float
+    entropy: EntropyWeighting | None = None
+
+
+
+
+
+
+def loss_weight_schedule(step: int, num_steps: int, *, start: float = 0.7, end: float = 0.3,
+                         schedule: str = "linear") -> tuple[float, float, float]:
+    """(kl, hard, truth) at an optimizer step: the teacher's share goes from start to end and is split 60/40 into kl and hard."""
+    share = scheduled(schedule, start, end, step, num_steps)
+    return share * SOFT_SHARE, share * (1 - SOFT_SHARE), 1 - share
+
+
+def entropy_weighting(*, h_min: float = 2.0, h_max: float = 8.0, kd: tuple[float, float] = (0.4, 0.6),
+                      hard: tuple[float, float] = (0.2, 0.2), truth: tuple[float, float] = (0.4, 0.2)) -> EntropyWeighting:
+    """The kernels' EntropyWeighting with each end's triple divided by its sum (entropies in nats).
+
+    Raises:
+        ValueError: h_min >= h_max, a negative weight, or an end whose weights are all zero.
+    """
+    if not h_min < h_max:
+        raise ValueError(f"entropy weighting needs h_min < h_max, got {h_min} and {h_max}")
+    if min(*kd, *hard, *truth) < 0:
+        raise ValueError("entropy weighting: weights must be 0 or more")
+    sums = [kd[i] + hard[i] + truth[i] for i in (0, 1)]
+    if min(sums) <= 0:
+        raise ValueError("entropy weighting: kd, hard and truth are all 0 at one end; give at least one of them a weight there")
+    ends = [tuple(pair[i] / sums[i] for i in (0, 1)) for pair in (kd, truth, hard)]
+    return EntropyWeighting(h_min, h_max, *ends)
+
+
+
+
+
+
+def weights_at(loss: Loss, step: int, num_steps: int, *, has_teacher: bool) -> TermWeights:
+    """The weights of optimizer step `step` (from 0) of `num_steps` under a run's loss section."""
+    t = loss.temperature
+    temperature = scheduled(t.schedule, t.start, t.end, step, num_steps)
+    entropy = None
+    if not has_teacher:
+        kl, hard, truth = 0.0, 0.0, 1.0 if loss.weights is None else loss.weights.truth
+    elif loss.entropy_weighting is not None:
+        e = loss.entropy_weighting
+        entropy = entropy_weighting(h_min=e.h_min, h_max=e.h_max, kd=e.kd, hard=e.hard, truth=e.truth)
+        kl = hard = truth = 1.0
+    elif loss.teacher_share is not None:
+        s = loss.teacher_share
+        kl, hard, truth = loss_weight_schedule(step, num_steps, start=s.start, end=s.end, schedule=s.schedule)
+    else:
+        w = loss.weights
+        kl, hard, truth = (0.5, 0.3, 0.2) if w is None else (w.kl, w.hard, w.truth)
+    return TermWeights(temperature, kl, hard, truth, loss.w_tool, loss.w_args, loss.w_integr, entropy)

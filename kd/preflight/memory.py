@@ -1,0 +1,190 @@
+"""Bytes and floating-point operations of a run, by formula. All are estimates from above, itemised so they can be argued with.
+
+Model states: ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3): weights, gradients, and for Adam the fp32 master
+and two moments. Activations: the tensors that autograd keeps in a transformers Llama layer, counted as in Korthikanti et
+al. (arXiv 2205.05198, section 4) for RMSNorm, GQA, SwiGLU and an attention kernel that keeps no score matrix. Operations:
+6 a parameter and token plus attention (Kaplan et al., arXiv 2001.08361, section 2.1; Chowdhery et al., arXiv 2204.02311,
+appendix B), halved for causal attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+WIDTH = {"bf16": 2, "fp16": 2, "fp32": 4, "auto": 2}
+_SUB_GROUP = 1_000_000_000  # parameters whose fp32 gradients exist at once in DeepSpeed's optimizer step
+_GPU_CHUNK_ROWS = 4096  # the most rows kernels.linear takes by default
+_CPU_CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the formulas need of a model."""
+
+    parameters: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    attention_width: int  # num_attention_heads * head_dim
+    kv_width: int  # num_key_value_heads * head_dim
+    num_heads: int
+    vocab_size: int
+    tied: bool
+
+    @staticmethod
+    def of(model_config: PreTrainedConfig, parameters: int) -> Shape:
+        text = model_config.get_text_config()
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        return Shape(
+            parameters=parameters,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            num_layers=text.num_hidden_layers,
+            attention_width=text.num_attention_heads * head_dim,
+            kv_width=kv_heads * head_dim,
+            num_heads=text.num_attention_heads,
+            vocab_size=text.vocab_size,
+            tied=bool(text.tie_word_embeddings),
+        )
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters a token is multiplied by: all but an embedding that is only looked up."""
+        return self.parameters - (0 if self.tied else self.vocab_size * self.hidden_size)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the memory of one rank depends on; variants of it answer `what if`."""
+
+    student: Shape
+    teacher: Shape | None
+    world_size: int
+    student_dtype: str
+    teacher_dtype: str
+    teacher_sharded: bool
+    ds_config: dict
+    micro_batch_size: int
+    max_length: int
+    gradient_checkpointing: bool
+    eager_attention: bool
+    chunk_rows: int | None
+    on_cpu: bool
+    teacher_offloaded: bool = False  # its weights in host memory
+    packing_mask: bool = False  # packed records, kept apart by a mask (kd/models/hidden_states.py)
+
+    @property
+    def zero(self) -> dict:
+        return self.ds_config.get("zero_optimization", {})
+
+    def offloads(self, what: str) -> bool:
+        """Whether `optimizer` or `param` states leave the device."""
+        return (self.zero.get(f"offload_{what}") or {}).get("device", "none") != "none"
+
+
+def memory(job: Job) -> tuple[dict[str, int], dict[str, int]]:
+    """(bytes on the device, bytes in host memory) of one rank, each by item. Ranks on the CPU have everything on `the device`.
+
+    What is never alive together is counted at its peak: the teacher's forward ends before the student's begins, and
+    activations are gone when the optimizer steps.
+    """
+    device, host = _student_states(job)
+    work = _student_work(job)
+    work["teacher activations beyond the student's"] = max(0, _teacher_working(job) - work["student activations"])
+    scratch = 4 * min(_share(job, 1), _SUB_GROUP)
+    if job.offloads("optimizer"):
+        host["fp32 gradients of the optimizer step"] = scratch
+    else:
+        work["fp32 gradients of the optimizer step, beyond backward"] = max(0, scratch - sum(work.values()))
+    device.update(work)
+    if job.teacher is not None:
+        (host if job.teacher_offloaded and not job.on_cpu else device)["teacher weights"] = teacher_weights(job)
+        device.update(_teacher(job.teacher, job))
+    return {name: size for name, size in device.items() if size}, {name: size for name, size in host.items() if size}
+
+
+def _share(job: Job, from_stage: int) -> int:
+    """Parameters whose state one rank holds: split from this ZeRO stage on."""
+    count = job.student.parameters
+    return -(-count // job.world_size) if job.zero.get("stage", 0) >= from_stage else count
+
+
+def _student_states(job: Job) -> tuple[dict[str, int], dict[str, int]]:
+    width = WIDTH[job.student_dtype]
+    accumulation = job.ds_config.get("data_types", {}).get("grad_accum_dtype") or job.student_dtype
+    weights, gradients, optimizer = _share(job, 3) * width, _share(job, 2) * WIDTH[accumulation], _share(job, 1) * 12
+    device, host = {}, {}
+    (host if job.offloads("param") else device)["student weights"] = weights
+    (host if job.offloads("optimizer") else device)["student gradients"] = gradients
+    (host if job.offloads("optimizer") else device)["fp32 master and Adam moments"] = optimizer
+    return device, host
+
+
+def _student_work(job: Job) -> dict[str, int]:
+    student, width, tokens = job.student, WIDTH[job.student_dtype], job.micro_batch_size * job.max_length
+    sharded = job.zero.get("stage", 0) == 3
+    live = min(student.parameters, int(job.zero.get("stage3_max_live_parameters", 1e9))) if sharded else 0
+    buckets = 2 if job.zero.get("overlap_comm") else 1
+    layer = _layer_bytes(job)
+    mask = max(width, WIDTH[job.teacher_dtype] if job.teacher else 0) + 1  # and the booleans it is made from
+    kept = 2 * student.hidden_size * student.num_layers + layer if job.gradient_checkpointing else layer * student.num_layers
+    return {
+        "gathered student weights": live * width,
+        "gradient reduction buckets": buckets * int(job.zero.get("reduce_bucket_size", 5e8)) * width,
+        "student activations": tokens * kept * width // 2,
+        "mask of packed records": tokens * job.max_length * mask if job.packing_mask else 0,
+        # dW of the head is summed in fp32 during forward, then cast
+        "gradient of the student's head": student.vocab_size * student.hidden_size * (4 + width),
+        "logits of one chunk": _chunk_rows(job) * width * (student.vocab_size + (job.teacher.vocab_size if job.teacher else 0)),
+    }
+
+
+def _layer_bytes(job: Job) -> int:
+    """Bytes a token that backward of one layer needs, in bf16: two RMSNorms (fp32 input and normalised value, output), two
+    residual sums, queries, keys and values before and after rotation, the attention's output, and four MLP tensors."""
+    s = job.student
+    elements = 2 * s.hidden_size + 2 * (s.attention_width + 2 * s.kv_width) + s.attention_width + 4 * s.intermediate_size
+    scores = 8 * s.num_heads * job.max_length if job.eager_attention else 0  # fp32 softmax, its bf16 copy and dropout's input
+    return 2 * elements + 2 * 10 * s.hidden_size + scores
+
+
+def _chunk_rows(job: Job) -> int:
+    limit = job.chunk_rows or (max(16, _CPU_CHUNK_BYTES // (4 * job.student.vocab_size)) if job.on_cpu else _GPU_CHUNK_ROWS)
+    return min(limit, job.micro_batch_size * job.max_length)
+
+
+def _teacher_working(job: Job) -> int:
+    """Without autograd only the layer at work is alive: its input and output, residual and norm, and the MLP's widest three."""
+    if job.teacher is None:
+        return 0
+    widths = 4 * job.teacher.hidden_size + 3 * job.teacher.intermediate_size
+    return job.micro_batch_size * job.max_length * WIDTH[job.teacher_dtype] * widths
+
+
+def teacher_weights(job: Job) -> int:
+    """Of one rank."""
+    return -(-job.teacher.parameters // (job.world_size if job.teacher_sharded else 1)) * WIDTH[job.teacher_dtype]
+
+
+def _teacher(teacher: Shape, job: Job) -> dict[str, int]:
+    """On the device, besides the weights."""
+    width = WIDTH[job.teacher_dtype]
+    live = min(teacher.parameters, int(job.zero.get("stage3_max_live_parameters", 1e9)))
+    return {
+        "teacher head, whole": teacher.vocab_size * teacher.hidden_size * width if job.teacher_sharded else 0,
+        "gathered teacher weights": live * width if job.teacher_sharded else 0,
+        "teacher hidden states": job.micro_batch_size * job.max_length * teacher.hidden_size * width,
+    }
+
+
+def flops_per_token(student: Shape, teacher: Shape | None, length: int, gradient_checkpointing: bool) -> int:
+    """Operations a token: forward and backward of the student (6 a parameter; 8 when recomputed), forward of the teacher (2).
+    Causal attention adds 2 x layers x width x length to a forward."""
+    passes = 4 if gradient_checkpointing else 3
+    total = passes * (2 * student.matrix_parameters + 2 * student.num_layers * student.attention_width * length)
+    if teacher is not None:
+        total += 2 * teacher.matrix_parameters + 2 * teacher.num_layers * teacher.attention_width * length
+    return total

@@ -1,0 +1,262 @@
+"""What a run needs, before anything is loaded or rented: parameters, memory, tokens, time, and what to change if it does not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from kd.config.schema import RunConfig
+from kd.errors import SpanwiseError
+from kd.models.load import count_parameters
+from kd.models.student import student_model_config
+from kd.preflight.memory import Job, Shape, flops_per_token, memory, teacher_weights
+from kd.teacher.capture.size import CacheSize
+from kd.units import size
+
+USABLE = 0.92  # of a device: the rest goes to the CUDA context, NCCL and fragmentation
+ASSUMED_MFU = 0.40  # model FLOPs utilisation; well-tuned dense training reaches 0.4 to 0.5
+_GIB = 1 << 30
+
+
+class PlanError(SpanwiseError, ValueError):
+    """This machine cannot hold the run."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    name: str
+    max_length: int
+    steps: int  # at most, where the stage ends at a loss
+    tokens_per_step: int  # all ranks, when every record is as long as max_length
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    world_size: int
+    ranks_per_host: int
+    student_parameters: int
+    teacher_parameters: int | None
+    device_bytes: dict[str, int]  # one rank, by item; on the CPU this is host memory
+    host_bytes: dict[str, int]  # one rank, by item: what is offloaded
+    device_memory_bytes: int | None
+    host_memory_bytes: int | None
+    stages: tuple[StagePlan, ...]
+    flops: int  # the whole run
+    tokens_per_second: float | None
+    peak_flops: float | None
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+    cache: CacheSize | None = None  # of the teacher's signal on disk
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.steps * stage.tokens_per_step for stage in self.stages)
+
+
+def plan_run(
+    config: RunConfig,
+    world_size: int,
+    device_memory_bytes: int | None = None,
+    host_memory_bytes: int | None = None,
+    *,
+    ranks_per_host: int | None = None,
+    peak_flops: float | None = None,
+    tokenizer_length: int | None = None,
+    cache: CacheSize | None = None,
+) -> Plan:
+    """Plan `config` on `world_size` ranks.
+
+    device_memory_bytes: of one GPU; None when ranks run on the CPU, where everything is in host memory.
+    host_memory_bytes: of one host, with `ranks_per_host` ranks (by default all); None leaves it unchecked.
+    peak_flops: of one device in the run's precision, for the time estimate; None leaves time out.
+    cache: size of the teacher's cache on disk (kd/teacher/capture/size.py), where the run has one and it is known.
+    Reads no network: a teacher that is not on this machine is left out, and a note says so.
+    """
+    ranks_per_host = ranks_per_host or world_size
+    student_config = student_model_config(config, tokenizer_length)
+    student = Shape.of(student_config, count_parameters(student_config))
+    teacher, notes = _teacher(config)
+    placement = config.teacher.placement if config.teacher else "replicated"
+    cached = config.teacher is not None and config.teacher.cache is not None
+    ds_config = json.loads(Path(config.training.deepspeed).read_text(encoding="utf-8"))
+    job = Job(
+        student=student,
+        teacher=None if cached else teacher,  # with a cache it does not run beside the student
+        world_size=world_size,
+        student_dtype=config.student.dtype,
+        teacher_dtype=config.teacher.dtype if config.teacher else "bf16",
+        teacher_sharded=placement != "replicated",
+        teacher_offloaded=placement == "offloaded",
+        ds_config=ds_config,
+        micro_batch_size=config.training.micro_batch_size,
+        max_length=max(stage.max_length for stage in config.data.stages),
+        gradient_checkpointing=config.student.gradient_checkpointing,
+        eager_attention=config.student.attention_implementation == "eager",
+        chunk_rows=config.loss.chunk_rows,
+        on_cpu=device_memory_bytes is None,
+        packing_mask=config.data.packing != "none" and config.student.attention_implementation != "flash_attention_2",
+    )
+    machine = _Machine(device_memory_bytes, host_memory_bytes, ranks_per_host)
+    device, host = memory(job)
+    stages = tuple(_stages(config, world_size))
+    flops = sum(
+        stage.steps * stage.tokens_per_step * flops_per_token(student, job.teacher, stage.max_length, job.gradient_checkpointing) for stage in stages
+    )
+    tokens = sum(stage.steps * stage.tokens_per_step for stage in stages)
+    return Plan(
+        name=config.run.name,
+        world_size=world_size,
+        ranks_per_host=ranks_per_host,
+        student_parameters=student.parameters,
+        teacher_parameters=teacher.parameters if teacher else None,
+        device_bytes=device,
+        host_bytes=host,
+        device_memory_bytes=device_memory_bytes,
+        host_memory_bytes=host_memory_bytes,
+        stages=stages,
+        flops=flops,
+        tokens_per_second=tokens * world_size * peak_flops * ASSUMED_MFU / flops if peak_flops else None,
+        peak_flops=peak_flops,
+        notes=(*notes, *_capture_notes(replace(job, teacher=teacher), cached)),
+        problems=tuple(_problems(job, machine)),
+        cache=cache,
+    )
+
+
+def check_fits(plan: Plan) -> None:
+    """Raise PlanError when the machine cannot hold the run; call it before anything is loaded."""
+    if plan.problems:
+        raise PlanError(f"{plan.name} does not fit this machine:\n" + "\n".join(f"  {problem}" for problem in plan.problems))
+
+
+def format_plan(plan: Plan) -> str:
+    """The plan for a person."""
+    teacher = "none" if plan.teacher_parameters is None else f"{plan.teacher_parameters / 1e9:.2f} B"
+    place = "rank, in host memory" if plan.device_memory_bytes is None else "GPU"
+    lines = [
+        f"plan of {plan.name} on {plan.world_size} rank{'s' if plan.world_size > 1 else ''}",
+        f"  student   {plan.student_parameters / 1e9:.2f} B parameters ({plan.student_parameters:,})",
+        f"  teacher   {teacher}{' parameters' if plan.teacher_parameters else ''}",
+        f"  memory of each {place} (estimate)",
+        *_items(plan.device_bytes),
+    ]
+    if plan.host_bytes:
+        lines += ["  host memory of each rank (estimate)", *_items(plan.host_bytes)]
+    lines.append("  tokens, when every record has its stage's max_length")
+    for stage in plan.stages:
+        lines.append(f"    {stage.name:<38} {stage.steps:>9,} steps x {stage.tokens_per_step:,}")
+    lines.append(f"    {'all stages':<38} {plan.tokens / 1e9:>9.3f} B tokens")
+    lines.append(f"  work      {plan.flops:.3g} FLOPs, {plan.flops / max(plan.tokens, 1):.3g} a token")
+    if plan.tokens_per_second is None:
+        lines.append("  time      not estimated: the device's peak is not known")
+    else:
+        days = plan.tokens / plan.tokens_per_second / 86400
+        lines.append(
+            f"  time      about {days:.3g} days at {plan.tokens_per_second:,.0f} tokens/s; an estimate that assumes "
+            f"{ASSUMED_MFU:.0%} of {plan.peak_flops / 1e12:.0f} TFLOP/s on each of {plan.world_size} devices"
+        )
+    if plan.cache is not None:
+        lines.append(f"  cache     about {size(plan.cache.num_bytes)} on disk: {plan.cache.num_rows:,} rows of {plan.cache.row_bytes:.0f} bytes, if the "
+                     "teacher is as sure as a language model of 2 nats")
+    lines += [f"  note      {note}" for note in plan.notes]
+    lines += [f"  PROBLEM   {problem}" for problem in plan.problems] or ["  fits      no problem found"]
+    return "\n".join(lines)
+
+
+def _items(sizes: dict[str, int]) -> list[str]:
+    rows = [*sizes.items(), ("together", sum(sizes.values()))]
+    return [f"    {name:<38} {size / _GIB:9.2f} GiB" for name, size in rows]
+
+
+def _teacher(config: RunConfig) -> tuple[Shape | None, tuple[str, ...]]:
+    if config.teacher is None:
+        return None, ()
+    try:
+        teacher: PreTrainedConfig = AutoConfig.from_pretrained(
+            config.teacher.path, revision=config.teacher.revision, local_files_only=True
+        )
+    except OSError:
+        return None, (
+            f"the teacher {config.teacher.path} is not on this machine, so its parameters, memory and time are left out: "
+            "download its config.json, or give teacher.path a folder",
+        )
+    return Shape.of(teacher, count_parameters(teacher)), ()
+
+
+def _capture_notes(job: Job, cached: bool) -> Iterator[str]:
+    if cached and job.teacher is not None:
+        place = "host" if job.teacher_offloaded else "GPU"
+        yield (f"with teacher.cache the teacher runs at capture alone (launch/capture.py), where its weights take "
+               f"{teacher_weights(job) / _GIB:.2f} GiB of each {'rank' if job.on_cpu else place}")
+
+
+def _stages(config: RunConfig, world_size: int) -> Iterator[StagePlan]:
+    records, left = config.training.micro_batch_size * config.training.gradient_accumulation * world_size, config.training.steps
+    for stage in config.data.stages:
+        steps = left if stage.until is None else min(left, stage.until.steps or stage.until.max_steps)
+        left -= steps
+        yield StagePlan(stage.name, stage.max_length, steps, records * stage.max_length)
+
+
+@dataclass(frozen=True)
+class _Machine:
+    device_memory_bytes: int | None
+    host_memory_bytes: int | None
+    ranks_per_host: int
+
+    def shortages(self, job: Job) -> list[tuple[str, int, int]]:
+        """(what, bytes needed, bytes there) of each memory that is too small."""
+        device, host = (sum(sizes.values()) for sizes in memory(job))
+        found = []
+        if self.device_memory_bytes is None:
+            host += device
+        elif device > self.device_memory_bytes * USABLE:
+            found.append(("each GPU", device, int(self.device_memory_bytes * USABLE)))
+        host *= min(self.ranks_per_host, job.world_size)
+        if self.host_memory_bytes is not None and host > self.host_memory_bytes * USABLE:
+            found.append(("each host", host, int(self.host_memory_bytes * USABLE)))
+        return found
+
+
+def _problems(job: Job, machine: _Machine) -> Iterator[str]:
+    shortages = machine.shortages(job)
+    if not shortages:
+        return
+    changes = []
+    for family in _variants(job):  # the mildest of each family that is enough
+        changes += [change for change, variant in family if not machine.shortages(variant)][:1]
+    advice = "any one of these makes it fit: " + "; ".join(changes) if changes else _advice(job, machine)
+    for what, needed, there in shortages:
+        yield f"{what} needs {needed / _GIB:.1f} GiB and has {there / _GIB:.1f} GiB to use: {advice}"
+
+
+def _advice(job: Job, machine: _Machine) -> str:
+    if machine.device_memory_bytes is None:
+        return "there is no GPU here: run it on GPUs, or choose a smaller student"
+    return "no single change makes it fit: use more GPUs together with offload, a smaller student or a smaller teacher"
+
+
+def _variants(job: Job) -> Iterator[list[tuple[str, Job]]]:
+    """Single changes in families, the cheapest first, each from mild to strong."""
+    if not job.gradient_checkpointing:
+        yield [("student.gradient_checkpointing: true", replace(job, gradient_checkpointing=True))]
+    if job.packing_mask:
+        yield [("student.attention_implementation: flash_attention_2", replace(job, packing_mask=False, eager_attention=False))]
+    yield [
+        (f"training.micro_batch_size: {size}, with more gradient_accumulation", replace(job, micro_batch_size=size))
+        for size in range(job.micro_batch_size - 1, 0, -1)
+    ]
+    if not job.offloads("optimizer") and not job.on_cpu:
+        zero = {**job.zero, "offload_optimizer": {"device": "cpu"}}
+        yield [("training.deepspeed: ds_configs/zero3_offload.json", replace(job, ds_config={**job.ds_config, "zero_optimization": zero}))]
+    if job.teacher is not None and not job.teacher_sharded:
+        yield [("teacher.placement: sharded", replace(job, teacher_sharded=True))]
+    if job.teacher is not None and not job.teacher_offloaded and not job.on_cpu:
+        yield [("teacher.placement: offloaded", replace(job, teacher_sharded=True, teacher_offloaded=True))]
+    if not job.on_cpu:
+        yield [(f"{job.world_size * factor} GPUs", replace(job, world_size=job.world_size * factor)) for factor in (2, 4, 8, 16)]

@@ -1,0 +1,157 @@
+"""Files of records: several, globs, weighted; what is refused goes to a quarantine file, and too much of it stops the run.
+
+    for item in read_all(expand(["train/*.jsonl.gz", "extra.parquet"])):      every line, as a record or its refusal
+    RecordIndex([DataFiles("train/*.jsonl.gz"), DataFiles("extra.parquet", weight=0.5)], Quarantine("bad.jsonl", 0.01))   by position
+
+A BFCL question file needs the truth of its `possible_answer` file. It is looked for among the files given, then as
+possible_answer/<same name> beside the question file; its lines are kept in memory, for the two need not be in one order.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kd.records.checks import DataError, decode_json
+from kd.records.lines import Line, read_lines
+from kd.records.quarantine import Item
+from kd.records.record import Record, parse_record
+
+_TRUTH = ("ground_truth", "possible_answer", "possible_answers")
+
+
+class DataFiles(NamedTuple):
+    """A file or a glob. weight: how often each record is read, 2 twice and 0.5 every other one. format: in kd.records.formats.registry."""
+
+    pattern: str
+    weight: float = 1.0
+    format: str | None = None
+
+
+
+
+
+
+
+
+def expand(patterns: Iterable[str | Path]) -> list[Path]:
+    """The files of paths and globs, each once, a glob's in order of name.
+
+    Raises:
+        DataError: a path or a glob that is no file.
+    """
+    files: dict[Path, None] = {}
+    for pattern in map(str, patterns):
+        found = sorted(map(Path, glob.glob(pattern, recursive=True))) if glob.has_magic(pattern) and not Path(pattern).is_file() else [Path(pattern)]
+        found = [path for path in found if path.is_file() or not glob.has_magic(pattern)]
+        if not found or not all(path.is_file() for path in found):
+            raise DataError(f"{pattern}: no such data file; check data.* in the config (paths are relative to where you start the run)")
+        files |= dict.fromkeys(found)
+    return list(files)
+
+
+def num_copies(weight: float, item: Item) -> int:
+    """How often a record of this weight is read: its whole part, and once more for a fraction of the records, drawn by what they
+    hold and their line: the same ones for every seed of a run and wherever the file is, so that one cache serves them all."""
+    if not 0 <= weight < 1e6:
+        raise DataError(f"{item.file}: weight {weight}: from 0 to a million is needed")
+    drawn = zlib.crc32(item.raw, zlib.crc32(str(item.line).encode())) / 2**32  # not hash(): that is salted
+    return int(weight) + (drawn < weight % 1)
+
+
+def read_all(files: Iterable[str | Path], format: str | None = None) -> Iterator[Item]:
+    """Every line of these files; files that hold BFCL's truth give none of their own, and serve the others."""
+    files = list(map(Path, files))
+    holding_truth = [file for file in files if holds_truth(file)] if format in (None, "bfcl") else []
+    for file in files:
+        if file not in holding_truth:
+            yield from read_each(file, format, holding_truth)
+
+
+def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path] = ()) -> Iterator[Item]:
+    """Every line of one file as an Item; a first line with `__header__` is passed over.
+
+    Raises:
+        DataError: the file is missing, or a package it needs is.
+    """
+    path, truth, first = Path(path), None, True
+    for line in read_lines(path):
+        where, data, name, offset = f"{path}:{line.number}", None, None, line.offset
+        try:
+            data = _decoded(line, where)
+            name = data.get("id") if isinstance(data, dict) else None
+            if first and isinstance(data, dict) and "__header__" in data:
+                continue
+            if isinstance(data, dict) and "question" in data and not any(key in data for key in _TRUTH) and format in (None, "bfcl"):
+                truth = _truths(path, truths) if truth is None else truth
+                data, offset = {**data, **truth.get(name, {})} if isinstance(name, (str, int)) else data, None
+            record, error = parse_record(data, where, format), None
+        except DataError as caught:
+            record, error = None, caught.with_traceback(None)
+        finally:
+            first = False
+        yield Item(str(path), line.number, record, error, line.raw, str(name)[:200] if isinstance(name, (str, int)) else None, offset)
+
+
+def _decoded(line: Line, where: str) -> Any:
+    if line.fault:
+        raise DataError(f"{where}: {line.fault}")
+    return decode_json(line.raw, where) if line.row is None else line.row
+
+
+def holds_truth(path: Path) -> bool:
+    """Whether a file's first line is BFCL's truth and no question."""
+    for line in read_lines(path):
+        try:
+            data = _decoded(line, str(path))
+        except DataError:
+            return False
+        return isinstance(data, dict) and "question" not in data and "messages" not in data and any(key in data for key in _TRUTH)
+    return False
+
+
+def _truths(path: Path, given: Iterable[Path]) -> dict[str | int, dict]:
+    """id -> {"ground_truth": ...}: of the file with this one's name if there is one, else of all that are given."""
+    given = list(given)
+    files = [file for file in given if file.name == path.name] or given
+    beside = path.parent / "possible_answer" / path.name
+    files = files or ([beside] if beside.is_file() else [])
+    found: dict[str | int, dict] = {}
+    for file in files:
+        for line in read_lines(file):
+            data = _decoded(line, f"{file}:{line.number}")
+            if isinstance(data, dict) and isinstance(data.get("id"), (str, int)):
+                found[data["id"]] = {key: data[key] for key in _TRUTH if key in data}
+    return found
+
+
+def read_records(path: str | Path, format: str | None = None) -> Iterator[Record]:
+    """Streams the records of one file of any kind (kd/records/files.py), one in memory at a time.
+
+    Raises:
+        DataError: the file is missing or empty, or something in it is no record; the message names file and line.
+    """
+    from kd.records.files import read_each  # which needs parse_record
+
+    seen = False
+    for item in read_each(path, format):
+        seen = True
+        if item.record is None:
+            raise item.error
+        yield item.record
+    if not seen:
+        raise DataError(f"{path}: holds no record")
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> int:
+    """Writes records as JSONL and returns their number."""
+    count = 0
+    with Path(path).open("w", encoding="utf-8") as out:
+        for count, record in enumerate(records, 1):
+            out.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+    return count

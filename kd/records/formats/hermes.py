@@ -1,0 +1,121 @@
+"""Hermes and Qwen text made structured: <tool_call> blocks into tool_calls, <tool_response> blocks into tool messages, and the
+<tools> of a system message into declarations, so that the run's own template writes each of them its own way.
+
+    assistant   "Let me look.\\n<tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>"
+                Text may stand before the calls, and only there: the chat form has no place for text between or after them.
+                A call may be a Python literal ({'name': ...}), as older Hermes data has it.
+    system      The section that offers the tools is cut out: the template writes it again. It goes from a known opening
+                ("# Tools", "You are a function calling AI model") or else from <tools>, to </tools> or the </tool_call> of its
+                example; what is around it stays.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+from kd.records.checks import DataError, decode_json
+from kd.toolcalls.parse import CALL_CLOSE, CALL_OPEN
+
+_TOOLS = re.compile(r"<tools>(\s*[^\s<].*?)</tools>", re.DOTALL)  # a preamble may name the empty tags
+_OPENINGS = ("# Tools", "You are a function calling AI model")
+_RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
+_SPACE = re.compile(r"\s*")
+_MAX_LITERAL = 100_000  # characters; Python's parser takes a hundred times the memory
+_DECODER = json.JSONDecoder()
+
+
+def from_hermes_messages(messages: list[Any], tools: list[dict], where: str) -> dict:
+    """{"messages", "tools"} with what was text in these messages made structured; others stay as they are.
+
+    Raises:
+        DataError: a <tool_call> block that is no call, text after one, or a <tools> block that holds no declarations.
+    """
+    out, tools = [], list(tools)
+    for index, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(content, str):
+            out.append(message)
+            continue
+        role, spot = message.get("role"), f"{where}[{index}]"
+        if role == "assistant" and CALL_OPEN in content and not message.get("tool_calls"):
+            text, calls = _split_calls(content, spot)
+            out.append({**message, "content": text, "tool_calls": calls})
+        elif role == "system" and "<tools>" in content and _TOOLS.search(content):
+            offered, rest = _split_tools(content, spot)
+            tools = tools or offered
+            out += [{**message, "content": rest}] if rest else []
+        elif role in ("tool", "user") and "<tool_response>" in content and (results := _responses(content)):
+            out += [{**message, "role": "tool", "content": result} for result in results]
+        else:
+            out.append(message)
+    return {"messages": out, "tools": tools}
+
+
+def _responses(content: str) -> list[str]:
+    found, end = [], 0
+    while match := _RESPONSE.match(content, end):
+        found.append(match[1].strip())
+        end = match.end()
+    return found if end == len(content) else []
+
+
+def _split_tools(content: str, where: str) -> tuple[list[dict], str]:
+    block = _TOOLS.search(content)
+    text = block[1].strip()
+    try:
+        declared = decode_json(text, f"{where}: <tools>")
+    except DataError:  # one declaration a line, as Qwen writes them
+        declared = [decode_json(line, f"{where}: <tools>") for line in text.splitlines() if line.strip()]
+    declared = declared if isinstance(declared, list) else [declared]
+    if not all(isinstance(tool, dict) for tool in declared):
+        raise DataError(f"{where}: <tools>: function declarations are needed")
+    start = min((at for at in (content.find(opening) for opening in _OPENINGS) if 0 <= at < block.start()), default=block.start())
+    end = max(block.end(), content.rfind(CALL_CLOSE) + len(CALL_CLOSE))
+    rest = content[:start].strip() + "\n\n" + content[end:].strip()
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in declared], rest.strip()
+
+
+def _split_calls(content: str, where: str) -> tuple[str, list[dict]]:
+    start = content.find(CALL_OPEN)
+    text, calls = content[:start].strip(), []
+    while start < len(content):
+        if not content.startswith(CALL_OPEN, start):
+            raise DataError(f"{where}: text after a <tool_call> block ({content[start:start + 40]!r}): the chat form keeps text before calls only")
+        call, end = _call(content, start + len(CALL_OPEN), f"{where}: <tool_call> {len(calls) + 1}")
+        calls.append(call)
+        start = _SPACE.match(content, end).end()
+    return text, calls
+
+
+def _call(content: str, start: int, where: str) -> tuple[dict, int]:
+    """One call and where the text after its closing tag begins."""
+    start = _SPACE.match(content, start).end()
+    try:
+        end = _DECODER.raw_decode(content, start)[1]  # braces and tags in its strings are characters
+    except (ValueError, RecursionError):
+        end = -1
+    close = _SPACE.match(content, end).end() if end >= 0 else -1
+    if close >= 0 and content.startswith(CALL_CLOSE, close):
+        call = decode_json(content[start:end], where)
+    else:
+        close = content.find(CALL_CLOSE, start)
+        if close < 0:
+            raise DataError(f"{where}: the block is not closed by {CALL_CLOSE}")
+        call = _python_literal(content[start:close], where)
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise DataError(f"{where}: one object with name and arguments is needed")
+    arguments = call.get("arguments", call.get("parameters", {}))
+    return {"type": "function", "function": {"name": call["name"], "arguments": arguments}}, close + len(CALL_CLOSE)
+
+
+def _python_literal(text: str, where: str) -> Any:
+    if len(text) > _MAX_LITERAL:
+        raise DataError(f"{where}: not JSON, and too long to be read as a Python literal")
+    try:
+        return decode_json(json.dumps(ast.literal_eval(text.strip()), allow_nan=False), where)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        decode_json(text, where)  # says what is wrong with it as JSON
+        raise

@@ -1,0 +1,78 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kd.records.checks import DataError
+from kd.records.record import Record
+
+RAW_BYTES = 2000  # of a refused line that are kept to look at
+
+
+_MIN_SEEN = 100  # a fraction of fewer lines says little
+
+
+class Item(NamedTuple):
+    """One line: its record, or the error that refuses it (whose message begins with file:line)."""
+
+    file: str
+    line: int
+    record: Record | None
+    error: DataError | None
+    raw: bytes
+    id: str | None  # as the line gives it; None where it cannot be read
+    offset: int | None = None  # where `raw` begins, if these bytes alone give the record again
+
+    @property
+    def reason(self) -> str:
+        return "" if self.error is None else str(self.error)
+
+
+class Quarantine:
+    """Counts what is read and keeps what is refused: {"file", "line", "reason", "raw"} a line, the first RAW_BYTES of it.
+
+    Args:
+        path: where refused lines are written; None keeps none. The file is made at the first of them; an older one goes at once.
+        max_bad_fraction: of the lines seen, from 0 (none may be bad) to 1.
+    """
+
+    def __init__(self, path: str | Path | None = None, max_bad_fraction: float = 0.0):
+        if not 0 <= max_bad_fraction <= 1:
+            raise DataError(f"max_bad_fraction: {max_bad_fraction}: a fraction from 0 to 1 is needed")
+        self.num_good = self.num_bad = 0
+        self._path, self._fraction, self._last = Path(path) if path is not None else None, max_bad_fraction, ""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def accept(self) -> None:
+        self.num_good += 1
+
+    def refuse(self, item: Item) -> None:
+        """Raises DataError when this one is one too many, whatever may follow a hundred lines."""
+        self.num_bad += 1
+        self._last = item.reason
+        if self._path is not None:
+            keep_refused(self._path, [{"file": item.file, "line": item.line, "reason": item.reason, "raw": item.raw[:RAW_BYTES].decode("utf-8", "backslashreplace")}])
+        if self.num_bad > self._fraction * max(self.num_good + self.num_bad, _MIN_SEEN):
+            self._stop()
+
+    def check(self) -> None:
+        """Once all is read: raises DataError when too large a fraction of it is refused."""
+        if self.num_bad > self._fraction * (self.num_good + self.num_bad):
+            self._stop()
+
+    def _stop(self) -> None:
+        kept = f"; they are in {self._path}" if self._path is not None else ""
+        raise DataError(f"{self._last} ({self.num_bad} of {self.num_good + self.num_bad} lines are refused, more than max_bad_fraction "
+                        f"{self._fraction:g} allows{kept})")
+
+
+def keep_refused(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Appends what is refused to a quarantine file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as out:
+        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,0 +1,130 @@
+"""Records: one JSON object each, in the chat format everyone uses, checked as they are read.
+
+    {"id": "...", "messages": [...], "tools": [...], "quality": 0.9, "caws": {...}, "meta": {...}}
+
+`messages` hold roles system, user, assistant (with `tool_calls`, arguments as an object) and tool; `tools` are
+function declarations with JSON Schemas. Records of other forms become this one first (kd/records/formats/registry.py). Chain-of-thought is
+refused: this trainer never learns a teacher's private reasoning (kd/records/checks.py, with the limits on size and depth).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kd.records.checks import DataError, check_no_reasoning, check_shape, decode_json
+from kd.records.formats.registry import to_chat
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One conversation. `quality` in [0, 1] weighs it; `caws` and `meta` are carried along."""
+
+    id: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    quality: float | None = None
+    caws: dict[str, Any] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_record(data: Any, where: str, format: str | None = None) -> Record:
+    """A checked Record from a decoded JSON value; `where` ("file:line") opens every message.
+
+    Args:
+        format: a name in kd.records.formats.registry.FORMATS; by default found from the fields.
+
+    Raises:
+        DataError: names the field and what to do.
+    """
+    if not isinstance(data, dict):
+        raise DataError(f"{where}: a record is a JSON object, not {type(data).__name__}")
+    check_shape(data, where)
+    check_no_reasoning(data, where)
+    data = to_chat(data, where, format)
+    messages = data.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{where}: messages: a non-empty list is needed")
+    check_no_reasoning({"messages": messages}, where)
+    clean = [_message(message, f"{where}: messages[{index}]") for index, message in enumerate(messages)]
+    if not any(m["role"] == "assistant" for m in clean):
+        raise DataError(f"{where}: messages: no assistant message, so nothing to train on")
+    _check_results(clean, where)
+    name, quality = data.get("id"), data.get("quality")
+    if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int))):
+        raise DataError(f"{where}: id: text or a whole number is needed, not {type(name).__name__}")
+    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, (int, float)) or not 0 <= quality <= 1):
+        raise DataError(f"{where}: quality: a number in [0, 1] is needed, not {str(quality)[:40]!r}")
+    for key in ("caws", "meta"):
+        if not isinstance(data.get(key), (dict, type(None))):
+            raise DataError(f"{where}: {key}: an object is needed, not {type(data[key]).__name__}")
+    return Record(where if name in (None, "") else str(name), clean, _tools(data.get("tools"), where), quality, data.get("caws"), data.get("meta") or {})
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
+        raise DataError(f"{where}: role must be one of {', '.join(ROLES)}")
+    if not isinstance(message.get("content"), (str, type(None))):
+        raise DataError(f"{where}.content: text is needed, not {type(message['content']).__name__}")
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list) or (calls and message["role"] != "assistant"):
+        raise DataError(f"{where}.tool_calls: a list, on assistant messages alone")
+    message = {**message, "content": message.get("content") or ""}
+    message.pop("tool_calls", None)
+    if calls:
+        message["tool_calls"] = [_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    return message
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise DataError(f"{where}: a tool call needs function.name and function.arguments")
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):  # OpenAI's wire form; some files hold the text of that text
+        try:
+            arguments = decode_json(arguments or "{}", "")
+            arguments = decode_json(arguments, "") if isinstance(arguments, str) else arguments
+        except DataError as error:
+            raise DataError(f"{where}.function.arguments: not JSON ({str(error).removeprefix(': ').removeprefix('not a line of JSON in UTF-8: ')})") from None
+    if not isinstance(arguments, dict):
+        raise DataError(f"{where}.function.arguments: an object is needed, not {type(arguments).__name__}")
+    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+
+
+def _check_results(messages: list[dict[str, Any]], where: str) -> None:
+    """A result that names its call must name one made before it; ids are told apart within a turn."""
+    made: set[str] = set()
+    for index, message in enumerate(messages):
+        ids = [call["id"] for call in message.get("tool_calls", ()) if call.get("id") is not None]
+        if len(set(map(str, ids))) < len(ids):
+            raise DataError(f"{where}: messages[{index}].tool_calls: two calls have the same id")
+        made.update(map(str, ids))
+        answered = message.get("tool_call_id")
+        if message["role"] == "tool" and answered is not None and str(answered) not in made:
+            raise DataError(f"{where}: messages[{index}].tool_call_id: no call before it has the id {str(answered)[:40]!r}")
+
+
+def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
+    tools = tools or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError(f"{where}: tools: a list of function declarations is needed")
+    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    for index, tool in enumerate(tools):
+        function = tool["function"]
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise DataError(f"{where}: tools[{index}]: a declaration needs a name and parameters (a JSON Schema)")
+        if not isinstance(function.get("parameters"), (dict, type(None))):
+            raise DataError(f"{where}: tools[{index}].parameters: a JSON Schema is needed, not {type(function['parameters']).__name__}")
+    return tools
+
+
+def parse_line(line: bytes, where: str, format: str | None = None) -> Record:
+    """A checked Record from one line of a JSONL file; as `parse_record`."""
+    return parse_record(decode_json(line, where), where, format)
+
+
+
+

@@ -1,0 +1,176 @@
+"""Which tokens of a rendered conversation are supervised, and for what.
+
+A span set is a bit mask per token:
+
+    TRUTH        every token of an assistant turn, end-of-turn included
+    TOOL         the name of a called function
+    ARGS         the arguments of a call, as the template writes them (kd/toolcalls/locate.py), braces included
+    INTEGRATION  words of an answer that carry a value out of a tool's result (kd/toolcalls/grounding.py)
+
+Bits describe the token they stand on. The logits that predict token t are at position t - 1: `kd.batching.steps` makes that
+shift, once, and nothing else does.
+
+Spans are found in the rendered text as character ranges, then mapped through the tokenizer's offsets to the tokens *in
+context*; nothing is ever tokenized on its own. A token belongs to a span when it carries at least one of its characters;
+where it also carries a neighbour's, the span still has it (dropping it would leave the value's edge untrained). A token that
+carries only neighbours' characters is never in a span. A token without characters (the mark that SentencePiece puts before
+a text, a space whose offsets were trimmed) belongs to a span that has tokens, or the turn's start, on both its sides.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kd.records.checks import DataError
+from kd.records.record import Record
+from kd.toolcalls.grounding import CarriedIndex
+from kd.toolcalls.json_scan import TextCall, text_calls
+from kd.toolcalls.locate import locate_calls
+from kd.toolcalls.place import Place
+
+TRUTH, TOOL, ARGS, INTEGRATION = 1, 2, 4, 8
+BIT_NAMES = {"truth": TRUTH, "tool": TOOL, "args": ARGS, "integration": INTEGRATION}
+
+
+class Span(NamedTuple):
+    """Characters [start, end) of the rendered text, and the bit they get."""
+
+    bit: int
+    start: int
+    end: int
+
+
+class Call(NamedTuple):
+    """A call as understood: from the record's `tool_calls`, or from the text of an assistant that has none."""
+
+    message: int
+    name: str
+    arguments: dict
+
+
+class Found(NamedTuple):
+    """What a rendered record holds. TOOL and ARGS spans stand in the order of the calls."""
+
+    calls: list[Call]
+    spans: list[Span]
+
+
+def find_spans(record: Record, text: str, turns: list[tuple[int, int, int]]) -> list[Span]:
+    """The spans of a rendered record. `turns`: (index of the assistant message, start, end) in characters of `text`.
+
+    Raises:
+        DataError: a call, or an answer, of the record is not in the text as the template should have written it.
+    """
+    return find(record, text, turns).spans
+
+
+def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
+    """The calls and the spans of a rendered record; as `find_spans`."""
+    calls: list[Call] = []
+    spans: list[Span] = []
+    names = {tool["function"]["name"] for tool in record.tools if isinstance(tool.get("function"), dict) and tool["function"].get("name")}
+    results, seen = CarriedIndex(), 0
+    for index, start, end in turns:
+        message = record.messages[index]
+        where = f"record {record.id}: messages[{index}]"
+        content = message["content"].strip()
+        spans.append(Span(TRUTH, start, end))
+        if message.get("tool_calls"):
+            functions = [call["function"] for call in message["tool_calls"]]
+            places, said = _structured(text, start, end, functions, content, where)
+        else:
+            written = text_calls(content, names)
+            said = _only_place(text, start, end, content)
+            if written and said is None:
+                raise DataError(f"{where}.content is not in the rendered turn; the chat template rewrites it")
+            functions = [{"name": call.name, "arguments": call.arguments} for call in written]
+            places = [_moved(call, said) for call in written]
+        for function, place in zip(functions, places):
+            calls.append(Call(index, function["name"], function["arguments"]))
+            spans += [Span(TOOL, *place.name), Span(ARGS, *place.arguments)]
+        for result in record.messages[seen:index]:
+            if result["role"] == "tool":
+                results.add(result["content"])
+        seen = index
+        carried = [value for value in results.carried(content)] if content else []
+        if carried and said is None and not message.get("tool_calls"):
+            raise DataError(f"{where}.content is not in the rendered turn, or stands there more than once; the chat template rewrites it")
+        if said is not None:
+            spans += [span for value in carried if not _overlaps(span := Span(INTEGRATION, said + value.start, said + value.end), places)]
+    return Found(calls, spans)
+
+
+def _structured(text: str, start: int, end: int, functions: list[dict], content: str, where: str) -> tuple[list[Place], int | None]:
+    """The places of a turn's calls, and where its content stands; None where the template leaves it out.
+
+    Content comes before the calls, or else after them. What the assistant says is never searched for calls: it may quote one,
+    and where it may as well be the call itself (its exact text, written twice) the record is refused.
+    """
+    first, last = text.find(content, start, end), text.rfind(content, start, end)
+    places = None
+    if content and first >= 0:
+        after, before = locate_calls(text, first + len(content), end, functions), locate_calls(text, start, last, functions)
+        if after and before and after != before:
+            raise DataError(f"{where}.content repeats its tool_calls word for word, so which of the two is the call is not certain; remove it")
+        places = after or before
+        first = first if after else last
+    if places and content:
+        return places, first if first == last or _apart(text, start, end, content, places) else None
+    if not content or not any(locate_calls(content, 0, len(content), [function]) for function in functions):
+        places = locate_calls(text, start, end, functions)
+    if not places:
+        named = ", ".join(dict.fromkeys(function["name"] for function in functions))
+        raise DataError(f"{where}: the call of {named} is not in the rendered turn with these arguments, in order, as JSON, tags or Python; "
+                        "this chat template leaves calls out or writes them in a form that is not read (the forms: kd/toolcalls/locate.py)")
+    return places, None
+
+
+def _apart(text: str, start: int, end: int, content: str, places: list[Place]) -> bool:
+    """Whether only the calls' own text repeats the content, so that its place beside them is certain."""
+    inside = min(min(p.name[0], p.arguments[0]) for p in places), max(p.end for p in places)
+    return text.count(content, start, inside[0]) + text.count(content, inside[1], end) == 1
+
+
+def _only_place(text: str, start: int, end: int, content: str) -> int | None:
+    at = text.find(content, start, end)
+    return at if content and at >= 0 and text.find(content, at + 1, end) < 0 else None
+
+
+def _moved(call: TextCall, by: int) -> Place:
+    name, arguments = ((at[0] + by, at[1] + by) for at in (call.name_at, call.arguments_at))
+    return Place(name, arguments, call.end + by)
+
+
+def _overlaps(span: Span, places: list[Place]) -> bool:
+    return any(span.start < end and start < span.end for place in places for start, end in (place.name, place.arguments))
+
+
+def token_ranges(offsets: list[tuple[int, int]], spans: list[Span]) -> list[tuple[int, int]]:
+    """The tokens [first, end) of each span, in the order of `spans`; `offsets` are the tokenizer's (start, end) in characters, ascending."""
+    ranges: list[tuple[int, int]] = [(0, 0)] * len(spans)
+    first = 0
+    for at in sorted(range(len(spans)), key=lambda i: spans[i].start):
+        bit, start, end = spans[at]
+        while first < len(offsets) and offsets[first][1] <= start:
+            first += 1
+        begin = past = last = first
+        while past < len(offsets) and offsets[past][0] < end:
+            past += 1
+            if offsets[past - 1][1] > offsets[past - 1][0]:
+                last = past
+        if end <= start:
+            last = begin
+        if bit == TRUTH:
+            while begin and offsets[begin - 1] == (start, start):
+                begin -= 1
+        ranges[at] = begin, last
+    return ranges
+
+
+def token_bits(offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
+    """The bit mask of each token; as `token_ranges`."""
+    bits = [0] * len(offsets)
+    for span, (begin, end) in zip(spans, token_ranges(offsets, spans)):
+        for token in range(begin, end):
+            bits[token] |= span.bit
+    return bits

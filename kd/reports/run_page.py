@@ -1,0 +1,242 @@
+"""The page a person opens after a run: runs/<name>/report.html, one file, no script, nothing fetched.
+
+It is made from what lies in the run folder, so it can be made again at any time, also of a run that is still going:
+
+    config.yaml      the resolved configuration
+    metrics.jsonl    an object a line: step, stage, seconds, loss, its terms, temperature, lr, grad_norm, tokens_per_second, ...
+    evaluation.json  model -> split -> metrics (kd/evaluation/evaluate.py)
+    cases.jsonl      every held-out case with each model's answer (kd/evaluation/evaluate.py)
+    run.json         what no other file says; every key may be missing: teacher_parameters, student_parameters (counts),
+                     wall_seconds, data (one line of text), notes (lines of text shown at the top)
+
+What is missing is shown as not measured. Nothing is interpolated, guessed, or carried over from another run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kd.evaluation.metrics import METRICS
+from kd.reports.case_cards import card, choose
+from kd.reports.html import Html, el, join, page
+from kd.reports.plots import NUM_STAGE_COLOURS, curve
+
+NUM_CASES = 12
+TERMS = {
+    "loss": "Total loss", "kl": "Distillation (kl)", "hard": "Teacher's own choice", "truth": "All answer tokens",
+    "tool": "Tool names", "args": "Arguments", "integration": "Values carried over",
+}  # fmt: skip
+DRIVERS = {
+    "temperature": "Temperature", "lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens a second",
+    "memory_gib": "Memory, GiB",
+}  # fmt: skip
+_NOT_CURVES = {"step", "seconds", "stage"}
+_LOWER_IS_BETTER = {"over_calling"}
+_REFERENCES = {"teacher", "untrained"}  # every other model of evaluation.json is a student
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `run_dir`/report.html, replacing an older one whole, and return its path.
+
+    Raises:
+        ValueError: no such folder, or evaluation.json, cases.jsonl or run.json is not what kd/evaluation/evaluate.py writes.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir}: no such run folder; a run makes it under run.output_dir")
+    metrics, metric_notes = _json_lines(run_dir / "metrics.jsonl")
+    cases, case_notes = _json_lines(run_dir / "cases.jsonl")
+    evaluation, run = _json(run_dir / "evaluation.json"), _json(run_dir / "run.json")
+    notes = [*run.get("notes", []), *metric_notes, *case_notes]
+    try:
+        body = [
+            _headline(run_dir.name, run, metrics, evaluation),
+            *(el("p", note, class_="note") for note in notes),
+            _scores(evaluation),
+            _curves(metrics),
+            _cases(cases),
+            _config(run_dir / "config.yaml"),
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{run_dir}: evaluation.json or cases.jsonl lacks {error}; evaluate again to write both anew") from error
+    out = run_dir / "report.html"
+    part = out.with_name(out.name + ".tmp")
+    part.write_text(page(f"{run_dir.name} · Spanwise", *body), encoding="utf-8")
+    os.replace(part, out)
+    return out
+
+
+def _headline(name: str, run: dict, metrics: Sequence[dict], evaluation: dict) -> Html:
+    teacher, student = run.get("teacher_parameters"), run.get("student_parameters")
+    seconds = run.get("wall_seconds", max((row["seconds"] for row in metrics if _is_number(row.get("seconds"))), default=None))
+    steps = max((row["step"] for row in metrics if _is_number(row.get("step"))), default=None)
+    share = f"Student parameters, {student / teacher:.0%} of the teacher's" if teacher and student else "Student parameters"
+    tiles = [
+        (_count(teacher), "Teacher parameters"),
+        (_count(student), share),
+        (_duration(seconds), "Wall time"),
+        (f"{steps:,}" if steps is not None else "not recorded", "Optimizer steps"),
+    ]
+    student_scores = evaluation.get("student", {})
+    for split, scores in student_scores.items():
+        tiles.append((_percent(scores["exact_arguments"]), f"Student's calls exact, {_words(split)}"))
+    return join(
+        el("p", "Spanwise run", class_="eyebrow"),
+        el("h1", name),
+        el("p", run.get("data", "Data: not recorded."), class_="soft"),
+        el("div", *(el("div", el("b", value), el("span", label), class_="tile") for value, label in tiles), class_="tiles"),
+    )
+
+
+def _scores(evaluation: dict) -> Html:
+    parts = [el("h2", "Tool use on held-out records")]
+    if not evaluation:
+        return join(*parts, el("p", "Not measured: this run has no evaluation yet.", class_="soft"))
+    parts.append(
+        el("p", "Greedy generation, no partial credit. ★ marks the best student; teacher and untrained are there to compare.")
+    )
+    splits = list(dict.fromkeys(split for scores in evaluation.values() for split in scores))
+    for split in splits:
+        rows = {model: scores[split] for model, scores in evaluation.items() if split in scores}
+        size = next(iter(rows.values()))
+        counts = size.get("counts", {})
+        turns = ", ".join(f"{number} {_words(kind)}" for kind, number in counts.items())
+        parts.append(el("h3", _words(split).capitalize(), el("span", f" · {size['num_records']} records; {turns}", class_="soft")))
+        head = [el("th", "")] + [
+            el("th", _words(metric), Html("<br>(lower is better)") if metric in _LOWER_IS_BETTER else None)
+            for metric in METRICS
+        ]
+        body = [el("tr", el("th", _words(model)), *(_cell(rows, model, metric) for metric in METRICS)) for model in rows]
+        parts.append(el("div", el("table", el("thead", el("tr", *head)), el("tbody", *body)), class_="scroll"))
+    return join(*parts)
+
+
+def _cell(rows: dict[str, dict], model: str, metric: str) -> Html:
+    value = rows[model][metric]
+    if value is None:
+        return el("td", "not measured", class_="soft")
+    students = [scores[metric] for name, scores in rows.items() if name not in _REFERENCES and scores[metric] is not None]
+    best = min(students, default=None) if metric in _LOWER_IS_BETTER else max(students, default=None)
+    star = model not in _REFERENCES and value == best and len(students) > 1
+    text = _percent(value) + (" ★" if star else "")
+    return el("td", text, class_="meter best" if star else "meter", style=f"--p:{100 * value:.1f}%")
+
+
+def _curves(metrics: Sequence[dict]) -> Html:
+    parts = [el("h2", "Training")]
+    if not metrics:
+        return join(*parts, el("p", "Not measured: this run has no metrics.jsonl.", class_="soft"))
+    # A resumed run logs some steps twice; the later line is the one that counts.
+    rows = list({(row.get("stage"), row.get("step")): row for row in metrics if _is_number(row.get("step"))}.values())
+    stages = list(dict.fromkeys(row.get("stage") for row in rows))
+    if len(stages) > 1:
+        keys = (
+            el("span", el("i", style=f"background:var(--s{number % NUM_STAGE_COLOURS})"), str(stage), class_="key")
+            for number, stage in enumerate(stages)
+        )
+        parts.append(el("p", "Stages: ", *keys))
+    others = {key: _words(key).capitalize() for row in rows for key in row if key not in _NOT_CURVES | TERMS.keys() | DRIVERS.keys()}
+    for title, names in (("Loss, term by term", TERMS), ("What drives it", DRIVERS), ("Also logged", others)):
+        figures = [figure for key, label in names.items() if (figure := _figure(rows, stages, key, label)) is not None]
+        if figures:
+            parts += [el("h3", title), el("div", *figures, class_="plots")]
+    return join(*parts)
+
+
+def _figure(rows: Sequence[dict], stages: Sequence[Any], key: str, label: str) -> Html | None:
+    series = [[(row["step"], row[key]) for row in rows if row.get("stage") == stage and _is_number(row.get(key))] for stage in stages]
+    if not any(series):
+        return None
+    last = next(row[key] for row in reversed(rows) if _is_number(row.get(key)))
+    caption = el("figcaption", el("b", label), el("span", f"last {last:.4g}"))
+    steps = [row["step"] for row in rows]
+    return el("figure", caption, curve(series, min(steps), max(steps)))
+
+
+def _cases(cases: Sequence[dict]) -> Html:
+    title = el("h2", "Side by side")
+    if not cases:
+        return join(title, el("p", "Not measured: this run has no cases.jsonl.", class_="soft"))
+    present = list(dict.fromkeys(model for case in cases for model in case["models"]))
+    models = [model for model in ("teacher", "student") if model in present] or present[:2]
+    complete = [case for case in cases if all(model in case["models"] for model in models)]
+    chosen, tally = choose(complete, models, NUM_CASES)
+    drawn = "; ".join(f"{verdict}: {shown} shown of {total}" for verdict, shown, total in tally)
+    intro = el(
+        "p", f"{len(chosen)} of {len(complete)} held-out cases. Split, kind of turn and who is right take turns, so mistakes are "
+        f"shown more often than they happen ({drawn}). Answers are marked where they depart from the record: ",
+        el("ins", "said instead or in addition"), ", ", el("del", "left out"), ". Key order, 1 against 1.0 and the order of "
+        "parallel calls are no difference. ", el("mark", "Marked"), " in a record: values carried from the tool's result.",
+    )  # fmt: skip
+    return join(title, intro, *(card(case, models) for case in chosen))
+
+
+def _config(path: Path) -> Html:
+    title = el("h2", "Configuration")
+    if not path.is_file():
+        return join(title, el("p", "Not recorded: this run has no config.yaml.", class_="soft"))
+    return join(title, el("details", el("summary", "The resolved config.yaml of this run"), el("pre", path.read_text(encoding="utf-8"))))
+
+
+def _json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); remove it, or write it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds {type(value).__name__}, not an object; remove it, or write it again")
+    return value
+
+
+def _json_lines(path: Path) -> tuple[list[dict], list[str]]:
+    """The objects of a JSON-lines file, and a note about what could not be read: a killed run tears its last line."""
+    rows, torn = [], []
+    if path.is_file():
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            try:
+                row = json.loads(line) if line.strip() else None
+            except ValueError:
+                row = line
+            if isinstance(row, dict):
+                rows.append(row)
+            elif row is not None:
+                torn.append(number)
+    listed = ", ".join(map(str, torn[:5])) + (", ..." if len(torn) > 5 else "")
+    note = f"{path.name}: {len(torn)} of {len(rows) + len(torn)} lines could not be read and are left out (line {listed})."
+    return rows, [note] if torn else []
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _percent(fraction: float | None) -> str:
+    return "not measured" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _count(number: float | None) -> str:
+    if number is None:
+        return "not recorded"
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "not recorded"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _words(name: str) -> str:
+    return str(name).replace("_", " ").replace("json", "JSON")

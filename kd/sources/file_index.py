@@ -1,0 +1,117 @@
+"""Records of many files by position, for a loader that draws them in an order of its own.
+
+    index = RecordIndex([DataFiles("train/*.jsonl"), DataFiles("bfcl/*.json.gz", weight=2)], Quarantine("bad.jsonl", 0.01))
+    index[7]
+
+Every line is checked once, when the index is made. A record that is a line of a plain file is read again from there; what is
+compressed, Parquet, an array or joined from two files is written once, as a chat record, into a file that goes with the index.
+In memory there are 20 bytes a record. An index is pickled to other processes, which read the same files; the one that made it
+removes its file in the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from kd.records.checks import DataError
+from kd.records.files import DataFiles, expand, holds_truth, num_copies, read_each
+from kd.records.lines import is_plain_lines
+from kd.records.quarantine import Quarantine
+from kd.records.record import Record, parse_line
+
+
+class _Making(NamedTuple):
+    """What an index is made with, and of no use afterwards."""
+
+    quarantine: Quarantine
+    spool: BinaryIO
+    digest: Any  # hashlib's
+
+
+class RecordIndex:
+    """A sequence of records; `size_hint(i)` is the length of record i in bytes of JSON.
+
+    Args:
+        sources: read in order; a weight repeats records (kd.records.files.num_copies).
+        quarantine: where refused lines go; by default the first one stops. Several indices may share one: who made it calls its `check` in the end.
+        spool: the file for what is written once; by default a temporary one of this machine.
+
+    Raises:
+        DataError: a file is missing, no record is found, or more is refused than the quarantine allows.
+    """
+
+    def __init__(self, sources: Iterable[DataFiles], quarantine: Quarantine | None = None, *, spool: Path | None = None):
+        self._files: list[tuple[str, str | None]] = []  # path, form
+        self._at, self._sizes, self._of, self._lines = array("q"), array("i"), array("i"), array("i")
+        self._spool = str(spool) if spool is not None else _temporary()
+        weakref.finalize(self, _remove, self._spool)
+        with open(self._spool, "wb") as out:
+            making = _Making(quarantine or Quarantine(), out, hashlib.sha256())
+            for source in sources:
+                files = expand([source.pattern])
+                truths = [file for file in files if holds_truth(file)] if source.format in (None, "bfcl") else []
+                for file in files:
+                    if file not in truths:
+                        self._add(file, source, truths, making)
+        self._fingerprint = making.digest.hexdigest()
+        if not len(self):
+            raise DataError("no record in any of the data files")
+
+    def _add(self, file: Path, source: DataFiles, truths: list[Path], making: _Making) -> None:
+        plain = is_plain_lines(file)
+        for item in read_each(file, source.format, truths):
+            if item.record is None:
+                making.quarantine.refuse(item)
+                continue
+            making.quarantine.accept()
+            if plain and item.offset is not None:
+                at, raw, path, form = item.offset, item.raw, str(file), source.format
+            else:
+                raw = json.dumps(asdict(item.record), ensure_ascii=False).encode() + b"\n"
+                at, path, form = making.spool.tell(), self._spool, "chat"
+                making.spool.write(raw)
+            if not self._files or self._files[-1] != (path, form):
+                self._files.append((path, form))
+            copies = num_copies(source.weight, item)
+            making.digest.update(f"{copies} {form} {len(raw.strip())}\n".encode() + raw.strip())
+            for _ in range(copies):
+                self._at.append(at)
+                self._sizes.append(len(raw))
+                self._of.append(len(self._files) - 1)
+                self._lines.append(item.line)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __getitem__(self, index: int) -> Record:
+        path, form = self._files[self._of[index]]
+        with open(path, "rb") as file:
+            file.seek(self._at[index])
+            return parse_line(file.read(self._sizes[index]), f"{path}:{self._lines[index]}", form)
+
+    def size_hint(self, index: int) -> int:
+        return self._sizes[index]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over every record in order: its bytes, their form, and how often it is read. Two indices with the same one
+        give the same records, wherever their files are."""
+        return self._fingerprint
+
+
+def _temporary() -> str:
+    handle, path = tempfile.mkstemp(prefix="records-", suffix=".jsonl")
+    os.close(handle)
+    return path
+
+
+def _remove(path: str) -> None:
+    Path(path).unlink(missing_ok=True)

@@ -1,0 +1,147 @@
+"""What capture runs over: every record once, in batches and shards that the data and two numbers of the configuration fix.
+
+Padded and unpadded logits differ in their last bits, so a record's neighbours and padding must not depend on how many ranks
+there are or where a capture was killed. Records are sorted by length and cut into batches of training.micro_batch_size, and
+batches, in that order, into shards of at least `shard_rows` rows; only then are shards dealt out to ranks.
+
+Stages may show the same tokens: a record is captured once, where it first fits. What no stage has room for is left out, as
+training leaves it out, and so is what cannot be rendered or located where data.max_bad_fraction allows some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kd.batching.fit import fitted
+from kd.batching.micro_batch import MicroBatch, collate, padding_of, supervised
+from kd.batching.record_key import record_key, rows_digest
+from kd.batching.workers import in_order, num_workers
+from kd.config.schema import RunConfig
+from kd.records.checks import DataError
+from kd.rendering.encode import Encoded, encode
+from kd.sources.source import Source
+
+_MEASURED_TOGETHER = 64  # records a worker measures at once
+_LENGTH, _ROWS, _KEY, _CONTENT = 0, 1, slice(2, 4), slice(2, 5)  # columns of what is measured; a content is a key and a row digest
+
+Place = tuple[int, int]  # a record: its stage, and its index there
+
+
+class CapturePlan(NamedTuple):
+    """Records in the order of capture: batch b is those from b * batch_size on."""
+
+    places: NDArray  # [R, 2] int64: stage, index
+    lengths: NDArray  # [R] int64, tokens
+    rows: NDArray  # [R] int64
+    keys: NDArray  # [R, 2] int64: the 16 bytes of each record's key
+    batch_size: int
+    shards: list[range]  # of batches
+    num_too_long: int
+    num_refused: int
+    num_repeated: int
+    refused: str = ""  # why the first one is
+
+    def batch(self, number: int) -> list[Place]:
+        return [tuple(place) for place in self.places[self._records(number, number + 1)].tolist()]
+
+    def of_shard(self, what: NDArray, shard: int) -> NDArray:
+        """The shard's part of one of the arrays."""
+        return what[self._records(self.shards[shard].start, self.shards[shard].stop)]
+
+    def _records(self, first: int, end: int) -> slice:
+        return slice(first * self.batch_size, end * self.batch_size)
+
+
+class BatchMaker(NamedTuple):
+    """Makes capture's micro-batches, and measures records for the plan; it goes to worker processes whole."""
+
+    sources: tuple[Source, ...]
+    tokenizer: Any
+    max_lengths: tuple[int, ...]
+    truncate: bool
+    refuse: bool
+
+    def __call__(self, places: list[Place]) -> MicroBatch:
+        return collate([self.encoded(place) for place in places], padding_of(self.tokenizer), max(self.max_lengths))
+
+    def encoded(self, place: Place) -> Encoded | None:
+        """As training would have it; None where it is too long. Raises DataError where it cannot be rendered or located."""
+        stage, index = place
+        return fitted(encode(self.sources[stage][index], self.tokenizer), self.max_lengths[stage], self.truncate)
+
+    def measured(self, places: list[Place]) -> list[list[int]]:
+        """Tokens, rows and the content's three numbers of each record; zeros of one that is too long; of one that is refused
+        the tokens are -1."""
+        return [self._measured(place) for place in places]
+
+    def _measured(self, place: Place) -> list[int]:
+        try:
+            encoded = self.encoded(place)
+        except DataError:
+            if not self.refuse:
+                raise
+            return [-1, 0, 0, 0, 0]
+        if encoded is None:
+            return [0, 0, 0, 0, 0]
+        rows = supervised(encoded)
+        return [len(encoded.input_ids), len(rows), *np.frombuffer(record_key(encoded.input_ids) + rows_digest(rows), "<i8").tolist()]
+
+
+def batch_maker(config: RunConfig, tokenizer, sources: Sequence[Source]) -> BatchMaker:
+    """Over the records of each stage (kd/sources/stages.py)."""
+    return BatchMaker(tuple(sources), tokenizer, tuple(stage.max_length for stage in config.data.stages), config.data.too_long == "truncate",
+                      config.data.max_bad_fraction > 0)
+
+
+def plan_capture(config: RunConfig, maker: BatchMaker, shard_rows: int, sum_over_ranks: Callable[[Tensor], Tensor], rank: int, world: int) -> CapturePlan:
+    """The plan of all ranks; each reads its share of the records and `sum_over_ranks` adds up what they found."""
+    counts = [len(source) for source in maker.sources]
+    places = np.stack([np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])], 1)
+    measured = torch.zeros(len(places), 5, dtype=torch.int64)
+    starts = range(0, len(places), _MEASURED_TOGETHER)[rank::world]
+    shares = ([tuple(p) for p in places[at:at + _MEASURED_TOGETHER].tolist()] for at in starts)
+    for at, found in zip(starts, in_order(maker.measured, shares, num_workers(config.data.workers))):
+        measured[at:at + len(found)] = torch.tensor(found)
+    measured = sum_over_ranks(measured).numpy()
+    refused = _refused(config, maker, places[measured[:, _LENGTH] < 0])
+    return arranged(places, measured, config.training.micro_batch_size, shard_rows)._replace(refused=refused)
+
+
+def _refused(config: RunConfig, maker: BatchMaker, places: NDArray) -> str:
+    """Why the first of these records is refused. Raises DataError where there are more of them than training would allow."""
+    reasons = []
+    for index, (stage, source) in enumerate(zip(config.data.stages, maker.sources)):
+        mine = places[places[:, 0] == index].tolist()
+        if mine:
+            try:
+                maker.encoded(tuple(mine[0]))
+            except DataError as error:
+                reasons.append(str(error))
+        if len(mine) > config.data.max_bad_fraction * len(source):
+            raise DataError(f"stage {stage.name}: {reasons[-1]} ({len(mine)} of its {len(source)} records are refused, more than data.max_bad_fraction "
+                            f"({config.data.max_bad_fraction:g}) allows)")
+    return reasons[0] if reasons else ""
+
+
+def arranged(places: NDArray, measured: NDArray, batch_size: int, shard_rows: int) -> CapturePlan:
+    """The plan of records [R, 2] and what was measured of them [R, 5]."""
+    fitting = np.flatnonzero(measured[:, _LENGTH] > 0)
+    first = np.sort(np.unique(measured[fitting, _CONTENT], axis=0, return_index=True)[1])
+    chosen = fitting[first]
+    chosen = chosen[np.argsort(measured[chosen, _LENGTH], kind="stable")]
+    rows, num_refused = measured[chosen, _ROWS], int((measured[:, _LENGTH] < 0).sum())
+    shards, start, held = [], 0, 0
+    batches = np.add.reduceat(rows, np.arange(0, len(rows), batch_size)) if len(rows) else []
+    for number, more in enumerate(batches):
+        held += int(more)
+        if held >= shard_rows or number == len(batches) - 1:
+            shards.append(range(start, number + 1))
+            start, held = number + 1, 0
+    return CapturePlan(places[chosen], measured[chosen, _LENGTH], rows, np.ascontiguousarray(measured[chosen, _KEY]), batch_size, shards,
+                       len(places) - len(fitting) - num_refused, num_refused, len(fitting) - len(first))

@@ -1,0 +1,181 @@
+"""Tools: which are offered, and whether a call fits its schema.
+
+`ToolRegistry` holds tools in the chat form {"type": "function", "function": {"name", "description", "parameters"}} and
+validates calls with jsonschema (draft 2020-12). Reading calls out of a text is kd/toolcalls/parse.py, importable from here too.
+
+Closed by default. Most published schemas list `properties` and forget `additionalProperties`; read by the letter, every
+misspelt optional argument would then be valid. Here an object schema that lists `properties`, says nothing of
+`additionalProperties`, and has no keyword that could add properties from elsewhere (allOf, $ref, patternProperties, ...)
+takes the listed ones only, at the top and inside properties and items; subschemas elsewhere ($defs, allOf, ...) are left as
+written. To allow more, write `additionalProperties: true`. A tool whose `parameters` are absent or {} takes no arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from kd.toolcalls.default_tools import DEFAULT_TOOLS
+from kd.toolcalls.json_values import shown
+
+_SUFFIXES = (".json", ".yaml", ".yml")
+_OPENING_KEYWORDS = {
+    "additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "dependentSchemas",
+    "allOf", "anyOf", "oneOf", "not", "if", "$ref", "$dynamicRef",
+}  # fmt: skip
+
+
+class ToolRegistry:
+    """The tools a call may name. Raises ValueError on a tool without a name, a broken schema, or two unlike tools of one name."""
+
+    def __init__(self, tools: Iterable[dict]):
+        self._tools: dict[str, dict] = {}
+        for tool in tools:
+            tool = _chat_form(tool)
+            name = tool["function"]["name"]
+            if self._tools.setdefault(name, tool) != tool:
+                raise ValueError(f"tool {name!r} is defined twice, differently: keep one definition")
+            _validator(name, _canonical(tool["function"].get("parameters")), True)
+
+    @classmethod
+    def default(cls) -> ToolRegistry:
+        """web.search, web.open, read_file, repo.read, file.write and code.execute."""
+        return cls(DEFAULT_TOOLS)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ToolRegistry:
+        """Read a JSON or YAML file (a tool, a list of tools, or {"tools": [...]}), or every such file of a folder."""
+        path = Path(path)
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder of tools")
+        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"{path}: no tool files here; put one tool or a list of tools in each .json or .yaml file")
+        return cls(tool for file in files for tool in _read_tools(file))
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._tools)
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(self._tools.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tools
+
+    def validate_call(self, name: str, arguments: object, *, closed: bool = True) -> list[str]:
+        """What is wrong with calling `name` with `arguments` (a dict of JSON values); empty when nothing is.
+
+        Each problem names the argument by its path (`filter.tags[2]`) and what would be right. As in JSON Schema, true
+        is not an integer and 2.0 is one. closed: False reads the schema by the letter.
+        """
+        if name not in self._tools:
+            offered = ", ".join(self.names) or "none"
+            return [f"unknown tool {name!r}{_nearest(name, self.names)} (offered: {offered})"]
+        if not isinstance(arguments, dict):
+            return [f"{name}: arguments must be a JSON object, not {shown(arguments)}"]
+        validator = _validator(name, _canonical(self._tools[name]["function"].get("parameters")), closed)
+        try:
+            errors = sorted(validator.iter_errors(arguments), key=lambda error: [str(part) for part in error.absolute_path])
+        except Unresolvable as error:
+            raise ValueError(f"tool {name!r}: its schema refers to {error.ref!r}, which is not in it; put it under $defs") from error
+        except (RecursionError, OverflowError) as error:  # a $ref to itself; a multipleOf of an integer past every float
+            raise ValueError(f"tool {name!r}: these arguments cannot be checked by its schema ({error})") from error
+        return list(dict.fromkeys(f"{name}: {problem}" for error in errors for problem in _explain(error)))
+
+
+def _read_tools(file: Path) -> list[dict]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: cannot be read as {file.suffix[1:]}: {error}") from error
+    if isinstance(content, dict) and "tools" in content:
+        content = content["tools"]
+    tools = content if isinstance(content, list) else [content]
+    try:
+        return [_chat_form(tool) for tool in tools]
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _chat_form(tool: object) -> dict:
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise ValueError(f'a tool needs a "name", got {shown(tool)}: write {{"name", "description", "parameters"}}')
+    return {"type": "function", "function": function}
+
+
+def _canonical(parameters: object) -> str:
+    try:
+        return json.dumps(parameters or {"type": "object", "properties": {}}, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(f"tool parameters must be plain JSON values: {error}; quote dates and keys in YAML") from error
+
+
+@lru_cache(maxsize=4096)  # an evaluation builds a registry a record out of a few hundred schemas
+def _validator(name: str, schema_json: str, closed: bool) -> Draft202012Validator:
+    schema = json.loads(schema_json)
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        where = "/".join(map(str, error.absolute_path)) or "the top"
+        raise ValueError(f"tool {name!r}: its parameters are not a JSON Schema: at {where}: {error.message}") from error
+    if closed:
+        _close(schema)
+    return Draft202012Validator(schema, registry=Registry())  # an empty registry: a $ref never reaches the network
+
+
+def _close(schema: object) -> None:
+    if not isinstance(schema, dict):
+        return
+    if "properties" in schema and not _OPENING_KEYWORDS & schema.keys():
+        schema["additionalProperties"] = False
+    for child in schema.get("properties", {}).values():
+        _close(child)
+    _close(schema.get("items"))
+
+
+def _explain(error: ValidationError) -> list[str]:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
+    prefix = f"{path}." if path else ""
+    if error.validator == "additionalProperties" and error.validator_value is False:
+        known = list(error.schema.get("properties", {}))
+        extra = [key for key in error.instance if key not in known]
+        return [f"unknown argument {prefix + key!r}{_nearest(key, known)} (known: {', '.join(known) or 'none'})" for key in extra]
+    if error.validator == "required":
+        # jsonschema repeats this error for each missing name and tells them apart only in its message: name all, merge later
+        return [f"argument {prefix + key!r} is missing" for key in error.validator_value if key not in error.instance]
+    subject = f"argument {path!r}" if path else "the arguments"
+    if error.validator == "type":
+        kinds = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+        return [f"{subject} must be {' or '.join(kinds)}, not {shown(error.instance)}"]
+    if error.validator == "enum":
+        allowed = ", ".join(json.dumps(value) for value in error.validator_value)
+        strings = [value for value in error.validator_value if isinstance(value, str)]
+        return [f"{subject} must be one of {allowed}, not {shown(error.instance)}{_nearest(error.instance, strings)}"]
+    if error.context:
+        return [f"{subject} fits none of its alternatives; nearest: {_cut(best_match(error.context).message)}"]
+    return [f"{subject}: {_cut(error.message)}"]
+
+
+def _cut(message: str) -> str:
+    """A message of jsonschema's, which quotes the whole value, in a length a person reads."""
+    return message if len(message) <= 200 else f"{message[:100]} ... {message[-90:]}"
+
+
+def _nearest(word: object, known: list[str]) -> str:
+    close = get_close_matches(word, known, n=1) if isinstance(word, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""The fused Triton kernels behind impl="triton", and their launches."""

@@ -1,0 +1,188 @@
+"""Which form of the dense kernel runs where, and how it is laid out: block, warps, programs.
+
+    row          one program a row. Any divergence, any GPU.
+    streamed     several programs a row, two sweeps, the second a few rows behind the first: what is between the two
+                 sweeps stays within L2, at any vocabulary. 6 bytes a logit of HBM, 10 of L2.
+    cooperative  several programs a row, which hold their logits in registers while they exchange sums: 6 bytes of both.
+
+The last two have programs that wait for one another, on CUDA devices only. impl="auto" uses them only where PROVEN says that tests/gpu passed;
+SPANWISE_DENSE_FORM=row|streamed|cooperative overrides that for a whole process (where the form exists: forward_kl or
+cross-entropy alone, and a gradient, without which one sweep is all there is), and `dense_rows(form=...)` for one call.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.contract import DIVERGENCES
+
+FORMS = ("row", "streamed", "cooperative")
+# Architectures (as in Device.arch) on which tests/gpu/test_cooperative_gpu.py passed: none so far. Add one with the
+# run's date in LOG.md.
+PROVEN: dict[str, frozenset[str]] = {"streamed": frozenset(), "cooperative": frozenset()}
+_OVERRIDE = "SPANWISE_DENSE_FORM"
+
+# (warps, groups a thread, programs an SM). Row form: 32 warps an SM in each, and one group of 16 bytes of student and of
+# teacher a thread, which leaves every sweep within 64 registers. Fewer programs are fewer rows between their two sweeps, so
+# more of the second comes from L2.
+ROW_SHAPES = ((8, 1, 4), (16, 1, 2), (32, 1, 1))
+# Of reverse_kl from sm_100 on: there it spills with 64 registers and does not with 80, which are 24 warps an SM at most.
+ROOMY_ROW_SHAPES = ((8, 1, 3), (16, 1, 1))
+# The split forms pay for every part and thread: the more logits a thread has the better, within registers and L2.
+STREAMED_SHAPE = (4, 4, 2)
+STREAMED_PART_BYTES = 32768  # of one operand
+COOPERATIVE_SHAPE = (4, 4, 2)  # a part is one tile
+REGISTERS_PER_SM = 65536
+MOST_REGISTERS = 255  # that an instruction can name
+MOST_PARTS = 64
+# An H100's L2 is two halves, and a line may lie in both: count on a half, and leave some of that to the gradient.
+L2_SHARE = 0.4
+
+
+class Device(NamedTuple):
+    """What a layout depends on. `arch`: sm_90, gfx942, or "interpreter"."""
+
+    arch: str
+    num_sms: int
+    l2_bytes: int
+
+
+class Launch(NamedTuple):
+    form: str
+    block: int  # columns a tile
+    num_warps: int
+    registers: int | None  # a thread, at most; None where the compiler takes no such bound
+    programs: int  # of split forms, at most; 0: as many as are resident
+    tiles: int  # tiles a part
+    lag: int  # rows between a row's two sweeps
+    device: Device
+    row_bytes: int  # of student and teacher
+    group: int  # columns a thread loads at once
+
+
+def group_of(dtype: torch.dtype) -> int:
+    """Columns in 16 bytes: what one thread loads at once."""
+    return 16 // dtype.itemsize
+
+
+def choose(
+    device: torch.device, student: Tensor, teacher: Tensor | None, vocab: int, kind: int, gradient: bool, form: str | None = None
+) -> Launch:
+    """The layout for these logits, with or without their gradient. `form` None: the override, or the best that is proven here."""
+    dtypes = (student.dtype,) if teacher is None else (student.dtype, teacher.dtype)
+    row_bytes = vocab * sum(dtype.itemsize for dtype in dtypes)
+    group = min(group_of(dtype) for dtype in dtypes)
+    where = device_facts(device)
+    exists = gradient and kind == 0 and vocab < 1 << 24 and not where.arch.startswith("gfx")
+    if form is None:
+        form = os.environ.get(_OVERRIDE, "")
+        if form and form not in FORMS:
+            raise ValueError(f"{_OVERRIDE} is {form!r}: choose one of {', '.join(FORMS)}, or unset it")
+        if not exists:
+            form = "row"
+        elif not form:
+            form = best_proven(where, row_bytes)
+    elif form not in FORMS or (form != "row" and not exists):
+        raise ValueError(f"form {form!r}: choose one of {', '.join(FORMS)}; the split ones are for the gradient of forward_kl or no kd, on CUDA")
+    if form == "streamed":
+        return streamed_launch(where, row_bytes, vocab, group)
+    if form == "cooperative":
+        return cooperative_launch(where, row_bytes, vocab, group)
+    return row_launch(where, row_bytes, group, kind)
+
+
+def best_proven(where: Device, row_bytes: int) -> str:
+    """Rows that L2 holds one a program need no exchange; for the others, the form with the least traffic."""
+    if row_bytes * ROW_SHAPES[0][-1] * where.num_sms <= where.l2_bytes * L2_SHARE:
+        return "row"
+    for form in ("cooperative", "streamed"):
+        if where.arch in PROVEN[form]:
+            return form
+    return "row"
+
+
+def row_launch(where: Device, row_bytes: int, group: int, kind: int) -> Launch:
+    """The shape with the most programs whose rows L2 holds, or else with the fewest."""
+    roomy = DIVERGENCES[kind] == "reverse_kl" and where.arch.startswith("sm_1")
+    for shape in ROOMY_ROW_SHAPES if roomy else ROW_SHAPES:
+        if shape[-1] * where.num_sms * row_bytes <= where.l2_bytes * L2_SHARE:
+            break
+    return Launch("row", *layout(where.arch, shape, group), 0, 1, 0, where, row_bytes, group)
+
+
+def streamed_launch(where: Device, row_bytes: int, vocab: int, group: int) -> Launch:
+    """A row's second sweep comes when its first is surely over: as many parts later as there are programs."""
+    block, warps, registers = layout(where.arch, STREAMED_SHAPE, group)
+    tiles = max(1, STREAMED_PART_BYTES // (block * 16 // group))
+    while -(-vocab // (tiles * block)) > MOST_PARTS:
+        tiles *= 2
+    programs = STREAMED_SHAPE[-1] * where.num_sms
+    lag = -(-programs // -(-vocab // (tiles * block))) + 1
+    return Launch("streamed", block, warps, registers, programs, tiles, lag, where, row_bytes, group)
+
+
+def cooperative_launch(where: Device, row_bytes: int, vocab: int, group: int) -> Launch:
+    # The interpreter runs programs one after another: there, a row is one part or does not fit.
+    programs = 1 if where.arch == "interpreter" else 0
+    return Launch("cooperative", *layout(where.arch, COOPERATIVE_SHAPE, group), programs, 1, 0, where, row_bytes, group)
+
+
+def layout(arch: str, shape: tuple[int, int, int], group: int) -> tuple[int, int, int | None]:
+    """Columns a tile, warps, and the registers that leave room for the shape's programs on an SM."""
+    warps, groups, per_sm = shape
+    if arch.startswith("gfx"):
+        warps = min(warps, 16)  # a program has 1024 threads at most, in waves of 64
+        return warps * 64 * group * groups, warps, None
+    return warps * 32 * group * groups, warps, min(REGISTERS_PER_SM // (warps * 32 * per_sm) // 8 * 8, MOST_REGISTERS)
+
+
+def options_of(launch: Launch) -> dict:
+    """Compiler options of a launch; the interpreter takes and ignores them. Fusion of a product and a sum into one rounding is
+    on, as it was by default until triton 3.10: 5 to 11 % fewer instructions a logit, and what the static proof counts."""
+    return dict(num_warps=launch.num_warps, enable_fp_fusion=True) | ({} if launch.registers is None else dict(maxnreg=launch.registers))
+
+
+@functools.cache
+def device_facts(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return Device("interpreter", 2, 1 << 20)
+    found = torch.cuda.get_device_properties(device)
+    arch = getattr(found, "gcnArchName", "").split(":")[0] if torch.version.hip else f"sm_{found.major}{found.minor}"
+    return Device(arch, found.multi_processor_count, found.L2_cache_size)
+
+
+class Compiled(NamedTuple):
+    """One compilation that a launch can ask for: see tools/kernel_proof/static_proof.py."""
+
+    kernel: str
+    constants: dict  # but for the terms and the temperature
+    options: dict
+
+
+def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> Iterator[Compiled]:
+    """Every layout that the functions above can choose on an architecture: what the static proof compiles. kind None: kd is off."""
+    where, group, vocab = Device(arch, 132, 50 << 20), group_of(dtype), 151936
+    seen = []
+    for row_bytes in (0, where.l2_bytes // (3 * where.num_sms) // 2, where.l2_bytes):
+        seen.append(row_launch(where, row_bytes, group, kind or 0))
+    if gradient and not kind and not arch.startswith("gfx"):
+        seen.append(streamed_launch(where, where.l2_bytes, vocab, group))
+        seen.append(cooperative_launch(where, where.l2_bytes, vocab, group))
+    for launch in {(x.form, x.block): x for x in seen}.values():
+        constants = dict(KIND=kind or 0, BLOCK=launch.block, GROUP=group)
+        if launch.form != "row":
+            constants |= split_shape(launch, vocab)
+        yield Compiled(launch.form, constants, options_of(launch))
+
+
+def split_shape(launch: Launch, vocab: int) -> dict:
+    """The constants that the split kernels have beside the row form's."""
+    num_parts = -(-vocab // (launch.block * launch.tiles))
+    shape = dict(NUM_PARTS=1 << (num_parts - 1).bit_length())
+    return shape | dict(TILES=launch.tiles) if launch.form == "streamed" else shape

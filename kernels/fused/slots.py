@@ -1,0 +1,162 @@
+"""Device functions of the sparse kernel: buckets (a kept token each, and the rest), and sweeps over the rest.
+
+Layout, masks and statistics of tiles are those of kernels/fused/sweeps.py and kernels/fused/tiles.py; formulas those of
+kernels/reference_sparse.py.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.contract import NO_TOKEN
+from kernels.fused.sweeps import _first_column
+from kernels.fused.tiles import (
+    FLOOR,
+    FORWARD_KL,
+    JSD,
+    REVERSE_KL,
+    add_tile,
+    exps,
+    no_columns,
+    tile_columns,
+    tile_divergence,
+    tile_max,
+)
+
+EMPTY = tl.constexpr(NO_TOKEN)
+_NO_MORE = tl.constexpr(2147483647)  # past every column
+
+
+@triton.jit
+def read_buckets(slot, ids, probs, logits, num_slots, z_top, log_sum, inv_t, rest_log_q, rest_log_p, rest_p):
+    """Token, logit, log q_T, log p_T (floored) and p_T of buckets; bucket `num_slots` is the rest. Others are empty."""
+    token = tl.load(ids + slot, mask=slot < num_slots, other=EMPTY)
+    z = tl.load(logits + slot, mask=slot < num_slots, other=float("-inf"))
+    p = tl.load(probs + slot, mask=token != EMPTY, other=0.0)
+    is_rest = slot == num_slots
+    log_q = tl.where(is_rest, rest_log_q, (z - z_top) * inv_t - log_sum)
+    log_p = tl.where(is_rest, rest_log_p, tl.log(p))
+    log_p = tl.maximum(log_p, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+    return token, z, log_q, log_p, tl.where(is_rest, rest_p, p)
+
+
+@triton.jit
+def log_of_rest(kept):
+    """log(1 - kept) to full precision, also of a kept mass that 1 - kept rounds off (W. Kahan's log1p)."""
+    rest = 1.0 - kept
+    return tl.where(rest == 1.0, -kept, tl.log(rest) * (kept / (1.0 - rest)))
+
+
+@triton.jit
+def _one_less_exp(x):
+    """1 - e^-x for x >= 0, to full precision (W. Kahan's expm1)."""
+    power = tl.exp(-x)
+    return tl.where(power == 1.0, x, tl.where(power == 0.0, 1.0, (1.0 - power) * (x / -tl.log(power))))
+
+
+@triton.jit
+def log_bucket_mixture(log_q, log_p, beta):
+    """log(beta p + (1 - beta) q) to full precision: the rest's is near 0, and a divergence is what is left of it."""
+    ahead = log_q - log_p
+    share = tl.where(ahead > 0.0, beta, 1.0 - beta)  # of the smaller of the two
+    larger = tl.maximum(log_q, log_p, propagate_nan=tl.PropagateNan.ALL)
+    return larger + log_of_rest(share * _one_less_exp(tl.abs(ahead)))
+
+
+@triton.jit
+def bucket_divergence(log_q, log_p, p, beta, inside, KIND: tl.constexpr):
+    """Sums over buckets of KL(p || .) and KL(q || .), as tile_divergence over columns."""
+    if KIND != JSD:
+        return tile_divergence(log_q, log_p, p, beta, inside, KIND)
+    else:
+        log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+        q = tl.where(inside, tl.exp(log_q), 0.0)
+        log_m = log_bucket_mixture(log_q, log_p, beta)
+        return tl.sum(p * (log_p - log_m), 0), tl.sum(q * (log_q - log_m), 0)
+
+
+@triton.jit
+def bucket_pull(log_q, log_p, p, mass, kl_q, beta, KIND: tl.constexpr):
+    """dD/ds of a bucket as a whole, s = z / T."""
+    if KIND == FORWARD_KL:
+        return mass * tl.exp(log_q) - p
+    else:
+        log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+        q = tl.exp(log_q)
+        if KIND == REVERSE_KL:
+            return q * (log_q - log_p - kl_q)
+        else:
+            return (1.0 - beta) * q * (log_q - log_bucket_mixture(log_q, log_p, beta) - kl_q)
+
+
+@triton.jit
+def _without_slots(z, cols, stop, at, taken, slot_ids, num_slots):
+    """A tile less the slots' columns before `stop`; `taken` is the id of slot `at`, the first one not yet met."""
+    while taken < stop:
+        z = tl.where(cols == taken, float("-inf"), z)
+        at += 1
+        taken = tl.load(slot_ids + at, mask=at < num_slots, other=_NO_MORE)
+    return z, at, taken
+
+
+@triton.jit
+def rest_statistics(
+    student, slot_ids, at, num_slots, vocab, inv_t, KIND: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, HINT: tl.constexpr,
+):  # fmt: skip
+    """Max of the columns that no slot names, its column, and sums e^(z-max), e^((z-max)/T): (LOWEST, any, 0, 0) of none."""
+    tl.static_assert(BLOCK >= GROUP * GROUP, "the columns that fill no group take a group each")
+    offsets, groups = tile_columns(BLOCK, GROUP), tl.arange(0, BLOCK // GROUP)
+    whole = vocab // GROUP * GROUP
+    stats = no_columns(BLOCK // GROUP)
+    taken = tl.load(slot_ids + at, mask=at < num_slots, other=_NO_MORE)
+    for first in range(0, whole, BLOCK):
+        keep = first + groups[:, None] * GROUP < whole
+        z = tl.load(student + first + offsets, mask=keep, other=float("-inf"), eviction_policy=HINT).to(tl.float32)
+        stop = tl.minimum(first + BLOCK, whole)
+        z, at, taken = _without_slots(z, first + offsets, stop, at, taken, slot_ids, num_slots)
+        stats = add_tile(stats, z, z, keep, first, inv_t, KIND, T, False, False)
+    # The columns that fill no group, one a group.
+    cols = whole + groups[:, None]
+    z = tl.load(student + cols, mask=cols < vocab, other=float("-inf")).to(tl.float32)
+    z, at, taken = _without_slots(z, cols, vocab, at, taken, slot_ids, num_slots)
+    start = whole + groups - groups * GROUP  # less what is added for a whole group below
+    tops, starts, d1, dt, _, _, _, _, _, _, _ = add_tile(stats, z, z, cols < vocab, start, inv_t, KIND, T, False, False)
+    top, group = tile_max(tops, starts + groups * GROUP)
+    f1, ft = exps(tops - top, inv_t, T)
+    return top, _first_column(student, group, top, vocab, GROUP), tl.sum(d1 * f1, 0), tl.sum(dt * ft, 0)
+
+
+@triton.jit
+def rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr):
+    """dL/dz of columns of the rest, but for the -1 of label and choice."""
+    # A slot's column may lie above the rest's max; what it gets here is written again later.
+    e1, et = exps(tl.minimum(z.to(tl.float32) - rest_top, 0.0), inv_t, T)
+    if KD and CE:
+        return rest_kd * et + rest_ce * e1
+    elif KD:
+        return rest_kd * et
+    elif CE:
+        return rest_ce * e1
+    else:
+        return e1 * 0.0 + (poison - 1.0)  # no term at all: zeros, or NaN for a bad row
+
+
+@triton.jit
+def sweep_rest_gradient(
+    student, grad, vocab, rest_top, rest_kd, rest_ce, poison, inv_t, T: tl.constexpr, KD: tl.constexpr,
+    CE: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Write a row's gradient as if all of it were rest, last tile first: what was read last is still near."""
+    offsets, groups = tile_columns(BLOCK, GROUP), tl.arange(0, BLOCK // GROUP)
+    whole = vocab // GROUP * GROUP
+    num_tiles = tl.cdiv(whole, BLOCK)
+    for index in range(0, num_tiles):
+        first = (num_tiles - 1 - index) * BLOCK
+        keep = first + groups[:, None] * GROUP < whole
+        z = tl.load(student + first + offsets, mask=keep, other=0.0, eviction_policy="evict_first")
+        g = rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T, KD, CE)
+        tl.store(grad + first + offsets, g.to(grad.dtype.element_ty), mask=keep, eviction_policy="evict_first")
+    cols = whole + groups
+    z = tl.load(student + cols, mask=cols < vocab, other=0.0)
+    g = rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T, KD, CE)
+    tl.store(grad + cols, g.to(grad.dtype.element_ty), mask=cols < vocab)

@@ -1,0 +1,355 @@
+"""Device functions that the forms of the dense kernel share: what a row needs, built from the tiles of tiles.py.
+
+A *part* is a range of columns [start, stop) of one row: the whole row where one program has it (dense.py), a slice where
+several do (cooperative.py). `measure` gives a part's statistics, `merge_parts` joins them, rows.py makes of a row's statistics
+its outputs and the factors of its gradient, `sweep_gradient` writes a part of that.
+
+A tile is masked by whole groups of 16 bytes, one comparison for each: so every access is 16 bytes wide however many
+columns the vocabulary has, so long as rows start at multiples of 16 elements. What is left of a row, less than a group, is
+a narrow tile of its own: one column a group.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.fused.tiles import (
+    FLOOR,
+    FORWARD_KL,
+    LOWEST,
+    REVERSE_KL,
+    add_tile,
+    exps,
+    merge_all,
+    no_columns,
+    tile_columns,
+    tile_divergence,
+    tile_gradient,
+    tile_logs,
+)
+
+_INF = tl.constexpr(float("inf"))
+NUM_STATS = tl.constexpr(14)  # what `measure` returns
+# Below LOWEST, so never a max, and finite, so that 0 times it is 0.
+PADDING = tl.constexpr(-2.0e30)
+
+
+@triton.jit
+def padding_of(logits):
+    """What a tile is filled with past its part, in the logits' own dtype; `widened` makes PADDING of it."""
+    if logits.dtype.element_ty == tl.float16:
+        return -65504.0
+    else:
+        return PADDING
+
+
+@triton.jit
+def widened(x, keep):
+    """A tile in fp32, what is not kept PADDING also in fp16, which has no such number and may have rows of nothing above its least."""
+    if x.dtype == tl.float16:
+        return tl.where(keep, x.to(tl.float32), PADDING)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def sweep_statistics(
+    student, teacher, start, stop, inv_t, KIND: tl.constexpr, T: tl.constexpr, TEACHER: tl.constexpr, KD: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr, HINT: tl.constexpr,
+):  # fmt: skip
+    """merge_all's statistics of [start, stop), reading every logit once. Until its end no warp waits for another."""
+    tl.static_assert(BLOCK >= GROUP * GROUP, "the columns that fill no group take a group each")
+    offsets = tile_columns(BLOCK, GROUP)
+    groups = tl.arange(0, BLOCK // GROUP)[:, None]
+    stats = no_columns(BLOCK // GROUP)
+    for first in range(start, stop, BLOCK):
+        keep = first + groups * GROUP + GROUP <= stop
+        z = widened(tl.load(student + first + offsets, mask=keep, other=padding_of(student), eviction_policy=HINT), keep)
+        u = z
+        if TEACHER:
+            u = widened(tl.load(teacher + first + offsets, mask=keep, other=padding_of(teacher), eviction_policy=HINT), keep)
+        stats = add_tile(stats, z, u, keep, first, inv_t, KIND, T, TEACHER, KD)
+    z_tops, z_at, z_d1, z_dt, u_tops, u_at, u_d1, u_dt, moment, cross, low = add_rest(
+        stats, student, teacher, stop, inv_t, KIND, T, TEACHER, KD, BLOCK, GROUP
+    )
+    lanes = tl.arange(0, BLOCK // GROUP) * GROUP
+    stats = (z_tops, z_at + lanes, z_d1, z_dt, u_tops, u_at + lanes, u_d1, u_dt, moment, cross, low)
+    return merge_all(stats, inv_t, KIND, T)
+
+
+@triton.jit
+def add_rest(
+    stats, student, teacher, stop, inv_t, KIND: tl.constexpr, T: tl.constexpr, TEACHER: tl.constexpr, KD: tl.constexpr,
+    BLOCK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """The columns before `stop` that fill no group."""
+    groups = tl.arange(0, BLOCK // GROUP)
+    first = stop // GROUP * GROUP
+    if first < stop:
+        cols = first + groups[:, None]
+        keep = cols < stop
+        z = widened(tl.load(student + cols, mask=keep, other=padding_of(student)), keep)
+        u = z
+        if TEACHER:
+            u = widened(tl.load(teacher + cols, mask=keep, other=padding_of(teacher)), keep)
+        # A group's first column is taken to be its start + GROUP * its number.
+        stats = add_tile(stats, z, u, keep, first + groups - groups * GROUP, inv_t, KIND, T, TEACHER, KD)
+    return stats
+
+
+@triton.jit
+def _first_column(logits, group, best, stop, GROUP: tl.constexpr):
+    """The column of `best`, which is known to lie in the group that starts there; any column of it for NaN.
+
+    NaN may also have left no group: 2^31 - 1, to which no lane may be added before it is compared.
+    """
+    lane = tl.arange(0, GROUP)
+    x = tl.load(logits + group + lane, mask=(group < stop) & (lane < stop - group), other=float("-inf")).to(tl.float32)
+    found = tl.min(tl.where(x == best, lane, GROUP), 0)
+    return group + tl.where(found == GROUP, 0, found)
+
+
+@triton.jit
+def _guarded_sums(
+    student, teacher, start, stop, z_top, u_top, inv_t, T: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
+):
+    """`moment` and forward_kl's `cross` over a part with -inf in it, and the largest u where the student has -inf.
+
+    Narrow tiles: this is rare, and its registers would be taken from every other sweep.
+    """
+    lanes = tl.arange(0, BLOCK // GROUP)
+    moment, cross = tl.zeros([BLOCK // GROUP], tl.float32), tl.zeros([BLOCK // GROUP], tl.float32)
+    blocked = moment + float("-inf")
+    for first in range(start, stop, BLOCK // GROUP):
+        keep = first + lanes < stop
+        z = tl.load(student + first + lanes, mask=keep, other=0.0).to(tl.float32)
+        u = tl.load(teacher + first + lanes, mask=keep, other=float("-inf")).to(tl.float32)
+        x, y = z - z_top, u - u_top
+        e1, et = exps(y, inv_t, T)
+        moment += tl.where(e1 > 0.0, e1 * y, 0.0)
+        cross += tl.where((et > 0.0) & (z > float("-inf")), et * (y - x), 0.0)
+        blocked = tl.maximum(blocked, tl.where(z == float("-inf"), u, float("-inf")))
+    return tl.sum(moment, 0), tl.sum(cross, 0), tl.max(blocked, 0)
+
+
+@triton.jit
+def measure(
+    stats, student, teacher, start, stop, label, inv_t, KIND: tl.constexpr, T: tl.constexpr, TEACHER: tl.constexpr,
+    KD: tl.constexpr, HARD: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """merge_all's statistics of a part, with the maxima's exact columns and repaired where there is a -inf; then
+    the student's logit at the teacher's choice, its logit at the label (0 in the parts that do not have it), and the
+    largest teacher logit that the student excludes. Reads a few logits again: nothing may have been overwritten."""
+    z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low = stats
+    z_column = _first_column(student, z_column, z_top, stop, GROUP)
+    has_label = (label >= start) & (label < stop)
+    z_label = tl.load(student + label, mask=has_label, other=0.0).to(tl.float32)
+    z_choice, blocked = 0.0, float("-inf")
+    if TEACHER:
+        u_column = _first_column(teacher, u_column, u_top, stop, GROUP)
+        if HARD:
+            # Of nothing but NaN the largest has no column.
+            z_choice = tl.load(student + u_column, mask=u_column < stop, other=0.0).to(tl.float32)
+        suspect = moment * 0.0
+        if KD and KIND == FORWARD_KL:
+            suspect += cross * 0.0
+        if suspect != 0.0:
+            moment, cross, blocked = _guarded_sums(
+                student, teacher, start, stop, z_top, u_top, inv_t, T, BLOCK, GROUP
+            )
+    return (
+        z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low, z_choice, z_label, blocked
+    )  # fmt: skip
+
+
+@triton.jit
+def publish(stats, out, NUM_PARTS: tl.constexpr):
+    """Statistics of a part into its column of out[NUM_STATS, NUM_PARTS], fp32 (columns fit: vocab < 2^24)."""
+    for field in tl.static_range(NUM_STATS):
+        tl.store(out + field * NUM_PARTS, stats[field] * 1.0)
+
+
+@triton.jit
+def merge_parts(parts, num_parts, inv_t, KIND: tl.constexpr, T: tl.constexpr, NUM_PARTS: tl.constexpr):
+    """One row's statistics from those its parts published, read past L1: other programs wrote them."""
+    part = tl.arange(0, NUM_PARTS)
+    here = part < num_parts
+    z_top = _field(parts, 0, part, here, LOWEST, NUM_PARTS)
+    z_column = _field(parts, 1, part, here, 0.0, NUM_PARTS).to(tl.int32)
+    z_d1 = _field(parts, 2, part, here, 0.0, NUM_PARTS)
+    z_dt = _field(parts, 3, part, here, 0.0, NUM_PARTS)
+    u_tops = _field(parts, 4, part, here, LOWEST, NUM_PARTS)
+    u_columns = _field(parts, 5, part, here, -1.0, NUM_PARTS).to(tl.int32)
+    u_d1 = _field(parts, 6, part, here, 0.0, NUM_PARTS)
+    u_dt = _field(parts, 7, part, here, 0.0, NUM_PARTS)
+    moment = _field(parts, 8, part, here, 0.0, NUM_PARTS)
+    cross = _field(parts, 9, part, here, 0.0, NUM_PARTS)
+    low = _field(parts, 10, part, here, _INF, NUM_PARTS)
+    stats = (z_top, z_column, z_d1, z_dt, u_tops, u_columns, u_d1, u_dt, moment, cross, low)
+    z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low = merge_all(stats, inv_t, KIND, T)
+    z_choices = _field(parts, 11, part, here, 0.0, NUM_PARTS)
+    # A part without a max has a column all the same.
+    z_choice = tl.sum(tl.where((u_columns == u_column) & (u_tops == u_top), z_choices, 0.0), 0)
+    z_label = tl.sum(_field(parts, 12, part, here, 0.0, NUM_PARTS), 0)
+    blocked = tl.max(_field(parts, 13, part, here, float("-inf"), NUM_PARTS), 0)
+    return (
+        z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low, z_choice, z_label, blocked
+    )  # fmt: skip
+
+
+@triton.jit
+def _field(parts, field: tl.constexpr, part, here, other, NUM_PARTS: tl.constexpr):
+    return tl.load(parts + field * NUM_PARTS + part, mask=here, other=other, cache_modifier=".cg")
+
+
+@triton.jit
+def exact_divergence(
+    student, teacher, stats, vocab, inv_t, beta, KIND: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
+):
+    """KL(p || .) and KL(q || .) of a whole row by a sweep with both normalisers known."""
+    offsets = tile_columns(BLOCK, GROUP)
+    groups = tl.arange(0, BLOCK // GROUP)[:, None]
+    kl_p = tl.zeros([BLOCK // GROUP], tl.float32)
+    kl_q = kl_p
+    for first in range(0, vocab, BLOCK):
+        keep = first + groups * GROUP + GROUP <= vocab
+        z = tl.load(student + first + offsets, mask=keep, other=float("-inf"), eviction_policy="evict_last")
+        u = tl.load(teacher + first + offsets, mask=keep, other=float("-inf"), eviction_policy="evict_last")
+        tile_p, tile_q = _exact_tile(z, u, keep, stats, inv_t, beta, KIND)
+        kl_p += tile_p
+        kl_q += tile_q
+    cols = vocab // GROUP * GROUP + groups
+    z = tl.load(student + cols, mask=cols < vocab, other=float("-inf"))
+    u = tl.load(teacher + cols, mask=cols < vocab, other=float("-inf"))
+    tile_p, tile_q = _exact_tile(z, u, cols < vocab, stats, inv_t, beta, KIND)
+    return tl.sum(kl_p + tile_p, 0), tl.sum(kl_q + tile_q, 0)
+
+
+@triton.jit
+def _exact_tile(z, u, keep, stats, inv_t, beta, KIND: tl.constexpr):
+    z_log_dt, u_log_dt = tl.log(stats[3]), tl.log(stats[7])
+    log_q, log_p, p = tile_logs(
+        z.to(tl.float32), stats[0], z_log_dt, u.to(tl.float32), stats[4], u_log_dt, inv_t, keep
+    )
+    return tile_divergence(log_q, log_p, p, beta, keep, KIND, 1)
+
+
+@triton.jit
+def row_divergence(
+    student, teacher, stats, vocab, inv_t, beta, KIND: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
+):
+    """D, and KL(q || p or m), of a row: from `cross` where that is exact, else by a sweep of its own."""
+    z_log_dt, u_log_dt = tl.log(stats[3]), tl.log(stats[7])
+    if KIND == FORWARD_KL:
+        kl = stats[9] * inv_t / stats[7] - u_log_dt + z_log_dt
+        # A token that the student excludes costs infinity, unless the teacher's probability of it is 0 as well.
+        excluded = tl.exp((stats[13] - stats[4]) * inv_t - u_log_dt) > 0.0
+        return tl.where(excluded, _INF, kl), 0.0
+    elif KIND == REVERSE_KL:
+        kl = stats[9] * inv_t / stats[3] - z_log_dt + u_log_dt
+        # A teacher logit so low that the floor under log p holds it up (-inf is one), or sums that met a -inf.
+        if ((stats[10] - stats[4]) * inv_t - u_log_dt < FLOOR) | (kl * 0.0 != 0.0):
+            _, kl = exact_divergence(student, teacher, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
+        return kl, kl
+    else:
+        kl_p, kl_q = exact_divergence(student, teacher, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
+        return beta * kl_p + (1.0 - beta) * kl_q, kl_q
+
+
+@triton.jit
+def gradient_of_tile(
+    z, u, factors, poison, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr
+):
+    """tile_gradient of a tile as it was read."""
+    z = z.to(tl.float32)
+    if KD or CE:
+        return tile_gradient(z, u.to(tl.float32), factors, inv_t, beta, KIND, T, KD, CE)
+    else:
+        return tl.zeros_like(z) + (poison - 1.0)  # no term at all: zeros, or NaN for a bad label
+
+
+@triton.jit
+def special_columns(
+    student, teacher, start, stop, label, choice, factors, label_factor, choice_factor, inv_t, beta,
+    KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr, LABEL: tl.constexpr, HARD: tl.constexpr,
+):  # fmt: skip
+    """The gradient at the label and at the teacher's choice, and whether [start, stop) has them.
+
+    These two columns are computed on their own, and stored after all others: a comparison for each of them in every lane
+    would cost as much as an exponential. Reads logits that the gradient may overwrite, so it comes before.
+    """
+    has_label = (label >= start) & (label < stop) & LABEL
+    has_choice = (choice >= start) & (choice < stop) & HARD
+    same = label == choice
+    at_label = tl.full([], 0.0, tl.float32)
+    at_choice = at_label
+    if has_label:
+        at_label = _at_column(student, teacher, label, factors, inv_t, beta, KIND, T, KD)
+        at_label -= label_factor + tl.where(same & HARD, choice_factor, 0.0)
+    if has_choice:
+        at_choice = _at_column(student, teacher, choice, factors, inv_t, beta, KIND, T, KD)
+        at_choice -= choice_factor + tl.where(same & LABEL, label_factor, 0.0)
+    return has_label, at_label, has_choice, at_choice
+
+
+@triton.jit
+def _at_column(student, teacher, column, factors, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr):
+    z = tl.load(student + column).to(tl.float32)
+    u = z
+    if KD:
+        u = tl.load(teacher + column).to(tl.float32)
+    return tile_gradient(z, u, factors, inv_t, beta, KIND, T, KD, True)
+
+
+@triton.jit
+def store_special(grad, label, choice, special, LABEL: tl.constexpr, HARD: tl.constexpr):
+    if LABEL:
+        tl.store(grad + label, special[1].to(grad.dtype.element_ty), mask=special[0])
+    if HARD:
+        tl.store(grad + choice, special[3].to(grad.dtype.element_ty), mask=special[2])
+
+
+@triton.jit
+def sweep_gradient(
+    student, teacher, grad, start, stop, factors, poison, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr,
+    KD: tl.constexpr, CE: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Write [start, stop) of a row's gradient, last tile first: what was read last is still near."""
+    offsets = tile_columns(BLOCK, GROUP)
+    groups = tl.arange(0, BLOCK // GROUP)[:, None]
+    write_rest(student, teacher, grad, stop, factors, poison, inv_t, beta, KIND, T, KD, CE, BLOCK, GROUP)
+    num_tiles = tl.cdiv(stop - start, BLOCK)
+    for index in range(0, num_tiles):
+        first = start + (num_tiles - 1 - index) * BLOCK
+        keep = first + groups * GROUP + GROUP <= stop
+        z = tl.load(student + first + offsets, mask=keep, eviction_policy="evict_first")
+        u = z
+        if KD:
+            u = tl.load(teacher + first + offsets, mask=keep, eviction_policy="evict_first")
+        g = gradient_of_tile(z, u, factors, poison, inv_t, beta, KIND, T, KD, CE)
+        tl.store(grad + first + offsets, g.to(grad.dtype.element_ty), mask=keep, eviction_policy="evict_first")
+
+
+@triton.jit
+def write_rest(
+    student, teacher, grad, stop, factors, poison, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr,
+    CE: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the columns before `stop` that fill no group."""
+    first = stop // GROUP * GROUP
+    if first < stop:
+        cols = first + tl.arange(0, BLOCK // GROUP)
+        keep = cols < stop
+        z = tl.load(student + cols, mask=keep, other=0.0)
+        u = z
+        if KD:
+            u = tl.load(teacher + cols, mask=keep, other=0.0)
+        g = gradient_of_tile(z, u, factors, poison, inv_t, beta, KIND, T, KD, CE)
+        tl.store(grad + cols, g.to(grad.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def zero_padding(grad, vocab, width, STEP: tl.constexpr):
+    """The columns between the vocabulary and the logits' width get no gradient, in rows of NaN neither."""
+    for first in range(vocab, width, STEP):
+        cols = first + tl.arange(0, STEP)
+        tl.store(grad + cols, tl.zeros([STEP], grad.dtype.element_ty), mask=cols < width)

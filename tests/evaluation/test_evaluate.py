@@ -1,0 +1,338 @@
+"""The evaluation judges what a model says: here a scripted model says exactly what each test needs."""
+
+import copy
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from kd.evaluation.cases import build_cases
+from kd.evaluation.evaluate import evaluate_cases, evaluate_model, merge
+from kd.evaluation.files import write_cases, write_evaluation
+from kd.evaluation.metrics import METRICS
+from kd.records.checks import DataError
+from kd.records.record import Record
+from kd.rollouts.decode import greedy
+from launch import evaluate as evaluate_command
+
+TEMPLATE = """{%- for m in messages -%}<|{{ m.role }}|>{{ m.content or '' }}
+{%- for c in m.tool_calls or [] -%}<tool_call>{{ c.function | tojson }}</tool_call>{%- endfor -%}<|end|>
+{%- endfor -%}{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={char: number for number, char in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+class Script(torch.nn.Module):
+    """Answers each prompt with its scripted text, one token a step; rows may leave the batch, as with a real cache."""
+
+    def __init__(self, tokenizer, answers):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.vocab, self.eos = len(tokenizer), tokenizer.eos_token_id
+        self.answers = {
+            tuple(tokenizer(prompt)["input_ids"]): tokenizer(text)["input_ids"] + [self.eos] for prompt, text in answers.items()
+        }
+
+    def forward(self, input_ids, attention_mask, past_key_values=None, **_):
+        if past_key_values is None:
+            rows = [self.answers[tuple(row[mask.bool()].tolist())] for row, mask in zip(input_ids, attention_mask)]
+            past_key_values = ScriptCache(rows)
+        past_key_values.step += 1
+        logits = torch.zeros(len(past_key_values.rows), 1, self.vocab)
+        for row, ids in enumerate(past_key_values.rows):
+            logits[row, 0, ids[min(past_key_values.step, len(ids)) - 1]] = 1
+        return SimpleNamespace(logits=logits, past_key_values=past_key_values)
+
+
+class ScriptCache:
+    def __init__(self, rows):
+        self.rows, self.step = rows, 0
+
+    def batch_select_indices(self, index):
+        self.rows = [self.rows[at] for at in index.tolist()]
+
+
+def tool(name, **properties):
+    parameters = {"type": "object", "properties": properties, "required": list(properties)[:1]}
+    return {"type": "function", "function": {"name": name, "description": "", "parameters": parameters}}
+
+
+WEATHER = tool("get_weather", city={"type": "string"}, days={"type": "integer"})
+STOCK = tool("get_stock", symbol={"type": "string"}, limit={"type": "number"})
+
+
+def call(name, **arguments):
+    return {"name": name, "arguments": arguments}
+
+
+def written(*calls):
+    return "".join(f"<tool_call>{json.dumps(one)}</tool_call>" for one in calls)
+
+
+def record(name, *turns, tools=(WEATHER, STOCK)):
+    """turns: text for the user, a list of calls, ("tool", result), ("say", answer)."""
+    messages = []
+    for turn in turns:
+        if isinstance(turn, str):
+            messages.append({"role": "user", "content": turn})
+        elif isinstance(turn, list):
+            calls = [{"id": str(at), "type": "function", "function": one} for at, one in enumerate(turn)]
+            messages.append({"role": "assistant", "content": "", "tool_calls": calls})
+        else:
+            messages.append({"role": "tool" if turn[0] == "tool" else "assistant", "content": turn[1]})
+    return Record(name, messages, list(tools))
+
+
+def evaluate(tokenizer, records, answer, **options):
+    """`answer`: case -> text, or one text for all."""
+    cases = build_cases(records, tokenizer)
+    model = Script(tokenizer, {case.prompt: answer(case) if callable(answer) else answer for case in cases})
+    options = {"batch_size": 4, "max_new_tokens": 400, **options}
+    return evaluate_model(model, tokenizer, records, **options)
+
+
+def gold(case):
+    return written(*case.gold_calls) + case.gold_text
+
+
+FULL = [
+    record("r0", "Weather in Oslo?", [call("get_weather", city="Oslo")], ("tool", '{"temp": 21}'), ("say", "21 degrees.")),
+    record("r1", "Both!", [call("get_weather", city="Rome", days=2), call("get_stock", symbol="AB")]),
+    record("r2", "Tell me a joke", ("say", "No tool fits.")),
+]
+
+
+def test_gold_answers_score_full_marks(tokenizer):
+    evaluation = evaluate(tokenizer, FULL, gold)
+    wanted = {metric: 1.0 for metric in METRICS} | {"over_calling": 0.0}
+    assert {metric: evaluation.metrics[metric] for metric in METRICS} == wanted
+    assert evaluation.metrics["num_records"] == 3
+    assert evaluation.metrics["counts"] == {"call_turns": 2, "no_tool_turns": 1, "integration_turns": 1}
+    assert evaluation.metrics["extra"]["integration_f1"] == 1.0
+    assert all(case["correct"] and case["finished"] for case in evaluation.cases)
+
+
+def test_silence_scores_zero_and_calls_nothing(tokenizer):
+    metrics = evaluate(tokenizer, FULL, "I cannot help.").metrics
+    assert [metrics[metric] for metric in METRICS] == [0.0] * 6
+
+
+ONE = [record("r", "q", [call("get_weather", city="Oslo", days=1)])]
+TWO = [record("r", "q", [call("get_weather", city="Oslo"), call("get_stock", symbol="AB")])]
+RIGHT = '{"name": "get_weather", "arguments": {"city": "Oslo", "days": 1}}'
+
+
+@pytest.mark.parametrize(
+    "records, answer, names, exact, valid, schema",
+    [
+        (ONE, f"<tool_call>{RIGHT}</tool_call>", 1, 1, 1, 1),
+        (ONE, f"Sure.\n<tool_call>\n{RIGHT}\n</tool_call>", 1, 1, 1, 1),
+        (ONE, written(call("get_weather", days=1.0, city="Oslo")), 1, 1, 1, 1),  # 1.0 is 1, key order is free
+        (ONE, written(call("get_weather", city="Oslo", days=True)), 1, 0, 1, 0),  # true is not 1
+        (ONE, written(call("get_weather", city="Oslo", days="1")), 1, 0, 1, 0),
+        (ONE, written(call("get_weather", city="oslo", days=1)), 1, 0, 1, 1),
+        (ONE, written(call("get_weather", city="Oslo")), 1, 0, 1, 1),  # valid, but not what was asked
+        (ONE, written(call("get_weather", city="Oslo", days=1, unit="C")), 1, 0, 1, 0),  # unknown argument
+        (ONE, written(call("getweather", city="Oslo", days=1)), 0, 0, 1, 0),  # not offered
+        (ONE, f"<tool_call>{RIGHT}</tool_call>" * 2, 0, 0, 1, 1),  # called twice
+        (ONE, f"<tool_call>{RIGHT}</tool_call><tool_call>{{</tool_call>", 0, 0, 0, 0),  # one good, one broken
+        (ONE, f"<tool_call>{RIGHT}", 0, 0, 0, 0),  # never closed
+        (ONE, RIGHT, 0, 0, 0, 0),  # JSON without its tags is not a call
+        (TWO, written(call("get_stock", symbol="AB"), call("get_weather", city="Oslo")), 1, 1, 1, 1),  # order is free
+        (TWO, written(call("get_stock", symbol="AB")), 0, 0, 1, 1),  # half is nothing
+        (TWO, written(call("get_stock", symbol="Oslo"), call("get_weather", city="AB")), 1, 0, 1, 1),  # arguments swapped
+    ],
+)
+def test_a_call_turn_is_right_as_a_whole(tokenizer, records, answer, names, exact, valid, schema):
+    metrics = evaluate(tokenizer, records, answer).metrics
+    keys = ("tool_name_accuracy", "exact_arguments", "json_validity", "schema_validity")
+    assert [metrics[key] for key in keys] == [names, exact, valid, schema]
+
+
+def test_a_repaired_call_is_counted_apart(tokenizer):
+    metrics = evaluate(tokenizer, ONE, f"<tool_call>{RIGHT[:-1]}</tool_call>").metrics
+    assert metrics["json_validity"] == metrics["exact_arguments"] == 0
+    assert metrics["extra"]["repaired_json_validity"] == 1
+
+
+@pytest.mark.parametrize("answer, over", [("No.", 0), (written(call("get_weather", city="x")), 1), ("<tool_call>{", 1)])
+def test_over_calling_counts_attempts_on_turns_without_a_fitting_tool(tokenizer, answer, over):
+    metrics = evaluate(tokenizer, FULL[2:], answer).metrics
+    assert metrics["over_calling"] == over
+    assert metrics["exact_arguments"] is None and metrics["counts"]["call_turns"] == 0
+
+
+def carrying(answer, result='{"temp": 12, "total": 1234.5, "place": "Bergen"}'):
+    return [record("r", "q", [call("get_weather", city="x")], ("tool", result), ("say", answer))]
+
+
+@pytest.mark.parametrize(
+    "truth, answer, integrated",
+    [
+        ("It is 12 in Bergen.", "In Bergen: 12", 1),
+        ("It is 12 in Bergen.", "In Bergen: 312", 0),
+        ("It is 12 in Bergen.", "In Bergen: 12.5", 0),
+        ("It is 12 in Bergen.", "In Bergenhus: 12", 0),
+        ("It is 12 in Bergen.", "It is 12.", 0),  # every value, not some
+        ("It is 12 in Bergen.", "Bergen" + written(call("get_weather", city="12")), 0),  # the user never sees this 12
+        ("You pay 1,234.50.", "It costs 1,234.50", 1),  # as the gold answer formats it
+        ("You pay 1,234.50.", "It costs 1234", 0),
+    ],
+)
+def test_integration_needs_every_carried_value_whole(tokenizer, truth, answer, integrated):
+    metrics = evaluate(tokenizer, carrying(truth), answer).metrics
+    assert metrics["integration"] == integrated
+
+
+def test_an_answer_that_carries_nothing_is_not_an_integration_case(tokenizer):
+    kinds = [case.kind for case in build_cases(carrying("Done.", '{"ok": true, "n": 1}'), tokenizer)]
+    assert kinds == ["call"]
+
+
+def test_every_turn_is_asked_with_the_true_history(tokenizer):
+    first, second = call("get_weather", city="Oslo"), call("get_stock", symbol="AB")
+    records = [record("r", "go", [first], ("tool", '"ABC"'), [second], ("tool", "45.5"), ("say", "ABC is 45.5"), "ta", ("say", "ok"))]
+    cases = build_cases(records, tokenizer)
+    assert [case.kind for case in cases] == ["call", "call", "integration", "no_tool"]
+    assert cases[2].carried == ["ABC", "45.5"]
+    assert written(first) in cases[1].prompt and written(second) not in cases[1].prompt
+    assert all(case.prompt.endswith("<|assistant|>") for case in cases)
+    assert cases[3].user == "ta"
+
+
+def test_shares_merge_to_the_whole(tokenizer):
+    cases = build_cases(FULL, tokenizer)
+    model = Script(tokenizer, {case.prompt: gold(case) if case.index else "no" for case in cases})
+    whole = evaluate_model(model, tokenizer, FULL)
+    shares = [evaluate_cases(model, tokenizer, cases[rank::2]) for rank in (1, 0)]
+    assert merge(*json.loads(json.dumps(shares))) == whole
+    assert merge(whole.cases, evaluate_cases(model, tokenizer, [])) == whole
+    with pytest.raises(ValueError, match="judged twice"):
+        merge(shares[0], shares[0])
+
+
+def test_an_answer_without_an_end_is_cut_and_said_so(tokenizer):
+    evaluation = evaluate(tokenizer, ONE, f"<tool_call>{RIGHT}</tool_call>", max_new_tokens=20)
+    assert not evaluation.cases[0]["finished"] and evaluation.cases[0]["num_tokens"] == 20
+    assert evaluation.metrics["extra"]["unfinished"] == 1 and evaluation.metrics["json_validity"] == 0
+
+
+def test_no_case_is_an_error_with_the_reason(tokenizer):
+    with pytest.raises(ValueError, match="no case to evaluate"):
+        evaluate_model(None, tokenizer, [record("r", "hi", ("say", "hello"), tools=())])
+
+
+def test_files_hold_every_model_side_by_side(tokenizer, tmp_path):
+    good, bad = evaluate(tokenizer, FULL, gold), evaluate(tokenizer, FULL, "<script>")
+    write_evaluation(tmp_path / "evaluation.json", {"teacher": {"unseen_values": good.metrics}})
+    assert json.loads((tmp_path / "evaluation.json").read_text())["teacher"]["unseen_values"]["exact_arguments"] == 1.0
+    write_cases(tmp_path / "cases.jsonl", {"teacher": {"a": good.cases, "b": good.cases}, "student": {"a": bad.cases}})
+    lines = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
+    assert len(lines) == 8
+    assert lines[0]["models"]["teacher"]["correct"] and lines[0]["models"]["student"]["output"] == "<script>"
+    assert list(lines[-1]["models"]) == ["teacher"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.jsonl", "evaluation.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    write_evaluation(tmp_path / "e.json", {"teacher": {}})
+    with pytest.raises(ValueError):
+        write_evaluation(tmp_path / "e.json", {"teacher": {"s": {"x": float("nan")}}})
+    assert json.loads((tmp_path / "e.json").read_text()) == {"teacher": {}}
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])  # relative positions, and absolute ones that padding would shift
+def tiny(request):
+    torch.manual_seed(0)
+    if request.param == "llama":
+        sizes = dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, **sizes))
+    else:
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4))
+    for parameter in model.parameters():  # wide weights: logits far apart, so no rounding decides a token
+        parameter.data.mul_(6)
+    return model.eval()
+
+
+def prompts_of(*lengths):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 40, (length,), generator=generator).tolist() for length in lengths]
+
+
+def test_batched_generation_equals_one_by_one(tiny):
+    prompts = prompts_of(3, 17, 1, 9, 9, 30, 5)
+    alone = [greedy(tiny, [prompt], stop_ids=[3, 7, 11], max_new_tokens=25, batch_size=1)[0] for prompt in prompts]
+    assert len({len(row) for row in alone}) > 2  # rows end at different steps, so dropping them is exercised
+    for batch_size in (2, 3, 7, 50):
+        assert greedy(tiny, prompts, stop_ids=[3, 7, 11], max_new_tokens=25, batch_size=batch_size) == alone
+
+
+def test_generation_is_what_generate_says(tiny):
+    prompt = prompts_of(12)[0]
+    ids = tiny.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=3, pad_token_id=0)
+    assert greedy(tiny, [prompt], stop_ids=[3], max_new_tokens=20, batch_size=1)[0] == ids[0, len(prompt) :].tolist()
+
+
+def test_columns_beyond_the_tokenizer_are_never_chosen(tiny):
+    prompts = prompts_of(3, 8)
+    free = greedy(tiny, prompts, stop_ids=[3], max_new_tokens=20, batch_size=2)
+    narrow = min(max(row) for row in free)  # a token that both rows would say
+    rows = greedy(tiny, prompts, stop_ids=[3], max_new_tokens=20, batch_size=2, vocab_size=narrow)
+    assert max(map(max, rows)) < narrow
+
+
+def test_generation_ends_at_the_stop_token_and_restores_the_mode(tiny):
+    tiny.train()
+    try:
+        row = greedy(tiny, prompts_of(5), stop_ids=range(40), max_new_tokens=9, batch_size=2)[0]
+        assert len(row) == 1 and tiny.training
+    finally:
+        tiny.eval()
+    with pytest.raises(ValueError, match="chat template"):
+        greedy(tiny, [[]], stop_ids=[1], max_new_tokens=2, batch_size=1)
+
+
+def test_prompts_are_in_the_form_that_training_renders(tokenizer):
+    """A template that takes arguments as text only, as DeepSeek-V3's does."""
+    picky = copy.deepcopy(tokenizer)
+    picky.chat_template = TEMPLATE.replace("c.function | tojson", "'{\"name\": \"' + c.function.name + '\", \"arguments\": ' + c.function.arguments + '}'")
+    later = [case for case in build_cases(FULL, picky) if case.turn > 1]
+    assert later and all("<tool_call>{" in case.prompt for case in later)
+
+
+def test_a_record_the_template_refuses_is_named(tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataError, match=rf"record {FULL[0].id}: messages\[1\]: the chat template refuses it: roles must alternate"):
+        build_cases(FULL, strict)
+
+
+def test_the_command_evaluates_saved_models_and_writes_both_files(tokenizer, tmp_path, capsys):
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = tmp_path / "held_out.jsonl"
+    data.write_text("".join(json.dumps({"id": one.id, "messages": one.messages, "tools": one.tools}) + "\n" for one in FULL))
+    command = ["--model", f"untrained={tmp_path / 'model'}", "--data", str(data), "--out", str(tmp_path / "out"), "--max-new-tokens", "8"]
+    evaluate_command.main(command)
+    written_metrics = json.loads((tmp_path / "out" / "evaluation.json").read_text())["untrained"]["held_out"]
+    assert written_metrics["num_records"] == 3 and written_metrics["exact_arguments"] == 0
+    assert len((tmp_path / "out" / "cases.jsonl").read_text().splitlines()) == 4
+    assert "held_out" in capsys.readouterr().out
+    for wrong, said in ((["--data", str(data)], "name them apart"), (["--model", "x=absent"], "no such file")):
+        with pytest.raises(SystemExit):
+            evaluate_command.main(command + wrong)
+        assert said in capsys.readouterr().err
