@@ -2,9 +2,10 @@
 
     python benchmarks/demo_quality.py --seeds 1337 1338 1339          # writes benchmarks/results/demo_quality.json
 
-Every variant is `launch/train.py --config configs/demo.yaml` with the overrides named in VARIANTS, so each figure can be made
-again by hand. `cross_entropy` trains on the truth alone for as many steps; `cross_entropy_same_seconds` for as many steps as
-fit into the distilled run's training seconds; `scratch` variants start from random weights, with copying practice first.
+Every variant is `launch/train.py --config configs/demo.yaml` with the overrides named in VARIANTS, so each figure can
+be made again by hand. `cross_entropy` trains on the truth alone for as many steps; `cross_entropy_same_seconds` for as
+many steps as fit into the distilled run's training seconds; `scratch` variants start from random weights, with copying
+practice first.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from kd.evaluation.metrics import METRICS  # noqa: E402
 TRUTH_ALONE = ["loss.weights.kl=0", "loss.weights.truth=1", "loss.w_tool=0", "loss.w_args=0", "loss.w_integr=0"]
 SCRATCH = [
     "student={init: scratch, architecture: llama, hidden_size: 192, intermediate_size: 512, num_hidden_layers: 3, "
-    "num_attention_heads: 3, num_key_value_heads: 1, head_dim: 64, tie_word_embeddings: true, attention_implementation: eager}",
+    "num_attention_heads: 3, num_key_value_heads: 1, head_dim: 64, tie_word_embeddings: true, "
+    "attention_implementation: eager}",
     "data.stages=[{name: echo, mix: {echo: 1}, max_length: 768, until: {loss_below: 0.1, max_steps: 1000}}, "
-    "{name: whole, mix: {single: 0.5, parallel: 0.2, multi: 0.1, none: 0.12, chat: 0.04, echo: 0.04}, max_length: 768}]",
+    "{name: whole, mix: {single: 0.5, parallel: 0.2, multi: 0.1, none: 0.12, chat: 0.04, echo: 0.04}, "
+    "max_length: 768}]",
 ]
 VARIANTS = {  # name -> overrides; same_seconds variants get their step count from the runs before them
     "distilled": [],
@@ -45,13 +48,25 @@ def launcher(ranks: int) -> list[str]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    return [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks), "--master_port", str(port)]
+    return [
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--num_accelerators",
+        str(ranks),
+        "--master_port",
+        str(port),
+    ]
 
 
 def run(name: str, seed: int, overrides: list[str], ranks: int, output: Path) -> dict:
     """One training and evaluation; returns run.json with the student's metrics by split."""
     folder = f"{name}_{seed}"
-    overrides = [f"run.name={folder}", f"run.output_dir={output}", f"run.seed={seed}", "evaluation.baselines=false", *overrides]
+    overrides = [
+        f"run.name={folder}",
+        f"run.output_dir={output}",
+        f"run.seed={seed}",
+        "evaluation.baselines=false",
+        *overrides,
+    ]
     command = [*launcher(ranks), "launch/train.py", "--config", "configs/demo.yaml"]
     command += [part for override in overrides for part in ("--set", override)]
     log = output / f"{folder}.log"
@@ -62,14 +77,25 @@ def run(name: str, seed: int, overrides: list[str], ranks: int, output: Path) ->
         raise SystemExit(f"{folder} failed with exit code {code}; see {log}")
     facts = json.loads((output / folder / "run.json").read_text())
     metrics = json.loads((output / folder / "evaluation.json").read_text())["student"]
-    return {"variant": name, "seed": seed, "steps": facts["steps"], "training_seconds": facts["training_seconds"], "tokens": facts["tokens"],
-            "student_parameters": facts["student_parameters"], "teacher_parameters": facts["teacher_parameters"],
-            "metrics": {split: {k: values[k] for k in (*METRICS, "num_records")} for split, values in metrics.items()}}
+    return {
+        "variant": name,
+        "seed": seed,
+        "steps": facts["steps"],
+        "training_seconds": facts["training_seconds"],
+        "tokens": facts["tokens"],
+        "student_parameters": facts["student_parameters"],
+        "teacher_parameters": facts["teacher_parameters"],
+        "metrics": {split: {k: values[k] for k in (*METRICS, "num_records")} for split, values in metrics.items()},
+    }
 
 
 def table(rows: list[dict]) -> str:
     """Mean and range over seeds, in percent, one line a variant and split."""
-    lines = ["| variant | split | steps | training s | names | exact arguments | JSON valid | over-calling | integration | seeds |", "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| variant | split | steps | training s | names | exact arguments | JSON valid | over-calling | integration "
+        "| seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for variant in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == variant]
         for split in mine[0]["metrics"]:
@@ -79,7 +105,9 @@ def table(rows: list[dict]) -> str:
                 cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
             steps = statistics.median(row["steps"] for row in mine)
             seconds = statistics.median(row["training_seconds"] for row in mine)
-            lines.append(f"| {variant} | {split} | {steps:.0f} | {seconds:.0f} | " + " | ".join(cells) + f" | {len(mine)} |")
+            lines.append(
+                f"| {variant} | {split} | {steps:.0f} | {seconds:.0f} | " + " | ".join(cells) + f" | {len(mine)} |"
+            )
     return "\n".join(lines)
 
 
@@ -105,10 +133,18 @@ def main() -> None:
             overrides = list(VARIANTS[name])
             if name == "cross_entropy_same_seconds":
                 ours, plain = done[("distilled", seed)], done[("cross_entropy", seed)]
-                overrides.append(f"training.steps={round(plain['steps'] * ours['training_seconds'] / plain['training_seconds'])}")
+                overrides.append(
+                    f"training.steps={round(plain['steps'] * ours['training_seconds'] / plain['training_seconds'])}"
+                )
             rows.append(run(name, seed, overrides, args.ranks, args.output))
-            facts = {"commit": commit, "device": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0)),
-                     "torch": torch.__version__, "ranks": args.ranks, "rows": rows}
+            facts = {
+                "commit": commit,
+                "device": platform.processor() or platform.machine(),
+                "cores": len(os.sched_getaffinity(0)),
+                "torch": torch.__version__,
+                "ranks": args.ranks,
+                "rows": rows,
+            }
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(facts, indent=1) + "\n")
             print(table(rows), flush=True)

@@ -7,13 +7,13 @@ Where a command may run for ten minutes only, three calls with `--minutes 9`:
     --only tests parity          --only loss_kernels          --only streamed cooperative train tune
 
 Parts run one after another, each in processes of its own with its own share of the time; a part that fails, hangs or is
-killed costs its share and nothing else. DIR gets the .json, .xml and .log of each part, and suite.json (device, versions,
-commit, what became of each part), written again as parts start and end. It needs torch, triton and pytest; the part `train`
-needs what setup.py lists, and says what is missing. `--wheels FOLDER` first installs the wheels in a folder into DIR, with no
-network. In a copy without git, SPANWISE_COMMIT names the commit.
+killed costs its share and nothing else. DIR gets the .json, .xml and .log of each part, and suite.json (device,
+versions, commit, what became of each part), written again as parts start and end. It needs torch, triton and pytest;
+the part `train` needs what setup.py lists, and says what is missing. `--wheels FOLDER` first installs the wheels in a
+folder into DIR, with no network. In a copy without git, SPANWISE_COMMIT names the commit.
 
-A split form may become the default of impl="auto" on an architecture (kernels/fused/launches.py PROVEN) when the part `tests` passed
-there and its own part was faster than the row form in `loss_kernels`.
+A split form may become the default of impl="auto" on an architecture (kernels/fused/launches.py PROVEN) when the part
+`tests` passed there and its own part was faster than the row form in `loss_kernels`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,23 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks.measure import ROOT, facts, write_json  # noqa: E402
-from benchmarks.targets import best_peer, verdicts  # noqa: E402
+from benchmarks.measure import ROOT, facts, write_json
+from benchmarks.targets import best_peer, verdicts
 
-TRAIN_NEEDS = ("transformers", "accelerate", "deepspeed", "safetensors", "pydantic", "yaml", "json_repair", "jsonschema",
-               "tqdm", "psutil")  # fmt: skip
+TRAIN_NEEDS = (
+    "transformers",
+    "accelerate",
+    "deepspeed",
+    "safetensors",
+    "pydantic",
+    "yaml",
+    "json_repair",
+    "jsonschema",
+    "tqdm",
+    "psutil",
+)
 TEST_PROCESSES = 6  # the tests' time is the compiler's: processes share the GPU and Triton's cache
 _MARGIN_S = 15  # a part is told to stop this long before it is killed
 
@@ -57,12 +67,33 @@ def parts(out: Path, rehearse: bool) -> list[Part]:
 
     def loss_kernels(name: str, *arguments: str) -> list[list[str]]:
         sizes = ["--vocab", "500", "--rows", "4", "--seconds", "0.02", "--static"] if rehearse else []
-        return [[python, "benchmarks/loss_kernels.py", "--out", str(out / f"{name}.json"), "--minutes", "{minutes}",
-                 *arguments, *sizes]]  # fmt: skip
+        return [
+            [
+                python,
+                "benchmarks/loss_kernels.py",
+                "--out",
+                str(out / f"{name}.json"),
+                "--minutes",
+                "{minutes}",
+                *arguments,
+                *sizes,
+            ]
+        ]
 
     # Names before results (pytest.ini has a -q), and where a test that hangs hangs.
-    pytest = [python, "-m", "pytest", "-vv", "-rs", "-o", "faulthandler_timeout=100", "-p", "no:cacheprovider", "tests/gpu",
-              "--continue-on-collection-errors"]  # one file that lacks a package must not cost the others
+    pytest = [
+        python,
+        "-m",
+        "pytest",
+        "-vv",
+        "-rs",
+        "-o",
+        "faulthandler_timeout=100",
+        "-p",
+        "no:cacheprovider",
+        "tests/gpu",
+        "--continue-on-collection-errors",
+    ]  # one file that lacks a package must not cost the others
     # In a rehearsal those are imported and skipped, and something that needs no GPU runs beside them.
     pytest += ["tests/kernels/test_dense_forms.py::test_layouts"] if rehearse else []
     processes = 2 if rehearse else TEST_PROCESSES
@@ -77,13 +108,18 @@ def parts(out: Path, rehearse: bool) -> list[Part]:
     tune = [python, "benchmarks/tune.py", "--out", str(out / "tune.json"), "--minutes", "{minutes}"]
     return [
         Part("tests", 0.2, tests, {}),
-        Part("parity", 0.1, loss_kernels("parity", "--parity-only", "--methods", "ours", "--rows", "8192", "--gate-rows", "8192"), {}),
+        Part(
+            "parity",
+            0.1,
+            loss_kernels("parity", "--parity-only", "--methods", "ours", "--rows", "8192", "--gate-rows", "8192"),
+            {},
+        ),
         Part("loss_kernels", 0.35, loss_kernels("loss_kernels"), {}),
         Part("streamed", 0.07, loss_kernels("streamed", *target), {"SPANWISE_DENSE_FORM": "streamed"}),
         Part("cooperative", 0.07, loss_kernels("cooperative", *target), {"SPANWISE_DENSE_FORM": "cooperative"}),
         Part("train", 0.1, [train], {}, TRAIN_NEEDS),
         Part("tune", 0.11, [tune + ["--rehearse"] * rehearse], {"TRITON_INTERPRET": "1"} if rehearse else {}),
-    ]  # fmt: skip
+    ]
 
 
 def run_part(part: Part, seconds: float, out: Path, env: dict[str, str]) -> dict:
@@ -100,8 +136,16 @@ def run_part(part: Part, seconds: float, out: Path, env: dict[str, str]) -> dict
     try:
         for command, log in zip(commands, logs):
             with log.open("w") as stream:
-                running.append(subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT,
-                                                start_new_session=True, env=env | part.env))  # fmt: skip
+                running.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        stdout=stream,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        env=env | part.env,
+                    )
+                )
         for process in running:
             try:
                 code = process.wait(timeout=max(0.1, start + seconds - time.monotonic()))
@@ -115,8 +159,14 @@ def run_part(part: Part, seconds: float, out: Path, env: dict[str, str]) -> dict
             process.wait()
     failures = [end for end in ends if end != "passed"]
     tails = [log.read_text(errors="replace").splitlines()[-15:] for log in logs]
-    return {"part": part.name, "ended": ", ".join(dict.fromkeys(failures)) or "passed",
-            "seconds": round(time.monotonic() - start, 1), "commands": commands, "env": part.env, "last_lines": tails}  # fmt: skip
+    return {
+        "part": part.name,
+        "ended": ", ".join(dict.fromkeys(failures)) or "passed",
+        "seconds": round(time.monotonic() - start, 1),
+        "commands": commands,
+        "env": part.env,
+        "last_lines": tails,
+    }
 
 
 def _installed(name: str, search: list[str]) -> bool:
@@ -125,26 +175,53 @@ def _installed(name: str, search: list[str]) -> bool:
 
 def install_wheels(folder: Path, target: Path) -> str:
     wheels = [str(wheel) for wheel in sorted(folder.glob("*.whl"))]
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(target), *wheels]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-index",
+        "--no-deps",
+        "--target",
+        str(target),
+        *wheels,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     return f"{len(wheels)} wheels, exit {done.returncode} {done.stderr[-500:]}"
 
 
 def summary(out: Path) -> list[str]:
-    """What was wrong; of each workload ours and the fastest other way; what was asked for, met or short; the best layouts."""
+    """What was wrong; of each workload ours and the fastest other way; what was asked for, met or short; the best
+    layouts.
+    """
     lines = []
     for name in ("parity", "loss_kernels", "streamed", "cooperative"):
         path = out / f"{name}.json"
         rows = json.loads(path.read_text())["rows"] if path.exists() else []
-        lines += [f"{name}: {row['method']} {row['family']} {row['num_rows']}x{row['vocab']}: {row['skipped']}"
-                  for row in rows if row["method"].startswith("ours") and "skipped" in row]  # fmt: skip
+        lines += [
+            f"{name}: {row['method']} {row['family']} {row['num_rows']}x{row['vocab']}: {row['skipped']}"
+            for row in rows
+            if row["method"].startswith("ours") and "skipped" in row
+        ]
         timed = [row for row in rows if "median_ms" in row]
         for row in (row for row in timed if row["method"].startswith("ours")):
             best = best_peer(row, timed)
-            share = "".join(f" {row[key]:.0f} {unit}" for key, unit in (("percent_of_copy", "% of copy"), ("percent_of_bare_gemms", "% of GEMMs")) if key in row)
-            against = "" if best is None else f", {best['median_ms'] / row['median_ms']:.2f} times the speed of {best['method']}"
-            lines.append(f"{name}: {row['method']} {row['family']} {row['terms']} {row['divergence']} {row['num_rows']}x{row['vocab']}: "
-                         f"{row['median_ms']:.3f} ms{share}{against}")  # fmt: skip
+            share = "".join(
+                f" {row[key]:.0f} {unit}"
+                for key, unit in (("percent_of_copy", "% of copy"), ("percent_of_bare_gemms", "% of GEMMs"))
+                if key in row
+            )
+            against = (
+                ""
+                if best is None
+                else f", {best['median_ms'] / row['median_ms']:.2f} times the speed of {best['method']}"
+            )
+            lines.append(
+                f"{name}: {row['method']} {row['family']} {row['terms']} {row['divergence']} "
+                f"{row['num_rows']}x{row['vocab']}: "
+                f"{row['median_ms']:.3f} ms{share}{against}"
+            )
         lines += verdicts(timed) if name == "loss_kernels" and rows else []
     if (out / "tune.json").exists():
         lines += [f"tune: {layout}" for layout in json.loads((out / "tune.json").read_text()).get("best", [])]

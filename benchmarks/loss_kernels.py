@@ -5,13 +5,14 @@
     python benchmarks/loss_kernels.py --parity-only --gate-rows 8192    no times: every row of every shape against fp64
     python benchmarks/loss_kernels.py --draw results.json               the plot of an earlier run (needs matplotlib)
 
-Before each row of numbers a way must agree with fp64 (benchmarks/parity.py); one that does not, prints no time. `useful`
-bandwidth counts one read of each logit and one write of its gradient (6 bytes a logit for a dense teacher in bf16, 4 for a
-sparse one), whatever a way really moves; `raw` counts what our kernel issues (see kernels/README.md), so L2's share is in it.
-The copy that percentages refer to is measured in the same run. The linear families are compared with their bare GEMMs.
+Before each row of numbers a way must agree with fp64 (benchmarks/parity.py); one that does not, prints no time.
+`useful` bandwidth counts one read of each logit and one write of its gradient (6 bytes a logit for a dense teacher in
+bf16, 4 for a sparse one), whatever a way really moves; `raw` counts what our kernel issues (see kernels/README.md), so
+L2's share is in it. The copy that percentages refer to is measured in the same run. The linear families are compared
+with their bare GEMMs.
 
-On a CPU: the reference against eager, time ratio and peak memory, at small shapes; the static table of what the kernels do
-on GPUs; and a list of what was not measured.
+On a CPU: the reference against eager, time ratio and peak memory, at small shapes; the static table of what the kernels
+do on GPUs; and a list of what was not measured.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks.measure import ROOT, copy_bandwidth, facts, peak_bytes, time_by_kernel, time_it, write_json  # noqa: E402
-from benchmarks.methods import (  # noqa: E402
+from benchmarks.measure import ROOT, copy_bandwidth, facts, peak_bytes, time_by_kernel, time_it, write_json
+from benchmarks.methods import (
     OVERWRITES,
     Data,
     Way,
@@ -43,9 +44,9 @@ from benchmarks.methods import (  # noqa: E402
     ours,
     useful_bytes,
 )
-from benchmarks.parity import check, loss_and_gradients  # noqa: E402
-from kernels.contract import DIVERGENCES  # noqa: E402
-from kernels.fused import launches as forms  # noqa: E402
+from benchmarks.parity import check, loss_and_gradients
+from kernels.contract import DIVERGENCES
+from kernels.fused import launches as forms
 
 FAMILIES = ("dense", "sparse", "linear", "linear_sparse")
 VOCABS, ROWS = (151936, 32000, 128256, 262144), (8192, 1024)
@@ -62,12 +63,18 @@ def workloads(families, vocabs, rows, dtype="bfloat16", hidden=4096) -> list[Wor
     first = [("dense", "kd+ce", 2.0), ("sparse", "kd+ce", 2.0), ("linear", "kd", 1.0), ("linear", "ce", 1.0)]
     found = [at(family, terms, *shape, t=t) for shape in shapes for family, terms, t in first]
     for shape in shapes:
-        found += [at("dense", "kd", *shape), at("dense", "kd", *shape, "jsd", 0.5), at("dense", "kd", *shape, "reverse_kl"),
-                  at("linear_sparse", "kd+ce", *shape, t=2.0)]  # fmt: skip
+        found += [
+            at("dense", "kd", *shape),
+            at("dense", "kd", *shape, "jsd", 0.5),
+            at("dense", "kd", *shape, "reverse_kl"),
+            at("linear_sparse", "kd+ce", *shape, t=2.0),
+        ]
     return [work for work in found if work.family in families]
 
 
-def measure_row(name: str, make, work: Workload, device: torch.device, copy: float | None, chosen: argparse.Namespace) -> dict:
+def measure_row(
+    name: str, make, work: Workload, device: torch.device, copy: float | None, chosen: argparse.Namespace
+) -> dict:
     row = {"method": name, **work._asdict()}
     try:
         if device.type == "cuda":
@@ -80,7 +87,9 @@ def measure_row(name: str, make, work: Workload, device: torch.device, copy: flo
         if not row["parity"]["passed"]:
             return row | {"skipped": "parity check failed"}
         return row if chosen.parity_only else row | _timed(name, way, work, device, copy, chosen.seconds)
-    except Exception as error:  # a way that cannot run one shape must not cost the others; what it said is in the results
+    except (
+        Exception
+    ) as error:  # a way that cannot run one shape must not cost the others; what it said is in the results
         return row | {"skipped": f"{type(error).__name__}: {str(error)[:300]}"}
     finally:
         if device.type == "cuda":
@@ -131,7 +140,9 @@ def form_of(data: Data) -> str:
 def peak_in_a_process(name: str, work: Workload) -> int:
     """CPU: what a way adds to the memory of a fresh process that has the data and has done a tiny call."""
     command = [sys.executable, __file__, "--peak-of", name, "--workload", json.dumps(work._asdict())]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     return int(done.stdout.split()[-1])
 
 
@@ -159,9 +170,14 @@ def line(row: dict) -> str:
     if "median_ms" not in row:
         return f"{head} agrees with fp64 on {row['parity']['rows']} rows: errors {row['parity']['errors']}"
     text = f"{head} {row['median_ms']:9.3f} ms [{row['low_ms']:.3f}, {row['high_ms']:.3f}]"
-    for key, unit in (("useful_gb_s", "GB/s useful"), ("raw_gb_s", "GB/s raw"), ("percent_of_copy", "% of copy"),
-                      ("percent_of_bare_gemms", "% of the bare GEMMs' time"), ("over_eager", "x eager's time"),
-                      ("peak_bytes", "B peak")):  # fmt: skip
+    for key, unit in (
+        ("useful_gb_s", "GB/s useful"),
+        ("raw_gb_s", "GB/s raw"),
+        ("percent_of_copy", "% of copy"),
+        ("percent_of_bare_gemms", "% of the bare GEMMs' time"),
+        ("over_eager", "x eager's time"),
+        ("peak_bytes", "B peak"),
+    ):
         text += f"  {row[key]:.4g} {unit}" if key in row else ""
     return text
 
@@ -230,7 +246,8 @@ def run(chosen: argparse.Namespace) -> dict:
             write_json(chosen.out, results)
     if not on_gpu:
         results["not_measured"].append(
-            "no GPU here: no kernel's time, bandwidth or device memory, no torch.compile, no Liger. The rows above are the "
+            "no GPU here: no kernel's time, bandwidth or device memory, no torch.compile, no Liger. The rows above "
+            "are the "
             "reference in PyTorch against eager; the table is read off machine code, not off a clock"
         )
     for text in results["not_measured"]:
@@ -251,7 +268,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", type=int)
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="bfloat16; on a CPU float32")
     parser.add_argument("--hidden", type=int, help="of the linear families: 4096; on a CPU 256")
-    parser.add_argument("--gate-rows", type=int, default=16, help="rows that are compared with fp64 before a way is timed")
+    parser.add_argument(
+        "--gate-rows", type=int, default=16, help="rows that are compared with fp64 before a way is timed"
+    )
     parser.add_argument("--parity-only", action="store_true")
     parser.add_argument("--minutes", type=float, default=60, help="no new row is begun after this long")
     parser.add_argument("--seconds", type=float, default=1.0, help="measuring time a row")

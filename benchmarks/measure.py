@@ -9,9 +9,10 @@ import platform
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -35,13 +36,25 @@ def facts(device: torch.device) -> dict:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    found = {"type": device.type, "name": _cpu_name(), "cores": os.cpu_count(),
-             "torch_threads": torch.get_num_threads(), "load_before": round(os.getloadavg()[0], 1)}  # fmt: skip
+    found = {
+        "type": device.type,
+        "name": _cpu_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 1),
+    }
     if device.type == "cuda":
         props = torch.cuda.get_device_properties(device)
-        found = {"type": "cuda", "name": props.name, "capability": f"{props.major}.{props.minor}",
-                 "num_sms": props.multi_processor_count, "memory_bytes": props.total_memory, "l2_bytes": props.L2_cache_size,
-                 "cuda": torch.version.cuda, "hip": torch.version.hip}  # fmt: skip
+        found = {
+            "type": "cuda",
+            "name": props.name,
+            "capability": f"{props.major}.{props.minor}",
+            "num_sms": props.multi_processor_count,
+            "memory_bytes": props.total_memory,
+            "l2_bytes": props.L2_cache_size,
+            "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
+        }
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return {"schema": 1, "date": now, "device": found, "versions": versions, "commit": commit()}
 
@@ -55,7 +68,9 @@ def _cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, "+" behind it where files differ from it. A copy without git has what SPANWISE_COMMIT says."""
+    """The checkout's commit, "+" behind it where files differ from it. A copy without git has what SPANWISE_COMMIT
+    says.
+    """
     try:
         name = _git("rev-parse", "HEAD")
         return name + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
@@ -71,9 +86,9 @@ def _git(*arguments: str) -> str:
 def time_it(call: Callable[[], object], device: torch.device, *, prepare=None, seconds=1.0, most=100) -> Timing:
     """Median time of a call, device time on a GPU; `prepare` runs before each, outside the measured part.
 
-    Calls warm up first. Before each measured call a GPU's L2 is overwritten (a real step comes to it cold) and the device is
-    kept busy for some milliseconds: the host is then ahead, as in training, and its own time shows only where a way waits for
-    the device.
+    Calls warm up first. Before each measured call a GPU's L2 is overwritten (a real step comes to it cold) and the
+    device is kept busy for some milliseconds: the host is then ahead, as in training, and its own time shows only where
+    a way waits for the device.
     """
     prepare = prepare or (lambda: None)
     on_gpu = device.type == "cuda"
@@ -142,7 +157,11 @@ def time_by_kernel(call: Callable[[], object], device: torch.device, most: int =
             torch.cuda.synchronize(device)
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = sorted(profile.key_averages(), key=lambda event: -getattr(event, key))[:most]
-    return [{"name": e.key[:80], "launches": e.count, "ms": round(getattr(e, key) * 1e-3, 4)} for e in events if getattr(e, key)]
+    return [
+        {"name": e.key[:80], "launches": e.count, "ms": round(getattr(e, key) * 1e-3, 4)}
+        for e in events
+        if getattr(e, key)
+    ]
 
 
 def write_json(path: Path, content: dict) -> None:

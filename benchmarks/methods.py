@@ -1,14 +1,16 @@
 """What loss_kernels.py compares: workloads, and the ways to compute them.
 
-A way takes a workload's data and gives the loss of leaves that require gradient; the benchmark runs it backward. Row weights
-are 1/N times the terms' shares, so that a peer that only knows means does the same work. `eager` is what a PyTorch user writes
-when only these terms are wanted (tests/benchmarks/test_benchmarks.py holds it to the peer of the kernel tests).
+A way takes a workload's data and gives the loss of leaves that require gradient; the benchmark runs it backward. Row
+weights are 1/N times the terms' shares, so that a peer that only knows means does the same work. `eager` is what a
+PyTorch user writes when only these terms are wanted (tests/benchmarks/test_benchmarks.py holds it to the peer of the
+kernel tests).
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +46,10 @@ class Workload(NamedTuple):
 
     def name(self) -> str:
         extra = "".join(f" {k}={v}" for k, v in (("beta", self.beta), ("H", self.hidden), ("K", self.kept)) if v)
-        return (f"{self.family} {self.terms} {self.divergence} T={self.temperature:g}{extra} "
-                f"{self.num_rows}x{self.vocab} {self.dtype}")  # fmt: skip
+        return (
+            f"{self.family} {self.terms} {self.divergence} T={self.temperature:g}{extra} "
+            f"{self.num_rows}x{self.vocab} {self.dtype}"
+        )
 
 
 class Data(NamedTuple):
@@ -202,14 +206,21 @@ def methods(work: Workload, device: torch.device) -> dict[str, Callable[[], Way 
     """Name -> what makes the way, eager first: others are compared with it. None: this peer has no such loss."""
     if device.type != "cuda":
         return {"eager": lambda: eager, "ours (reference)": lambda: ours("reference")}
-    found = {"eager": lambda: eager, "ours": lambda: ours("triton"), "torch.compile": compiled, "liger": lambda: liger(work)}
+    found = {
+        "eager": lambda: eager,
+        "ours": lambda: ours("triton"),
+        "torch.compile": compiled,
+        "liger": lambda: liger(work),
+    }
     if work.family in ("dense", "sparse"):
         found["ours (in place)"] = lambda: ours("triton", inplace=True)
     return found
 
 
 def no_fallback() -> None:
-    """A split form that the device refuses gives way to the row form: no time may be taken for its own then, so raise."""
+    """A split form that the device refuses gives way to the row form: no time may be taken for its own then, so
+    raise.
+    """
     from kernels.fused import cooperative
 
     cooperative._warned.clear()

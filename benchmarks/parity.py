@@ -36,7 +36,10 @@ def check(way: Way, work: Workload, device: torch.device, *, is_ours: bool) -> P
     found = loss_and_gradients(way, make_data(work, device, seed=1))
     data = make_data(work, device, seed=1)  # a way may have overwritten the other
     step = max(1, _CHUNK_NUMBERS // work.vocab)
-    worst, size = torch.zeros(2, dtype=torch.float64, device=device), torch.zeros((), dtype=torch.float64, device=device)
+    worst, size = (
+        torch.zeros(2, dtype=torch.float64, device=device),
+        torch.zeros((), dtype=torch.float64, device=device),
+    )
     truth, theirs = [], []
     for start in range(0, work.num_rows, step):
         part = slice(start, start + step)
@@ -50,7 +53,8 @@ def check(way: Way, work: Workload, device: torch.device, *, is_ours: bool) -> P
     pairs.insert(1, (worst / size).tolist())
     errors = [mine for mine, _ in pairs]
     digits = torch.finfo(data.leaves[0].dtype).eps
-    # Products with the head round in another order than eager's: an error of eager's that is small by chance is no measure.
+    # Products with the head round in another order than eager's: an error of eager's that is small by chance is no
+    # measure.
     more = [1e-5, 2e-6 + digits / 4] if len(errors) == 2 else [1e-5 + digits / 8, *[2e-6 + digits] * 2]
     allowed = [2 * other + extra if is_ours else 0.05 for (_, other), extra in zip(pairs, more)]
     passed = all(error <= limit for error, limit in zip(errors, allowed))  # NaN does not pass

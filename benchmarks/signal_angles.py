@@ -1,13 +1,16 @@
-"""How far the gradient of a sparse teacher points away from the dense teacher's: the angle, over all of a student's parameters.
+"""How far the gradient of a sparse teacher points away from the dense teacher's: the angle, over all of a student's
+parameters.
 
 Two places to measure it, both on a CPU in fp32, for the distillation term alone (forward KL):
 
     demo        the demo's teacher (V = 612) and a student checkpoint, on records of the demo corpus
-    language    V = 151,936: a made-up teacher whose distributions have a language model's profile, Zipf tails and a mean entropy of
+    language    V = 151,936: a made-up teacher whose distributions have a language model's profile, Zipf tails and a
+                mean entropy of
                 2 to 3 nats, and a small student that has learned from it for some steps
 
-A `sampled` or `topk` signal goes through the bytes of a cache, as in a run. "renormalised" is the top of the distribution divided by
-its sum, without the tail: what other trainers store, and what no configuration of this one offers.
+A `sampled` or `topk` signal goes through the bytes of a cache, as in a run. "renormalised" is the top of the
+distribution divided by its sum, without the tail: what other trainers store, and what no configuration of this one
+offers.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import itertools
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +70,14 @@ def seeds_of(start: int, count: int) -> Tensor:
 def through_cache(signal, vocab: int, temperature: float) -> SparseTeacher:
     """What a run reads of `signal` once it lies on a disk."""
     sampled = hasattr(signal, "counts")
-    spec = CacheSpec("sampled" if sampled else "topk", vocab, (temperature,), signal.num_draws if sampled else None,
-                     None if sampled else signal.ids.shape[1], "16bit")
+    spec = CacheSpec(
+        "sampled" if sampled else "topk",
+        vocab,
+        (temperature,),
+        signal.num_draws if sampled else None,
+        None if sampled else signal.ids.shape[1],
+        "16bit",
+    )
     key, digest = bytes(16), bytes(8)
     with tempfile.TemporaryDirectory() as folder:
         writer = CacheWriter(Path(folder), spec, {"teacher": "benchmark"})
@@ -79,7 +88,9 @@ def through_cache(signal, vocab: int, temperature: float) -> SparseTeacher:
 
 def renormalised(teacher: DenseTeacher, k: int, vocab: int, temperature: float) -> SparseTeacher:
     signal = sparse_teacher(teacher_topk(*teacher, k, (temperature,), vocab_size=vocab), temperature)
-    return signal._replace(probs=signal.probs / signal.probs.sum(-1, keepdim=True), log_tail=torch.full_like(signal.log_tail, -math.inf))
+    return signal._replace(
+        probs=signal.probs / signal.probs.sum(-1, keepdim=True), log_tail=torch.full_like(signal.log_tail, -math.inf)
+    )
 
 
 def signals(vocab: int, temperature: float) -> dict[str, Callable[[DenseTeacher, int], Teacher]]:
@@ -88,24 +99,33 @@ def signals(vocab: int, temperature: float) -> dict[str, Callable[[DenseTeacher,
     def sampled(draws: int):
         def make(teacher: DenseTeacher, start: int) -> SparseTeacher:
             seeds = seeds_of(start, len(teacher.hidden))
-            return through_cache(teacher_sample(*teacher, draws, (temperature,), seeds, vocab_size=vocab), vocab, temperature)
+            return through_cache(
+                teacher_sample(*teacher, draws, (temperature,), seeds, vocab_size=vocab), vocab, temperature
+            )
 
         return make
 
     def kept(k: int):
-        return lambda teacher, start: through_cache(teacher_topk(*teacher, k, (temperature,), vocab_size=vocab), vocab, temperature)
+        return lambda teacher, start: through_cache(
+            teacher_topk(*teacher, k, (temperature,), vocab_size=vocab), vocab, temperature
+        )
 
     def without_tail(k: int):
         return lambda teacher, start: renormalised(teacher, k, vocab, temperature)
 
     return {
-        "dense": lambda teacher, start: teacher, **{f"sampled, {draws} draws": sampled(draws) for draws in NUM_DRAWS},
-        "topk 12 with tail": kept(12), "topk 50 with tail": kept(50),
-        "topk 12 renormalised": without_tail(12), "topk 50 renormalised": without_tail(50),
-    }  # fmt: skip
+        "dense": lambda teacher, start: teacher,
+        **{f"sampled, {draws} draws": sampled(draws) for draws in NUM_DRAWS},
+        "topk 12 with tail": kept(12),
+        "topk 50 with tail": kept(50),
+        "topk 12 renormalised": without_tail(12),
+        "topk 50 renormalised": without_tail(50),
+    }
 
 
-def gradient(student: Student, batch: list[Rows], make: Callable[[DenseTeacher, int], Teacher], vocab: int, temperature: float) -> tuple[Tensor, dict]:
+def gradient(
+    student: Student, batch: list[Rows], make: Callable[[DenseTeacher, int], Teacher], vocab: int, temperature: float
+) -> tuple[Tensor, dict]:
     """The gradient over all parameters [P] of the batch's mean divergence, and what the signal was like."""
     count = sum(len(rows.teacher.hidden) for rows in batch)
     for p in student.parameters:
@@ -115,12 +135,22 @@ def gradient(student: Student, batch: list[Rows], make: Callable[[DenseTeacher, 
         signal = make(rows.teacher, start)
         hidden = student.hidden(rows.inputs)
         weights = RowWeights(kd=torch.full((len(hidden),), 1 / count))
-        out = linear_distill_loss(hidden, student.head(), signal, torch.full((len(hidden),), -100), weights, temperature=temperature, vocab_size=vocab)
+        out = linear_distill_loss(
+            hidden,
+            student.head(),
+            signal,
+            torch.full((len(hidden),), -100),
+            weights,
+            temperature=temperature,
+            vocab_size=vocab,
+        )
         out.loss.backward()
         start, entropy = start + len(hidden), entropy + out.teacher_entropy.sum().item()
         if isinstance(signal, SparseTeacher):
             distinct += int((signal.probs > 0).sum())
-    found = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in student.parameters])
+    found = torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in student.parameters]
+    )
     return found, {"rows": count, "entropy": entropy / count, "tokens_a_row": distinct / count or None}
 
 
@@ -136,7 +166,14 @@ def angles(student: Student, batch: list[Rows], vocab: int, temperature: float, 
     for name, make in signals(vocab, temperature).items():
         found, about = gradient(student, batch, make, vocab, temperature)
         dense = found if dense is None else dense
-        yield {**facts, "signal": name, "temperature": temperature, "degrees": degrees(found, dense), "norm_ratio": float(found.norm() / dense.norm()), **about}
+        yield {
+            **facts,
+            "signal": name,
+            "temperature": temperature,
+            "degrees": degrees(found, dense),
+            "norm_ratio": float(found.norm() / dense.norm()),
+            **about,
+        }
 
 
 def demo_batch(num_rows: int, teacher, tokenizer, student_model) -> tuple[Student, list[Rows]]:
@@ -155,7 +192,11 @@ def demo_batch(num_rows: int, teacher, tokenizer, student_model) -> tuple[Studen
         with torch.no_grad():
             batch.append(Rows(micro, DenseTeacher(hidden_rows(teacher, micro), head)))
         have += len(micro.rows)
-    return Student(lambda micro: hidden_rows(student_model, micro), lambda: head_of(student_model), list(student_model.parameters())), batch
+    return Student(
+        lambda micro: hidden_rows(student_model, micro),
+        lambda: head_of(student_model),
+        list(student_model.parameters()),
+    ), batch
 
 
 def demo_angles(students: dict[str, Path], num_rows: int = 4096) -> Iterator[dict]:
@@ -175,7 +216,8 @@ def demo_angles(students: dict[str, Path], num_rows: int = 4096) -> Iterator[dic
 class LanguageTeacher:
     """Distributions like a language model's, of contexts that are 32 random numbers.
 
-    logits = hidden W^T + b with b = -log(rank + 3.7), Zipf's law as Mandelbrot has it, and hidden of a length that varies from row to
+    logits = hidden W^T + b with b = -log(rank + 3.7), Zipf's law as Mandelbrot has it, and hidden of a length that
+    varies from row to
     row: some rows are all but certain, some have thousands of candidates.
     """
 
@@ -192,11 +234,17 @@ class LanguageTeacher:
     def rows(self, count: int, seed: int) -> Rows:
         context = torch.randn(count, self.CONTEXT, generator=torch.Generator().manual_seed(seed))
         hidden = torch.nn.functional.normalize(torch.tanh(context @ self._direction), dim=-1)
-        return Rows(context, DenseTeacher(hidden * torch.exp(1.85 + 0.55 * (context @ self._sureness))[:, None], self.head))
+        return Rows(
+            context, DenseTeacher(hidden * torch.exp(1.85 + 0.55 * (context @ self._sureness))[:, None], self.head)
+        )
 
 
-def language_angles(vocab: int = 151_936, num_rows: int = 4096, steps: tuple[int, ...] = (20, 100), rows_a_step: int = 256) -> Iterator[dict]:
-    """The student is an MLP and a head, taught by the dense teacher with Adam; the angles are taken at `steps` of its training."""
+def language_angles(
+    vocab: int = 151_936, num_rows: int = 4096, steps: tuple[int, ...] = (20, 100), rows_a_step: int = 256
+) -> Iterator[dict]:
+    """The student is an MLP and a head, taught by the dense teacher with Adam; the angles are taken at `steps` of its
+    training.
+    """
     torch.manual_seed(0)
     teacher, width = LanguageTeacher(vocab), 64
     trunk = nn.Sequential(nn.Linear(LanguageTeacher.CONTEXT, 256), nn.GELU(), nn.Linear(256, width))

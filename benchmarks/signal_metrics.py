@@ -1,10 +1,12 @@
 """Held-out metrics of the demo's student by the form of its teacher's signal.
 
     live dense                     the demo as it is, on a corpus of 15,000 records (its steps take 14,400)
-    cache, sampled 50              the same from a cache of 50 draws a row: 1.2 distinct tokens, as this teacher is sure of nearly all
+    cache, sampled 50              the same from a cache of 50 draws a row: 1.2 distinct tokens, as this teacher is sure
+                                   of nearly all
     cache, sampled 255             of as many draws as a cache takes
-    cache, topk K renormalised     from a topk cache whose tails were taken away, so that K tokens' probabilities sum to 1: what other
-                                   trainers store. No configuration makes such a cache; `without_tails` does, to compare
+    cache, topk K renormalised     from a topk cache whose tails were taken away, so that K tokens' probabilities sum to
+                                   1: what other trainers store. No configuration makes such a cache; `without_tails`
+                                       does, to compare
     ..., T 2                       at a temperature of 2, where 100 draws are about 12 distinct tokens
 
 One cache serves every seed, as teacher and corpus are the same. Runs on launch/capture.py and launch/train.py alone.
@@ -56,13 +58,23 @@ VARIANTS = {
 
 def live_of(name: str) -> str:
     """The live dense teacher at a variant's temperature: what it is compared with."""
-    return next(live for live, variant in VARIANTS.items() if not variant.cache and variant.temperature == VARIANTS[name].temperature)
+    return next(
+        live
+        for live, variant in VARIANTS.items()
+        if not variant.cache and variant.temperature == VARIANTS[name].temperature
+    )
 
 
 def common(temperature: float, ranks: int) -> list[str]:
-    """Overrides of every variant: the corpus, enough held-out records to tell a point, and the demo's step at any number of ranks."""
-    return ["data.demo.num_records=15000", "evaluation.num_records=1200", f"training.micro_batch_size={RECORDS_A_STEP // ranks}",
-            f"loss.temperature.start={temperature}"]
+    """Overrides of every variant: the corpus, enough held-out records to tell a point, and the demo's step at any
+    number of ranks.
+    """
+    return [
+        "data.demo.num_records=15000",
+        "evaluation.num_records=1200",
+        f"training.micro_batch_size={RECORDS_A_STEP // ranks}",
+        f"loss.temperature.start={temperature}",
+    ]
 
 
 def folder_name(name: str) -> str:
@@ -80,8 +92,14 @@ def cache_of(name: str, output: Path, ranks: int) -> Path:
     folder = output / folder_name(name)
     captured = folder.with_name(folder.name + "-captured") if variant.strip else folder
     if not (captured / "manifest.json").exists():
-        settings = [part for key in (override_of(name, captured), *common(variant.temperature, ranks)) for part in ("--set", key)]
-        subprocess.run([*launcher(ranks), "launch/capture.py", "--config", "configs/demo.yaml", *settings], cwd=ROOT, check=True)
+        settings = [
+            part
+            for key in (override_of(name, captured), *common(variant.temperature, ranks))
+            for part in ("--set", key)
+        ]
+        subprocess.run(
+            [*launcher(ranks), "launch/capture.py", "--config", "configs/demo.yaml", *settings], cwd=ROOT, check=True
+        )
     if variant.strip and not (folder / "manifest.json").exists():
         without_tails(captured, folder)
     return folder
@@ -113,8 +131,16 @@ def without_tails(source: Path, target: Path) -> None:
             log_probs_t = (signal.probs / signal.probs.sum(-1, keepdim=True)).log()
             tail = torch.full((1, rows), -math.inf)
             # At T = 1 they need not sum to 1: a reader makes p^(1/T) of them and divides by the sum.
-            signal = TeacherTopK(signal.ids, log_probs_t * temperature, log_probs_t[None], tail, signal.entropy, signal.entropy_t[None],
-                                 signal.argmax, (temperature,))
+            signal = TeacherTopK(
+                signal.ids,
+                log_probs_t * temperature,
+                log_probs_t[None],
+                tail,
+                signal.entropy,
+                signal.entropy_t[None],
+                signal.argmax,
+                (temperature,),
+            )
             entries.append(Entry(key, digest, signal))
         writer.write_shard(index, entries)
     writer.finish(len(reader.manifest.shards), reader.manifest.missing)

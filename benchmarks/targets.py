@@ -1,7 +1,9 @@
-"""What the kernels are asked to reach on a GPU, against the results of loss_kernels.py: met, or short and by what kernels.
+"""What the kernels are asked to reach on a GPU, against the results of loss_kernels.py: met, or short and by what
+kernels.
 
-Asked at N=8192, V=151936 in bf16, through loss.backward(): dense and sparse a share of the copy bandwidth measured in the same
-run, in useful bytes (6 and 4 a logit); linear a multiple of its bare GEMMs' time; each a multiple of the best peer's speed.
+Asked at N=8192, V=151936 in bf16, through loss.backward(): dense and sparse a share of the copy bandwidth measured in
+the same run, in useful bytes (6 and 4 a logit); linear a multiple of its bare GEMMs' time; each a multiple of the best
+peer's speed.
 """
 
 from __future__ import annotations
@@ -39,8 +41,14 @@ def verdicts(rows: list[dict]) -> list[str]:
     """A line for each target, of the fastest of ours; what falls short has its time by kernel behind it."""
     lines = []
     for target in TARGETS:
-        found = [row for row in rows if "median_ms" in row and row["method"].startswith("ours") and row["divergence"] == "forward_kl"
-                 and (row["family"], row["terms"], row["num_rows"], row["vocab"]) == (*target[:2], ROWS, VOCAB)]  # fmt: skip
+        found = [
+            row
+            for row in rows
+            if "median_ms" in row
+            and row["method"].startswith("ours")
+            and row["divergence"] == "forward_kl"
+            and (row["family"], row["terms"], row["num_rows"], row["vocab"]) == (*target[:2], ROWS, VOCAB)
+        ]
         row = min(found, key=lambda row: row["median_ms"], default=None)
         head = f"target: {target.family} {target.terms} {ROWS}x{VOCAB}"
         if row is None:
@@ -53,7 +61,14 @@ def verdicts(rows: list[dict]) -> list[str]:
             what, met = f"{what}; no peer measured", False
         else:
             ratio = peer["median_ms"] / row["median_ms"]
-            what, met = f"{what}; {ratio:.2f} times {peer['method']}, asked {TIMES_THE_BEST_PEER:g}", met and ratio >= TIMES_THE_BEST_PEER
+            what, met = (
+                f"{what}; {ratio:.2f} times {peer['method']}, asked {TIMES_THE_BEST_PEER:g}",
+                met and ratio >= TIMES_THE_BEST_PEER,
+            )
         lines.append(f"{head} by {row['method']}: {'met' if met else 'SHORT'}: {what}")
-        lines += [] if met else [f"    {part['ms']:.3f} ms in {part['launches']} of {part['name']}" for part in row.get("kernels", [])]
+        lines += (
+            []
+            if met
+            else [f"    {part['ms']:.3f} ms in {part['launches']} of {part['name']}" for part in row.get("kernels", [])]
+        )
     return lines

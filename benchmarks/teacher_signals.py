@@ -1,10 +1,12 @@
 """What a sparse teacher costs in quality: gradient angles and held-out metrics against the live dense teacher.
 
-    python benchmarks/teacher_signals.py                        # all; hours on two cores: captures, then a run of the demo a row
+    python benchmarks/teacher_signals.py                        # all; hours on two cores: captures, then a run of the
+                                                                demo a row
     python benchmarks/teacher_signals.py --parts language       # V = 151,936, some minutes
 
-Writes benchmarks/results/teacher_signals.json and, as tables, teacher_signals.md beside it, anew after each row; a row that is there
-already is kept, so a call that was stopped goes on where it was. benchmarks/signal_angles.py and signal_metrics.py say what is measured.
+Writes benchmarks/results/teacher_signals.json and, as tables, teacher_signals.md beside it, anew after each row; a row
+that is there already is kept, so a call that was stopped goes on where it was. benchmarks/signal_angles.py and
+signal_metrics.py say what is measured.
 """
 
 from __future__ import annotations
@@ -12,15 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 import torch
 from measure import ROOT, commit, facts, write_json
 from signal_angles import demo_angles, language_angles
 from signal_metrics import VARIANTS, folder_name, live_of, metrics_of
 
-SHOWN = {"tool_name_accuracy": "names", "exact_arguments": "exact arguments", "json_validity": "JSON valid", "integration": "values carried"}
+SHOWN = {
+    "tool_name_accuracy": "names",
+    "exact_arguments": "exact arguments",
+    "json_validity": "JSON valid",
+    "integration": "values carried",
+}
 
 
 def _tokens(row: dict) -> str:
@@ -28,17 +35,27 @@ def _tokens(row: dict) -> str:
 
 
 def angle_table(rows: list[dict]) -> str:
-    lines = ["| place | student | T | signal | tokens a row | degrees | length, of the dense one's | teacher's entropy | rows |", "|" + "---|" * 9]
+    lines = [
+        "| place | student | T | signal | tokens a row | degrees | length, of the dense one's | teacher's entropy "
+        "| rows |",
+        "|" + "---|" * 9,
+    ]
     for row in rows:
-        lines.append(f"| {row['place']} | {row['checkpoint']} | {row['temperature']:g} | {row['signal']} | {_tokens(row)} | {row['degrees']:.2f} | "
-                     f"{row['norm_ratio']:.3f} | {row['entropy']:.2f} | {row['rows']} |")
+        lines.append(
+            f"| {row['place']} | {row['checkpoint']} | {row['temperature']:g} | {row['signal']} | {_tokens(row)} | "
+            f"{row['degrees']:.2f} | "
+            f"{row['norm_ratio']:.3f} | {row['entropy']:.2f} | {row['rows']} |"
+        )
     return "\n".join(lines)
 
 
 def metric_table(rows: list[dict]) -> str:
-    """Means over seeds in percent, with the range; then the mean difference from the live dense teacher at that temperature and
-    seed, with its standard error."""
-    lines = ["| teacher | tokens a row | split | " + " | ".join(SHOWN.values()) + " | training s | seeds |", "|" + "---|" * (5 + len(SHOWN))]
+    """Means over seeds in percent, with the range; then the mean difference from the live dense teacher at that
+    temperature and seed, with its standard error."""
+    lines = [
+        "| teacher | tokens a row | split | " + " | ".join(SHOWN.values()) + " | training s | seeds |",
+        "|" + "---|" * (5 + len(SHOWN)),
+    ]
     for name in dict.fromkeys(row["variant"] for row in rows):
         mine = {row["seed"]: row for row in rows if row["variant"] == name}
         live = {row["seed"]: row for row in rows if row["variant"] == live_of(name) and row["seed"] in mine}
@@ -46,14 +63,22 @@ def metric_table(rows: list[dict]) -> str:
         for split in first["metrics"]:
             cells = []
             for metric in SHOWN:
-                values, theirs = ({seed: 100 * row["metrics"][split][metric] for seed, row in found.items()} for found in (mine, live))
-                cell = f"{statistics.mean(values.values()):.1f} ({min(values.values()):.1f} to {max(values.values()):.1f}"
+                values, theirs = (
+                    {seed: 100 * row["metrics"][split][metric] for seed, row in found.items()} for found in (mine, live)
+                )
+                cell = (
+                    f"{statistics.mean(values.values()):.1f} ({min(values.values()):.1f} to {max(values.values()):.1f}"
+                )
                 if theirs and VARIANTS[name].cache:
                     apart = [values[seed] - theirs[seed] for seed in theirs]
-                    cell += f"; {statistics.mean(apart):+.1f}" + (f" ± {statistics.stdev(apart) / len(apart) ** 0.5:.1f}" if len(apart) > 1 else "")
+                    cell += f"; {statistics.mean(apart):+.1f}" + (
+                        f" ± {statistics.stdev(apart) / len(apart) ** 0.5:.1f}" if len(apart) > 1 else ""
+                    )
                 cells.append(cell + ")")
             seconds = statistics.median(row["training_seconds"] for row in mine.values())
-            lines.append(f"| {name} | {_tokens(first)} | {split} | " + " | ".join(cells) + f" | {seconds:.0f} | {len(mine)} |")
+            lines.append(
+                f"| {name} | {_tokens(first)} | {split} | " + " | ".join(cells) + f" | {seconds:.0f} | {len(mine)} |"
+            )
     return "\n".join(lines)
 
 
@@ -75,7 +100,11 @@ class Results:
     def write(self) -> None:
         write_json(self._path, facts(torch.device("cpu")) | self.parts)
         tables = angle_table(self.parts["angles"]), metric_table(self.parts["metrics"])
-        text = "Written by `python benchmarks/teacher_signals.py`, whose docstrings say what is measured.\n\n" + "\n\n".join(tables) + "\n"
+        text = (
+            "Written by `python benchmarks/teacher_signals.py`, whose docstrings say what is measured.\n\n"
+            + "\n\n".join(tables)
+            + "\n"
+        )
         self._path.with_suffix(".md").write_text(text)
 
     def has(self, part: str, **facts) -> bool:
@@ -84,10 +113,17 @@ class Results:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["language", "metrics", "demo"], default=["language", "metrics", "demo"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=["language", "metrics", "demo"], default=["language", "metrics", "demo"]
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--students", type=Path, nargs="+", help="folders of the demo's students for its angles; by default the metrics' live dense ones")
+    parser.add_argument(
+        "--students",
+        type=Path,
+        nargs="+",
+        help="folders of the demo's students for its angles; by default the metrics' live dense ones",
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "signals", help="caches, run folders and logs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "teacher_signals.json")

@@ -2,8 +2,9 @@
 
     python benchmarks/tune.py --out tune.json --minutes 5
 
-For each form: warps, groups of 16 bytes a thread, programs an SM (which sets the registers), part size. Every layout first
-reproduces the gradient of the reference; one that does not, or does not launch, is reported with the reason and no time.
+For each form: warps, groups of 16 bytes a thread, programs an SM (which sets the registers), part size. Every layout
+first reproduces the gradient of the reference; one that does not, or does not launch, is reported with the reason and
+no time.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks.measure import copy_bandwidth, facts, time_it, write_json  # noqa: E402
-from benchmarks.methods import Workload, make_data, no_fallback, settings, useful_bytes  # noqa: E402
-from kernels import distill_loss  # noqa: E402
-from kernels.contract import resolve_options  # noqa: E402
-from kernels.fused import dense  # noqa: E402
+from benchmarks.measure import copy_bandwidth, facts, time_it, write_json
+from benchmarks.methods import Workload, make_data, no_fallback, settings, useful_bytes
+from kernels import distill_loss
+from kernels.contract import resolve_options
+from kernels.fused import dense
 from kernels.fused import launches as forms
 
 WARPS, GROUPS, PER_SM = (4, 8, 16, 32), (1, 2, 4), (1, 2, 3, 4, 6, 8)
@@ -98,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
             no_fallback()
             check(work, device, form)
             if device.type == "cuda":
-                timing = time_it(lambda: call(data, form, grad), device, seconds=0.2)
+                timing = time_it(lambda form=form: call(data, form, grad), device, seconds=0.2)
                 row |= timing._asdict()
                 row["percent_of_copy"] = 100 * useful_bytes(work) / (timing.median_ms * 1e-3) / copy
             else:

@@ -17,6 +17,8 @@ def multiplies_bf16() -> bool:
 
 
 def loaded_dtype(saved: torch.dtype | None) -> torch.dtype:
-    """What `auto` loads weights in: as they were saved (fp32 where nothing says so), but fp32 for bf16 that would be emulated."""
+    """What `auto` loads weights in: as they were saved (fp32 where nothing says so), but fp32 for bf16 that would be
+    emulated.
+    """
     saved = saved or torch.float32
     return torch.float32 if saved == torch.bfloat16 and not multiplies_bf16() else saved

@@ -41,14 +41,23 @@ from kd.training.trainer import Trainer, TrainingResult
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
 
 
-def plan_here(config: RunConfig, world_size: int, ranks_per_host: int | None = None, *, cache: CacheSize | None = None) -> Plan:
+def plan_here(
+    config: RunConfig, world_size: int, ranks_per_host: int | None = None, *, cache: CacheSize | None = None
+) -> Plan:
     """The plan of `config` for this machine's memory (kd/preflight/plan.py)."""
     student = config.student
     width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
     length = len(load_tokenizer(config)) if width_unknown else None
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return plan_run(config, world_size, gpu, psutil.virtual_memory().total, ranks_per_host=ranks_per_host, tokenizer_length=length,
-                    cache=cache)
+    return plan_run(
+        config,
+        world_size,
+        gpu,
+        psutil.virtual_memory().total,
+        ranks_per_host=ranks_per_host,
+        tokenizer_length=length,
+        cache=cache,
+    )
 
 
 def dry_run(config: RunConfig, world_size: int) -> str:
@@ -60,7 +69,9 @@ def dry_run(config: RunConfig, world_size: int) -> str:
         PlanError, DataError, TokenizerError: something that the configuration names is not there.
     """
     cached = config.teacher is not None and config.teacher.cache is not None
-    tokenizer = load_tokenizer(config) if cached or config.teacher is not None and config.teacher.signal != "dense" else None
+    tokenizer = (
+        load_tokenizer(config) if cached or config.teacher is not None and config.teacher.signal != "dense" else None
+    )
     size = cache_size(config, tokenizer, sources_to_look_at(config)) if cached else None
     return format_plan(plan_here(config, world_size, cache=size))
 
@@ -68,8 +79,8 @@ def dry_run(config: RunConfig, world_size: int) -> str:
 def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     """Runs `config` on all ranks and returns the run folder. Every rank of the launcher calls it.
 
-    A run that was stopped or killed goes on from its newest good checkpoint; `fresh` begins again instead. A run that was
-    finished begins again.
+    A run that was stopped or killed goes on from its newest good checkpoint; `fresh` begins again instead. A run that
+    was finished begins again.
 
     Raises:
         PlanError: this machine cannot hold the run; nothing was loaded.
@@ -98,8 +109,14 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
         if result.stopped == "signal":
             log.say("the same command goes on from here")
             return run_dir
-        metrics = evaluate_run(config, tokenizer, student, run_dir, splits, log, device, teacher=no_teacher is None) if splits else None
-        on_rank_0(lambda: _finish(config, run_dir, result, time.monotonic() - started, log, metrics, sources, no_teacher))
+        metrics = (
+            evaluate_run(config, tokenizer, student, run_dir, splits, log, device, teacher=no_teacher is None)
+            if splits
+            else None
+        )
+        on_rank_0(
+            lambda: _finish(config, run_dir, result, time.monotonic() - started, log, metrics, sources, no_teacher)
+        )
     finally:
         log.close()
     dist.barrier()
@@ -107,33 +124,48 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
 
 
 def _warn_of_emulation(config: RunConfig, log: RunLog) -> None:
-    keys = [key for key, section in (("student.dtype", config.student), ("teacher.dtype", config.teacher)) if section and section.dtype == "bf16"]
+    keys = [
+        key
+        for key, section in (("student.dtype", config.student), ("teacher.dtype", config.teacher))
+        if section and section.dtype == "bf16"
+    ]
     if keys and not multiplies_bf16():
-        log.say(f"this machine has no bf16 instructions, and emulates them tens of times slower than fp32: set {' and '.join(keys)} to auto")
+        log.say(
+            "this machine has no bf16 instructions, and emulates them tens of times slower than fp32: set "
+            f"{' and '.join(keys)} to auto"
+        )
 
 
-def _train(config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: Sources) -> tuple[TrainingResult, Path, torch.device]:
+def _train(
+    config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: Sources
+) -> tuple[TrainingResult, Path, torch.device]:
     ds_config = resolved_ds_config(config)
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model = build_student(config, work_dir=run_dir, ds_config=ds_config, tokenizer_length=len(tokenizer), token_ids=token_ids)
+    model = build_student(
+        config, work_dir=run_dir, ds_config=ds_config, tokenizer_length=len(tokenizer), token_ids=token_ids
+    )
     engine = StudentEngine(model, config, ds_config, len(tokenizer))
     teacher = None
     if uses_teacher(config):
         teacher = open_teacher(config, ds_config, tokenizer, engine.device, log.say, sources.stages)
     # Counts, flags and checkpoints travel over the CPU; NCCL cannot carry that.
     group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    checkpoints = Checkpoints(run_dir / "checkpoints", engine.engine, group, run_identity(config, teacher and teacher.content), log.say)
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints", engine.engine, group, run_identity(config, teacher and teacher.content), log.say
+    )
     try:
         result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints, sources=sources.stages).run()
     finally:
         if teacher is not None:
             teacher.close()
-    log.say(f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
-            + (f"; stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else "")
-            + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else "")
-            + (f"; {result.num_no_signal} had no signal from the teacher and were left out" if result.num_no_signal else "")
-            + (f"; {result.num_truncated} were cut to it" if result.num_truncated else "")
-            + (f"; {result.num_refused} could not be rendered or located and were left out" if result.num_refused else ""))
+    log.say(
+        f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
+        + (f"; stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else "")
+        + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else "")
+        + (f"; {result.num_no_signal} had no signal from the teacher and were left out" if result.num_no_signal else "")
+        + (f"; {result.num_truncated} were cut to it" if result.num_truncated else "")
+        + (f"; {result.num_refused} could not be rendered or located and were left out" if result.num_refused else "")
+    )
     student = run_dir / "student"
     if result.stopped != "signal":
         export_student(model, tokenizer, student)
@@ -151,29 +183,57 @@ def _prepare(run_dir: Path, config: RunConfig, fresh: bool) -> None:
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
 
 
-def _finish(config: RunConfig, run_dir: Path, result: TrainingResult, wall_seconds: float, log: RunLog, metrics: dict | None, sources: Sources,
-            no_teacher: str | None) -> None:
+def _finish(
+    config: RunConfig,
+    run_dir: Path,
+    result: TrainingResult,
+    wall_seconds: float,
+    log: RunLog,
+    metrics: dict | None,
+    sources: Sources,
+    no_teacher: str | None,
+) -> None:
     facts = {
-        "student_parameters": count_parameters(AutoConfig.from_pretrained(run_dir / "student")), "wall_seconds": wall_seconds,
-        "training_seconds": result.seconds, "steps": result.steps, "tokens": result.tokens, "stopped": result.stopped,
+        "student_parameters": count_parameters(AutoConfig.from_pretrained(run_dir / "student")),
+        "wall_seconds": wall_seconds,
+        "training_seconds": result.seconds,
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "stopped": result.stopped,
         "data": "; ".join(f"{stage.name}: {described(stage)}" for stage in config.data.stages),
-        "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__}, "world_size": dist.get_world_size(), "notes": [],
+        "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__},
+        "world_size": dist.get_world_size(),
+        "notes": [],
     }
     if config.teacher is not None:
-        facts["teacher_parameters"] = count_parameters(AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision))
+        facts["teacher_parameters"] = count_parameters(
+            AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision)
+        )
     if config.student.init == "teacher_layers":
-        facts["notes"].append("The student started from layers of the teacher (student.init: teacher_layers), not from random weights.")
+        facts["notes"].append(
+            "The student started from layers of the teacher (student.init: teacher_layers), not from random weights."
+        )
     if no_teacher:
         facts["notes"].append(f"{no_teacher[0].upper()}{no_teacher[1:]}.")
     if sources.num_refused or result.num_refused:
-        facts["notes"].append(f"{sources.num_refused} lines of the data were refused, and {result.num_refused} records that could not be rendered or "
-                              f"located; they are in {sources.quarantine}.")
+        facts["notes"].append(
+            f"{sources.num_refused} lines of the data were refused, and {result.num_refused} records that could not "
+            "be rendered or "
+            f"located; they are in {sources.quarantine}."
+        )
     if result.num_too_long:
-        facts["notes"].append(f"{result.num_too_long} records were longer than their stage's max_length and were left out.")
+        facts["notes"].append(
+            f"{result.num_too_long} records were longer than their stage's max_length and were left out."
+        )
     if result.num_no_signal:
-        facts["notes"].append(f"{result.num_no_signal} records had no signal from the teacher (its cache says why) and were left out.")
+        facts["notes"].append(
+            f"{result.num_no_signal} records had no signal from the teacher (its cache says why) and were left out."
+        )
     if result.num_truncated:
-        facts["notes"].append(f"{result.num_truncated} records were longer than their stage's max_length and were cut after an assistant turn.")
+        facts["notes"].append(
+            f"{result.num_truncated} records were longer than their stage's max_length and were cut after an "
+            "assistant turn."
+        )
     (run_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     report = write_report(run_dir)
     if metrics:

@@ -33,14 +33,7 @@ def _refuse_the_other_kernels() -> None:
 
 _refuse_the_other_kernels()
 
-from kernels.contract import (  # noqa: E402
-    DenseTeacher,
-    DistillOutput,
-    EntropyWeighting,
-    Head,
-    RowWeights,
-    SparseTeacher,
-)
+from kernels.contract import DenseTeacher, DistillOutput, EntropyWeighting, Head, RowWeights, SparseTeacher  # noqa: E402
 from kernels.linear import linear_distill_loss  # noqa: E402
 from kernels.logits import distill_loss, sparse_distill_loss  # noqa: E402
 from kernels.topk import TeacherSamples, TeacherTopK, sparse_teacher, teacher_sample, teacher_topk  # noqa: E402

@@ -31,7 +31,8 @@ class _GradientsMadeInForward(torch.autograd.Function):
     def backward(ctx, upstream):
         if torch.is_grad_enabled():  # not caught by once_differentiable, which looks at the upstream gradient alone
             raise RuntimeError(
-                "the gradient of this loss has no gradient of its own: it is made in forward, by formula. Call backward or "
+                "the gradient of this loss has no gradient of its own: it is made in forward, by formula. Call "
+                "backward or "
                 "autograd.grad without create_graph=True; for a penalty on gradients use plain PyTorch losses."
             )
         if ctx.grads is None:
@@ -48,7 +49,9 @@ class _GradientsMadeInForward(torch.autograd.Function):
 
 
 def _scale(grad: Tensor, factor: Tensor) -> None:
-    """grad *= factor. The usual factor is 1: the host sees that on a CPU, the kernel on a GPU, where asking would wait."""
+    """grad *= factor. The usual factor is 1: the host sees that on a CPU, the kernel on a GPU, where asking would
+    wait.
+    """
     if grad.device.type == "cpu":
         if factor.item() != 1.0:
             grad.mul_(factor)

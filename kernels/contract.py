@@ -7,7 +7,7 @@ NamedTuple: ZeRO-3's hooks look for tensors inside tuples, lists and dicts, and 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ NO_TOKEN = -1  # id of a slot that a SparseTeacher left empty
 LOG_P_FLOOR = -1e4  # log p below it counts as this much, so that reverse_kl of a masked teacher token stays finite
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 
-Scalar = Union[float, Tensor]  # a number, or a 0-d tensor that may live on the device
+Scalar = float | Tensor  # a number, or a 0-d tensor that may live on the device
 
 
 class RowWeights(NamedTuple):
@@ -67,14 +67,14 @@ class DenseTeacher(NamedTuple):
 class SparseTeacher(NamedTuple):
     """A teacher that gives K tokens a row: from a cache, or the top of a live one.
 
-    A slot of id -1 or probability 0 is empty: its token, if it names one, is among "all other tokens". Slots come in any
-    order. A token in two slots, an id that is neither -1 nor in [0, vocab_size), or a negative probability makes the
-    row's loss and gradient NaN, as a label out of range does.
+    A slot of id -1 or probability 0 is empty: its token, if it names one, is among "all other tokens". Slots come in
+    any order. A token in two slots, an id that is neither -1 nor in [0, vocab_size), or a negative probability makes
+    the row's loss and gradient NaN, as a label out of range does.
 
     "topk": the divergence is that of K + 1 buckets, the last of them all other tokens together, so it is at most the
-    divergence over the whole vocabulary. log_tail = -inf says that the teacher gives those tokens nothing; they are then
-    to the divergence what one token of probability 0 is to a dense one (reverse_kl charges 1e4 a unit of student mass).
-    "sampled": probs are counts / draws from p_T; forward_kl only; log_tail is not read.
+    divergence over the whole vocabulary. log_tail = -inf says that the teacher gives those tokens nothing; they are
+    then to the divergence what one token of probability 0 is to a dense one (reverse_kl charges 1e4 a unit of student
+    mass). "sampled": probs are counts / draws from p_T; forward_kl only; log_tail is not read.
     """
 
     ids: Tensor  # [N, K] int32, K >= 1
@@ -157,7 +157,9 @@ def host_number(value: Scalar, name: str, device: torch.device) -> Scalar:
 
 
 def resolve_divergence(divergence: str, beta: Scalar | None) -> tuple[str, Scalar | None]:
-    """Apply the field's convention: jsd with beta 0 is forward_kl, with beta 1 reverse_kl (the formula's limits are 0)."""
+    """Apply the field's convention: jsd with beta 0 is forward_kl, with beta 1 reverse_kl (the formula's limits are
+    0).
+    """
     if divergence not in DIVERGENCES:
         raise ValueError(f"unknown divergence {divergence!r}: choose one of {', '.join(DIVERGENCES)}")
     if divergence != "jsd":
@@ -234,7 +236,9 @@ def check_rows(num_rows: int, device: torch.device, labels: Tensor, weights: Row
 def check_sparse_teacher(teacher: SparseTeacher, num_rows: int, device: torch.device, divergence: str) -> SparseTeacher:
     """Shapes, types and kind; what is in the slots stays on the device and is judged there. Comes back detached."""
     if teacher.kind not in ("topk", "sampled"):
-        raise ValueError(f"teacher.kind is {teacher.kind!r}: choose 'topk' (with the tail's mass) or 'sampled' (counts)")
+        raise ValueError(
+            f"teacher.kind is {teacher.kind!r}: choose 'topk' (with the tail's mass) or 'sampled' (counts)"
+        )
     if teacher.kind == "sampled" and divergence != "forward_kl":
         raise ValueError(
             f"a sampled teacher gives draws, from which {divergence} cannot be estimated without bias: "
@@ -246,7 +250,9 @@ def check_sparse_teacher(teacher: SparseTeacher, num_rows: int, device: torch.de
     if teacher.probs.shape != ids.shape:
         raise ValueError(f"teacher.probs has shape {list(teacher.probs.shape)}, teacher.ids {list(ids.shape)}")
     if len(ids) != num_rows:
-        raise ValueError(f"teacher has {len(ids)} rows, the student {num_rows}: select the same supervised rows from both")
+        raise ValueError(
+            f"teacher has {len(ids)} rows, the student {num_rows}: select the same supervised rows from both"
+        )
     for name in ("log_tail", "entropy", "entropy_t", "argmax"):
         tensor = getattr(teacher, name)
         if tensor.shape != (num_rows,):

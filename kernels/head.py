@@ -1,4 +1,6 @@
-"""A language-model head as the functions that fuse it read it: its logits, its checks, how many rows to take at once."""
+"""A language-model head as the functions that fuse it read it: its logits, its checks, how many rows to take at
+once.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +56,15 @@ def check_head(who: str, hidden: Tensor, head: Head, num_rows: int, device: torc
             "ZeRO-3 a weight of shape [0] means that it was read outside the engine's forward"
         )
     if bias is not None and bias.shape != (len(weight),):
-        raise ValueError(f"{who}: head.bias has shape {list(bias.shape)}, one value a column is needed: [{len(weight)}]")
+        raise ValueError(
+            f"{who}: head.bias has shape {list(bias.shape)}, one value a column is needed: [{len(weight)}]"
+        )
     if any(t is not None and t.dtype != hidden.dtype for t in (weight, bias)) or not hidden.is_floating_point():
         with_bias = "" if bias is None else f" and head.bias {bias.dtype}"
-        raise ValueError(f"{who}: hidden is {hidden.dtype}, head.weight {weight.dtype}{with_bias}: cast them to one floating-point dtype")
+        raise ValueError(
+            f"{who}: hidden is {hidden.dtype}, head.weight {weight.dtype}{with_bias}: cast them to one "
+            "floating-point dtype"
+        )
     if len(hidden) != num_rows or any(t is not None and t.device != device for t in (hidden, weight, bias)):
         raise ValueError(f"{who}: {len(hidden)} rows on {hidden.device}; {num_rows} rows, all on {device}, are needed")
     if head.softcap is not None and not head.softcap > 0:

@@ -57,7 +57,8 @@ def linear_distill_loss(
         head: the student's; head.weight may be tied to the embedding.
         teacher: frozen. A DenseTeacher's logits, teacher.head(teacher.hidden), are made a chunk at a time as well; a
             SparseTeacher needs none; None for cross-entropy alone (weights.kd, weights.hard and entropy are then None).
-        chunk_rows: rows whose logits exist at once, at most; None chooses 2048 to 4096 on a GPU, 64 MiB of fp32 logits on a CPU.
+        chunk_rows: rows whose logits exist at once, at most; None chooses 2048 to 4096 on a GPU, 64 MiB of fp32 logits
+            on a CPU.
 
     All else, and what is raised, is as in distill_loss; logits are always overwritten by their gradient here, so there
     is no `inplace`.
@@ -97,7 +98,9 @@ def _run(
     impl: str,
     wanted: list[bool],
 ) -> tuple[DistillOutput, list[Tensor | None], Options]:
-    """Check, then compute: the output outside any graph, gradients of hidden, weight and bias as wanted, the settings."""
+    """Check, then compute: the output outside any graph, gradients of hidden, weight and bias as wanted, the
+    settings.
+    """
     if not isinstance(teacher, (DenseTeacher, SparseTeacher, type(None))):
         raise ValueError(f"teacher must be a DenseTeacher, a SparseTeacher or None, got {type(teacher).__name__}")
     num_rows, device, width = len(hidden), hidden.device, len(head.weight)
@@ -145,8 +148,21 @@ torch.library.define(
 
 
 @torch.library.impl("spanwise::linear_loss", "default")
-def _linear_loss(hidden, weight, bias, softcap, scale, their_hidden, their_weight, their_bias, their_softcap, their_scale,
-                 chunk_rows, wanted, *packed):
+def _linear_loss(
+    hidden,
+    weight,
+    bias,
+    softcap,
+    scale,
+    their_hidden,
+    their_weight,
+    their_bias,
+    their_softcap,
+    their_scale,
+    chunk_rows,
+    wanted,
+    *packed,
+):
     teacher, labels, weights, settings, impl = ops.unpack(packed)
     if their_hidden is not None:
         teacher = DenseTeacher(their_hidden, Head(their_weight, their_bias, their_softcap, their_scale))
@@ -156,8 +172,21 @@ def _linear_loss(hidden, weight, bias, softcap, scale, their_hidden, their_weigh
 
 
 @torch.library.register_fake("spanwise::linear_loss")
-def _(hidden, weight, bias, softcap, scale, their_hidden, their_weight, their_bias, their_softcap, their_scale,
-      chunk_rows, wanted, *packed):
+def _(
+    hidden,
+    weight,
+    bias,
+    softcap,
+    scale,
+    their_hidden,
+    their_weight,
+    their_bias,
+    their_softcap,
+    their_scale,
+    chunk_rows,
+    wanted,
+    *packed,
+):
     grads = (hidden.new_empty(t.shape if on else 0) for t, on in zip((hidden, weight, bias), wanted))
     return *ops.fake_rows(hidden), *grads
 
@@ -217,12 +246,13 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool, alpha: float)
             torch.addmm(total[part], a[part].to(total.dtype), b, beta=beta, alpha=alpha, out=total[part])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def widening_addmm(device: torch.device, low: torch.dtype, high: torch.dtype) -> bool:
     """Whether addmm here adds a half-precision product to a wider sum without rounding either; asked once a process.
 
-    Some of the torch versions we support refuse it (on ROCm 2.8 every product of that kind): they multiply in the wider dtype, for
-    which a few thousand rows of the weight's gradient are widened at a time. The probe's product and sum both have more digits than half precision: 2059 and 2^-10.
+    Some of the torch versions we support refuse it (on ROCm 2.8 every product of that kind): they multiply in the wider
+    dtype, for which a few thousand rows of the weight's gradient are widened at a time. The probe's product and sum
+    both have more digits than half precision: 2059 and 2^-10.
     """
     ones = torch.ones(16, 2056, dtype=low, device=device)
     ones[:, 0] = 2

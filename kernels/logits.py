@@ -58,8 +58,9 @@ def distill_loss(
         impl: "auto", "triton" or "reference".
 
     temperature, beta, entropy ends and grad_scale are numbers or 0-d tensors; one on the logits' device is never read
-    by the host, so its range is not checked, and such a beta must lie strictly between 0 and 1. What changes from step to
-    step has to be such a tensor under torch.compile: each new number compiles anew, and the ninth stops fullgraph=True.
+    by the host, so its range is not checked, and such a beta must lie strictly between 0 and 1. What changes from step
+    to step has to be such a tensor under torch.compile: each new number compiles anew, and the ninth stops
+    fullgraph=True.
 
     Raises:
         ValueError: shapes, dtypes, settings that contradict each other, an impl that cannot run here.
@@ -98,9 +99,9 @@ def sparse_distill_loss(
         teacher: its probabilities, tail and entropy_t are at `temperature`, its entropy at T = 1: that one weighs terms
             and is reported. The hard term is against teacher.argmax.
 
-    All else is as in distill_loss. `divergence` of the output is that of the K + 1 buckets for a "topk" teacher, at most
-    the one over the whole vocabulary: compare it between runs of equal K only. For a "sampled" one it is an unbiased
-    estimate, and may be negative on a row.
+    All else is as in distill_loss. `divergence` of the output is that of the K + 1 buckets for a "topk" teacher, at
+    most the one over the whole vocabulary: compare it between runs of equal K only. For a "sampled" one it is an
+    unbiased estimate, and may be negative on a row.
 
     Raises:
         ValueError: as distill_loss; a sampled teacher with another divergence than forward_kl; a teacher whose tensors
@@ -132,7 +133,9 @@ def _loss(
     wanted = torch.is_grad_enabled() and student_logits.requires_grad
     if torch.compiler.is_compiling():
         if inplace:
-            raise ValueError("inplace=True overwrites an input, which torch.compile cannot follow: set inplace=False there")
+            raise ValueError(
+                "inplace=True overwrites an input, which torch.compile cannot follow: set inplace=False there"
+            )
         sparse = teacher if isinstance(teacher, SparseTeacher) else None
         dense = teacher if sparse is None else None
         packed = ops.pack(sparse, labels, weights, settings, impl)
@@ -162,7 +165,10 @@ def _run(
         if logits is not None and logits.stride(1) != 1 and logits.numel() > 0:
             raise ValueError(f"{name} has columns {logits.stride(1)} apart: call .contiguous() on it first")
     if inplace and len(student_logits) > 1 and student_logits.stride(0) < student_logits.shape[1]:
-        raise ValueError("student_logits has rows that share memory, which inplace=True would overwrite: call .contiguous() on it first")
+        raise ValueError(
+            "student_logits has rows that share memory, which inplace=True would overwrite: call .contiguous() on "
+            "it first"
+        )
     num_rows, device = len(student_logits), student_logits.device
     if not sparse and teacher is not None and (len(teacher) != num_rows or teacher.device != device):
         raise ValueError(
@@ -185,15 +191,16 @@ def _run(
 
 
 torch.library.define(
-    "spanwise::logits_loss",
-    f"(Tensor student, Tensor? teacher, bool wanted, {ops.ARGUMENTS}) -> ({ops.ROWS}, Tensor)",
+    "spanwise::logits_loss", f"(Tensor student, Tensor? teacher, bool wanted, {ops.ARGUMENTS}) -> ({ops.ROWS}, Tensor)"
 )
 
 
 @torch.library.impl("spanwise::logits_loss", "default")
 def _logits_loss(student, teacher, wanted, *packed):
     sparse, labels, weights, settings, impl = ops.unpack(packed)
-    output, grad, _ = _run(student, teacher if sparse is None else sparse, labels, weights, settings, False, impl, wanted)
+    output, grad, _ = _run(
+        student, teacher if sparse is None else sparse, labels, weights, settings, False, impl, wanted
+    )
     return *ops.flatten(output), student.new_empty(0) if grad is None else grad
 
 
@@ -217,7 +224,9 @@ torch.library.register_autograd("spanwise::logits_loss", _backward, setup_contex
 def choose_rows(
     impl: str, student_logits: Tensor, teacher: Tensor | SparseTeacher | None
 ) -> Callable[..., DistillOutput]:
-    """`dense_rows` or `sparse_rows` of the implementation that `impl` names; for "auto", of the best that can run here."""
+    """`dense_rows` or `sparse_rows` of the implementation that `impl` names; for "auto", of the best that can run
+    here.
+    """
     if impl not in ("auto", "triton", "reference"):
         raise ValueError(f"unknown impl {impl!r}: choose 'auto', 'triton' or 'reference'")
     sparse = isinstance(teacher, SparseTeacher)

@@ -17,7 +17,16 @@ from torch import Tensor
 from kernels.contract import DistillOutput, EntropyWeighting, RowWeights, SparseTeacher
 
 _SCALARS = (
-    "temperature", "beta", "grad_scale", "h_min", "h_max", "kd_sure", "kd_unsure", "truth_sure", "truth_unsure", "hard_sure",
+    "temperature",
+    "beta",
+    "grad_scale",
+    "h_min",
+    "h_max",
+    "kd_sure",
+    "kd_unsure",
+    "truth_sure",
+    "truth_unsure",
+    "hard_sure",
     "hard_unsure",
 )
 _SLOTS, _WEIGHTS = SparseTeacher._fields[:-1], RowWeights._fields
@@ -28,7 +37,8 @@ ARGUMENTS = ", ".join(
         *(f"Tensor? slots_{name}" for name in _SLOTS),
         *(f"Tensor? weights_{name}" for name in _WEIGHTS),
         *(f"Tensor? scalar_{name}" for name in _SCALARS),
-        "Tensor labels, float[] numbers, str kind, str divergence, bool has_beta, bool has_entropy, SymInt? vocab_size, str impl",
+        "Tensor labels, float[] numbers, str kind, str divergence, bool has_beta, bool has_entropy, SymInt? "
+        "vocab_size, str impl",
     ]
 )
 NUM_ARGUMENTS = ARGUMENTS.count(",") + 1
@@ -69,7 +79,9 @@ def unpack(packed: tuple) -> tuple[SparseTeacher | None, Tensor, RowWeights, dic
     slots, weights, scalars, rest = _read(packed)
     labels, kind, divergence, has_beta, has_entropy, vocab_size, impl = rest
     temperature, beta, grad_scale, h_min, h_max, *ends = scalars
-    entropy = EntropyWeighting(h_min, h_max, tuple(ends[:2]), tuple(ends[2:4]), tuple(ends[4:])) if has_entropy else None
+    entropy = (
+        EntropyWeighting(h_min, h_max, tuple(ends[:2]), tuple(ends[2:4]), tuple(ends[4:])) if has_entropy else None
+    )
     settings = dict(
         temperature=temperature,
         divergence=divergence,
@@ -101,7 +113,10 @@ def fake_rows(student: Tensor) -> tuple[Tensor, ...]:
         return student.new_empty(len(student), dtype=dtype)
 
     return (
-        student.new_empty((), dtype=dtype), *(row() for _ in range(4)), row(torch.bool), row(torch.bool),
+        student.new_empty((), dtype=dtype),
+        *(row() for _ in range(4)),
+        row(torch.bool),
+        row(torch.bool),
         *(row() for _ in range(4)),
     )
 

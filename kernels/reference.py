@@ -1,15 +1,15 @@
 """The definition of the losses in plain PyTorch: any device, any dtype, fp64 in fp64.
 
 `definition` is the formula and nothing else: ordinary autograd differentiates it, and the tests hold every other
-implementation against it in fp64. `dense_rows` is what `impl="reference"` runs: the same rows, a chunk at a time so that
-fp32 [N, V] never exists at once, with the gradient written by formula.
+implementation against it in fp64. `dense_rows` is what `impl="reference"` runs: the same rows, a chunk at a time so
+that fp32 [N, V] never exists at once, with the gradient written by formula.
 
 For a row with student logits z, teacher logits u, label y, and q_T = softmax(z / T), p_T = softmax(u / T):
 
     L = kd T^2 D(p_T, q_T) + (truth + span) (-log q_1[y]) + hard (-log q_1[argmax u])
 
-T^2 keeps the gradient's size when T changes (Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network",
-section 2.1). The gradients by s = z / T, from dD/ds_j = q_j (dD/dq_j - sum_k q_k dD/dq_k):
+T^2 keeps the gradient's size when T changes (Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural
+Network", section 2.1). The gradients by s = z / T, from dD/ds_j = q_j (dD/dq_j - sum_k q_k dD/dq_k):
 
     forward_kl   KL(p||q)                               q - p
     reverse_kl   KL(q||p)                               q (log q - log p - KL(q||p))
@@ -54,7 +54,9 @@ class _Parts(NamedTuple):
 
 
 def rows_of(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: RowWeights, options: Options):
-    """Per-row outputs and the gradient's ingredients, out of place: autograd may follow it from the student's logits."""
+    """Per-row outputs and the gradient's ingredients, out of place: autograd may follow it from the student's
+    logits.
+    """
     vocab, temperature = options.vocab_size, options.temperature
     z = student[:, :vocab]
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
@@ -94,9 +96,7 @@ def rows_of(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Ro
     used = weights_as_used(weights, entropy, options.entropy, zeros)
     loss = used.kd * temperature**2 * divergence + (used.truth + used.span) * nll + used.hard * hard_nll
     output = DistillOutput(loss * poison, divergence, nll, hard_nll, entropy, best == labels, teacher_hit, used)
-    return output, _Parts(
-        log_q if cross_entropy else None, log_q_t, log_p_t, p_t, log_m, kl_q, label, choice, poison
-    )
+    return output, _Parts(log_q if cross_entropy else None, log_q_t, log_p_t, p_t, log_m, kl_q, label, choice, poison)
 
 
 def definition(
@@ -117,8 +117,8 @@ def dense_rows(
 ) -> DistillOutput:
     """Every row's outputs (`loss` is [N] here); `grad`, if given, receives grad_scale * d(sum of loss)/dz.
 
-    `grad` is [N, Vs] in the dtype wanted and may be student_logits itself: a chunk is read in full before it is written.
-    No graph is recorded.
+    `grad` is [N, Vs] in the dtype wanted and may be student_logits itself: a chunk is read in full before it is
+    written. No graph is recorded.
     """
     rows = RowsInChunks(len(labels))
     with torch.no_grad():
@@ -140,7 +140,9 @@ def row_chunks(student_logits: Tensor, vocab: int) -> list[slice]:
 
 
 def read_labels(labels: Tensor, weights: RowWeights, vocab: int, zeros: Tensor):
-    """[n] whether the label is a token, [n, 1] a column that exists whatever it is, [n] 1 or NaN where it is a stranger."""
+    """[n] whether the label is a token, [n, 1] a column that exists whatever it is, [n] 1 or NaN where it is a
+    stranger.
+    """
     valid = (labels >= 0) & (labels < vocab)
     asked = sum_or(weights.truth, weights.span, zeros) != 0
     poison = torch.where(valid | ((labels == IGNORE_INDEX) & ~asked), 1.0, float("nan")).to(zeros.dtype)

@@ -1,8 +1,9 @@
 """The losses for a teacher that gives K tokens a row, in plain PyTorch: any device, any dtype, fp64 in fp64.
 
 As in kernels/reference.py, `sparse_definition` is the formula for autograd and tests, `sparse_rows` what
-`impl="reference"` runs, with the gradient written by formula. A row's columns are cut into buckets: each kept token, and
-all other tokens together, the *rest*. The divergence D(p, q) is taken over the buckets, with f_b = dD/dq_b, so for s = z / T
+`impl="reference"` runs, with the gradient written by formula. A row's columns are cut into buckets: each kept token,
+and all other tokens together, the *rest*. The divergence D(p, q) is taken over the buckets, with f_b = dD/dq_b, so for
+s = z / T
 
     dD/ds_j = q_j (f_b(j) - sum_b q_b f_b)  =  r_j G_b,      G_b = q_b (f_b - sum_b q_b f_b),   r_j = q_j / q_b(j)
 
@@ -119,7 +120,9 @@ def sparse_rows(
     options: Options,
     grad: Tensor | None,
 ) -> DistillOutput:
-    """As reference.dense_rows: `loss` is [N]; `grad` [N, Vs], which may be student_logits itself, is written if given."""
+    """As reference.dense_rows: `loss` is [N]; `grad` [N, Vs], which may be student_logits itself, is written if
+    given.
+    """
     rows = RowsInChunks(len(labels))
     with torch.no_grad():
         for part in row_chunks(student_logits, options.vocab_size):
@@ -210,7 +213,9 @@ def _rows_of(student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: R
     )
 
 
-def _best_of_both(rest_top: Tensor, rest_best: Tensor, kept: Tensor | None, slots: _Slots | None) -> tuple[Tensor, Tensor]:
+def _best_of_both(
+    rest_top: Tensor, rest_best: Tensor, kept: Tensor | None, slots: _Slots | None
+) -> tuple[Tensor, Tensor]:
     """Max of the whole row and its lowest column; slots are sorted, so the first of theirs is the lowest."""
     if kept is None:
         return rest_top, rest_best
@@ -250,7 +255,9 @@ def _write_gradient(grad: Tensor, used: RowWeights, weights: RowWeights, parts: 
     grad[:, :vocab] = total[:, :vocab]
 
 
-def _divergence_and_pull(log_q: Tensor, probs: Tensor, teacher: SparseTeacher, options: Options) -> tuple[Tensor, Tensor]:
+def _divergence_and_pull(
+    log_q: Tensor, probs: Tensor, teacher: SparseTeacher, options: Options
+) -> tuple[Tensor, Tensor]:
     """D [n] over buckets and G [n, K + 1], the rest last, from the student's log q of them."""
     if teacher.kind == "sampled":
         p = torch.cat([probs, torch.zeros_like(probs[:, :1])], 1)

@@ -5,10 +5,10 @@ row alone, not on the chunk that it was in. The cache writer stores it, and a li
 of it (`sparse_teacher`).
 
 Draws are by systematic resampling (Kitagawa 1996, "Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State
-Space Models", appendix): one uniform number U a row and temperature, and the draws are the tokens at (U + i) / num_draws
-of the distribution function, i = 0 .. num_draws - 1. Every token's count has the expectation num_draws * p and differs
-from it by less than 1, which independent draws do not. U is a hash of the row's seed and the temperature, so draws are
-the same whatever the batch, the device and the other temperatures asked for.
+Space Models", appendix): one uniform number U a row and temperature, and the draws are the tokens at (U + i) /
+num_draws of the distribution function, i = 0 .. num_draws - 1. Every token's count has the expectation num_draws * p
+and differs from it by less than 1, which independent draws do not. U is a hash of the row's seed and the temperature,
+so draws are the same whatever the batch, the device and the other temperatures asked for.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def teacher_sample(
         raise ValueError(f"num_draws is {num_draws}; it must be at least 1")
     if seeds.shape != (len(hidden),) or seeds.dtype != torch.int64 or seeds.device != hidden.device:
         raise ValueError(
-            f"seeds must be int64 [{len(hidden)}] on {hidden.device}, got {seeds.dtype} {list(seeds.shape)} on {seeds.device}"
+            f"seeds must be int64 [{len(hidden)}] on {hidden.device}, got {seeds.dtype} {list(seeds.shape)} on "
+            f"{seeds.device}"
         )
     plain, tempered = [], []
     for part, logits in _chunks(hidden, head, vocab, chunk_rows):
@@ -139,7 +140,9 @@ def teacher_sample(
 def sparse_teacher(signal: TeacherTopK | TeacherSamples, temperature: float) -> SparseTeacher:
     """What the losses take, at one of the temperatures the signal was made for (ValueError at any other)."""
     if float(temperature) not in signal.temperatures:
-        raise ValueError(f"the teacher's signal is at temperatures {signal.temperatures}, not at {temperature}: ask for it")
+        raise ValueError(
+            f"the teacher's signal is at temperatures {signal.temperatures}, not at {temperature}: ask for it"
+        )
     at = signal.temperatures.index(float(temperature))
     rest = signal.entropy, signal.entropy_t[at], signal.argmax
     if isinstance(signal, TeacherTopK):
@@ -151,7 +154,11 @@ def sparse_teacher(signal: TeacherTopK | TeacherSamples, temperature: float) -> 
 
 def _check(hidden: Tensor, head: Head, temperatures: Sequence[float], vocab_size: int | None) -> int:
     check_head("teacher", hidden, head, len(hidden), hidden.device)
-    if len(temperatures) == 0 or len(set(temperatures)) < len(temperatures) or not all(0 < t < math.inf for t in temperatures):
+    if (
+        len(temperatures) == 0
+        or len(set(temperatures)) < len(temperatures)
+        or not all(0 < t < math.inf for t in temperatures)
+    ):
         raise ValueError(f"temperatures are {list(temperatures)}: one or more distinct numbers above 0 are needed")
     return resolve_vocab_size(vocab_size, len(head.weight), None)
 
@@ -174,7 +181,9 @@ def _entropy(log_probs: Tensor) -> Tensor:
     return torch.special.entr(log_probs.exp()).sum(-1)
 
 
-def _topk_at(logits: Tensor, ids: Tensor, log_probs: Tensor | None, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _topk_at(
+    logits: Tensor, ids: Tensor, log_probs: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """log p_T of the kept tokens [n, K], log of the others' mass [n], entropy [n]. Overwrites log_probs, if given."""
     if log_probs is None:
         log_probs = torch.log_softmax(logits / temperature, -1)
@@ -215,7 +224,9 @@ def _uniform(seeds: Tensor, temperature: float) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """splitmix64's output function (Steele, Lea, Flood 2014); int64 arithmetic wraps around as its unsigned one does."""
+    """splitmix64's output function (Steele, Lea, Flood 2014); int64 arithmetic wraps around as its unsigned one
+    does.
+    """
     x = x + (0x9E3779B97F4A7C15 - (1 << 64))
     x = (x ^ _shift_right(x, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
     x = (x ^ _shift_right(x, 27)) * (0x94D049BB133111EB - (1 << 64))

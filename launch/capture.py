@@ -3,10 +3,11 @@
     deepspeed launch/capture.py --config configs/mine.yaml                        writes teacher.cache.path
     deepspeed --num_accelerators 2 launch/capture.py --config configs/mine.yaml
     deepspeed launch/capture.py --config configs/mine.yaml --verify 100           checks it
-    deepspeed launch/capture.py --config configs/mine.yaml --retry-missing        asks again for what an endpoint left out
+    deepspeed launch/capture.py --config configs/mine.yaml --retry-missing        asks again for what an endpoint left
+                                                                                  out
 
-Killed or stopped, the same command goes on from the shards that are there. --verify reads every byte of a finished cache and
-lets the teacher compute a random sample of records again. Exit code: 0 all is well, 1 not, 2 wrong use.
+Killed or stopped, the same command goes on from the shards that are there. --verify reads every byte of a finished
+cache and lets the teacher compute a random sample of records again. Exit code: 0 all is well, 1 not, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -22,10 +23,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the run's YAML, with teacher.cache (configs/)")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key, repeatable")
-    parser.add_argument("--verify", type=int, metavar="N", help="capture nothing: check every byte, and N random records against the teacher")
-    parser.add_argument("--retry-missing", action="store_true", help="capture shards again in which records got no signal")
-    parser.add_argument("--shard-rows", type=int, metavar="N", help="supervised rows of a shard, at least; a kill costs each rank one shard's work")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key, repeatable"
+    )
+    parser.add_argument(
+        "--verify",
+        type=int,
+        metavar="N",
+        help="capture nothing: check every byte, and N random records against the teacher",
+    )
+    parser.add_argument(
+        "--retry-missing", action="store_true", help="capture shards again in which records got no signal"
+    )
+    parser.add_argument(
+        "--shard-rows",
+        type=int,
+        metavar="N",
+        help="supervised rows of a shard, at least; a kill costs each rank one shard's work",
+    )
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # some launchers pass it
     args = parser.parse_args(argv)
     for name in ("verify", "shard_rows"):
@@ -33,7 +48,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')}: 1 or more")
     for name in ("retry_missing", "shard_rows"):
         if getattr(args, name) and args.verify is not None:
-            parser.error(f"--{name.replace('_', '-')} is of capturing, and --verify captures nothing: leave one of them out")
+            parser.error(
+                f"--{name.replace('_', '-')} is of capturing, and --verify captures nothing: leave one of them out"
+            )
     return args
 
 

@@ -25,9 +25,15 @@ from kd.records.files import read_records
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--model", action="append", required=True, type=_named, metavar="[NAME=]FOLDER", help="repeatable")
-    parser.add_argument("--data", action="append", required=True, type=_named, metavar="[SPLIT=]FILE", help="records, repeatable")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--model", action="append", required=True, type=_named, metavar="[NAME=]FOLDER", help="repeatable"
+    )
+    parser.add_argument(
+        "--data", action="append", required=True, type=_named, metavar="[SPLIT=]FILE", help="records, repeatable"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for evaluation.json and cases.jsonl")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts generated together")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="an answer is cut here")
@@ -47,11 +53,15 @@ def _named(text: str) -> tuple[str, Path]:
     return (name, Path(path)) if equals else (Path(text).stem, Path(text))
 
 
-def evaluate_folder(folder: Path, data: list[tuple[str, Path]], batch_size: int, max_new_tokens: int) -> dict[str, Evaluation]:
+def evaluate_folder(
+    folder: Path, data: list[tuple[str, Path]], batch_size: int, max_new_tokens: int
+) -> dict[str, Evaluation]:
     """One saved model on every split."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=loaded_dtype(AutoConfig.from_pretrained(folder).dtype)).to(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=loaded_dtype(AutoConfig.from_pretrained(folder).dtype)
+    ).to(device)
     done = {}
     for split, path in data:
         with tqdm(desc=f"{folder.name} on {split}", unit="turn") as bar:
@@ -61,17 +71,27 @@ def evaluate_folder(folder: Path, data: list[tuple[str, Path]], batch_size: int,
                 bar.update(num_done - bar.n)
 
             done[split] = evaluate_model(
-                model, tokenizer, read_records(path), batch_size=batch_size, max_new_tokens=max_new_tokens, progress=show
+                model,
+                tokenizer,
+                read_records(path),
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                progress=show,
             )
     return done
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    done = {name: evaluate_folder(folder, args.data, args.batch_size, args.max_new_tokens) for name, folder in args.model}
+    done = {
+        name: evaluate_folder(folder, args.data, args.batch_size, args.max_new_tokens) for name, folder in args.model
+    }
     metrics = {name: {split: one.metrics for split, one in splits.items()} for name, splits in done.items()}
     write_evaluation(args.out / "evaluation.json", metrics)
-    write_cases(args.out / "cases.jsonl", {name: {split: one.cases for split, one in splits.items()} for name, splits in done.items()})
+    write_cases(
+        args.out / "cases.jsonl",
+        {name: {split: one.cases for split, one in splits.items()} for name, splits in done.items()},
+    )
     print(format_table(metrics))
 
 

@@ -1,8 +1,8 @@
 """Train a student: on the truth alone, or from a teacher.
 
-    deepspeed launch/train.py --config configs/demo.yaml
-    deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml --set training.steps=100
-    python launch/train.py --config configs/student_9b_gqa.yaml --dry-run
+deepspeed launch/train.py --config configs/demo.yaml
+deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml --set training.steps=100
+python launch/train.py --config configs/student_9b_gqa.yaml --dry-run
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the run's YAML (configs/)")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key, repeatable")
-    parser.add_argument("--dry-run", action="store_true", help="print parameters, memory and plan, load nothing, and exit")
-    parser.add_argument("--fresh", action="store_true", help="begin again, though the run folder has checkpoints to go on from")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key, repeatable"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print parameters, memory and plan, load nothing, and exit"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin again, though the run folder has checkpoints to go on from"
+    )
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # some launchers pass it
     return parser.parse_args(argv)
 

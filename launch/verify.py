@@ -1,13 +1,14 @@
 """Is this data, or this run, ready? Checks every record, shows what is trained, and takes one real step.
 
-    python launch/verify.py --config configs/demo.yaml                      a run: its data, tokenizer, models, and one step
+    python launch/verify.py --config configs/demo.yaml                      a run: its data, tokenizer, models, and one
+                                                                            step
     python launch/verify.py --data train/*.jsonl --tokenizer FOLDER         data alone
         --spans OUT.jsonl      each record's text, token ids, calls and spans, or why it is refused
         --out FOLDER           verify.json, verify.html (spans in colours), bad.jsonl (what fails, as it was read)
         --fix CLEAN.jsonl      the records that are ready, in the chat form
 
-Files: JSON lines, JSON, Parquet, Arrow, compressed or not, in any form of kd/records/formats/registry.py; BFCL's possible_answer files
-are given beside its questions. Exit code: 0 ready, 1 not ready, 2 wrong use.
+Files: JSON lines, JSON, Parquet, Arrow, compressed or not, in any form of kd/records/formats/registry.py; BFCL's
+possible_answer files are given beside its questions. Exit code: 0 ready, 1 not ready, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -23,23 +24,44 @@ from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
-_WRONG = {False: 2, True: 1}  # what --data names is the command's fault; what a configuration names makes the run not ready
+_WRONG = {
+    False: 2,
+    True: 1,
+}  # what --data names is the command's fault; what a configuration names makes the run not ready
 NUM_READY_SHOWN, NUM_FAILING_SHOWN = 40, 60
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="the run's YAML; its data files, tokenizer and models are checked")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key of the YAML, repeatable")
-    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="files or globs of records, in place of --config")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=C",
+        dest="overrides",
+        help="override one key of the YAML, repeatable",
+    )
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="FILE", help="files or globs of records, in place of --config"
+    )
     parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer with a chat template, for --data")
     parser.add_argument("--format", help="the form of the records; by default found from their fields")
     parser.add_argument("--tools", metavar="PATH", help="file or folder of tools, for records that offer none")
     parser.add_argument("--spans", type=Path, metavar="FILE", help="write each record's spans here, a JSON line each")
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write the records that are ready here")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for verify.json, verify.html and bad.jsonl; with --config the run's folder")
-    parser.add_argument("--max-bad-fraction", type=float, metavar="X",
-                        help="of records that may fail, from 0 to 1; default 0, with --config data.max_bad_fraction")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for verify.json, verify.html and bad.jsonl; with --config the run's folder",
+    )
+    parser.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        metavar="X",
+        help="of records that may fail, from 0 to 1; default 0, with --config data.max_bad_fraction",
+    )
     args = parser.parse_args(argv)
     if bool(args.config) == bool(args.data):
         parser.error("give one of --config and --data")
@@ -104,7 +126,12 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
                     _write(fixed, asdict(verified.record))
                 if bad and not verified.ready:
                     _write(bad, bad_line(verified))
-                if verified.ready and ready_shown < NUM_READY_SHOWN or not verified.ready and failing_shown < NUM_FAILING_SHOWN:
+                if (
+                    verified.ready
+                    and ready_shown < NUM_READY_SHOWN
+                    or not verified.ready
+                    and failing_shown < NUM_FAILING_SHOWN
+                ):
                     shown.append(verified)
                     ready_shown, failing_shown = ready_shown + verified.ready, failing_shown + (not verified.ready)
         except DataError as error:  # a file or a package is missing, or BFCL's truth is unreadable
@@ -115,7 +142,13 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
         from kd.preflight.run import check_run
 
         checks = list(check_run(config, tokenizer))
-    allowed = args.max_bad_fraction if args.max_bad_fraction is not None else config.data.max_bad_fraction if config is not None else 0.0
+    allowed = (
+        args.max_bad_fraction
+        if args.max_bad_fraction is not None
+        else config.data.max_bad_fraction
+        if config is not None
+        else 0.0
+    )
     ready = tally.ready(allowed) and all(check["ok"] is not False for check in checks)
     report(args, tally, shown, tokenizer, ready, checks)
     return 0 if ready else 1
@@ -131,7 +164,9 @@ def report(args: argparse.Namespace, tally, shown: list, tokenizer, ready: bool,
         result = summary(tally, ready, checks)
         (args.out / "verify.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         title = args.config or ", ".join(args.data)
-        (args.out / "verify.html").write_text(verify_page(f"{verdict.capitalize()}: {title}", tally, shown, tokenizer, verdict, checks), encoding="utf-8")
+        (args.out / "verify.html").write_text(
+            verify_page(f"{verdict.capitalize()}: {title}", tally, shown, tokenizer, verdict, checks), encoding="utf-8"
+        )
         print(f"page      {args.out / 'verify.html'}")
     print(verdict)
 

@@ -1,4 +1,6 @@
-"""Arrows go one way: launch -> kd -> kernels. `kernels` imports torch and triton and nothing else; nobody imports launch."""
+"""Arrows go one way: launch -> kd -> kernels. `kernels` imports torch and triton and nothing else; nobody imports
+launch.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-FILES = [pytest.param(package, path, id=str(path.relative_to(REPOSITORY))) for package, paths in SOURCES.items() for path in paths]
+FILES = [
+    pytest.param(package, path, id=str(path.relative_to(REPOSITORY)))
+    for package, paths in SOURCES.items()
+    for path in paths
+]
 
 
 @pytest.mark.parametrize(("package", "path"), FILES)
@@ -49,7 +55,9 @@ def test_no_test_folder_shadows_a_package():
     assert not [path for package in SOURCES for path in REPOSITORY.glob(f"tests/**/{package}/__init__.py")]
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES["launch"] if path.name != "__init__.py"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES["launch"] if path.name != "__init__.py"], ids=lambda path: path.name
+)
 def test_entry_points_run_from_a_checkout_that_is_not_installed(path, tmp_path):
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, env=env, capture_output=True, text=True)

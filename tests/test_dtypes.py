@@ -40,6 +40,10 @@ def test_the_student_of_the_demo(hardware, bf16, dtype, tmp_path):
 def test_saved_weights(hardware):
     hardware(False)
     assert [precision.loaded_dtype(d) for d in (torch.bfloat16, torch.float16, torch.float32, None)] == [
-        torch.float32, torch.float16, torch.float32, torch.float32]
+        torch.float32,
+        torch.float16,
+        torch.float32,
+        torch.float32,
+    ]
     hardware(True)
     assert precision.loaded_dtype(torch.bfloat16) == torch.bfloat16

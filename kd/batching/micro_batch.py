@@ -11,12 +11,16 @@ from kd.batching.record_key import record_key, rows_digest
 from kd.rendering.encode import Encoded
 from kd.rendering.spans import ARGS, INTEGRATION, TOOL, TRUTH
 
-PAD_MULTIPLE = 16  # few widths: a CPU's matrix library compiles and keeps code for each, and tensor cores want multiples of 8
+PAD_MULTIPLE = (
+    16  # few widths: a CPU's matrix library compiles and keeps code for each, and tensor cores want multiples of 8
+)
 COUNTED = (TRUTH, TOOL, ARGS, INTEGRATION)
 
 
 class Packed(NamedTuple):
-    """Where each record of a packed micro-batch begins. What is left of a row after its last record counts as one more."""
+    """Where each record of a packed micro-batch begins. What is left of a row after its last record counts as one
+    more.
+    """
 
     position_ids: Tensor  # [B, T] int64, from 0 in each record
     cu_seq_lens: Tensor  # [D + 1] int32, where each begins in the flattened [B * T] tokens, and their number
@@ -34,7 +38,9 @@ class MicroBatch(NamedTuple):
     weight: Tensor  # [N] fp32, of the row's record
     record: Tensor  # [N] int64, index into record_ids
     record_ids: tuple[str, ...]
-    keys: tuple[bytes, ...]  # what each record is to the teacher's cache (kd/batching/record_key.py), parallel to record_ids
+    keys: tuple[
+        bytes, ...
+    ]  # what each record is to the teacher's cache (kd/batching/record_key.py), parallel to record_ids
     row_digests: tuple[bytes, ...]  # of its rows, likewise
     packed: Packed | None = None
     left_out: tuple[str, ...] = ()  # records that were too long, each named in the first epoch alone
@@ -51,6 +57,7 @@ class MicroBatch(NamedTuple):
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same with its tensors on `device`."""
+
         def moved(value):
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
@@ -59,7 +66,9 @@ class MicroBatch(NamedTuple):
 
 
 def padding_of(tokenizer: Any) -> int:
-    """The token that fills a row's end: the tokenizer's own, else that of a turn's end, else 0 (no row's loss or attention sees it)."""
+    """The token that fills a row's end: the tokenizer's own, else that of a turn's end, else 0 (no row's loss or
+    attention sees it).
+    """
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
@@ -72,7 +81,9 @@ def collate(encoded: list[Encoded], pad_token_id: int, max_length: int | None = 
 
 
 def collate_packed(rows: list[list[Encoded]], pad_token_id: int, max_length: int | None = None) -> MicroBatch:
-    """As `collate`, with the records of each inner list one after another in one row, and `packed` to tell them apart."""
+    """As `collate`, with the records of each inner list one after another in one row, and `packed` to tell them
+    apart.
+    """
     micro = _collate(rows, pad_token_id, max_length)
     width, lengths = micro.input_ids.shape[1], []
     for row in rows or [[]]:
@@ -109,13 +120,24 @@ def _collate(lines: list[list[Encoded]], pad_token_id: int, max_length: int | No
             keys.append(record_key(e.input_ids))
             digests.append(rows_digest(positions))
             start = end
-    return MicroBatch(input_ids, attention_mask, torch.tensor(rows, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64),
-                      torch.tensor(bits, dtype=torch.int64), torch.tensor(weight, dtype=torch.float32),
-                      torch.tensor(record, dtype=torch.int64), tuple(record_ids), tuple(keys), tuple(digests))
+    return MicroBatch(
+        input_ids,
+        attention_mask,
+        torch.tensor(rows, dtype=torch.int64),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(bits, dtype=torch.int64),
+        torch.tensor(weight, dtype=torch.float32),
+        torch.tensor(record, dtype=torch.int64),
+        tuple(record_ids),
+        tuple(keys),
+        tuple(digests),
+    )
 
 
 def supervised(encoded: Encoded) -> list[int]:
-    """Positions in a record whose next token is trained. This is the one place of the shift: bits at t make a row at t - 1."""
+    """Positions in a record whose next token is trained. This is the one place of the shift: bits at t make a row at t
+    - 1.
+    """
     return [t - 1 for t in range(1, len(encoded.input_ids)) if encoded.bits[t]]
 
 

@@ -1,7 +1,7 @@
 """The order records are taken in: by epoch, from the seed, the same on every rank.
 
-A row is what one line of a micro-batch holds, as positions in the source: one record, or several packed together. An epoch
-comes in groups of rows; a group is what one optimizer step is best made of.
+A row is what one line of a micro-batch holds, as positions in the source: one record, or several packed together. An
+epoch comes in groups of rows; a group is what one optimizer step is best made of.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def padded_epoch(source, seed: int, epoch: int, batch: int) -> Iterator[list[Row
     """
     rng, order = _shuffled(len(source), seed, epoch)
     for start in range(0, len(order), batch * WINDOW_STEPS):
-        window = order[start:start + batch * WINDOW_STEPS]
+        window = order[start : start + batch * WINDOW_STEPS]
         hints = {i: source.size_hint(i) for i in window}
         window.sort(key=lambda i: (hints[i], i))
-        groups = [window[at:at + batch] for at in range(0, len(window), batch)]
+        groups = [window[at : at + batch] for at in range(0, len(window), batch)]
         rng.shuffle(groups)
         yield from ([[i] for i in group] for group in groups)
 
@@ -70,7 +70,9 @@ def _shuffled(num_records: int, seed: int, epoch: int) -> tuple[random.Random, l
     return rng, order
 
 
-def cut_into_steps(groups: Iterable[list[Row]], size: int, whole_group: int, num_done: int) -> Iterator[tuple[int, list[Row]]]:
+def cut_into_steps(
+    groups: Iterable[list[Row]], size: int, whole_group: int, num_done: int
+) -> Iterator[tuple[int, list[Row]]]:
     """(records taken by then, rows of the step) of one epoch: `size` rows a step, fewer where a group has fewer than
     `whole_group` rows and at the epoch's end. Rows among the first `num_done` records are passed over.
 

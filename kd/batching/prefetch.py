@@ -10,7 +10,8 @@ from kd.records.checks import DataError
 
 
 class Ahead:
-    """The steps of a stage, of which the next may be looked at before it is taken. An error in making it is raised when it is
+    """The steps of a stage, of which the next may be looked at before it is taken. An error in making it is raised when
+    it is
     taken: the steps before it are trained, and the data's state is that of the steps taken."""
 
     def __init__(self, batches: StepBatches):

@@ -1,7 +1,7 @@
 """What a record is to the teacher's cache: hashes of its tokens and of its supervised positions.
 
-Both depend on the record alone: not on its place in the data, on the step that uses it, or on what shares a row with it.
-Two records of the same tokens are one record to the teacher.
+Both depend on the record alone: not on its place in the data, on the step that uses it, or on what shares a row with
+it. Two records of the same tokens are one record to the teacher.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def record_key(input_ids: Sequence[int]) -> bytes:
 def rows_digest(positions: Sequence[int]) -> bytes:
     """8 bytes: BLAKE2b of a record's supervised positions, ascending, as little-endian int32.
 
-    A position counts from the record's first token, and is that of the token whose logits predict the supervised one: t - 1
-    for a token with span bits at t.
+    A position counts from the record's first token, and is that of the token whose logits predict the supervised one: t
+    - 1 for a token with span bits at t.
     """
     return hashlib.blake2b(_int32(positions), digest_size=DIGEST_BYTES).digest()
 

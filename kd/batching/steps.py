@@ -1,16 +1,17 @@
 """From records to optimizer steps: the same global order at every world size, each step cut into micro-batches by rank.
 
-A step takes micro_batch_size x gradient_accumulation x world_size rows of the order that kd/batching/order.py makes; a row is
-one record, padded, or several packed into one sequence. Which records share a step depends on the global batch alone,
-never on how ranks and accumulation split it.
+A step takes micro_batch_size x gradient_accumulation x world_size rows of the order that kd/batching/order.py makes; a
+row is one record, padded, or several packed into one sequence. Which records share a step depends on the global batch
+alone, never on how ranks and accumulation split it.
 
-A rank that a step has no records for gets empty micro-batches: it still runs the same forwards, since under ZeRO-3 a rank
-that does not join a gather stops all the others.
+A rank that a step has no records for gets empty micro-batches: it still runs the same forwards, since under ZeRO-3 a
+rank that does not join a gather stops all the others.
 """
 
 from __future__ import annotations
 
-from typing import Any, Iterator, NamedTuple, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,15 +28,11 @@ from kd.sources.source import Source
 _MEASURED_TOGETHER = 64  # records a worker measures at once
 
 
-
-
-
-
 class StepBatches:
     """An endless iterator of optimizer steps for one rank: lists of exactly `gradient_accumulation` MicroBatches.
 
-    `state_dict()` says what was taken by the steps given out so far, in global terms; a loader of any rank and world size
-    that loads it goes on with the record that follows, in the order that the first one began.
+    `state_dict()` says what was taken by the steps given out so far, in global terms; a loader of any rank and world
+    size that loads it goes on with the record that follows, in the order that the first one began.
 
     Args:
         source: where records come from; epochs follow one another, each in an order of its own.
@@ -45,17 +42,33 @@ class StepBatches:
         lengths: of every record, from `measure` summed over ranks, to pack several into a row; None for a record a row.
         workers: processes that make batches ahead; 0 makes them when they are asked for.
         no_signal: keys (kd/batching/record_key.py) of records that the teacher has no signal for; they are left out.
-        refuse: leave out a record that cannot be rendered or located, and name it (MicroBatch.refused); by default its DataError is
-            raised when its turn comes.
+        refuse: leave out a record that cannot be rendered or located, and name it (MicroBatch.refused); by default its
+            DataError is raised when its turn comes.
     """
 
-    def __init__(self, source: Source, tokenizer, *, max_length: int, micro_batch_size: int, gradient_accumulation: int,
-                 rank: int = 0, world_size: int = 1, seed: int = 0, too_long: str = "drop", lengths: Sequence[int] | None = None,
-                 workers: int = 0, no_signal: frozenset[bytes] = frozenset(), refuse: bool = False):
+    def __init__(
+        self,
+        source: Source,
+        tokenizer,
+        *,
+        max_length: int,
+        micro_batch_size: int,
+        gradient_accumulation: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        too_long: str = "drop",
+        lengths: Sequence[int] | None = None,
+        workers: int = 0,
+        no_signal: frozenset[bytes] = frozenset(),
+        refuse: bool = False,
+    ):
         if not len(source):
             raise DataError("no record to train on")
         self._source, self._max_length, self._lengths = source, max_length, lengths
-        self._make = _Maker(source, tokenizer, max_length, too_long == "truncate", lengths is not None, no_signal, refuse)
+        self._make = _Maker(
+            source, tokenizer, max_length, too_long == "truncate", lengths is not None, no_signal, refuse
+        )
         self._micro, self._accumulation = micro_batch_size, gradient_accumulation
         self._rank, self._world, self._seed, self._workers = rank, world_size, seed, workers
         self._at = _Place(0, 0)
@@ -63,7 +76,12 @@ class StepBatches:
         self._fingerprint = source.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._at._asdict(), "group": self._group, "source_records": len(self._source), "fingerprint": self._fingerprint}
+        return {
+            **self._at._asdict(),
+            "group": self._group,
+            "source_records": len(self._source),
+            "fingerprint": self._fingerprint,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; before the first step is asked for.
@@ -72,12 +90,16 @@ class StepBatches:
             DataError: the source has other records than the one the state is of.
         """
         if state["fingerprint"] != self._fingerprint:
-            raise DataError(f"the data is not what it was when the checkpoint was written ({state['source_records']} records then, {len(self._source)} "
-                            "now): restore its files, or give --fresh to begin again")
+            raise DataError(
+                f"the data is not what it was when the checkpoint was written ({state['source_records']} records "
+                f"then, {len(self._source)} "
+                "now): restore its files, or give --fresh to begin again"
+            )
         self._at, self._group = _Place(state["epoch"], state["num_records"]), state["group"]
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        for self._at, micro_batches in in_order(self._make, self._work(), self._workers):
+        for place, micro_batches in in_order(self._make, self._work(), self._workers):
+            self._at = place
             yield micro_batches
 
     def _work(self) -> Iterator[_Work]:
@@ -89,7 +111,7 @@ class StepBatches:
                 groups, whole = packed_epoch(self._lengths, self._seed, epoch, self._max_length), 1
             for taken, step in cut_into_steps(groups, self._size, whole, num_done):
                 starts = [(m * self._world + self._rank) * self._micro for m in range(self._accumulation)]
-                yield _Work(_Place(epoch, taken), [step[at:at + self._micro] for at in starts])
+                yield _Work(_Place(epoch, taken), [step[at : at + self._micro] for at in starts])
             epoch, num_done = epoch + 1, 0
 
 
@@ -158,23 +180,37 @@ class _Maker(NamedTuple):
                     cut.append(whole.record_id)
         kept = [row for row in kept if row]
         pad = padding_of(self.tokenizer)
-        micro = collate_packed(kept, pad, self.max_length) if self.packed else collate([row[0] for row in kept], pad, self.max_length)
+        micro = (
+            collate_packed(kept, pad, self.max_length)
+            if self.packed
+            else collate([row[0] for row in kept], pad, self.max_length)
+        )
         if not count:
             return micro
-        return micro._replace(left_out=tuple(left_out), truncated=tuple(cut), no_signal=tuple(silent), refused=tuple(refused))
+        return micro._replace(
+            left_out=tuple(left_out), truncated=tuple(cut), no_signal=tuple(silent), refused=tuple(refused)
+        )
 
 
-def measure(source: Source, tokenizer, *, max_length: int, too_long: str, rank: int, world_size: int, workers: int = 0,
-            no_signal: frozenset[bytes] = frozenset(), refuse: bool = False) -> Tensor:
-    """[num_records] int64: tokens that each record takes in a row, 0 for one left out. Each rank measures its share and has 0
-    for the others': add up over ranks."""
+def measure(
+    source: Source,
+    tokenizer,
+    *,
+    max_length: int,
+    too_long: str,
+    rank: int,
+    world_size: int,
+    workers: int = 0,
+    no_signal: frozenset[bytes] = frozenset(),
+    refuse: bool = False,
+) -> Tensor:
+    """[num_records] int64: tokens that each record takes in a row, 0 for one left out. Each rank measures its share and
+    has 0 for the others': add up over ranks."""
     maker = _Maker(source, tokenizer, max_length, too_long == "truncate", True, no_signal, refuse)
-    shares = [range(at, min(at + _MEASURED_TOGETHER, len(source))) for at in range(0, len(source), _MEASURED_TOGETHER)][rank::world_size]
+    shares = [range(at, min(at + _MEASURED_TOGETHER, len(source))) for at in range(0, len(source), _MEASURED_TOGETHER)][
+        rank::world_size
+    ]
     lengths = torch.zeros(len(source), dtype=torch.int64)
     for share, found in zip(shares, in_order(maker.lengths, shares, workers)):
-        lengths[share.start:share.stop] = torch.tensor(found)
+        lengths[share.start : share.stop] = torch.tensor(found)
     return lengths
-
-
-
-

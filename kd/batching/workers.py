@@ -24,8 +24,9 @@ def num_workers(asked: int | None) -> int:
 
 
 def in_order(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Iterator[Any]:
-    """function(item) for each of `items` (endless, if need be), in their order; ahead of time by `num_workers` processes, or
-    by this one when asked for where that is 0. A DataError of `function` is raised here at its item's turn, unchanged.
+    """function(item) for each of `items` (endless, if need be), in their order; ahead of time by `num_workers`
+    processes, or by this one when asked for where that is 0. A DataError of `function` is raised here at its item's
+    turn, unchanged.
 
     Processes and not a thread: rendering is Python, and its thread would hold the interpreter that launches the step's
     kernels. torch's DataLoader and not torchdata's StatefulDataLoader: items are made here, so no worker has a state.
@@ -35,15 +36,25 @@ def in_order(function: Callable[[Any], Any], items: Iterable[Any], num_workers: 
         return (function(item) for item in items)
     results = _from_workers(function, items, num_workers)
     forgotten = weakref.ref(results)
-    # An error's traceback can keep the iterator to the very end, where multiprocessing would wait for its workers for ever.
+    # An error's traceback can keep the iterator to the very end, where multiprocessing would wait for its workers for
+    # ever.
     atexit.register(lambda: (kept := forgotten()) and kept.close())
     return results
 
 
 def _from_workers(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Iterator[Any]:
-    # Its own generator: DataLoader would draw a seed from torch's, and a resumed run would draw one more than a whole one.
-    loader = DataLoader(_Calls(function), sampler=items, batch_size=None, collate_fn=_unchanged, num_workers=num_workers,
-                        multiprocessing_context="spawn", worker_init_fn=_start_worker, generator=torch.Generator())
+    # Its own generator: DataLoader would draw a seed from torch's, and a resumed run would draw one more than a whole
+    # one.
+    loader = DataLoader(
+        _Calls(function),
+        sampler=items,
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=num_workers,
+        multiprocessing_context="spawn",
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),
+    )
     for pickled in loader:
         result = pickle.loads(pickled)
         if isinstance(result, DataError):
@@ -60,7 +71,9 @@ class _Calls(Dataset):
             result = self._function(item)
         except DataError as error:
             result = error
-        return pickle.dumps(result)  # bytes go through a pipe; DataLoader sends tensors as files, of which a process may open few
+        return pickle.dumps(
+            result
+        )  # bytes go through a pipe; DataLoader sends tensors as files, of which a process may open few
 
 
 def _unchanged(result):

@@ -31,7 +31,11 @@ def export_student(model: nn.Module, tokenizer, folder: str | Path) -> None:
             if first:
                 weights[name] = parameter.detach().to("cpu", copy=True).contiguous()
     if first:
-        weights |= {name: buffer.detach().cpu() for name, buffer in model.named_buffers() if name in model.state_dict(keep_vars=True)}
+        weights |= {
+            name: buffer.detach().cpu()
+            for name, buffer in model.named_buffers()
+            if name in model.state_dict(keep_vars=True)
+        }
     on_rank_0(lambda: _write(model, tokenizer, weights, folder))
 
 

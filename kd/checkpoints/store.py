@@ -1,9 +1,9 @@
 """Checkpoints of a run, and going on from one: every rank resumes the same step, or none does.
 
 Invariants
-  A checkpoint is visible only when it is complete on all ranks: it is written to a hidden folder, each file's SHA-256 goes
-  into manifest.json, everything is flushed to disk, and the folder is renamed to step-NNNNNNNN. DeepSpeed's own `latest`
-  file is not used: it can name a torn checkpoint.
+  A checkpoint is visible only when it is complete on all ranks: it is written to a hidden folder, each file's SHA-256
+  goes into manifest.json, everything is flushed to disk, and the folder is renamed to step-NNNNNNNN. DeepSpeed's own
+  `latest` file is not used: it can name a torn checkpoint.
   A checkpoint is read only when every file still has its hash: a flipped bit loads silently otherwise. A damaged one is
   named and the one before it is taken.
   The newest two are kept, and an older one is deleted only after a newer one is visible.
@@ -15,8 +15,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch.distributed as dist
 
@@ -59,9 +60,13 @@ class Checkpoints:
         if self._everywhere(whole.exists)[0]:
             return
         self._together(lambda: self._rank == 0 and _empty(part), f"step {step}: cannot make {part}")
-        self._together(lambda: self._engine.save_checkpoint(str(part), tag=_TAG, client_state={"run": state}, save_latest=False),
-                       f"step {step}: cannot write {part}")
-        self._together(lambda: self._rank == 0 and self._publish(part, whole, step), f"step {step}: cannot publish {whole}")
+        self._together(
+            lambda: self._engine.save_checkpoint(str(part), tag=_TAG, client_state={"run": state}, save_latest=False),
+            f"step {step}: cannot write {part}",
+        )
+        self._together(
+            lambda: self._rank == 0 and self._publish(part, whole, step), f"step {step}: cannot publish {whole}"
+        )
 
     def load(self) -> dict[str, Any] | None:
         """Restore the newest good checkpoint into the engine; returns this rank's `state`, or None where there is none.
@@ -102,8 +107,11 @@ class Checkpoints:
                 continue
             manifest = json.loads((path / MANIFEST).read_text())
             if manifest["world_size"] != self._world:
-                raise CheckpointError(f"{path} was written by {manifest['world_size']} ranks and this run has {self._world}: start it with "
-                                      f"{manifest['world_size']}, or give --fresh to begin again")
+                raise CheckpointError(
+                    f"{path} was written by {manifest['world_size']} ranks and this run has {self._world}: start "
+                    "it with "
+                    f"{manifest['world_size']}, or give --fresh to begin again"
+                )
             other = difference(manifest["identity"], self._identity)
             if other:
                 raise CheckpointError(f"cannot go on from {path}: {other}")
@@ -113,7 +121,9 @@ class Checkpoints:
         return None
 
     def _publish(self, part: Path, whole: Path, step: int) -> None:
-        files = {str(p.relative_to(part)): [sha256(p), p.stat().st_size] for p in sorted(part.rglob("*")) if p.is_file()}
+        files = {
+            str(p.relative_to(part)): [sha256(p), p.stat().st_size] for p in sorted(part.rglob("*")) if p.is_file()
+        }
         manifest = {"step": step, "world_size": self._world, "identity": self._identity, "files": files}
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for path in [*part.rglob("*"), part]:
@@ -162,8 +172,6 @@ def damage(path: Path) -> str | None:
         if sha256(file) != digest:
             return f"{name} does not have the hash it was written with"
     return None
-
-
 
 
 def _empty(folder: Path) -> None:

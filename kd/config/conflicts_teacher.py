@@ -31,7 +31,10 @@ def _live(config: RunConfig) -> Iterator[Conflict]:
     teacher, signal = config.teacher, config.teacher.signal or "dense"
     for name, kind in (("top_k", "topk"), ("num_draws", "sampled")):
         if getattr(teacher, name) is not None and signal != kind:
-            yield Conflict((f"teacher.{name}", "teacher.signal"), f"only with signal: {kind} (here {signal}): remove it, or change signal")
+            yield Conflict(
+                (f"teacher.{name}", "teacher.signal"),
+                f"only with signal: {kind} (here {signal}): remove it, or change signal",
+            )
     if signal == "sampled":
         yield from _forward_kl_alone(config, "teacher.signal", "signal")
 
@@ -41,12 +44,16 @@ def _cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conflict]:
         if getattr(config.teacher, name) is not None:
             yield Conflict(
                 (f"teacher.{name}", "teacher.cache"),
-                f"is of a teacher that runs beside the student, and teacher.cache takes its place: remove one of the two "
+                "is of a teacher that runs beside the student, and teacher.cache takes its place: remove one of "
+                "the two "
                 f"(the cache has its own {'kind' if name == 'signal' else name})",
             )
     for name, kind in (("num_draws", "sampled"), ("top_k", "topk"), ("precision", "topk")):
         if getattr(cache, name) is not None and cache.kind != kind:
-            yield Conflict((f"teacher.cache.{name}", "teacher.cache.kind"), f"only with kind: {kind} (here {cache.kind}): remove it, or change kind")
+            yield Conflict(
+                (f"teacher.cache.{name}", "teacher.cache.kind"),
+                f"only with kind: {kind} (here {cache.kind}): remove it, or change kind",
+            )
     if cache.kind == "sampled":
         yield from _forward_kl_alone(config, "teacher.cache.kind", "kind")
     if len(set(cache.temperatures)) < len(cache.temperatures):
@@ -58,20 +65,31 @@ def _endpoint(config: RunConfig) -> Iterator[Conflict]:
     """A server tells its best tokens' probabilities, at temperature 1, and no entropy."""
     teacher, cache = config.teacher, config.teacher.cache
     if cache is None:
-        yield Conflict(("teacher.endpoint", "teacher.cache"), "is asked when a cache is captured: add `cache: {path: ..., kind: topk}` under teacher")
+        yield Conflict(
+            ("teacher.endpoint", "teacher.cache"),
+            "is asked when a cache is captured: add `cache: {path: ..., kind: topk}` under teacher",
+        )
     elif cache.kind != "topk":
-        yield Conflict(("teacher.cache.kind", "teacher.endpoint"), f"an endpoint tells its best tokens alone: use kind: topk (here {cache.kind})")
+        yield Conflict(
+            ("teacher.cache.kind", "teacher.endpoint"),
+            f"an endpoint tells its best tokens alone: use kind: topk (here {cache.kind})",
+        )
     if cache is not None and cache.temperatures != (1.0,):
         yield Conflict(
             ("teacher.cache.temperatures", "teacher.endpoint"),
-            f"an endpoint tells probabilities at temperature 1 alone: use [1.0] (here {_listed(cache)}), or capture from the model without endpoint",
+            f"an endpoint tells probabilities at temperature 1 alone: use [1.0] (here {_listed(cache)}), or capture "
+            "from the model without endpoint",
         )
     if teacher.deepspeed is not None:
-        yield Conflict(("teacher.deepspeed", "teacher.endpoint"), "no teacher runs here when an endpoint is asked: remove one of the two")
+        yield Conflict(
+            ("teacher.deepspeed", "teacher.endpoint"),
+            "no teacher runs here when an endpoint is asked: remove one of the two",
+        )
     if config.loss.entropy_weighting is not None:
         yield Conflict(
             ("loss.entropy_weighting", "teacher.endpoint"),
-            "an endpoint tells no entropy: use loss.weights or loss.teacher_share, or capture from the model without endpoint",
+            "an endpoint tells no entropy: use loss.weights or loss.teacher_share, or capture from the model without "
+            "endpoint",
         )
 
 
@@ -79,7 +97,8 @@ def _forward_kl_alone(config: RunConfig, key: str, name: str) -> Iterator[Confli
     if config.loss.divergence != "forward_kl":
         yield Conflict(
             ("loss.divergence", key),
-            f"{config.loss.divergence} cannot be estimated from draws without bias: use forward_kl, or {key.rpartition('.')[0]}.{name}: topk",
+            f"{config.loss.divergence} cannot be estimated from draws without bias: use forward_kl, or "
+            f"{key.rpartition('.')[0]}.{name}: topk",
         )
 
 
@@ -88,19 +107,27 @@ def _schedule_is_cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conf
     from kd.config.schedules import scheduled  # brings torch, which reading a YAML otherwise does without
 
     t, steps = config.loss.temperature, config.training.steps
-    if not uses_temperature(config.loss) or t.schedule != "constant" and t.end is None:  # of the latter another check says so
+    if (
+        not uses_temperature(config.loss) or t.schedule != "constant" and t.end is None
+    ):  # of the latter another check says so
         return
     for step in range(1 if t.schedule == "constant" else steps):
         wanted = scheduled(t.schedule, t.start, t.end, step, steps)
         nearest = min(cache.temperatures, key=lambda at: abs(at - wanted))
         if abs(nearest - wanted) > cache.t_tolerance + 1e-12:
-            keys = ("teacher.cache.temperatures", "teacher.cache.t_tolerance", *(f"loss.temperature.{key}" for key in ("schedule", "start", "end")))
+            keys = (
+                "teacher.cache.temperatures",
+                "teacher.cache.t_tolerance",
+                *(f"loss.temperature.{key}" for key in ("schedule", "start", "end")),
+            )
             known = f"and the nearest of {_listed(cache)} is farther than t_tolerance ({cache.t_tolerance:g})"
             remedy = f"add {wanted:.4g} to this list and capture, or change loss.temperature or t_tolerance"
             if config.teacher.endpoint is not None:  # no other temperature can be captured from it, as _endpoint says
                 keys = ("loss.temperature.start", "teacher.endpoint", *keys)
                 known = "and an endpoint tells probabilities at temperature 1 alone"
-                remedy = "set loss.temperature.start: 1.0" + ("" if t.schedule == "constant" else ", and schedule: constant without end")
+                remedy = "set loss.temperature.start: 1.0" + (
+                    "" if t.schedule == "constant" else ", and schedule: constant without end"
+                )
             yield Conflict(keys, f"training is at temperature {wanted:.4g} in step {step}, {known}: {remedy}")
             return
 
@@ -111,14 +138,21 @@ def _listed(cache: TeacherCache) -> str:
 
 def _without_teacher(config: RunConfig) -> Iterator[Conflict]:
     if config.student.init == "teacher_layers":
-        yield Conflict(("student.init", "teacher"), "teacher_layers needs a teacher: add `teacher: {path: ...}`, or use init: scratch")
+        yield Conflict(
+            ("student.init", "teacher"),
+            "teacher_layers needs a teacher: add `teacher: {path: ...}`, or use init: scratch",
+        )
     if config.tokenizer.path is None and config.student.init != "checkpoint":
-        yield Conflict(("tokenizer.path", "teacher", "student.init"), "required without a teacher: the folder or hub id of the tokenizer")
+        yield Conflict(
+            ("tokenizer.path", "teacher", "student.init"),
+            "required without a teacher: the folder or hub id of the tokenizer",
+        )
     weights = config.loss.weights
     for name in ("kl", "hard"):
         if weights is not None and getattr(weights, name) > 0:
             yield Conflict(
-                (f"loss.weights.{name}", "teacher"), "this term learns from a teacher and there is none: set it to 0, or add `teacher: {path: ...}`"
+                (f"loss.weights.{name}", "teacher"),
+                "this term learns from a teacher and there is none: set it to 0, or add `teacher: {path: ...}`",
             )
     for name in ("teacher_share", "entropy_weighting"):
         if getattr(config.loss, name) is not None:

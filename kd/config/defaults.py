@@ -40,8 +40,12 @@ def _missing(section: Section, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def _normalised(weighting: EntropyWeighting) -> EntropyWeighting:
-    """Each end's triple divided by its sum; left alone within rounding of 1, so that a saved configuration loads equal."""
+    """Each end's triple divided by its sum; left alone within rounding of 1, so that a saved configuration loads
+    equal.
+    """
     names = ("kd", "hard", "truth")
     sums = [sum(getattr(weighting, name)[end] for name in names) for end in (0, 1)]
     scales = [1.0 if abs(total - 1) < 1e-12 else total for total in sums]
-    return weighting.model_copy(update={name: tuple(value / scale for value, scale in zip(getattr(weighting, name), scales)) for name in names})
+    return weighting.model_copy(
+        update={name: tuple(value / scale for value, scale in zip(getattr(weighting, name), scales)) for name in names}
+    )

@@ -16,7 +16,9 @@ def uses_teacher(config: RunConfig) -> bool:
 
 
 def uses_temperature(loss: Loss) -> bool:
-    """Whether the divergence, the one term that has the temperature in it, ever weighs anything in a run with a teacher."""
+    """Whether the divergence, the one term that has the temperature in it, ever weighs anything in a run with a
+    teacher.
+    """
     if loss.entropy_weighting is not None:
         return max(loss.entropy_weighting.kd) > 0
     if loss.teacher_share is not None:

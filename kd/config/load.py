@@ -5,9 +5,9 @@ a line each, with the line in the file, the dotted key, the remedy, and the near
 documentation are in config_schema.py, contradictions in config_checks.py.
 
 The DeepSpeed JSONs in ds_configs/ hold what this YAML does not: ZeRO stage, offload, buckets, and
-`data_types.grad_accum_dtype: fp32` (micro-batches otherwise accumulate in bf16). zero3.json keeps everything on the GPU,
-zero3_offload.json keeps the optimizer in host memory, zero3_cpu.json has small buckets for runs with no GPU. Batch sizes,
-accumulation and clipping are filled in from the YAML, and student.dtype replaces the precision a JSON asks for.
+`data_types.grad_accum_dtype: fp32` (micro-batches otherwise accumulate in bf16). zero3.json keeps everything on the
+GPU, zero3_offload.json keeps the optimizer in host memory, zero3_cpu.json has small buckets for runs with no GPU. Batch
+sizes, accumulation and clipping are filled in from the YAML, and student.dtype replaces the precision a JSON asks for.
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ def _override(data: dict, override: str, report: Report) -> dict:
         return data
     changed = _placed(data, path, parsed.data)
     if changed is _MISSING:
-        report.add_override(override, f"there is no place {dotted(path)}: a list has only the indices written in the file, a value has no keys")
+        report.add_override(
+            override,
+            f"there is no place {dotted(path)}: a list has only the indices written in the file, a value has no keys",
+        )
         return data
     report.positions = {old: line for old, line in report.positions.items() if old[: len(path)] != path}
     report.overridden = {old for old in report.overridden if old[: len(path)] != path} | {path}
@@ -161,7 +164,9 @@ def _with_files(config: RunConfig, report: Report) -> RunConfig:
         if section is None or section.deepspeed is None:
             continue
         folders = ("", os.path.dirname(report.file), _REPOSITORY)
-        found = [file for file in (os.path.join(folder, section.deepspeed) for folder in folders) if os.path.isfile(file)]
+        found = [
+            file for file in (os.path.join(folder, section.deepspeed) for folder in folders) if os.path.isfile(file)
+        ]
         if not found:
             looked = ", ".join(dict.fromkeys(os.path.abspath(folder) for folder in folders))
             report.add_conflict((f"{name}.deepspeed",), f"no file {section.deepspeed!r} in {looked}")
@@ -173,7 +178,9 @@ def _with_files(config: RunConfig, report: Report) -> RunConfig:
 
 
 def _fault_of_json(file: str, trains: bool) -> str | None:
-    """What is wrong with a DeepSpeed JSON, or None. Its optimizers without ZeRO have no gradient norm to log, and no finite gate."""
+    """What is wrong with a DeepSpeed JSON, or None. Its optimizers without ZeRO have no gradient norm to log, and no
+    finite gate.
+    """
     try:
         with open(file, encoding="utf-8") as stream:
             settings = json.load(stream)
@@ -186,14 +193,9 @@ def _fault_of_json(file: str, trains: bool) -> str | None:
         return f"{file}: expected an object with an object zero_optimization in it, as in ds_configs/zero3.json"
     stage = zero.get("stage", 0)
     if trains and stage not in (1, 2, 3):
-        return (f"{file}: zero_optimization.stage is {stage}, where DeepSpeed may measure no gradient norm and take a step that is not finite: "
-                "use 1, 2 or 3, as ds_configs/zero3.json does")
+        return (
+            f"{file}: zero_optimization.stage is {stage}, where DeepSpeed may measure no gradient norm and take a "
+            "step that is not finite: "
+            "use 1, 2 or 3, as ds_configs/zero3.json does"
+        )
     return None
-
-
-
-
-
-
-
-

@@ -60,8 +60,8 @@ class Report:
             raise ConfigError(f"{self.file}: {count}\n" + "\n".join(f"  {line}" for line in lines))
 
     def _where(self, path: Path) -> tuple[int, str]:
-        """The key, or the nearest section around it that was written down; of an override its key alone, as what it was set to may
-        hold a secret anywhere: under a name that does not exist, or beside the key that is faulty."""
+        """The key, or the nearest section around it that was written down; of an override its key alone, as what it was
+        set to may hold a secret anywhere: under a name that does not exist, or beside the key that is faulty."""
         for size in range(len(path), -1, -1):
             if path[:size] in self.overridden:
                 return _LAST, f"--set {dotted(path[:size])}"
@@ -95,16 +95,24 @@ def explain(error: dict[str, Any]) -> str:
         example = _example(path)
         return "required" + (f", for example {path[-1]}: {example}" if example else "") + about
     if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, got {_show(value)}" + (": put it in quotes" if kind == "string_type" and _quotable(value) else about)
+        return f"expected {_EXPECTED[kind]}, got {_show(value)}" + (
+            ": put it in quotes" if kind == "string_type" and _quotable(value) else about
+        )
     if kind in _BOUNDS:
         word, name = _BOUNDS[kind]
         return f"must be {word} {context[name]:g}, got {_show(value)}{about}"
     if kind == "literal_error":
         choices = context["expected"]
-        close = difflib.get_close_matches(str(value), [choice.strip("' ") for choice in choices.replace(" or ", ",").split(",")], n=1)
+        close = difflib.get_close_matches(
+            str(value), [choice.strip("' ") for choice in choices.replace(" or ", ",").split(",")], n=1
+        )
         return f"must be one of {choices}, got {_show(value)}" + (f"; did you mean {close[0]!r}?" if close else about)
     if kind in ("too_short", "string_too_short"):
-        return f"must not be empty{about}" if context.get("min_length") == 1 else f"expected {context['min_length']} values, got {len(value)}{about}"
+        return (
+            f"must not be empty{about}"
+            if context.get("min_length") == 1
+            else f"expected {context['min_length']} values, got {len(value)}{about}"
+        )
     if kind == "too_long":
         return f"expected {context['max_length']} values, got {context['actual_length']}{about}"
     if kind == "string_pattern_mismatch":
@@ -142,7 +150,9 @@ _BOUNDS = {
 
 
 def _nearest(path: Path) -> str:
-    """The key meant: one of the same section, else one with such a name elsewhere, else the list of what exists here."""
+    """The key meant: one of the same section, else one with such a name elsewhere, else the list of what exists
+    here.
+    """
     parent, key = path[:-1], str(path[-1])
     section = _section(_annotation(parent))
     fields = list(section.model_fields) if section else []
@@ -181,14 +191,18 @@ class _NotShown:
 
 
 def _hidden(path: Path) -> bool:
-    """Whether the key, or one of the section that should stand there, is declared with repr=False: an error must not repeat its value."""
+    """Whether the key, or one of the section that should stand there, is declared with repr=False: an error must not
+    repeat its value.
+    """
     field, section = field_at(path), _section(_annotation(path))
     return field is not None and not field.repr or section is not None and _holds_hidden(section)
 
 
 def _holds_hidden(section: type[BaseModel]) -> bool:
     inner = (_section(field.annotation) for field in section.model_fields.values())
-    return any(not field.repr for field in section.model_fields.values()) or any(map(_holds_hidden, filter(None, inner)))
+    return any(not field.repr for field in section.model_fields.values()) or any(
+        map(_holds_hidden, filter(None, inner))
+    )
 
 
 def _annotation(path: Path) -> Any:

@@ -21,6 +21,8 @@ def scheduled(schedule: str, start: float, end: float | None, step: int, num_ste
     return start + (end - start) * done
 
 
-def adaptive_temperature(step: int, num_steps: int, *, start: float = 3.0, end: float = 1.5, schedule: str = "linear") -> float:
+def adaptive_temperature(
+    step: int, num_steps: int, *, start: float = 3.0, end: float = 1.5, schedule: str = "linear"
+) -> float:
     """Temperature of the distillation term at an optimizer step; never outside [min(start, end), max(start, end)]."""
     return scheduled(schedule, start, end, step, num_steps)

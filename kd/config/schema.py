@@ -23,7 +23,12 @@ class Section(BaseModel):
     """A mapping of the YAML: unknown keys are errors, no value is converted, nothing changes after loading."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 
@@ -42,8 +47,8 @@ class TeacherCache(Section):
     path: Text = Field(examples=["runs/cache/mine"])
     """Folder of the cache; capture makes it."""
     kind: Literal["sampled", "topk"] = "sampled"
-    """sampled: draws from the teacher's distribution as counts, unbiased and small, for divergence: forward_kl; topk: its best
-    tokens and the mass of all others, for every divergence."""
+    """sampled: draws from the teacher's distribution as counts, unbiased and small, for divergence: forward_kl; topk:
+    its best tokens and the mass of all others, for every divergence."""
     num_draws: Annotated[int, Field(ge=1, le=255)] | None = None
     """Draws a row and temperature (sampled), from 1 to 255; 50 by default: about 12 distinct tokens at 2 nats."""
     top_k: Count | None = None
@@ -51,21 +56,29 @@ class TeacherCache(Section):
     precision: Literal["16bit", "fp32"] | None = None
     """Of log-probabilities (topk); 16bit by default."""
     temperatures: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1)] = (1.0,)
-    """Temperatures to capture at, above 0, at most 100; each costs its own draws (sampled) or one number a row (topk)."""
+    """Temperatures to capture at, above 0, at most 100; each costs its own draws (sampled) or one number a row
+    (topk).
+    """
     t_tolerance: NotNegative = 0.05
     """How far a scheduled temperature may be from the nearest captured one, which is then used; 0 or more."""
 
 
 class Endpoint(Section):
-    """An OpenAI-compatible server of the teacher, vLLM or one with its prompt_logprobs; asked once a record, at capture."""
+    """An OpenAI-compatible server of the teacher, vLLM or one with its prompt_logprobs; asked once a record, at
+    capture.
+    """
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")] = Field(examples=["http://127.0.0.1:8000/v1"], repr=False)
-    """Base address up to and with /v1, http or https; no user name, password or query in it: a key goes into api_key_env."""
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")] = Field(
+        examples=["http://127.0.0.1:8000/v1"], repr=False
+    )
+    """Base address up to and with /v1, http or https; no user name, password or query in it: a key goes into
+    api_key_env.
+    """
     model: Text = Field(examples=["served-model-name"])
     """Name the server gives the teacher, as its /models lists it; it must use the run's tokenizer."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = Field(default=None, repr=False)
-    """Name of the environment variable that holds the key, in capitals, digits and underscores; never the key itself. By default
-    no key is sent."""
+    """Name of the environment variable that holds the key, in capitals, digits and underscores; never the key itself.
+    By default no key is sent."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests of one rank under way at once, from 1 to 256."""
     timeout_seconds: Positive = 120.0
@@ -75,9 +88,13 @@ class Endpoint(Section):
     record_deadline_seconds: Positive = 900.0
     """Longest time of one record with all its attempts and the waits between them; above 0."""
     deadline_seconds: Positive | None = None
-    """Longest time of one start of the capture; it then stops with all that was written kept, and goes on when started again."""
+    """Longest time of one start of the capture; it then stops with all that was written kept, and goes on when started
+    again.
+    """
     max_missing: Fraction = 0.01
-    """Part of the records, from 0 to 1, that may end without a signal and are listed as missing; with more, capture stops."""
+    """Part of the records, from 0 to 1, that may end without a signal and are listed as missing; with more, capture
+    stops.
+    """
 
 
 class Teacher(Section):
@@ -86,16 +103,20 @@ class Teacher(Section):
     revision: Text | None = None
     """Commit or tag of a hub id; pin it, so that the run can be repeated."""
     dtype: Dtype = "bf16"
-    """Precision its weights are held in; auto keeps the saved one, but takes fp32 for bf16 on a CPU that has no bf16 instructions."""
+    """Precision its weights are held in; auto keeps the saved one, but takes fp32 for bf16 on a CPU that has no bf16
+    instructions.
+    """
     placement: Literal["sharded", "replicated", "offloaded"] = "sharded"
-    """sharded: split over all GPUs by ZeRO-3; replicated: one whole copy on each GPU (faster, and only for small teachers);
+    """sharded: split over all GPUs by ZeRO-3; replicated: one whole copy on each GPU (faster, and only for small
+    teachers);
     offloaded: sharded, with the weights in host memory (slower, for a teacher that the GPUs cannot hold)."""
     deepspeed: Text | None = None
-    """DeepSpeed JSON of a teacher that is not replicated; by default the settings of training.deepspeed without an optimizer. Its
-    stage is 3, whatever the JSON says."""
+    """DeepSpeed JSON of a teacher that is not replicated; by default the settings of training.deepspeed without an
+    optimizer. Its stage is 3, whatever the JSON says."""
     signal: Literal["dense", "topk", "sampled"] | None = None
-    """What a teacher that runs beside the student gives of each token's distribution, without a cache. dense (the default):
-    all of it; topk: its best top_k tokens and the mass of all others; sampled: num_draws draws, for divergence: forward_kl."""
+    """What a teacher that runs beside the student gives of each token's distribution, without a cache. dense (the
+    default): all of it; topk: its best top_k tokens and the mass of all others; sampled: num_draws draws, for
+    divergence: forward_kl."""
     top_k: Count | None = None
     """Tokens of signal: topk; 64 by default."""
     num_draws: Count | None = None
@@ -103,8 +124,8 @@ class Teacher(Section):
     cache: TeacherCache | None = None
     """Read the signal from disk instead of running the teacher; launch/capture.py writes it."""
     endpoint: Endpoint | None = None
-    """Ask a server for the signal at capture, in place of running the model at path, which is then read for its tokenizer and
-    configuration alone. With cache, kind: topk and temperatures: [1.0]."""
+    """Ask a server for the signal at capture, in place of running the model at path, which is then read for its
+    tokenizer and configuration alone. With cache, kind: topk and temperatures: [1.0]."""
 
 
 class Tokenizer(Section):
@@ -114,7 +135,9 @@ class Tokenizer(Section):
 
 class Student(Section):
     init: Literal["scratch", "teacher_layers", "checkpoint"] = "scratch"
-    """scratch: random weights; teacher_layers: some of the teacher's layers, with its embeddings, norm and head; checkpoint: path."""
+    """scratch: random weights; teacher_layers: some of the teacher's layers, with its embeddings, norm and head;
+    checkpoint: path.
+    """
     path: Text | None = None
     """Folder or hub id of the checkpoint (init: checkpoint only)."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
@@ -132,8 +155,8 @@ class Student(Section):
     num_attention_heads: Count | None = None
     """Number of query heads."""
     num_key_value_heads: Count | None = None
-    """Number of key/value heads (GQA); must divide num_attention_heads; by default equal to it (from scratch) or the teacher's.
-    Fewer than the teacher's: its heads are averaged in groups."""
+    """Number of key/value heads (GQA); must divide num_attention_heads; by default equal to it (from scratch) or the
+    teacher's. Fewer than the teacher's: its heads are averaged in groups."""
     head_dim: Count | None = None
     """Width of one head, even; by default hidden_size / num_attention_heads."""
     tie_word_embeddings: bool | None = None
@@ -151,8 +174,8 @@ class Student(Section):
     gradient_checkpointing: bool = False
     """Recompute each layer in backward: about a third more time, and activations of one layer instead of all."""
     dtype: Dtype = "bf16"
-    """Precision of forward and backward; the optimizer keeps fp32 masters of bf16 and fp16 weights. auto: bf16, but fp32 on a CPU
-    that has no bf16 instructions (emulated, bf16 is tens of times slower than fp32 there)."""
+    """Precision of forward and backward; the optimizer keeps fp32 masters of bf16 and fp16 weights. auto: bf16, but
+    fp32 on a CPU that has no bf16 instructions (emulated, bf16 is tens of times slower than fp32 there)."""
 
 
 class DemoCorpus(Section):
@@ -168,7 +191,9 @@ class Until(Section):
     loss_below: Positive | None = None
     """Leave the stage when its training loss (running mean) falls below this."""
     max_steps: Count | None = None
-    """With loss_below: leave after this many steps even if the loss is still above; required, so that a run always ends."""
+    """With loss_below: leave after this many steps even if the loss is still above; required, so that a run always
+    ends.
+    """
 
 
 class TrainFiles(Section):
@@ -206,19 +231,21 @@ class Data(Section):
     )
     """The curriculum: stages run one after another."""
     packing: Literal["none", "length"] = "none"
-    """none: a record a row, padded to the longest of its micro-batch; length: rows of max_length tokens filled with several
-    records, which do not see one another. Every record is measured before a stage begins."""
+    """none: a record a row, padded to the longest of its micro-batch; length: rows of max_length tokens filled with
+    several records, which do not see one another. Every record is measured before a stage begins."""
     too_long: Literal["drop", "truncate"] = "drop"
-    """What happens to a record longer than max_length: drop leaves it out; truncate keeps it to the end of the last assistant
-    turn that fits whole, and leaves it out where none does. Both are counted."""
+    """What happens to a record longer than max_length: drop leaves it out; truncate keeps it to the end of the last
+    assistant turn that fits whole, and leaves it out where none does. Both are counted."""
     workers: Annotated[int, Field(ge=0, le=64)] | None = None
-    """Processes of each rank that prepare batches ahead of training, from 0 to 64; by default 2 where there is a GPU, and none
-    on a CPU, whose cores all train."""
+    """Processes of each rank that prepare batches ahead of training, from 0 to 64; by default 2 where there is a GPU,
+    and none on a CPU, whose cores all train."""
     max_bad_fraction: Fraction = 0.0
-    """Part of all lines of all stages' files, and of each stage's records once they are rendered, that may be refused: from 0 (the
-    first one stops the run) to 1."""
+    """Part of all lines of all stages' files, and of each stage's records once they are rendered, that may be refused:
+    from 0 (the first one stops the run) to 1."""
     quarantine: Text | None = None
-    """File for what is refused, with the reason, and of a line its file and number; by default refused.jsonl in the run's folder."""
+    """File for what is refused, with the reason, and of a line its file and number; by default refused.jsonl in the
+    run's folder.
+    """
     demo: DemoCorpus | None = None
     """Make the demo corpus, for stages with a mix and for evaluation."""
     evaluation: dict[Text, Text] = {}
@@ -255,8 +282,8 @@ class TeacherShare(Section):
 
 
 class EntropyWeighting(Section):
-    """Weights per token by the teacher's entropy: from the first value at h_min to the second at h_max. Each end's triple
-    is divided by its sum when the file is loaded."""
+    """Weights per token by the teacher's entropy: from the first value at h_min to the second at h_max. Each end's
+    triple is divided by its sum when the file is loaded."""
 
     h_min: NotNegative = 2.0
     """Entropy in nats at and below which the first values hold; 0 or more."""
@@ -278,8 +305,8 @@ class Loss(Section):
     temperature: Temperature = Temperature()
     """Temperature of the distillation term; truth and spans always use 1."""
     weights: Weights | None = None
-    """Constant weights. Give one of weights, teacher_share, entropy_weighting; by default kl .5, hard .3, truth .2 with a
-    teacher, truth 1 without."""
+    """Constant weights. Give one of weights, teacher_share, entropy_weighting; by default kl .5, hard .3, truth .2 with
+    a teacher, truth 1 without."""
     teacher_share: TeacherShare | None = None
     """Weights that move from the teacher to the truth over the run."""
     entropy_weighting: EntropyWeighting | None = None
@@ -329,8 +356,9 @@ class Training(Section):
     save_every: Count = 2000
     """Optimizer steps between two checkpoints."""
     deepspeed: Text = "ds_configs/zero3.json"
-    """DeepSpeed JSON, of ZeRO stage 1, 2 or 3: looked for from the working directory, then beside this YAML, then in the repository. Batch sizes,
-    accumulation, clipping and precision are filled in from this YAML and need not be in it."""
+    """DeepSpeed JSON, of ZeRO stage 1, 2 or 3: looked for from the working directory, then beside this YAML, then in
+    the repository. Batch sizes, accumulation, clipping and precision are filled in from this YAML and need not be in
+    it."""
     time_budget_seconds: Positive | None = None
     """Stop, save and export after this many seconds of training; above 0."""
 
@@ -343,7 +371,9 @@ class Evaluation(Section):
     max_new_tokens: Count = 256
     """Longest answer in tokens."""
     baselines: bool = True
-    """Also evaluate the teacher and an untrained student. With a cache the teacher is left out where its weights are not on this machine."""
+    """Also evaluate the teacher and an untrained student. With a cache the teacher is left out where its weights are
+    not on this machine.
+    """
 
 
 class RunConfig(Section):

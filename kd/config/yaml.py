@@ -15,7 +15,9 @@ import yaml
 Path = tuple[str | int, ...]
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*$")
-_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)$")
 _TAG = "tag:yaml.org,2002:"
@@ -71,7 +73,12 @@ for _name, _pattern, _first in (
         _cls.add_implicit_resolver(_TAG + _name, _pattern, _first)
 _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 # PyYAML folds these as line breaks where it writes unicode plainly; quoted, it escapes them.
-_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(_TAG + "str", text, '"' if re.search("[\x85\u2028\u2029]", text) else None))
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        _TAG + "str", text, '"' if re.search("[\x85\u2028\u2029]", text) else None
+    ),
+)
 
 
 def parse(text: str) -> Parsed:
@@ -108,7 +115,13 @@ def _build(node: yaml.Node, path: Path, parsed: Parsed) -> Any:
             pass  # reported just below: the tag and the text disagree
     # Of a tag of the user's own only that there is one: it may be a password that begins with "!".
     tag = f"tag {node.tag.replace(_TAG, '!!')}" if node.tag.startswith(_TAG) else "a tag (!name)"
-    parsed.problems.append(Problem(node.start_mark.line + 1, path, f"{tag} is not understood here: write a plain value, in quotes if it begins with !"))
+    parsed.problems.append(
+        Problem(
+            node.start_mark.line + 1,
+            path,
+            f"{tag} is not understood here: write a plain value, in quotes if it begins with !",
+        )
+    )
     return None
 
 

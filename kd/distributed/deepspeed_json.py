@@ -10,7 +10,9 @@ from kd.config.schema import RunConfig
 
 
 def resolved_ds_config(config: RunConfig) -> dict[str, Any]:
-    """The DeepSpeed JSON of the run, with what the YAML decides filled in: batches, accumulation, clipping, precision."""
+    """The DeepSpeed JSON of the run, with what the YAML decides filled in: batches, accumulation, clipping,
+    precision.
+    """
     settings = json.loads(Path(config.training.deepspeed).read_text())
     training, student = config.training, config.student
     settings.pop("train_batch_size", None)

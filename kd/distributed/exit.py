@@ -25,8 +25,9 @@ def tell(error: SpanwiseError, config: str, overrides: Iterable[str] = ()) -> No
 
 
 def leave(code: int) -> None:
-    """Ends the process with what Python has registered done, and no C++ destructor: one that meets a running thread of the
-    process group aborts, now and then, a rank that has finished ("terminate called without an active exception")."""
+    """Ends the process with what Python has registered done, and no C++ destructor: one that meets a running thread of
+    the process group aborts, now and then, a rank that has finished ("terminate called without an active
+    exception")."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -9,7 +9,9 @@ import torch
 
 
 def use_no_compiler_on_cpu() -> None:
-    """On CPU, keeps DeepSpeed from building its shared-memory op at start-up (half a minute, a compiler, 1.5 GB); gloo serves."""
+    """On CPU, keeps DeepSpeed from building its shared-memory op at start-up (half a minute, a compiler, 1.5 GB); gloo
+    serves.
+    """
     if not torch.cuda.is_available():
         import deepspeed.ops
 
@@ -19,8 +21,8 @@ def use_no_compiler_on_cpu() -> None:
 def start_distributed() -> tuple[int, int]:
     """Joins the launcher's process group, or makes one of a single process; returns (rank, world size).
 
-    On CPU the cores are shared out between the ranks of this machine, and the matrix library keeps compiled code for 256
-    shapes instead of 1,024 (a gigabyte more over a run, as the number of rows is new in every batch).
+    On CPU the cores are shared out between the ranks of this machine, and the matrix library keeps compiled code for
+    256 shapes instead of 1,024 (a gigabyte more over a run, as the number of rows is new in every batch).
     """
     use_no_compiler_on_cpu()
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")

@@ -1,9 +1,10 @@
 """Requests to an OpenAI-compatible server: retried, timed, and never telling the key.
 
-What may pass (no connection, a broken or late answer, statuses 408, 425, 429 and 5xx, an answer that is no JSON) is tried
-again after 0.5, 1, 2, ... 60 seconds, each times a random number from 0.5 to 1 so that many clients do not come back
-together. Retry-After is obeyed by all requests; one that reaches past the record's deadline ends the capture. What cannot
-pass (a wrong key, address or model, a redirect) ends it at once. Redirects are never followed: they would take the key along.
+What may pass (no connection, a broken or late answer, statuses 408, 425, 429 and 5xx, an answer that is no JSON) is
+tried again after 0.5, 1, 2, ... 60 seconds, each times a random number from 0.5 to 1 so that many clients do not come
+back together. Retry-After is obeyed by all requests; one that reaches past the record's deadline ends the capture. What
+cannot pass (a wrong key, address or model, a redirect) ends it at once. Redirects are never followed: they would take
+the key along.
 
 An exception of the HTTP library holds the request and so the key. None leaves this file, not even as another's context.
 """
@@ -54,15 +55,23 @@ class Clock(NamedTuple):
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
+SYSTEM_CLOCK = Clock()
+
+
 class ApiKey(httpx2.Auth):
     """The key out of the environment. It is put into a request on its way out, and is in no other place."""
 
     def __init__(self, variable: str | None):
         self._value = os.environ.get(variable, "").strip() if variable else None
         if self._value == "":
-            raise EndpointError("teacher.endpoint.api_key_env: the variable that it names is not set, or is empty: export it")
+            raise EndpointError(
+                "teacher.endpoint.api_key_env: the variable that it names is not set, or is empty: export it"
+            )
         if self._value and not all("!" <= c <= "~" for c in self._value):
-            raise EndpointError("teacher.endpoint.api_key_env: the value of the variable has a character that no key has, such as a space")
+            raise EndpointError(
+                "teacher.endpoint.api_key_env: the value of the variable has a character that no key has, such "
+                "as a space"
+            )
         if self._value:  # its debug lines show the headers of answers, and a server may repeat the key in one
             logging.getLogger("httpcore2").setLevel(logging.INFO)
 
@@ -83,11 +92,14 @@ class ApiKey(httpx2.Auth):
 class Wire:
     """One server. All methods run on one event loop."""
 
-    def __init__(self, settings: Endpoint, say: Callable[[str], None], clock: Clock = Clock()):
+    def __init__(self, settings: Endpoint, say: Callable[[str], None], clock: Clock = SYSTEM_CLOCK):
         self._settings, self._say, self._clock, self._key = settings, say, clock, ApiKey(settings.api_key_env)
         self.name, self.hide = settings.url.rstrip("/"), self._key.hide
         self._client = httpx2.AsyncClient(
-            auth=self._key, follow_redirects=False, timeout=settings.timeout_seconds, limits=httpx2.Limits(max_connections=settings.concurrency)
+            auth=self._key,
+            follow_redirects=False,
+            timeout=settings.timeout_seconds,
+            limits=httpx2.Limits(max_connections=settings.concurrency),
         )
         self._random = random.Random()  # its own: the run's seeded generators stay as they are
         self._not_before = -float("inf")  # a server that said Retry-After is left alone till then
@@ -108,9 +120,14 @@ class Wire:
         """
         ends = self._clock.monotonic() + self._settings.record_deadline_seconds
         attempts = AsyncRetrying(
-            retry=retry_if_exception_type(_Passing), wait=self._wait, sleep=self._clock.sleep, before_sleep=self._tell,
-            stop=lambda state: state.attempt_number > self._settings.retries or self._clock.monotonic() + state.upcoming_sleep >= ends,
-        )  # fmt: skip
+            retry=retry_if_exception_type(_Passing),
+            wait=self._wait,
+            sleep=self._clock.sleep,
+            before_sleep=self._tell,
+            stop=lambda state: (
+                state.attempt_number > self._settings.retries or self._clock.monotonic() + state.upcoming_sleep >= ends
+            ),
+        )
         try:
             return await attempts(self._once, method, path, body, ends, max_bytes)
         except RetryError as error:
@@ -123,8 +140,11 @@ class Wire:
 
     def _check_deadline(self) -> None:
         if self._clock.monotonic() >= self._ends:
-            raise EndpointError(f"{self.name}: teacher.endpoint.deadline_seconds ({self._settings.deadline_seconds:g}) have passed: what was "
-                                "captured is kept; start the capture again to go on")
+            raise EndpointError(
+                f"{self.name}: teacher.endpoint.deadline_seconds ({self._settings.deadline_seconds:g}) have passed: "
+                "what was "
+                "captured is kept; start the capture again to go on"
+            )
 
     async def _once(self, method: str, path: str, body: dict | None, ends: float, max_bytes: int) -> Any:
         while (pause := self._not_before - self._clock.monotonic()) > 0:
@@ -173,11 +193,19 @@ class Wire:
         if status in _REFUSALS:
             raise Refused(words)
         if 300 <= status < 400:
-            raise EndpointError(f"{self.name}: redirects (status {status}) to {self.hide(reply.host())}; redirects are not "
-                                "followed, for they would take the key along: put the final address into teacher.endpoint.url")
+            raise EndpointError(
+                f"{self.name}: redirects (status {status}) to {self.hide(reply.host())}; redirects are not "
+                "followed, for they would take the key along: put the final address into teacher.endpoint.url"
+            )
         if status in (401, 403):  # the words may tell the key
-            raise EndpointError(f"{self.name}: the key is not accepted (status {status}): see the variable that teacher.endpoint.api_key_env names")
-        raise EndpointError(f"{self.name}{path}: status {status}: {words}; check teacher.endpoint.url (it ends with /v1 on most servers) and model")
+            raise EndpointError(
+                f"{self.name}: the key is not accepted (status {status}): see the variable that "
+                "teacher.endpoint.api_key_env names"
+            )
+        raise EndpointError(
+            f"{self.name}{path}: status {status}: {words}; check teacher.endpoint.url (it ends with /v1 on most "
+            "servers) and model"
+        )
 
     def _parsed(self, reply: _Reply) -> Any:
         kind = reply.headers.get("content-type", "nothing").split(";")[0].strip().lower()
@@ -193,8 +221,12 @@ class Wire:
         seconds = _seconds(retry_after, self._clock.wall())
         now = self._clock.monotonic()
         if now + seconds > ends:
-            raise EndpointError(f"{self.name}: status {status}, and asks to wait {seconds:.0f} s, past teacher.endpoint.record_deadline_seconds "
-                                f"({self._settings.record_deadline_seconds:g}): what was captured is kept; start the capture again then, or raise it")
+            raise EndpointError(
+                f"{self.name}: status {status}, and asks to wait {seconds:.0f} s, past "
+                "teacher.endpoint.record_deadline_seconds "
+                f"({self._settings.record_deadline_seconds:g}): what was captured is kept; start the capture again "
+                "then, or raise it"
+            )
         self._not_before = max(self._not_before, now + seconds)
 
 
@@ -218,7 +250,9 @@ class _Reply(NamedTuple):
             return "no address"
 
     def words(self) -> str:
-        """What the server says went wrong: the message in OpenAI's form, an older one of vLLM's, or FastAPI's; else the body's beginning."""
+        """What the server says went wrong: the message in OpenAI's form, an older one of vLLM's, or FastAPI's; else the
+        body's beginning.
+        """
         try:
             body = json.loads(self.content)
         except (ValueError, RecursionError):

@@ -24,7 +24,9 @@ from kernels import TeacherTopK
 _MINUS_INFINITY = -9999.0  # JSON has no -inf
 _TOO_MUCH = 1e-4  # by which K probabilities, rounded as the server rounds, may exceed 1
 _UNEXPLAINED = 1e-3  # mass that may be missing or on tokens past the vocabulary: padding of the head, which never wins
-_RESOLUTION = 2.0**-20  # of a sum near 1: x - log(sum of exp) is rounded in fp32 at the size of a logit, 16 to 32, for all tokens alike
+_RESOLUTION = (
+    2.0**-20
+)  # of a sum near 1: x - log(sum of exp) is rounded in fp32 at the size of a logit, 16 to 32, for all tokens alike
 _ENTRY_BYTES = 400  # generous length of one token's entry
 
 
@@ -45,13 +47,25 @@ class NoPromptLogprobs(AnswerError):
 
 
 def request_body(model: str, token_ids: Sequence[int], top_k: int) -> dict[str, Any]:
-    """Everything that could bend the distribution is switched off by name, for a server takes its defaults from the model's
-    generation_config.json. One token has to be generated; it is not read."""
+    """Everything that could bend the distribution is switched off by name, for a server takes its defaults from the
+    model's generation_config.json. One token has to be generated; it is not read."""
     return {
-        "model": model, "prompt": list(token_ids), "prompt_logprobs": top_k, "return_token_ids": True, "max_tokens": 1, "n": 1, "stream": False,
-        "temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+        "model": model,
+        "prompt": list(token_ids),
+        "prompt_logprobs": top_k,
+        "return_token_ids": True,
+        "max_tokens": 1,
+        "n": 1,
+        "stream": False,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
         "seed": 0,
-    }  # fmt: skip
+    }
 
 
 def answer_bytes(num_tokens: int, top_k: int) -> int:
@@ -62,14 +76,14 @@ def answer_bytes(num_tokens: int, top_k: int) -> int:
 def read_answer(answer: Any, prompt: Prompt, top_k: int, vocab_size: int) -> TeacherTopK:
     """The answer's rows at prompt.positions, in that order, at T = 1.
 
-    Ids are best first, ties by lowest id. A token past vocab_size (padding of the server's head) is left out and the rest
-    scaled up to sum to 1; its slot names another token at log-prob -inf. The tail is 1 - sum of what is reported, kept
-    within what fp32 can tell and what is possible: no other token can be likelier than the K-th, so V - K times its
-    probability is the most. It is -inf where nothing is left. Entropies are NaN: a server tells no full entropy.
+    Ids are best first, ties by lowest id. A token past vocab_size (padding of the server's head) is left out and the
+    rest scaled up to sum to 1; its slot names another token at log-prob -inf. The tail is 1 - sum of what is reported,
+    kept within what fp32 can tell and what is possible: no other token can be likelier than the K-th, so V - K times
+    its probability is the most. It is -inf where nothing is left. Entropies are NaN: a server tells no full entropy.
 
     Raises:
-        AnswerError: an answer of another prompt, length or form; fewer than top_k (at most vocab_size) tokens; a log-prob that is none;
-            probabilities that sum to more than 1, or leave more than other tokens can have.
+        AnswerError: an answer of another prompt, length or form; fewer than top_k (at most vocab_size) tokens; a
+            log-prob that is none; probabilities that sum to more than 1, or leave more than other tokens can have.
         NoPromptLogprobs: the answer is a completion without them.
     """
     where = f"record {prompt.name}"
@@ -79,15 +93,29 @@ def read_answer(answer: Any, prompt: Prompt, top_k: int, vocab_size: int) -> Tea
     log_tail = _log_tail(log_probs, known, vocab_size, prompt.positions, where)
     ids, log_probs = ids.int(), log_probs.float()
     unknown = torch.full((len(ids),), math.nan)
-    return TeacherTopK(ids, log_probs, log_probs[None], log_tail.float()[None], unknown, unknown[None].clone(), ids[:, 0].clone(), (1.0,))
+    return TeacherTopK(
+        ids,
+        log_probs,
+        log_probs[None],
+        log_tail.float()[None],
+        unknown,
+        unknown[None].clone(),
+        ids[:, 0].clone(),
+        (1.0,),
+    )
 
 
 def shown_texts(answer: Any, prompt: Prompt, decode: Callable[[int], str]) -> dict[int, tuple[str, str]]:
-    """The texts of tokens in an answer that read_answer took, by id: the server's and that of the run's tokenizer. White space
-    and pieces of a character, which servers show in several ways, are not compared, so what has no more is left out."""
+    """The texts of tokens in an answer that read_answer took, by id: the server's and that of the run's tokenizer.
+    White space and pieces of a character, which servers show in several ways, are not compared, so what has no more is
+    left out."""
     table = answer["choices"][0]["prompt_logprobs"]
     seen = {key: entry.get("decoded_token") for p in prompt.positions for key, entry in table[p + 1].items()}
-    pairs = ((int(key), (theirs.strip(), decode(int(key)).strip())) for key, theirs in seen.items() if isinstance(theirs, str))
+    pairs = (
+        (int(key), (theirs.strip(), decode(int(key)).strip()))
+        for key, theirs in seen.items()
+        if isinstance(theirs, str)
+    )
     return {token: pair for token, pair in pairs if all(text and text.isascii() for text in pair)}
 
 
@@ -111,8 +139,10 @@ def _aligned(answer: Any, prompt: Prompt, where: str) -> list[Any]:
             raise AnswerError(f"{where}: position {t}: token {token} was sent and the server had {_shown(echoed[t])}")
         if t and (not isinstance(table[t], dict) or str(token) not in table[t]):
             first = next(iter(table[t]), None) if isinstance(table[t], dict) else None
-            raise AnswerError(f"{where}: position {t}: token {token} was sent and the answer is not about it"
-                              + (f", but about {_shown(first)}" if first is not None else ""))
+            raise AnswerError(
+                f"{where}: position {t}: token {token} was sent and the answer is not about it"
+                + (f", but about {_shown(first)}" if first is not None else "")
+            )
     return table
 
 
@@ -130,7 +160,7 @@ def _entries(rows: list[dict], positions: Sequence[int], least: int, where: str)
             ids = [int(key) for key in entries]
             logs = [entry["logprob"] + 0.0 for entry in entries.values()]
         except (TypeError, ValueError, KeyError, OverflowError):
-            raise AnswerError(f"{at}: an entry is not of the form \"<token id>\": {{\"logprob\": <number>}}") from None
+            raise AnswerError(f'{at}: an entry is not of the form "<token id>": {{"logprob": <number>}}') from None
         if len(set(ids)) < len(ids) or min(ids) < 0 or max(ids) >= 2**31:
             raise AnswerError(f"{at}: a token is there twice, or an id is no token's")
         if len(ids) < least:
@@ -147,26 +177,33 @@ def _entries(rows: list[dict], positions: Sequence[int], least: int, where: str)
 
 
 def _best(ids: Tensor, log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row, best first, ties by lowest id. What is left out is the sent token, where it is not among them."""
+    """The k best of each row, best first, ties by lowest id. What is left out is the sent token, where it is not among
+    them.
+    """
     by_id = ids.masked_fill(ids < 0, 2**31).argsort(dim=-1, stable=True)
     order = by_id.gather(1, log_probs.gather(1, by_id).argsort(dim=-1, descending=True, stable=True))[:, :k]
     return ids.gather(1, order), log_probs.gather(1, order)
 
 
-def _inside(ids: Tensor, log_probs: Tensor, vocab_size: int, positions: Sequence[int], where: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens of the vocabulary alone, their log-probs scaled to be of it; after them, in the place of others, tokens not among
-    them at -inf. The second of the three tells the first from the latter. All [N, K]."""
+def _inside(
+    ids: Tensor, log_probs: Tensor, vocab_size: int, positions: Sequence[int], where: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens of the vocabulary alone, their log-probs scaled to be of it; after them, in the place of others, tokens
+    not among them at -inf. The second of the three tells the first from the latter. All [N, K]."""
     known = ids < vocab_size
     outside = log_probs.exp().masked_fill(known, 0.0).sum(-1)
     if (bad := outside > _UNEXPLAINED).any():
         n = int(bad.nonzero()[0])
-        raise AnswerError(f"{where}: position {positions[n] + 1}: the server gives {outside[n]:.3g} to tokens such as {int(ids[n].max())}, past the "
-                          f"{vocab_size} of the run's tokenizer: it serves another model")
+        raise AnswerError(
+            f"{where}: position {positions[n] + 1}: the server gives {outside[n]:.3g} to tokens such as "
+            f"{int(ids[n].max())}, past the "
+            f"{vocab_size} of the run's tokenizer: it serves another model"
+        )
     order = (~known).int().argsort(dim=-1, stable=True)
     ids, known, log_probs = (x.gather(1, order) for x in (ids, known, log_probs - torch.log1p(-outside)[:, None]))
     for n in (~known).any(-1).nonzero().flatten().tolist():
         taken = set(ids[n][known[n]].tolist())
-        ids[n, ~known[n]] = torch.tensor([i for i in range(ids.shape[1]) if i not in taken][:int((~known[n]).sum())])
+        ids[n, ~known[n]] = torch.tensor([i for i in range(ids.shape[1]) if i not in taken][: int((~known[n]).sum())])
     return ids, known, log_probs.masked_fill(~known, -math.inf)
 
 
@@ -175,7 +212,13 @@ def _log_tail(log_probs: Tensor, known: Tensor, vocab_size: int, positions: Sequ
     total = log_probs.exp().sum(-1)
     others = vocab_size - known.sum(-1)
     most = others * log_probs.masked_fill(~known, 0.0).amin(-1).exp()
-    for n in ((total > 1 + _TOO_MUCH) | (1 - total > most * (1 + _UNEXPLAINED) + _UNEXPLAINED)).nonzero().flatten().tolist():
-        why = "" if total[n] > 1 else f", and the {others[n]} others cannot have the rest, each being at most as likely as the last of these"
+    for n in (
+        ((total > 1 + _TOO_MUCH) | (1 - total > most * (1 + _UNEXPLAINED) + _UNEXPLAINED)).nonzero().flatten().tolist()
+    ):
+        why = (
+            ""
+            if total[n] > 1
+            else f", and the {others[n]} others cannot have the rest, each being at most as likely as the last of these"
+        )
         raise AnswerError(f"{where}: position {positions[n] + 1}: the probabilities sum to {total[n]:.6g}{why}")
     return (1 - total).clamp(min=_RESOLUTION).minimum(most).clamp(max=1.0).log()

@@ -2,7 +2,8 @@
 
     call         the record calls tools here, at first or after earlier results
     no_tool      tools are offered, none was used since the user spoke, and the record answers without one
-    integration  the turn after tool results, where the record's answer carries values out of them (kd/toolcalls/grounding.py)
+    integration  the turn after tool results, where the record's answer carries values out of them
+                 (kd/toolcalls/grounding.py)
 
 A turn that is none of these (an answer that carries nothing, small talk with no tools offered) is not asked.
 """
@@ -46,7 +47,8 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
     Raises:
         DataError: the template refuses a record.
 
-    To share the work between ranks give each `cases[rank::world_size]`, and merge what they return (kd/evaluation/evaluate.py).
+    To share the work between ranks give each `cases[rank::world_size]`, and merge what they return
+    (kd/evaluation/evaluate.py).
     """
     cases: list[Case] = []
     form = template_form(tokenizer)  # as in training (kd/rendering/turns.py)
@@ -72,11 +74,28 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
                 kind = "no_tool" if record.tools and user_at >= 0 else ""
             if kind:
                 try:
-                    prompt = apply_template(tokenizer, in_form(history, form), tools_in_form(record.tools, form), prompt=True)
+                    prompt = apply_template(
+                        tokenizer, in_form(history, form), tools_in_form(record.tools, form), prompt=True
+                    )
                 except (TemplateError, TypeError) as error:
-                    raise DataError(f"record {record.id}: messages[{turn}]: the chat template refuses it: {error}") from error
+                    raise DataError(
+                        f"record {record.id}: messages[{turn}]: the chat template refuses it: {error}"
+                    ) from error
                 user = history[user_at]["content"] if user_at >= 0 else ""
                 cases.append(
-                    Case(len(cases), number, record.id, turn, kind, prompt, user, results, record.tools, calls, text, carried)
+                    Case(
+                        len(cases),
+                        number,
+                        record.id,
+                        turn,
+                        kind,
+                        prompt,
+                        user,
+                        results,
+                        record.tools,
+                        calls,
+                        text,
+                        carried,
+                    )
                 )
     return cases

@@ -9,10 +9,11 @@ Every fraction is over turns (kd/evaluation/cases.py says which turns are asked)
     over_calling        no-tool turns in which a call was attempted, well formed or not
     integration         turns after tool results whose answer holds every value the record's answer carries out of them
 
-No partial credit: a turn with one broken block among its calls fails the first four. A fraction over no turns is null, and
-`counts` says so. `extra` holds what helps to understand the others and is not comparable across corpora.
+No partial credit: a turn with one broken block among its calls fails the first four. A fraction over no turns is null,
+and `counts` says so. `extra` holds what helps to understand the others and is not comparable across corpora.
 
-Nothing here knows of ranks. Each may run `evaluate_cases` on its share; outcomes are plain JSON values, `merge` joins them.
+Nothing here knows of ranks. Each may run `evaluate_cases` on its share; outcomes are plain JSON values, `merge` joins
+them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from kd.rollouts.decode import greedy
 
 
 class Evaluation(NamedTuple):
-    """`metrics`: the keys of METRICS, num_records, counts, extra. `cases`: one outcome a case, as `evaluate_cases` says."""
+    """`metrics`: the keys of METRICS, num_records, counts, extra. `cases`: one outcome a case, as `evaluate_cases`
+    says.
+    """
 
     metrics: dict[str, Any]
     cases: list[dict[str, Any]]
@@ -43,7 +46,9 @@ def evaluate_model(
     max_new_tokens: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate one model on one split; arguments as `evaluate_cases`. Raises ValueError when no record has a turn to ask."""
+    """Evaluate one model on one split; arguments as `evaluate_cases`. Raises ValueError when no record has a turn to
+    ask.
+    """
     cases = build_cases(records, tokenizer)
     if not cases:
         raise ValueError("no case to evaluate: the records hold no tool call, no tool result used, and no offered tool")
@@ -62,11 +67,12 @@ def evaluate_cases(
     max_new_tokens: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Generate and judge each case; `model` is whole (never a ZeRO-3 shard), the rest as in `kd.rollouts.decode.greedy`.
+    """Generate and judge each case; `model` is whole (never a ZeRO-3 shard), the rest as in
+    `kd.rollouts.decode.greedy`.
 
-    Returns one outcome a case, of plain JSON values: case, record, record_id, turn, kind, prompt {user, tools, results},
-    gold {calls, text, carried}, output, num_tokens, finished (an end token came in time), calls, problems, correct, and
-    outcome (the verdicts the metrics count).
+    Returns one outcome a case, of plain JSON values: case, record, record_id, turn, kind, prompt {user, tools,
+    results}, gold {calls, text, carried}, output, num_tokens, finished (an end token came in time), calls, problems,
+    correct, and outcome (the verdicts the metrics count).
 
     Raises:
         ValueError: neither the tokenizer nor the model's generation_config names an end-of-turn token.
@@ -74,8 +80,13 @@ def evaluate_cases(
     stop_ids = _stop_ids(model, tokenizer)
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False)["input_ids"] if cases else []
     rows = greedy(
-        model, prompts, stop_ids=stop_ids, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        vocab_size=len(tokenizer), progress=progress
+        model,
+        prompts,
+        stop_ids=stop_ids,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        vocab_size=len(tokenizer),
+        progress=progress,
     )
     outcomes = []
     for case, ids in zip(cases, rows):
@@ -101,29 +112,11 @@ def merge(*parts: Sequence[dict[str, Any]]) -> Evaluation:
     return Evaluation(summarise(cases), cases)
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def _stop_ids(model, tokenizer) -> set[int]:
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = {tokenizer.eos_token_id, *(named if isinstance(named, (list, tuple)) else [named])} - {None}
     if not ids:
-        raise ValueError("no end-of-turn token: set the tokenizer's eos_token to the one its chat template ends a turn with")
+        raise ValueError(
+            "no end-of-turn token: set the tokenizer's eos_token to the one its chat template ends a turn with"
+        )
     return ids
-
-

@@ -36,7 +36,9 @@ def format_table(evaluation: dict[str, dict[str, dict[str, Any]]]) -> str:
     for model, splits in evaluation.items():
         for split, metrics in splits.items():
             cells = ("-" if metrics[key] is None else f"{100 * metrics[key]:.1f} %" for key in METRICS)
-            lines.append(f"{model:<16}{split:<16}" + "".join(f"{cell:>20}" for cell in cells) + f"{metrics['num_records']:>9}")
+            lines.append(
+                f"{model:<16}{split:<16}" + "".join(f"{cell:>20}" for cell in cells) + f"{metrics['num_records']:>9}"
+            )
     return "\n".join(lines)
 
 

@@ -36,7 +36,9 @@ def held_out_records(config: RunConfig) -> dict[str, list[Record]]:
     for name, source in config.data.evaluation.items():
         if source == "demo":
             if name not in demo.SPLITS or name == "train":
-                raise DataError(f"data.evaluation.{name}: the demo corpus's held-out splits are {', '.join(demo.SPLITS[1:])}")
+                raise DataError(
+                    f"data.evaluation.{name}: the demo corpus's held-out splits are {', '.join(demo.SPLITS[1:])}"
+                )
             splits[name] = list(demo.records(name, config.evaluation.num_records, seed=config.data.demo.seed))
         else:
             splits[name] = [r for r, _ in zip(read_records(source), range(config.evaluation.num_records))]
@@ -49,16 +51,31 @@ def missing_teacher(config: RunConfig) -> str | None:
     With a cache the teacher's weights need not be on this machine. A live teacher has loaded them by then.
     """
     teacher = config.teacher
-    if not (config.data.evaluation and config.evaluation.baselines and teacher is not None and teacher.cache is not None):
+    if not (
+        config.data.evaluation and config.evaluation.baselines and teacher is not None and teacher.cache is not None
+    ):
         return None
     if weight_files(teacher.path, teacher.revision):
         return None
-    return (f"the teacher is not evaluated beside the student: its weights ({teacher.path}) are not on this machine, and training from a cache "
-            "does not need them; put them there, or set evaluation.baselines: false, which leaves out all baselines and this line")
+    return (
+        f"the teacher is not evaluated beside the student: its weights ({teacher.path}) are not on this machine, and "
+        "training from a cache "
+        "does not need them; put them there, or set evaluation.baselines: false, which leaves out all baselines and "
+        "this line"
+    )
 
 
-def evaluate_run(config: RunConfig, tokenizer, student: Path, run_dir: Path, splits: dict[str, list[Record]], log: RunLog,
-                 device: torch.device, *, teacher: bool = True) -> dict | None:
+def evaluate_run(
+    config: RunConfig,
+    tokenizer,
+    student: Path,
+    run_dir: Path,
+    splits: dict[str, list[Record]],
+    log: RunLog,
+    device: torch.device,
+    *,
+    teacher: bool = True,
+) -> dict | None:
     """Evaluates, and writes evaluation.json and cases.jsonl into `run_dir`. All ranks call it; rank 0 gets the metrics.
 
     teacher: whether it can be loaded, where it is one of the baselines.
@@ -75,15 +92,22 @@ def evaluate_run(config: RunConfig, tokenizer, student: Path, run_dir: Path, spl
     for name, (source, revision) in models.items():
         model = _load(source, revision, trained=name != "untrained", seed=config.run.seed).to(device).eval()
         for split in cases:
-            mine = evaluate_cases(model, tokenizer, cases[split][rank::world], batch_size=config.evaluation.batch_size,
-                                  max_new_tokens=config.evaluation.max_new_tokens)
+            mine = evaluate_cases(
+                model,
+                tokenizer,
+                cases[split][rank::world],
+                batch_size=config.evaluation.batch_size,
+                max_new_tokens=config.evaluation.max_new_tokens,
+            )
             parts = [None] * world if rank == 0 else None
             dist.gather_object(mine, parts)
             if rank == 0:
                 result = merge(*parts)
                 metrics.setdefault(name, {})[split] = result.metrics
                 outcomes.setdefault(name, {})[split] = result.cases
-                log.say(f"evaluated {name} on {split}: {len(result.cases)} turns of {result.metrics['num_records']} records")
+                log.say(
+                    f"evaluated {name} on {split}: {len(result.cases)} turns of {result.metrics['num_records']} records"
+                )
         del model
         gc.collect()
     if rank != 0:

@@ -16,7 +16,9 @@ def _judge(case: Case, text: str) -> dict[str, Any]:
     problems = list(parsed.problems)
     registry = ToolRegistry(case.tools)
     if case.kind == "call":
-        misfits = [misfit for call in parsed.calls for misfit in registry.validate_call(call["name"], call["arguments"])]
+        misfits = [
+            misfit for call in parsed.calls for misfit in registry.validate_call(call["name"], call["arguments"])
+        ]
         problems += misfits
         outcome = {
             "names": parsed.valid and _same_names(parsed.calls, case.gold_calls),

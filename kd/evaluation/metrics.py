@@ -24,7 +24,9 @@ def summarise(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
         metrics[metric] = _fraction(by_kind[_KINDS.get(metric, "call")], verdict)
     metrics["num_records"] = len({case["record"] for case in cases})
     metrics["counts"] = {f"{kind}_turns": len(outcomes) for kind, outcomes in by_kind.items()}
-    carried = [sum(outcome[key] for outcome in by_kind["integration"]) for key in ("expected", "found", "given", "right")]
+    carried = [
+        sum(outcome[key] for outcome in by_kind["integration"]) for key in ("expected", "found", "given", "right")
+    ]
     metrics["extra"] = {
         "repaired_json_validity": _fraction(by_kind["call"], "repaired_json"),
         "integration_f1": _f1(*carried),

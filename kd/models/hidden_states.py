@@ -1,12 +1,14 @@
-"""A model's last hidden states of a micro-batch's rows; the one place where packed records are kept apart, for student and
-teacher alike.
+"""A model's last hidden states of a micro-batch's rows; the one place where packed records are kept apart, for student
+and teacher alike.
 
 A packed record's positions begin at 0, and it attends to itself alone:
 
-    flash_attention_2  the rows in one line and where each record begins in it: the kernel never leaves a record, and makes
-                       no mask. (Its detection by position_ids looks at single lines only, and waits for the GPU in every layer.)
-    sdpa, eager        an additive mask [B, 1, T, T] in the model's precision, one for all layers. Left to itself transformers
-                       makes a boolean one from position_ids, which sdpa turns into numbers, and keeps for backward, in each layer.
+    flash_attention_2  the rows in one line and where each record begins in it: the kernel never leaves a record, and
+                       makes no mask. (Its detection by position_ids looks at single lines only, and waits for the GPU
+                       in every layer.)
+    sdpa, eager        an additive mask [B, 1, T, T] in the model's precision, one for all layers. Left to itself
+                       transformers makes a boolean one from position_ids, which sdpa turns into numbers, and keeps for
+                       backward, in each layer.
     with sliding windows (sdpa, eager) position_ids alone: transformers makes a mask for each kind of layer.
 """
 
@@ -38,8 +40,11 @@ def check_packable(model: nn.Module) -> None:
     config = model.config.get_text_config()
     others = sorted(_layer_types(config) - _ATTENTION)
     if others or not hasattr(config, "num_attention_heads"):
-        raise UnpackableModel(f"data.packing: a {config.model_type} model has layers ({', '.join(others) or 'no attention'}) that carry what they "
-                              "saw into the next record: use packing: none")
+        raise UnpackableModel(
+            f"data.packing: a {config.model_type} model has layers ({', '.join(others) or 'no attention'}) that carry "
+            "what they "
+            "saw into the next record: use packing: none"
+        )
 
 
 def _inputs(model: nn.Module, micro: MicroBatch) -> dict[str, Any]:
@@ -48,8 +53,15 @@ def _inputs(model: nn.Module, micro: MicroBatch) -> dict[str, Any]:
     positions, starts, longest = micro.packed
     config = model.config.get_text_config()
     if config._attn_implementation == "flash_attention_2":
-        return {"input_ids": micro.input_ids.view(1, -1), "position_ids": positions.view(1, -1), "attention_mask": None,
-                "cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
+        return {
+            "input_ids": micro.input_ids.view(1, -1),
+            "position_ids": positions.view(1, -1),
+            "attention_mask": None,
+            "cu_seq_lens_q": starts,
+            "cu_seq_lens_k": starts,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
     windows = "sliding_attention" in _layer_types(config) or getattr(config, "sliding_window", None) is not None
     mask = None if windows else _record_mask(positions, model.dtype)
     return {"input_ids": micro.input_ids, "position_ids": positions, "attention_mask": mask}
@@ -60,7 +72,9 @@ def _layer_types(config) -> set[str]:
 
 
 def _record_mask(position_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, T, T]: 0 where a token may look, the lowest number elsewhere; positions [B, T] begin at 0 in each record."""
+    """[B, 1, T, T]: 0 where a token may look, the lowest number elsewhere; positions [B, T] begin at 0 in each
+    record.
+    """
     record = (position_ids == 0).cumsum(-1)
     hidden = record[:, :, None] != record[:, None, :]
     hidden |= torch.ones_like(hidden[0]).triu_(1)

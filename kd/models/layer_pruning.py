@@ -1,7 +1,8 @@
 """A student made of some of the teacher's layers, with its embeddings, final norm and head.
 
 Where the student has fewer key/value heads than the teacher, the teacher's are averaged in groups of neighbours, as in
-GQA (Ainslie et al., arXiv 2305.13245, section 2.1). Widths are kept: cutting an MLP or the residual stream is another method.
+GQA (Ainslie et al., arXiv 2305.13245, section 2.1). Widths are kept: cutting an MLP or the residual stream is another
+method.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from transformers.utils import cached_file
 from kd.config.schema import Student
 from kd.errors import SpanwiseError
 
-_FIXED = ("hidden_size", "intermediate_size", "num_attention_heads", "head_dim", "rms_norm_eps", "max_position_embeddings")
+_FIXED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "max_position_embeddings",
+)
 
 
 class CutError(SpanwiseError, ValueError):
@@ -31,7 +39,10 @@ class CutError(SpanwiseError, ValueError):
 def evenly_spaced(num_layers: int, num_kept: int) -> list[int]:
     """`num_kept` of `num_layers` layers, the first and the last among them: evenly_spaced(7, 3) is [0, 3, 6]."""
     if num_kept > num_layers:
-        raise CutError(f"student.num_hidden_layers is {num_kept} and the teacher has {num_layers} layers: use {num_layers} or fewer")
+        raise CutError(
+            f"student.num_hidden_layers is {num_kept} and the teacher has {num_layers} layers: use {num_layers} "
+            "or fewer"
+        )
     if num_kept == 1:
         return [0]
     return [(i * (num_layers - 1) + (num_kept - 1) // 2) // (num_kept - 1) for i in range(num_kept)]
@@ -42,27 +53,40 @@ def kept_layers(student: Student, teacher: PreTrainedConfig) -> list[int]:
     if student.layers is None:
         return evenly_spaced(teacher.num_hidden_layers, student.num_hidden_layers)
     if student.layers[-1] >= teacher.num_hidden_layers:
-        raise CutError(f"student.layers has {student.layers[-1]} and the teacher's layers are 0 to {teacher.num_hidden_layers - 1}")
+        raise CutError(
+            f"student.layers has {student.layers[-1]} and the teacher's layers are 0 to {teacher.num_hidden_layers - 1}"
+        )
     return list(student.layers)
 
 
 def cut_config(student: Student, teacher: PreTrainedConfig) -> PreTrainedConfig:
     """The student's configuration; raises CutError where it asks for what a cut cannot give."""
     if teacher.model_type not in ("llama", "qwen3"):
-        raise CutError(f"init: teacher_layers knows llama and qwen3 teachers, this one is {teacher.model_type}: use init: scratch")
+        raise CutError(
+            f"init: teacher_layers knows llama and qwen3 teachers, this one is {teacher.model_type}: use init: scratch"
+        )
     if student.architecture not in (None, teacher.model_type):
-        raise CutError(f"student.architecture is {student.architecture} and the teacher is {teacher.model_type}: remove the key")
+        raise CutError(
+            f"student.architecture is {student.architecture} and the teacher is {teacher.model_type}: remove the key"
+        )
     asked = {name: getattr(student, name) for name in _FIXED} | {"rope_theta": student.rope_theta}
     has = {name: getattr(teacher, name) for name in _FIXED} | {"rope_theta": teacher.rope_parameters["rope_theta"]}
     for name, value in asked.items():
         if value is not None and value != has[name]:
-            raise CutError(f"student.{name} is {value} and the teacher's is {has[name]}: layers keep it; remove the key, or use init: scratch")
+            raise CutError(
+                f"student.{name} is {value} and the teacher's is {has[name]}: layers keep it; remove the key, or use "
+                "init: scratch"
+            )
     if student.tie_word_embeddings and not teacher.tie_word_embeddings:
-        raise CutError("student.tie_word_embeddings is true and the teacher has a head of its own: remove the key to keep it")
+        raise CutError(
+            "student.tie_word_embeddings is true and the teacher has a head of its own: remove the key to keep it"
+        )
     kv, teacher_kv = student.num_key_value_heads or teacher.num_key_value_heads, teacher.num_key_value_heads
     if teacher_kv % kv:
         divisors = ", ".join(str(n) for n in range(1, teacher_kv + 1) if teacher_kv % n == 0)
-        raise CutError(f"student.num_key_value_heads is {kv} and must divide the teacher's {teacher_kv}: use one of {divisors}")
+        raise CutError(
+            f"student.num_key_value_heads is {kv} and must divide the teacher's {teacher_kv}: use one of {divisors}"
+        )
     layers = kept_layers(student, teacher)
     result = deepcopy(teacher)
     result.num_hidden_layers, result.num_key_value_heads = len(layers), kv
@@ -75,7 +99,9 @@ def cut_config(student: Student, teacher: PreTrainedConfig) -> PreTrainedConfig:
     return result
 
 
-def write_cut(teacher_path: str, revision: str | None, student: Student, model_config: PreTrainedConfig, folder: str) -> None:
+def write_cut(
+    teacher_path: str, revision: str | None, student: Student, model_config: PreTrainedConfig, folder: str
+) -> None:
     """Write the student as a checkpoint to `folder`, replacing it; one layer is in memory at a time."""
     from transformers import AutoConfig
 
@@ -96,9 +122,14 @@ def write_cut(teacher_path: str, revision: str | None, student: Student, model_c
     os.replace(partial, folder)
 
 
-def _parts(reader: _Reader, teacher: PreTrainedConfig, student: Student, model_config: PreTrainedConfig) -> Iterator[dict[str, torch.Tensor]]:
+def _parts(
+    reader: _Reader, teacher: PreTrainedConfig, student: Student, model_config: PreTrainedConfig
+) -> Iterator[dict[str, torch.Tensor]]:
     embedding = reader["model.embed_tokens.weight"]
-    ends = {"model.embed_tokens.weight": _to_width(embedding, model_config.vocab_size), "model.norm.weight": reader["model.norm.weight"]}
+    ends = {
+        "model.embed_tokens.weight": _to_width(embedding, model_config.vocab_size),
+        "model.norm.weight": reader["model.norm.weight"],
+    }
     if not model_config.tie_word_embeddings:
         head = embedding if teacher.tie_word_embeddings else reader["lm_head.weight"]
         ends["lm_head.weight"] = _to_width(head, model_config.vocab_size).clone()  # safetensors refuses shared memory

@@ -51,19 +51,24 @@ def head_form(model_config) -> HeadForm:
             scale *= float(value) if text.model_type in _MULTIPLY_BY_SCALING else 1.0 / float(value)
         elif value != 1:
             raise UnsupportedHead(
-                f"{text.model_type}: its configuration has {name} = {value!r}, which changes the logits in a way that is not "
+                f"{text.model_type}: its configuration has {name} = {value!r}, which changes the logits in a way "
+                "that is not "
                 "known here: use a model of another family, or teach kd/models/lm_head.py what it does"
             )
     return HeadForm(scale, softcap)
 
 
 def head_of(model) -> Head:
-    """The model's head, ready for the kernels. Under ZeRO-3 call it inside engine.forward, at every forward: the weight is
-    whole only there."""
+    """The model's head, ready for the kernels. Under ZeRO-3 call it inside engine.forward, at every forward: the weight
+    is whole only there."""
     form, module = head_form(model.config), model.get_output_embeddings()
     name = type(model).__name__
     if type(module) is not torch.nn.Linear:
-        raise UnsupportedHead(f"{name}: its head is a {type(module).__name__}, not a plain Linear: merge adapters or dequantise it first")
+        raise UnsupportedHead(
+            f"{name}: its head is a {type(module).__name__}, not a plain Linear: merge adapters or dequantise it first"
+        )
     if getattr(model, "final_logits_bias", None) is not None:
-        raise UnsupportedHead(f"{name}: it adds final_logits_bias to its logits: only decoder-only language models are supported")
+        raise UnsupportedHead(
+            f"{name}: it adds final_logits_bias to its logits: only decoder-only language models are supported"
+        )
     return Head(module.weight, module.bias, form.softcap, form.scale)

@@ -36,15 +36,13 @@ def load_causal_lm(
 ) -> torch.nn.Module:
     """One causal LM: saved weights from `source`, or random ones of `model_config` when source is None.
 
-    dtype: bf16, fp16, fp32, or auto (kd.dtypes.loaded_dtype). With a ZeRO-3 `ds_config` every rank calls it and gets its shard; the
-    precision in ds_config is replaced by dtype. Raises StudentError when weights are missing or the result is not as asked.
+    dtype: bf16, fp16, fp32, or auto (kd.dtypes.loaded_dtype). With a ZeRO-3 `ds_config` every rank calls it and gets
+    its shard; the precision in ds_config is replaced by dtype. Raises StudentError when weights are missing or the
+    result is not as asked.
     """
     if model_config is None:
         model_config = AutoConfig.from_pretrained(source, revision=revision)
-    if dtype == "auto":
-        torch_dtype = loaded_dtype(model_config.dtype)
-    else:
-        torch_dtype = DTYPES[dtype]
+    torch_dtype = loaded_dtype(model_config.dtype) if dtype == "auto" else DTYPES[dtype]
     sharded = (ds_config or {}).get("zero_optimization", {}).get("stage") == 3
     # A lazy import inside zero.Init fails with a signature-mismatch TypeError: import everything the model needs first.
     import torch._dynamo  # noqa: F401
@@ -60,15 +58,26 @@ def load_causal_lm(
         if source is None:
             model = AutoModelForCausalLM.from_config(model_config, **options)
         else:
-            model, info = model_class.from_pretrained(source, config=model_config, revision=revision, output_loading_info=True, **options)
+            model, info = model_class.from_pretrained(
+                source, config=model_config, revision=revision, output_loading_info=True, **options
+            )
             missing = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
             if missing:
-                raise StudentError(f"{source}: {len(missing)} weights are missing or of another shape, first {missing[0]}")
+                raise StudentError(
+                    f"{source}: {len(missing)} weights are missing or of another shape, first {missing[0]}"
+                )
     finally:
         del slot
-    wrong = [name for name, parameter in model.named_parameters() if parameter.dtype != torch_dtype or hasattr(parameter, "ds_id") != sharded]
+    wrong = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dtype != torch_dtype or hasattr(parameter, "ds_id") != sharded
+    ]
     if wrong:
-        raise StudentError(f"{len(wrong)} weights are not {torch_dtype} or not {'partitioned' if sharded else 'whole'}, first {wrong[0]}")
+        raise StudentError(
+            f"{len(wrong)} weights are not {torch_dtype} or not {'partitioned' if sharded else 'whole'}, first "
+            f"{wrong[0]}"
+        )
     return model
 
 

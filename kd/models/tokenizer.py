@@ -17,31 +17,43 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
 
     Raises:
         TokenizerError: none found, no chat template, no fast tokenizer; the teacher's, or the one saved beside the
-            checkpoint the student starts from, gives other ids; the teacher's vocabulary is narrower than the tokenizer; more
-            of each distribution is asked for than there are tokens.
+            checkpoint the student starts from, gives other ids; the teacher's vocabulary is narrower than the
+            tokenizer; more of each distribution is asked for than there are tokens.
     """
     source = config.tokenizer.path or (config.teacher.path if config.teacher else config.student.path)
     if source is None:
         raise TokenizerError("no tokenizer: set tokenizer.path, or give a teacher, whose tokenizer is then used")
     tokenizer = _load(source, config.teacher.revision if config.teacher and source == config.teacher.path else None)
     if not tokenizer.chat_template:
-        raise TokenizerError(f"{source}: the tokenizer has no chat template; use an instruction-tuned model's, or add chat_template.jinja")
+        raise TokenizerError(
+            f"{source}: the tokenizer has no chat template; use an instruction-tuned model's, or add "
+            "chat_template.jinja"
+        )
     if not tokenizer.is_fast:
-        raise TokenizerError(f"{source}: spans need a fast tokenizer (with offsets); save it again with its tokenizer.json")
+        raise TokenizerError(
+            f"{source}: spans need a fast tokenizer (with offsets); save it again with its tokenizer.json"
+        )
     teacher, student = config.teacher, config.student
     if teacher is not None:
         if source != teacher.path:
             difference = first_difference(_load(teacher.path, teacher.revision), tokenizer)
             if difference:
-                raise TokenizerError(f"the teacher's tokenizer ({teacher.path}) is not the run's ({source}): {difference}. Distillation compares "
-                                     "probabilities token by token, so both must be the same: leave tokenizer.path out")
+                raise TokenizerError(
+                    f"the teacher's tokenizer ({teacher.path}) is not the run's ({source}): {difference}. "
+                    "Distillation compares "
+                    "probabilities token by token, so both must be the same: leave tokenizer.path out"
+                )
         _check_width(teacher.path, teacher.revision, len(tokenizer))
         _check_kept(teacher, len(tokenizer))
     if student.init == "checkpoint" and student.path != source and (saved := _load_if_any(student.path)) is not None:
         difference = first_difference(saved, tokenizer, "the student's checkpoint")
         if difference:
-            raise TokenizerError(f"the tokenizer of the student's checkpoint ({student.path}) is not the run's ({source}): {difference}. Its "
-                                 "embeddings would stand for other tokens: take a checkpoint of the same family, or student.init: scratch")
+            raise TokenizerError(
+                f"the tokenizer of the student's checkpoint ({student.path}) is not the run's ({source}): "
+                f"{difference}. Its "
+                "embeddings would stand for other tokens: take a checkpoint of the same family, or "
+                "student.init: scratch"
+            )
     return tokenizer
 
 
@@ -49,22 +61,33 @@ def _check_width(path: str, revision: str | None, num_tokens: int) -> None:
     try:
         width = AutoConfig.from_pretrained(path, revision=revision).get_text_config().vocab_size
     except (OSError, ValueError) as error:
-        raise TokenizerError(f"teacher.path: {path!r} is not a model that can be read here: {str(error).splitlines()[0]}") from error
+        raise TokenizerError(
+            f"teacher.path: {path!r} is not a model that can be read here: {str(error).splitlines()[0]}"
+        ) from error
     if width < num_tokens:
-        raise TokenizerError(f"teacher.path: the teacher's vocabulary is {width} wide and the tokenizer has {num_tokens} tokens, so it has no "
-                             "probability for the last ones: resize the teacher's embeddings, or take away the tokens that were added")
+        raise TokenizerError(
+            f"teacher.path: the teacher's vocabulary is {width} wide and the tokenizer has {num_tokens} tokens, so "
+            "it has no "
+            "probability for the last ones: resize the teacher's embeddings, or take away the tokens that were added"
+        )
 
 
 def _check_kept(teacher: Teacher, num_tokens: int) -> None:
-    kept = [("teacher.top_k", teacher.top_k, "of all of them is teacher.signal: dense"),
-            ("teacher.num_draws", teacher.num_draws, "more is known, for less, from teacher.signal: dense"),
-            ("teacher.cache.top_k", teacher.cache and teacher.cache.top_k, "the usual is 32 to 64")]
+    kept = [
+        ("teacher.top_k", teacher.top_k, "of all of them is teacher.signal: dense"),
+        ("teacher.num_draws", teacher.num_draws, "more is known, for less, from teacher.signal: dense"),
+        ("teacher.cache.top_k", teacher.cache and teacher.cache.top_k, "the usual is 32 to 64"),
+    ]
     for key, number, remark in kept:
         if number is not None and number > num_tokens:
-            raise TokenizerError(f"{key}: {number} a row, and the tokenizer has {num_tokens} tokens: lower it ({remark})")
+            raise TokenizerError(
+                f"{key}: {number} a row, and the tokenizer has {num_tokens} tokens: lower it ({remark})"
+            )
 
 
-def first_difference(first: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, owner: str = "the teacher") -> str | None:
+def first_difference(
+    first: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, owner: str = "the teacher"
+) -> str | None:
     """The first difference in what ids two tokenizers give to the same text, or None; chat templates may differ.
 
     owner: whose the first one is, for the message.

@@ -18,7 +18,11 @@ def weight_files(path: str, revision: str | None) -> list[Path]:
         if not isinstance(known, str):
             return []
         folder = Path(known).parent
-    return (sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))) if (folder / "config.json").is_file() else []
+    return (
+        (sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")))
+        if (folder / "config.json").is_file()
+        else []
+    )
 
 
 def weights_hash(path: str, revision: str | None) -> str | None:

@@ -30,7 +30,9 @@ class SpanRows(NamedTuple):
 
 
 class CombinedLoss(NamedTuple):
-    """`loss` carries gradient. `terms` [6] are the weighted sums in the order of `kd.objective.terms.TERMS`; they add up to loss."""
+    """`loss` carries gradient. `terms` [6] are the weighted sums in the order of `kd.objective.terms.TERMS`; they add
+    up to loss.
+    """
 
     loss: Tensor
     terms: Tensor
@@ -59,21 +61,50 @@ def row_weights(bits: Tensor, weight: Tensor, counts: Tensor, terms: TermWeights
     args = of(terms.args, num_args, ARGS)
     integration = of(terms.integration, num_integration, INTEGRATION)
     spans = [s for s in (tool, args, integration) if s is not None]
-    rows = RowWeights(kd=of(terms.kl, num_truth, TRUTH), truth=of(terms.truth, num_truth, TRUTH),
-                      span=torch.stack(spans).sum(0) if spans else None, hard=of(terms.hard, num_truth, TRUTH))
+    rows = RowWeights(
+        kd=of(terms.kl, num_truth, TRUTH),
+        truth=of(terms.truth, num_truth, TRUTH),
+        span=torch.stack(spans).sum(0) if spans else None,
+        hard=of(terms.hard, num_truth, TRUTH),
+    )
     return SpanRows(rows, tool, args, integration)
 
 
-def combined_kd_loss(hidden: Tensor, head: Head, teacher: DenseTeacher | SparseTeacher | None, labels: Tensor, weights: SpanRows,
-                     terms: TermWeights, *, divergence: str = "forward_kl", beta: float | None = None, vocab_size: int | None = None,
-                     grad_scale: float = 1.0, chunk_rows: int | None = None, impl: str = "auto") -> CombinedLoss:
-    """The whole loss of one micro-batch from hidden states [N, H] of its supervised rows; arguments as `linear_distill_loss`.
+def combined_kd_loss(
+    hidden: Tensor,
+    head: Head,
+    teacher: DenseTeacher | SparseTeacher | None,
+    labels: Tensor,
+    weights: SpanRows,
+    terms: TermWeights,
+    *,
+    divergence: str = "forward_kl",
+    beta: float | None = None,
+    vocab_size: int | None = None,
+    grad_scale: float = 1.0,
+    chunk_rows: int | None = None,
+    impl: str = "auto",
+) -> CombinedLoss:
+    """The whole loss of one micro-batch from hidden states [N, H] of its supervised rows; arguments as
+    `linear_distill_loss`.
 
     Under ZeRO-3 call it inside engine.forward: the head's weight is whole only there.
     """
     out = linear_distill_loss(
-        hidden, head, teacher, labels, weights.rows, temperature=terms.temperature, divergence=divergence, beta=beta,
-        entropy=terms.entropy, vocab_size=vocab_size, grad_scale=grad_scale, chunk_rows=chunk_rows, impl=impl)
+        hidden,
+        head,
+        teacher,
+        labels,
+        weights.rows,
+        temperature=terms.temperature,
+        divergence=divergence,
+        beta=beta,
+        entropy=terms.entropy,
+        vocab_size=vocab_size,
+        grad_scale=grad_scale,
+        chunk_rows=chunk_rows,
+        impl=impl,
+    )
     return CombinedLoss(out.loss, term_sums(out, weights, terms.temperature), out)
 
 
@@ -85,8 +116,11 @@ def term_sums(out: DistillOutput, weights: SpanRows, temperature: float) -> Tens
         return zero if weight is None else (weight * value.masked_fill(weight == 0, 0)).sum()
 
     sums = {
-        "kl": total(used.kd, out.divergence) * temperature**2, "hard": total(used.hard, out.hard_nll),
-        "truth": total(used.truth, out.nll), "tool": total(weights.tool, out.nll), "args": total(weights.args, out.nll),
+        "kl": total(used.kd, out.divergence) * temperature**2,
+        "hard": total(used.hard, out.hard_nll),
+        "truth": total(used.truth, out.nll),
+        "tool": total(weights.tool, out.nll),
+        "args": total(weights.args, out.nll),
         "integration": total(weights.integration, out.nll),
     }
     return torch.stack([sums[name] for name in TERMS]).detach()
@@ -115,8 +149,16 @@ def integration_copy_loss(logits: Tensor, labels: Tensor, bits: Tensor, *, impl:
     return _span_loss(logits, labels, bits, INTEGRATION, impl)
 
 
-def process_supervision_loss(logits: Tensor, labels: Tensor, bits: Tensor, *, w_tool: float = 0.15, w_args: float = 0.15,
-                             w_integr: float = 0.10, impl: str = "auto") -> Tensor:
+def process_supervision_loss(
+    logits: Tensor,
+    labels: Tensor,
+    bits: Tensor,
+    *,
+    w_tool: float = 0.15,
+    w_args: float = 0.15,
+    w_integr: float = 0.10,
+    impl: str = "auto",
+) -> Tensor:
     """The three span losses, weighted and summed, in one pass over logits [N, V]."""
     ones = torch.ones(len(labels), device=labels.device)
     counts = torch.stack([((bits & bit) != 0).sum() for bit in (TRUTH, TOOL, ARGS, INTEGRATION)])

@@ -1,7 +1,7 @@
 """What each term of the loss weighs now: configuration and optimizer step in, numbers out.
 
-All schedules run over the optimizer steps of the whole run and are clamped at both ends, so a resumed or lengthened run can
-never reach a temperature of zero or a negative weight.
+All schedules run over the optimizer steps of the whole run and are clamped at both ends, so a resumed or lengthened run
+can never reach a temperature of zero or a negative weight.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ TERMS = ("kl", "hard", "truth", "tool", "args", "integration")
 
 
 class TermWeights(NamedTuple):
-    """Weights of the terms at one step; `entropy`, where set, replaces kl, hard and truth token by token (they are then 1)."""
+    """Weights of the terms at one step; `entropy`, where set, replaces kl, hard and truth token by token (they are then
+    1).
+    """
 
     temperature: float
     kl: float
@@ -29,19 +31,24 @@ class TermWeights(NamedTuple):
     entropy: EntropyWeighting | None = None
 
 
-
-
-
-
-def loss_weight_schedule(step: int, num_steps: int, *, start: float = 0.7, end: float = 0.3,
-                         schedule: str = "linear") -> tuple[float, float, float]:
-    """(kl, hard, truth) at an optimizer step: the teacher's share goes from start to end and is split 60/40 into kl and hard."""
+def loss_weight_schedule(
+    step: int, num_steps: int, *, start: float = 0.7, end: float = 0.3, schedule: str = "linear"
+) -> tuple[float, float, float]:
+    """(kl, hard, truth) at an optimizer step: the teacher's share goes from start to end and is split 60/40 into kl and
+    hard.
+    """
     share = scheduled(schedule, start, end, step, num_steps)
     return share * SOFT_SHARE, share * (1 - SOFT_SHARE), 1 - share
 
 
-def entropy_weighting(*, h_min: float = 2.0, h_max: float = 8.0, kd: tuple[float, float] = (0.4, 0.6),
-                      hard: tuple[float, float] = (0.2, 0.2), truth: tuple[float, float] = (0.4, 0.2)) -> EntropyWeighting:
+def entropy_weighting(
+    *,
+    h_min: float = 2.0,
+    h_max: float = 8.0,
+    kd: tuple[float, float] = (0.4, 0.6),
+    hard: tuple[float, float] = (0.2, 0.2),
+    truth: tuple[float, float] = (0.4, 0.2),
+) -> EntropyWeighting:
     """The kernels' EntropyWeighting with each end's triple divided by its sum (entropies in nats).
 
     Raises:
@@ -53,13 +60,11 @@ def entropy_weighting(*, h_min: float = 2.0, h_max: float = 8.0, kd: tuple[float
         raise ValueError("entropy weighting: weights must be 0 or more")
     sums = [kd[i] + hard[i] + truth[i] for i in (0, 1)]
     if min(sums) <= 0:
-        raise ValueError("entropy weighting: kd, hard and truth are all 0 at one end; give at least one of them a weight there")
+        raise ValueError(
+            "entropy weighting: kd, hard and truth are all 0 at one end; give at least one of them a weight there"
+        )
     ends = [tuple(pair[i] / sums[i] for i in (0, 1)) for pair in (kd, truth, hard)]
     return EntropyWeighting(h_min, h_max, *ends)
-
-
-
-
 
 
 def weights_at(loss: Loss, step: int, num_steps: int, *, has_teacher: bool) -> TermWeights:

@@ -1,10 +1,12 @@
-"""Bytes and floating-point operations of a run, by formula. All are estimates from above, itemised so they can be argued with.
+"""Bytes and floating-point operations of a run, by formula. All are estimates from above, itemised so they can be
+argued with.
 
 Model states: ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3): weights, gradients, and for Adam the fp32 master
-and two moments. Activations: the tensors that autograd keeps in a transformers Llama layer, counted as in Korthikanti et
-al. (arXiv 2205.05198, section 4) for RMSNorm, GQA, SwiGLU and an attention kernel that keeps no score matrix. Operations:
-6 a parameter and token plus attention (Kaplan et al., arXiv 2001.08361, section 2.1; Chowdhery et al., arXiv 2204.02311,
-appendix B), halved for causal attention.
+and two moments. Activations: the tensors that autograd keeps in a transformers Llama layer, counted as in Korthikanti
+et al. (arXiv 2205.05198, section 4) for RMSNorm, GQA, SwiGLU and an attention kernel that keeps no score matrix.
+Operations:
+6 a parameter and token plus attention (Kaplan et al., arXiv 2001.08361, section 2.1; Chowdhery et al., arXiv
+2204.02311, appendix B), halved for causal attention.
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ class Job:
 
 
 def memory(job: Job) -> tuple[dict[str, int], dict[str, int]]:
-    """(bytes on the device, bytes in host memory) of one rank, each by item. Ranks on the CPU have everything on `the device`.
+    """(bytes on the device, bytes in host memory) of one rank, each by item. Ranks on the CPU have everything on `the
+    device`.
 
     What is never alive together is counted at its peak: the teacher's forward ends before the student's begins, and
     activations are gone when the optimizer steps.
@@ -130,7 +133,11 @@ def _student_work(job: Job) -> dict[str, int]:
     buckets = 2 if job.zero.get("overlap_comm") else 1
     layer = _layer_bytes(job)
     mask = max(width, WIDTH[job.teacher_dtype] if job.teacher else 0) + 1  # and the booleans it is made from
-    kept = 2 * student.hidden_size * student.num_layers + layer if job.gradient_checkpointing else layer * student.num_layers
+    kept = (
+        2 * student.hidden_size * student.num_layers + layer
+        if job.gradient_checkpointing
+        else layer * student.num_layers
+    )
     return {
         "gathered student weights": live * width,
         "gradient reduction buckets": buckets * int(job.zero.get("reduce_bucket_size", 5e8)) * width,
@@ -138,26 +145,37 @@ def _student_work(job: Job) -> dict[str, int]:
         "mask of packed records": tokens * job.max_length * mask if job.packing_mask else 0,
         # dW of the head is summed in fp32 during forward, then cast
         "gradient of the student's head": student.vocab_size * student.hidden_size * (4 + width),
-        "logits of one chunk": _chunk_rows(job) * width * (student.vocab_size + (job.teacher.vocab_size if job.teacher else 0)),
+        "logits of one chunk": _chunk_rows(job)
+        * width
+        * (student.vocab_size + (job.teacher.vocab_size if job.teacher else 0)),
     }
 
 
 def _layer_bytes(job: Job) -> int:
-    """Bytes a token that backward of one layer needs, in bf16: two RMSNorms (fp32 input and normalised value, output), two
-    residual sums, queries, keys and values before and after rotation, the attention's output, and four MLP tensors."""
+    """Bytes a token that backward of one layer needs, in bf16: two RMSNorms (fp32 input and normalised value, output),
+    two residual sums, queries, keys and values before and after rotation, the attention's output, and four MLP
+    tensors."""
     s = job.student
-    elements = 2 * s.hidden_size + 2 * (s.attention_width + 2 * s.kv_width) + s.attention_width + 4 * s.intermediate_size
-    scores = 8 * s.num_heads * job.max_length if job.eager_attention else 0  # fp32 softmax, its bf16 copy and dropout's input
+    elements = (
+        2 * s.hidden_size + 2 * (s.attention_width + 2 * s.kv_width) + s.attention_width + 4 * s.intermediate_size
+    )
+    scores = (
+        8 * s.num_heads * job.max_length if job.eager_attention else 0
+    )  # fp32 softmax, its bf16 copy and dropout's input
     return 2 * elements + 2 * 10 * s.hidden_size + scores
 
 
 def _chunk_rows(job: Job) -> int:
-    limit = job.chunk_rows or (max(16, _CPU_CHUNK_BYTES // (4 * job.student.vocab_size)) if job.on_cpu else _GPU_CHUNK_ROWS)
+    limit = job.chunk_rows or (
+        max(16, _CPU_CHUNK_BYTES // (4 * job.student.vocab_size)) if job.on_cpu else _GPU_CHUNK_ROWS
+    )
     return min(limit, job.micro_batch_size * job.max_length)
 
 
 def _teacher_working(job: Job) -> int:
-    """Without autograd only the layer at work is alive: its input and output, residual and norm, and the MLP's widest three."""
+    """Without autograd only the layer at work is alive: its input and output, residual and norm, and the MLP's widest
+    three.
+    """
     if job.teacher is None:
         return 0
     widths = 4 * job.teacher.hidden_size + 3 * job.teacher.intermediate_size
@@ -181,8 +199,8 @@ def _teacher(teacher: Shape, job: Job) -> dict[str, int]:
 
 
 def flops_per_token(student: Shape, teacher: Shape | None, length: int, gradient_checkpointing: bool) -> int:
-    """Operations a token: forward and backward of the student (6 a parameter; 8 when recomputed), forward of the teacher (2).
-    Causal attention adds 2 x layers x width x length to a forward."""
+    """Operations a token: forward and backward of the student (6 a parameter; 8 when recomputed), forward of the
+    teacher (2). Causal attention adds 2 x layers x width x length to a forward."""
     passes = 4 if gradient_checkpointing else 3
     total = passes * (2 * student.matrix_parameters + 2 * student.num_layers * student.attention_width * length)
     if teacher is not None:

@@ -1,4 +1,6 @@
-"""What a run needs, before anything is loaded or rented: parameters, memory, tokens, time, and what to change if it does not fit."""
+"""What a run needs, before anything is loaded or rented: parameters, memory, tokens, time, and what to change if it
+does not fit.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,10 @@ def plan_run(
     device, host = memory(job)
     stages = tuple(_stages(config, world_size))
     flops = sum(
-        stage.steps * stage.tokens_per_step * flops_per_token(student, job.teacher, stage.max_length, job.gradient_checkpointing) for stage in stages
+        stage.steps
+        * stage.tokens_per_step
+        * flops_per_token(student, job.teacher, stage.max_length, job.gradient_checkpointing)
+        for stage in stages
     )
     tokens = sum(stage.steps * stage.tokens_per_step for stage in stages)
     return Plan(
@@ -131,7 +136,9 @@ def plan_run(
 def check_fits(plan: Plan) -> None:
     """Raise PlanError when the machine cannot hold the run; call it before anything is loaded."""
     if plan.problems:
-        raise PlanError(f"{plan.name} does not fit this machine:\n" + "\n".join(f"  {problem}" for problem in plan.problems))
+        raise PlanError(
+            f"{plan.name} does not fit this machine:\n" + "\n".join(f"  {problem}" for problem in plan.problems)
+        )
 
 
 def format_plan(plan: Plan) -> str:
@@ -161,8 +168,11 @@ def format_plan(plan: Plan) -> str:
             f"{ASSUMED_MFU:.0%} of {plan.peak_flops / 1e12:.0f} TFLOP/s on each of {plan.world_size} devices"
         )
     if plan.cache is not None:
-        lines.append(f"  cache     about {size(plan.cache.num_bytes)} on disk: {plan.cache.num_rows:,} rows of {plan.cache.row_bytes:.0f} bytes, if the "
-                     "teacher is as sure as a language model of 2 nats")
+        lines.append(
+            f"  cache     about {size(plan.cache.num_bytes)} on disk: {plan.cache.num_rows:,} rows of "
+            f"{plan.cache.row_bytes:.0f} bytes, if the "
+            "teacher is as sure as a language model of 2 nats"
+        )
     lines += [f"  note      {note}" for note in plan.notes]
     lines += [f"  PROBLEM   {problem}" for problem in plan.problems] or ["  fits      no problem found"]
     return "\n".join(lines)
@@ -182,7 +192,8 @@ def _teacher(config: RunConfig) -> tuple[Shape | None, tuple[str, ...]]:
         )
     except OSError:
         return None, (
-            f"the teacher {config.teacher.path} is not on this machine, so its parameters, memory and time are left out: "
+            f"the teacher {config.teacher.path} is not on this machine, so its parameters, memory and time are "
+            "left out: "
             "download its config.json, or give teacher.path a folder",
         )
     return Shape.of(teacher, count_parameters(teacher)), ()
@@ -191,12 +202,17 @@ def _teacher(config: RunConfig) -> tuple[Shape | None, tuple[str, ...]]:
 def _capture_notes(job: Job, cached: bool) -> Iterator[str]:
     if cached and job.teacher is not None:
         place = "host" if job.teacher_offloaded else "GPU"
-        yield (f"with teacher.cache the teacher runs at capture alone (launch/capture.py), where its weights take "
-               f"{teacher_weights(job) / _GIB:.2f} GiB of each {'rank' if job.on_cpu else place}")
+        yield (
+            f"with teacher.cache the teacher runs at capture alone (launch/capture.py), where its weights take "
+            f"{teacher_weights(job) / _GIB:.2f} GiB of each {'rank' if job.on_cpu else place}"
+        )
 
 
 def _stages(config: RunConfig, world_size: int) -> Iterator[StagePlan]:
-    records, left = config.training.micro_batch_size * config.training.gradient_accumulation * world_size, config.training.steps
+    records, left = (
+        config.training.micro_batch_size * config.training.gradient_accumulation * world_size,
+        config.training.steps,
+    )
     for stage in config.data.stages:
         steps = left if stage.until is None else min(left, stage.until.steps or stage.until.max_steps)
         left -= steps
@@ -246,17 +262,30 @@ def _variants(job: Job) -> Iterator[list[tuple[str, Job]]]:
     if not job.gradient_checkpointing:
         yield [("student.gradient_checkpointing: true", replace(job, gradient_checkpointing=True))]
     if job.packing_mask:
-        yield [("student.attention_implementation: flash_attention_2", replace(job, packing_mask=False, eager_attention=False))]
+        yield [
+            (
+                "student.attention_implementation: flash_attention_2",
+                replace(job, packing_mask=False, eager_attention=False),
+            )
+        ]
     yield [
         (f"training.micro_batch_size: {size}, with more gradient_accumulation", replace(job, micro_batch_size=size))
         for size in range(job.micro_batch_size - 1, 0, -1)
     ]
     if not job.offloads("optimizer") and not job.on_cpu:
         zero = {**job.zero, "offload_optimizer": {"device": "cpu"}}
-        yield [("training.deepspeed: ds_configs/zero3_offload.json", replace(job, ds_config={**job.ds_config, "zero_optimization": zero}))]
+        yield [
+            (
+                "training.deepspeed: ds_configs/zero3_offload.json",
+                replace(job, ds_config={**job.ds_config, "zero_optimization": zero}),
+            )
+        ]
     if job.teacher is not None and not job.teacher_sharded:
         yield [("teacher.placement: sharded", replace(job, teacher_sharded=True))]
     if job.teacher is not None and not job.teacher_offloaded and not job.on_cpu:
         yield [("teacher.placement: offloaded", replace(job, teacher_sharded=True, teacher_offloaded=True))]
     if not job.on_cpu:
-        yield [(f"{job.world_size * factor} GPUs", replace(job, world_size=job.world_size * factor)) for factor in (2, 4, 8, 16)]
+        yield [
+            (f"{job.world_size * factor} GPUs", replace(job, world_size=job.world_size * factor))
+            for factor in (2, 4, 8, 16)
+        ]

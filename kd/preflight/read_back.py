@@ -1,9 +1,9 @@
-"""Spans read back from their tokens, with nothing of the code that placed them: names decoded, arguments parsed, values looked
-up in the results.
+"""Spans read back from their tokens, with nothing of the code that placed them: names decoded, arguments parsed, values
+looked up in the results.
 
-Two things must hold of each span. Its tokens decode to the characters they stand for (a tokenizer that lower-cases or spaces
-its words apart is allowed that). And those characters are the name, the arguments or a value, where only the first and the
-last token may also carry a neighbour's: a span that is a token too long or too short does not read back.
+Two things must hold of each span. Its tokens decode to the characters they stand for (a tokenizer that lower-cases or
+spaces its words apart is allowed that). And those characters are the name, the arguments or a value, where only the
+first and the last token may also carry a neighbour's: a span that is a token too long or too short does not read back.
 """
 
 from __future__ import annotations
@@ -62,28 +62,58 @@ class SpanReader:
             expected = call and (call.name if kind == "tool" else call.arguments)
             good = self._reads(annotated, offsets, kind, start, end, expected, results)
             if not good:
-                wanted = f"and not to {json.dumps(expected, ensure_ascii=False)[:80]}" if call else "which is no value of a result"
-                problems.append(f"{kind.upper()} at tokens {start} to {end} decodes to {self.decode(annotated.encoded.input_ids[start:end])[:80]!r}, {wanted}")
+                wanted = (
+                    f"and not to {json.dumps(expected, ensure_ascii=False)[:80]}"
+                    if call
+                    else "which is no value of a result"
+                )
+                problems.append(
+                    f"{kind.upper()} at tokens {start} to {end} decodes to "
+                    f"{self.decode(annotated.encoded.input_ids[start:end])[:80]!r}, {wanted}"
+                )
             counts[kind] = counts[kind][0] + 1, counts[kind][1] + (not good)
         return counts, problems
 
-    def _reads(self, annotated: Annotated, offsets: list[tuple[int, int]], kind: str, start: int, end: int, expected: Any, results: list[str]) -> bool:
+    def _reads(
+        self,
+        annotated: Annotated,
+        offsets: list[tuple[int, int]],
+        kind: str,
+        start: int,
+        end: int,
+        expected: Any,
+        results: list[str],
+    ) -> bool:
         if start >= end:
             return kind == "args" and not expected  # tags: no parameter is written
         text, ids = annotated.text, annotated.encoded.input_ids[start:end]
-        written = text[offsets[start][0]:offsets[end - 1][1]]
-        room = offsets[start][1] - offsets[start][0], offsets[end - 1][1] - offsets[end - 1][0]  # a neighbour's characters fit in one token
+        written = text[offsets[start][0] : offsets[end - 1][1]]
+        room = (
+            offsets[start][1] - offsets[start][0],
+            offsets[end - 1][1] - offsets[end - 1][0],
+        )  # a neighbour's characters fit in one token
         if not self._faithful(ids, written, unknown=kind != "tool"):
             return False
         if kind == "tool":
-            return any(written.startswith(expected, at) and len(written) - at - len(expected) < max(room[1], 1) for at in range(max(room[0], 1)))
+            return any(
+                written.startswith(expected, at) and len(written) - at - len(expected) < max(room[1], 1)
+                for at in range(max(room[0], 1))
+            )
         if kind == "args":
             return _is_arguments(written, expected, room)
-        return any(value and (any(occurs(value, result) for result in results) or any(c.text == value for c in carried_values(value, results)))
-                   for value in dict.fromkeys((written.strip(), written.strip(_EDGES))))  # fmt: skip
+        return any(
+            value
+            and (
+                any(occurs(value, result) for result in results)
+                or any(c.text == value for c in carried_values(value, results))
+            )
+            for value in dict.fromkeys((written.strip(), written.strip(_EDGES)))
+        )
 
     def _faithful(self, ids: list[int], written: str, *, unknown: bool) -> bool:
-        """Whether the tokens decode to these characters. `unknown`: a token for what the vocabulary lacks is let pass."""
+        """Whether the tokens decode to these characters. `unknown`: a token for what the vocabulary lacks is let
+        pass.
+        """
         said, meant = self._plain(self.decode(ids)), self._plain(written)
         if said == meant or unknown and self._tokenizer.unk_token_id in ids:
             return True
@@ -95,8 +125,8 @@ class SpanReader:
 
 
 def _is_arguments(written: str, arguments: dict, room: tuple[int, int]) -> bool:
-    """Whether a text is these arguments as JSON, a JSON string, Python keywords or tags, with at most a neighbour's characters
-    in its first and last token."""
+    """Whether a text is these arguments as JSON, a JSON string, Python keywords or tags, with at most a neighbour's
+    characters in its first and last token."""
     for begin in range(min(max(room[0], 1), len(written))):
         if written[begin] in '{"':
             try:
@@ -106,10 +136,18 @@ def _is_arguments(written: str, arguments: dict, room: tuple[int, int]) -> bool:
                 continue
             if same_json(value, arguments) and len(written) - end < max(room[1], 1):
                 return True
-        elif written[begin] == "(" and len(written) - 1 - written.rfind(")") < max(room[1], 1) and _is_python(written[begin:written.rfind(")") + 1], arguments):
+        elif (
+            written[begin] == "("
+            and len(written) - 1 - written.rfind(")") < max(room[1], 1)
+            and _is_python(written[begin : written.rfind(")") + 1], arguments)
+        ):
             return True
     opens, closes = written.find("<"), len(written) - 1 - written.rfind(">")
-    return 0 <= opens < room[0] and closes < room[1] and all(any(form in written for form in forms) for forms in _forms(arguments))
+    return (
+        0 <= opens < room[0]
+        and closes < room[1]
+        and all(any(form in written for form in forms) for forms in _forms(arguments))
+    )
 
 
 def _is_python(text: str, arguments: dict) -> bool:
@@ -144,7 +182,17 @@ def _forms(value: Any) -> Iterator[tuple[str, ...]]:
         for inner in value:
             yield from _forms(inner)
     elif isinstance(value, str):
-        plain = (value, value.strip(), json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1])
-        yield (*plain, *(html.escape(text) for text in plain), html.escape(value).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"))
+        plain = (
+            value,
+            value.strip(),
+            json.dumps(value)[1:-1],
+            json.dumps(value, ensure_ascii=False)[1:-1],
+            repr(value)[1:-1],
+        )
+        yield (
+            *plain,
+            *(html.escape(text) for text in plain),
+            html.escape(value).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+        )
     else:
         yield json.dumps(value), str(value)

@@ -1,9 +1,10 @@
-"""The readiness check of data: every record read, rendered and located, each span decoded again, each call held to its tool.
+"""The readiness check of data: every record read, rendered and located, each span decoded again, each call held to its
+tool.
 
 A record is *ready*, or *refused* (it cannot be trained on: not read, private reasoning, a special token in a text, not
-located, a call of no offered tool, arguments its schema forbids), or *flagged* (located, but a span does not read back, or
-an argument is one that the schema does not list, without forbidding it). Training would refuse the first; the second is for a
-person to look at, in the HTML page. `--fix` leaves out both.
+located, a call of no offered tool, arguments its schema forbids), or *flagged* (located, but a span does not read back,
+or an argument is one that the schema does not list, without forbidding it). Training would refuse the first; the second
+is for a person to look at, in the HTML page. `--fix` leaves out both.
 
 Reading back uses nothing of the code that located: tokens are decoded, arguments parsed from what they decode to.
 """
@@ -68,7 +69,7 @@ CHECKS = {
     "known": "every called tool is offered",
     "arguments": "arguments are valid by their tool's schema",
     "read back": f"spans decode to what they stand for (target {ROUND_TRIP_TARGET:.1%})",
-}  # fmt: skip
+}
 
 
 def tokenizer_at(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -78,17 +79,35 @@ def tokenizer_at(folder: str | Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise VerifyError(f"{folder}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})") from error
     if not tokenizer.chat_template:
-        raise VerifyError(f"{folder}: the tokenizer has no chat template; use an instruction-tuned model's, or add chat_template.jinja")
+        raise VerifyError(
+            f"{folder}: the tokenizer has no chat template; use an instruction-tuned model's, or add "
+            "chat_template.jinja"
+        )
     if not tokenizer.is_fast:
-        raise VerifyError(f"{folder}: spans need a fast tokenizer (with offsets); save it again with its tokenizer.json")
+        raise VerifyError(
+            f"{folder}: spans need a fast tokenizer (with offsets); save it again with its tokenizer.json"
+        )
     return tokenizer
 
 
 def verify_records(items: Iterable[Item], tokenizer, tools: ToolRegistry | None = None) -> Iterator[Verified]:
-    """Every item checked, in order. `tools`: for records that offer none; by default the six of kd/toolcalls/default_tools.py."""
+    """Every item checked, in order. `tools`: for records that offer none; by default the six of
+    kd/toolcalls/default_tools.py.
+    """
     reader = SpanReader(tokenizer)
     for item in items:
-        found = Verified(item.file, item.line, item.id or f"{item.file}:{item.line}", item.record, item.reason, "", [], None, {}, item.raw)
+        found = Verified(
+            item.file,
+            item.line,
+            item.id or f"{item.file}:{item.line}",
+            item.record,
+            item.reason,
+            "",
+            [],
+            None,
+            {},
+            item.raw,
+        )
         if item.record is None:
             yield found._replace(check="reasoning" if isinstance(item.error, ReasoningError) else "read")
             continue
@@ -97,13 +116,21 @@ def verify_records(items: Iterable[Item], tokenizer, tools: ToolRegistry | None 
         try:
             annotated = annotate(item.record, tokenizer)
         except DataError as error:
-            yield found._replace(refused=where + str(error), check="special" if isinstance(error, SpecialTokenError) else "located")
+            yield found._replace(
+                refused=where + str(error), check="special" if isinstance(error, SpecialTokenError) else "located"
+            )
             continue
         refused, check, problems, unchecked = _judge_calls(item.record, annotated, tools)
         counts, unread = reader.read_back(item.record, annotated)
         check = check or ("read back" if unread else "")
-        yield found._replace(refused=where + refused if refused else "", check=check, problems=problems + unread, annotated=annotated, read_back=counts,
-                             unchecked_calls=unchecked)
+        yield found._replace(
+            refused=where + refused if refused else "",
+            check=check,
+            problems=problems + unread,
+            annotated=annotated,
+            read_back=counts,
+            unchecked_calls=unchecked,
+        )
 
 
 def _judge_calls(record: Record, annotated: Annotated, tools: ToolRegistry | None) -> tuple[str, str, list[str], int]:
@@ -124,7 +151,12 @@ def _judge_calls(record: Record, annotated: Annotated, tools: ToolRegistry | Non
         except ValueError as error:
             return spot + str(error), "arguments", problems, unchecked
         if forbidden:
-            return spot + "; ".join(forbidden), "known" if call.name not in registry else "arguments", problems, unchecked
+            return (
+                spot + "; ".join(forbidden),
+                "known" if call.name not in registry else "arguments",
+                problems,
+                unchecked,
+            )
         problems += [spot + problem for problem in wrong]
     return "", "arguments" if problems else "", problems, unchecked
 
@@ -146,7 +178,15 @@ class Tally:
             self.failed[verified.check] += 1
             what = verified.refused or f"{verified.file}:{verified.line}: " + "; ".join(verified.problems)
             if len(self.failures) < MAX_FAILURES:
-                self.failures.append({"file": verified.file, "line": verified.line, "id": verified.id, "check": verified.check, "what": what[:2000]})
+                self.failures.append(
+                    {
+                        "file": verified.file,
+                        "line": verified.line,
+                        "id": verified.id,
+                        "check": verified.check,
+                        "what": what[:2000],
+                    }
+                )
         if verified.annotated is None:
             return
         encoded, calls, spans = verified.annotated.encoded, verified.annotated.calls, verified.annotated.spans
@@ -168,7 +208,9 @@ class Tally:
         return 1 - self.total[f"{kind}_unread"] / spans if spans else 1.0
 
     def ready(self, max_bad_fraction: float = 0.0) -> bool:
-        """Whether at most that fraction of the records fails a check; spans that do not read back count by ROUND_TRIP_TARGET."""
+        """Whether at most that fraction of the records fails a check; spans that do not read back count by
+        ROUND_TRIP_TARGET.
+        """
         bad = sum(count for check, count in self.failed.items() if check != "read back")
         enough = all(self.round_trip(kind) >= ROUND_TRIP_TARGET for kind in READ_BACK)
         return self.total["ready"] > 0 and bad <= max_bad_fraction * self.total["records"] and enough
@@ -187,14 +229,25 @@ def spans_line(verified: Verified, reader: SpanReader) -> dict[str, Any]:
         return {"id": verified.id, "file": verified.file, "line": verified.line, "refused": verified.refused}
     found = verified.annotated
     ids = found.encoded.input_ids
-    line = {"id": verified.id, "file": verified.file, "line": verified.line, "text": found.text, "token_ids": ids,
-            "calls": [{"name": call.name, "arguments": call.arguments} for call in found.calls],
-            "spans": [{"kind": kind.upper(), "start": start, "end": end, "text": reader.decode(ids[start:end])} for kind, start, end in found.spans]}
+    line = {
+        "id": verified.id,
+        "file": verified.file,
+        "line": verified.line,
+        "text": found.text,
+        "token_ids": ids,
+        "calls": [{"name": call.name, "arguments": call.arguments} for call in found.calls],
+        "spans": [
+            {"kind": kind.upper(), "start": start, "end": end, "text": reader.decode(ids[start:end])}
+            for kind, start, end in found.spans
+        ],
+    }
     return line | ({"problems": verified.problems} if verified.problems else {})
 
 
 def config_items(config: RunConfig) -> Iterator[Item]:
-    """Every line of every data file of a run, and NUM_DEMO records of each stage and each split that the demo corpus makes."""
+    """Every line of every data file of a run, and NUM_DEMO records of each stage and each split that the demo corpus
+    makes.
+    """
     patterns = [(source.files, source.format) for stage in config.data.stages for source in stage.train or ()]
     patterns += [(path, None) for path in config.data.evaluation.values() if path != "demo"]
     for pattern, format in dict.fromkeys(patterns):
@@ -206,7 +259,10 @@ def config_items(config: RunConfig) -> Iterator[Item]:
             yield from (_made(f"demo:{stage.name}", at, source[at]) for at in range(len(source)))
     for name, path in config.data.evaluation.items():
         if path == "demo" and name in demo.SPLITS:
-            yield from (_made(f"demo:{name}", at, record) for at, record in enumerate(demo.records(name, NUM_DEMO, seed=corpus.seed)))
+            yield from (
+                _made(f"demo:{name}", at, record)
+                for at, record in enumerate(demo.records(name, NUM_DEMO, seed=corpus.seed))
+            )
 
 
 def _made(name: str, index: int, record: Record) -> Item:
@@ -215,12 +271,24 @@ def _made(name: str, index: int, record: Record) -> Item:
 
 def summary(tally: Tally, ready: bool, checks: list[dict[str, Any]]) -> dict[str, Any]:
     """What verify.json holds."""
-    trips = {kind: {"spans": tally.total[f"{kind}_spans"], "unread": tally.total[f"{kind}_unread"], "share": tally.round_trip(kind)} for kind in READ_BACK}
+    trips = {
+        kind: {
+            "spans": tally.total[f"{kind}_spans"],
+            "unread": tally.total[f"{kind}_unread"],
+            "share": tally.round_trip(kind),
+        }
+        for kind in READ_BACK
+    }
     return {
-        "ready": ready, "records": dict(tally.total), "files": {file: dict(counts) for file, counts in tally.files.items()},
+        "ready": ready,
+        "records": dict(tally.total),
+        "files": {file: dict(counts) for file, counts in tally.files.items()},
         "checks": [{"name": name, "what": what, "failed": tally.failed[name]} for name, what in CHECKS.items()],
-        "round_trip": trips, "run": checks, "failures": tally.failures, "num_failures": tally.failed.total(),
-    }  # fmt: skip
+        "round_trip": trips,
+        "run": checks,
+        "failures": tally.failures,
+        "num_failures": tally.failed.total(),
+    }
 
 
 def format_tally(tally: Tally, checks: list[dict[str, Any]]) -> str:
@@ -232,14 +300,30 @@ def format_tally(tally: Tally, checks: list[dict[str, Any]]) -> str:
         lines.append(f"{file:<{width}}" + "".join(f"{counts[column]:>14,}" for column in columns))
     lines.append("")
     for name, what in CHECKS.items():
-        lines.append(f"{'FAIL' if tally.failed[name] else 'ok':<8}{what}: " + (f"not so in {tally.failed[name]:,}" if tally.failed[name] else "all"))
+        lines.append(
+            f"{'FAIL' if tally.failed[name] else 'ok':<8}{what}: "
+            + (f"not so in {tally.failed[name]:,}" if tally.failed[name] else "all")
+        )
     for kind in READ_BACK:
         spans, bad = tally.total[f"{kind}_spans"], tally.total[f"{kind}_unread"]
-        lines.append(f"{'FAIL' if tally.round_trip(kind) < ROUND_TRIP_TARGET else 'ok':<8}{kind.upper()}: {spans - bad:,} of {spans:,} spans read back")
+        lines.append(
+            f"{'FAIL' if tally.round_trip(kind) < ROUND_TRIP_TARGET else 'ok':<8}{kind.upper()}: {spans - bad:,} of "
+            f"{spans:,} spans read back"
+        )
     for check in checks:
-        lines.append(f"{'not run' if check['ok'] is None else 'ok' if check['ok'] else 'FAIL':<8}{check['name']}: {check['detail']}")
+        lines.append(
+            f"{'not run' if check['ok'] is None else 'ok' if check['ok'] else 'FAIL':<8}{check['name']}: "
+            f"{check['detail']}"
+        )
     if tally.total["unchecked_calls"]:
-        lines.append(f"note    {tally.total['unchecked_calls']:,} calls are of tools that no record declares, so they are not checked; give --tools")
+        lines.append(
+            f"note    {tally.total['unchecked_calls']:,} calls are of tools that no record declares, so they are not "
+            "checked; give --tools"
+        )
     if tally.failures:
-        lines += ["", f"first of {tally.failed.total():,} records that fail:", *(f"  {f['what'][:300]}" for f in tally.failures[:NUM_LISTED])]
+        lines += [
+            "",
+            f"first of {tally.failed.total():,} records that fail:",
+            *(f"  {f['what'][:300]}" for f in tally.failures[:NUM_LISTED]),
+        ]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """The readiness check of a run: what its configuration names agrees, and one real step has a gradient for every term.
 
-Each check is {"name", "ok", "detail"}; ok is None where it was not run, and the detail says why. The step is the first one that the
-run would take whose rows have every span that has a weight, on the CPU, with whole models and no DeepSpeed: hidden states,
-head and loss are put together as kd/training/engine.py does.
+Each check is {"name", "ok", "detail"}; ok is None where it was not run, and the detail says why. The step is the first
+one that the run would take whose rows have every span that has a weight, on the CPU, with whole models and no
+DeepSpeed: hidden states, head and loss are put together as kd/training/engine.py does.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ def check_run(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
     needed = _memory_needed(config, tokenizer)
     free = int(psutil.virtual_memory().available * _USABLE)
     if isinstance(needed, str) or needed > free:
-        why = needed if isinstance(needed, str) else f"it needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free"
+        why = (
+            needed
+            if isinstance(needed, str)
+            else f"it needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free"
+        )
         yield {"name": "forward, loss and gradient of one step", "ok": None, "detail": why}
         return
     try:
@@ -83,7 +87,9 @@ def _tokenizers_agree(config: RunConfig, tokenizer) -> str:
         other = _tokenizer_of(path, revision)
         difference = first_difference(other, tokenizer) if other is not None else None
         if difference:
-            raise ValueError(f"{whose}'s tokenizer ({path}) is not the run's: {difference.replace('the teacher', whose)}")
+            raise ValueError(
+                f"{whose}'s tokenizer ({path}) is not the run's: {difference.replace('the teacher', whose)}"
+            )
         compared.append(f"{whose}'s is the run's" if other is not None else f"{whose} brings none")
     return "; ".join(compared) or "there is one, and teacher and student share it"
 
@@ -92,17 +98,27 @@ def _templates_agree(config: RunConfig, tokenizer) -> str:
     for whose, path, revision in _others(config):
         other = _tokenizer_of(path, revision)
         if other is not None and other.chat_template and other.chat_template != tokenizer.chat_template:
-            raise ValueError(f"{whose} ({path}) was trained with another chat template than the run renders with: leave tokenizer.path out, "
-                             "or copy its chat_template.jinja")
+            raise ValueError(
+                f"{whose} ({path}) was trained with another chat template than the run renders with: leave "
+                "tokenizer.path out, "
+                "or copy its chat_template.jinja"
+            )
     return "one template"
 
 
 def _vocabulary_fits(config: RunConfig, tokenizer) -> str:
     widths = {"student": student_model_config(config, len(tokenizer)).get_text_config().vocab_size}
     if config.teacher is not None:
-        widths["teacher"] = AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision).get_text_config().vocab_size
+        widths["teacher"] = (
+            AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision)
+            .get_text_config()
+            .vocab_size
+        )
     if min(widths.values()) < len(tokenizer):
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens and the teacher's vocabulary is {widths['teacher']} wide: it is another model's tokenizer")
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the teacher's vocabulary is {widths['teacher']} wide: it "
+            "is another model's tokenizer"
+        )
     return f"{len(tokenizer)} tokens; " + ", ".join(f"{name} {width} wide" for name, width in widths.items())
 
 
@@ -123,12 +139,23 @@ def _memory_needed(config: RunConfig, tokenizer) -> int | str:
 
 
 def first_batch(config: RunConfig, tokenizer, no_signal: frozenset[bytes] = frozenset()) -> tuple[MicroBatch, int]:
-    """A micro-batch of the run's first stage that has rows for each weighted span, or the first one with rows; and its step.
-    Records of the keys in `no_signal` are left out, as in training."""
+    """A micro-batch of the run's first stage that has rows for each weighted span, or the first one with rows; and its
+    step. Records of the keys in `no_signal` are left out, as in training."""
     stage = config.data.stages[0]
-    steps = StepBatches(stage_source(config, 0), tokenizer, max_length=stage.max_length, micro_batch_size=config.training.micro_batch_size, gradient_accumulation=1,
-                        seed=config.run.seed, no_signal=no_signal)  # fmt: skip
-    wanted = [bit for bit, weight in ((TOOL, config.loss.w_tool), (ARGS, config.loss.w_args), (INTEGRATION, config.loss.w_integr)) if weight > 0]
+    steps = StepBatches(
+        stage_source(config, 0),
+        tokenizer,
+        max_length=stage.max_length,
+        micro_batch_size=config.training.micro_batch_size,
+        gradient_accumulation=1,
+        seed=config.run.seed,
+        no_signal=no_signal,
+    )
+    wanted = [
+        bit
+        for bit, weight in ((TOOL, config.loss.w_tool), (ARGS, config.loss.w_args), (INTEGRATION, config.loss.w_integr))
+        if weight > 0
+    ]
     best = None
     for step, micro_batches in enumerate(itertools.islice(steps, MAX_STEPS_LOOKED_AT)):
         for micro in micro_batches:
@@ -138,7 +165,9 @@ def first_batch(config: RunConfig, tokenizer, no_signal: frozenset[bytes] = froz
         if best is not None and best[0] == len(wanted):
             break
     if best is None:
-        raise ValueError(f"no record of stage {stage.name} fits max_length ({stage.max_length} tokens); raise it, or cut the records")
+        raise ValueError(
+            f"no record of stage {stage.name} fits max_length ({stage.max_length} tokens); raise it, or cut the records"
+        )
     return best[1], best[2]
 
 
@@ -161,8 +190,12 @@ def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
     total, norm = _gradient(config, student, micro, teacher, counts, terms, len(tokenizer))
     rows = ", ".join(f"{name} {int(((micro.bits & bit) != 0).sum())}" for name, bit in BIT_NAMES.items())
     finite = math.isfinite(total) and math.isfinite(norm) and norm > 0
-    yield {"name": "forward, loss and gradient of one step", "ok": finite,
-           "detail": f"loss {total:.4f}, gradient norm {norm:.4g} on {len(micro.record_ids)} records (rows: {rows}) of step {step}"}  # fmt: skip
+    yield {
+        "name": "forward, loss and gradient of one step",
+        "ok": finite,
+        "detail": f"loss {total:.4f}, gradient norm {norm:.4g} on {len(micro.record_ids)} records (rows: {rows}) "
+        f"of step {step}",
+    }
     added = 0.0
     for name in TERMS:
         weight = getattr(terms, name)
@@ -173,22 +206,43 @@ def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
         added += value
         detail = f"weight {weight:g}, loss {value:.4f}, gradient norm {norm:.4g}"
         if name in _SPAN_BITS and not counts[list(BIT_NAMES).index(name)]:
-            detail = f"weight {weight:g}, and none of the first {MAX_STEPS_LOOKED_AT} steps has a row for it: the data has nothing it learns from; set the weight to 0"
+            detail = (
+                f"weight {weight:g}, and none of the first {MAX_STEPS_LOOKED_AT} steps has a row for it: the "
+                "data has nothing it learns from; set the weight to 0"
+            )
         yield {"name": f"term {name} has a gradient", "ok": math.isfinite(norm) and norm > 0, "detail": detail}
-    yield {"name": "the terms add up to the loss", "ok": math.isclose(added, total, rel_tol=1e-3, abs_tol=1e-6), "detail": f"{added:.6f} and {total:.6f}"}
+    yield {
+        "name": "the terms add up to the loss",
+        "ok": math.isclose(added, total, rel_tol=1e-3, abs_tol=1e-6),
+        "detail": f"{added:.6f} and {total:.6f}",
+    }
 
 
 def _whole_teacher(config: RunConfig) -> RunConfig:
     """The same configuration with a teacher that needs no DeepSpeed."""
-    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"placement": "replicated", "deepspeed": None})})
+    return config.model_copy(
+        update={"teacher": config.teacher.model_copy(update={"placement": "replicated", "deepspeed": None})}
+    )
 
 
-def _gradient(config: RunConfig, student, micro: MicroBatch, teacher, counts, terms: TermWeights, vocab_size: int) -> tuple[float, float]:
+def _gradient(
+    config: RunConfig, student, micro: MicroBatch, teacher, counts, terms: TermWeights, vocab_size: int
+) -> tuple[float, float]:
     """(loss, L2 norm of its gradient over all of the student's parameters)."""
     student.zero_grad(set_to_none=True)
     used = teacher if terms.kl or terms.hard or terms.entropy is not None else None
-    out = combined_kd_loss(hidden_rows(student, micro), head_of(student), used, micro.labels, row_weights(micro.bits, micro.weight, counts, terms), terms,
-                           divergence=config.loss.divergence, beta=config.loss.beta, vocab_size=vocab_size, chunk_rows=config.loss.chunk_rows)  # fmt: skip
+    out = combined_kd_loss(
+        hidden_rows(student, micro),
+        head_of(student),
+        used,
+        micro.labels,
+        row_weights(micro.bits, micro.weight, counts, terms),
+        terms,
+        divergence=config.loss.divergence,
+        beta=config.loss.beta,
+        vocab_size=vocab_size,
+        chunk_rows=config.loss.chunk_rows,
+    )
     out.loss.backward()
     norms = [parameter.grad.float().norm() for parameter in student.parameters() if parameter.grad is not None]
     return float(out.loss.detach()), float(torch.stack(norms).norm()) if norms else 0.0

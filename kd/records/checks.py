@@ -1,8 +1,9 @@
-"""What every record must satisfy before its form is looked at: strict JSON, bounded in size and depth, no private reasoning.
+"""What every record must satisfy before its form is looked at: strict JSON, bounded in size and depth, no private
+reasoning.
 
-Strict: UTF-8; no key twice in one object (parsers disagree on which one counts); no NaN or Infinity, and no number too large
-to be one; no half surrogate pair. A record is at most MAX_RECORD_BYTES long and MAX_DEPTH levels deep: a million tokens are
-longer than any sequence, and no honest call nests deeper.
+Strict: UTF-8; no key twice in one object (parsers disagree on which one counts); no NaN or Infinity, and no number too
+large to be one; no half surrogate pair. A record is at most MAX_RECORD_BYTES long and MAX_DEPTH levels deep: a million
+tokens are longer than any sequence, and no honest call nests deeper.
 """
 
 from __future__ import annotations
@@ -16,12 +17,24 @@ from kd.errors import SpanwiseError
 from kd.toolcalls.json_values import MAX_DEPTH
 
 MAX_RECORD_BYTES = 4 << 20
-COT_FIELDS = frozenset({
-    "reasoning_content", "teacher_reasoning_content", "teacher_reasoning", "reasoning", "thinking",
-    "reasoning_details", "thinking_blocks", "chain_of_thought",  # the same by other servers' names
-})  # fmt: skip
-COT_TAG = re.compile(r"</?think(ing)?>", re.IGNORECASE)  # some models write the closing one alone: their prompt holds the opening
-_NOT_SAID = frozenset({"arguments", "parameters", "properties", "answers", "ground_truth", "possible_answer"})  # names there are a tool's own
+COT_FIELDS = frozenset(
+    {
+        "reasoning_content",
+        "teacher_reasoning_content",
+        "teacher_reasoning",
+        "reasoning",
+        "thinking",
+        "reasoning_details",
+        "thinking_blocks",
+        "chain_of_thought",  # the same by other servers' names
+    }
+)
+COT_TAG = re.compile(
+    r"</?think(ing)?>", re.IGNORECASE
+)  # some models write the closing one alone: their prompt holds the opening
+_NOT_SAID = frozenset(
+    {"arguments", "parameters", "properties", "answers", "ground_truth", "possible_answer"}
+)  # names there are a tool's own
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -53,9 +66,15 @@ def decode_json(text: bytes | str, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not a line of JSON in UTF-8: {error.msg} (character {error.pos + 1})") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not a line of JSON in UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x} ({error.reason})") from None
+        raise DataError(
+            f"{where}: not a line of JSON in UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x} "
+            f"({error.reason})"
+        ) from None
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: half a surrogate pair (\\u{ord(error.object[error.start]):04x}); write the whole character, or remove it") from None
+        raise DataError(
+            f"{where}: half a surrogate pair (\\u{ord(error.object[error.start]):04x}); write the whole character, or "
+            "remove it"
+        ) from None
     except RecursionError:
         raise DataError(f"{where}: nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:

@@ -1,10 +1,12 @@
-"""Files of records: several, globs, weighted; what is refused goes to a quarantine file, and too much of it stops the run.
+"""Files of records: several, globs, weighted; what is refused goes to a quarantine file, and too much of it stops the
+run.
 
     for item in read_all(expand(["train/*.jsonl.gz", "extra.parquet"])):      every line, as a record or its refusal
-    RecordIndex([DataFiles("train/*.jsonl.gz"), DataFiles("extra.parquet", weight=0.5)], Quarantine("bad.jsonl", 0.01))   by position
+    RecordIndex([DataFiles("train/*.jsonl.gz"), DataFiles("extra.parquet", weight=0.5)])        records by position
 
 A BFCL question file needs the truth of its `possible_answer` file. It is looked for among the files given, then as
-possible_answer/<same name> beside the question file; its lines are kept in memory, for the two need not be in one order.
+possible_answer/<same name> beside the question file; its lines are kept in memory, for the two need not be in one
+order.
 """
 
 from __future__ import annotations
@@ -26,17 +28,13 @@ _TRUTH = ("ground_truth", "possible_answer", "possible_answers")
 
 
 class DataFiles(NamedTuple):
-    """A file or a glob. weight: how often each record is read, 2 twice and 0.5 every other one. format: in kd.records.formats.registry."""
+    """A file or a glob. weight: how often each record is read, 2 twice and 0.5 every other one. format: in
+    kd.records.formats.registry.
+    """
 
     pattern: str
     weight: float = 1.0
     format: str | None = None
-
-
-
-
-
-
 
 
 def expand(patterns: Iterable[str | Path]) -> list[Path]:
@@ -47,17 +45,25 @@ def expand(patterns: Iterable[str | Path]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for pattern in map(str, patterns):
-        found = sorted(map(Path, glob.glob(pattern, recursive=True))) if glob.has_magic(pattern) and not Path(pattern).is_file() else [Path(pattern)]
+        found = (
+            sorted(map(Path, glob.glob(pattern, recursive=True)))
+            if glob.has_magic(pattern) and not Path(pattern).is_file()
+            else [Path(pattern)]
+        )
         found = [path for path in found if path.is_file() or not glob.has_magic(pattern)]
         if not found or not all(path.is_file() for path in found):
-            raise DataError(f"{pattern}: no such data file; check data.* in the config (paths are relative to where you start the run)")
+            raise DataError(
+                f"{pattern}: no such data file; check data.* in the config (paths are relative to where you start "
+                "the run)"
+            )
         files |= dict.fromkeys(found)
     return list(files)
 
 
 def num_copies(weight: float, item: Item) -> int:
-    """How often a record of this weight is read: its whole part, and once more for a fraction of the records, drawn by what they
-    hold and their line: the same ones for every seed of a run and wherever the file is, so that one cache serves them all."""
+    """How often a record of this weight is read: its whole part, and once more for a fraction of the records, drawn by
+    what they hold and their line: the same ones for every seed of a run and wherever the file is, so that one cache
+    serves them all."""
     if not 0 <= weight < 1e6:
         raise DataError(f"{item.file}: weight {weight}: from 0 to a million is needed")
     drawn = zlib.crc32(item.raw, zlib.crc32(str(item.line).encode())) / 2**32  # not hash(): that is salted
@@ -87,7 +93,12 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
             name = data.get("id") if isinstance(data, dict) else None
             if first and isinstance(data, dict) and "__header__" in data:
                 continue
-            if isinstance(data, dict) and "question" in data and not any(key in data for key in _TRUTH) and format in (None, "bfcl"):
+            if (
+                isinstance(data, dict)
+                and "question" in data
+                and not any(key in data for key in _TRUTH)
+                and format in (None, "bfcl")
+            ):
                 truth = _truths(path, truths) if truth is None else truth
                 data, offset = {**data, **truth.get(name, {})} if isinstance(name, (str, int)) else data, None
             record, error = parse_record(data, where, format), None
@@ -95,7 +106,15 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
             record, error = None, caught.with_traceback(None)
         finally:
             first = False
-        yield Item(str(path), line.number, record, error, line.raw, str(name)[:200] if isinstance(name, (str, int)) else None, offset)
+        yield Item(
+            str(path),
+            line.number,
+            record,
+            error,
+            line.raw,
+            str(name)[:200] if isinstance(name, (str, int)) else None,
+            offset,
+        )
 
 
 def _decoded(line: Line, where: str) -> Any:
@@ -111,7 +130,12 @@ def holds_truth(path: Path) -> bool:
             data = _decoded(line, str(path))
         except DataError:
             return False
-        return isinstance(data, dict) and "question" not in data and "messages" not in data and any(key in data for key in _TRUTH)
+        return (
+            isinstance(data, dict)
+            and "question" not in data
+            and "messages" not in data
+            and any(key in data for key in _TRUTH)
+        )
     return False
 
 
@@ -152,6 +176,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Writes records as JSONL and returns their number."""
     count = 0
     with Path(path).open("w", encoding="utf-8") as out:
-        for count, record in enumerate(records, 1):
+        for record in records:
+            count += 1
             out.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
     return count

@@ -38,12 +38,17 @@ _STRUCTURE = re.compile(rb'\\.|["\n{}\[\]]', re.DOTALL)
 _MAX_STACK = 4096  # brackets whose kind is remembered; what nests deeper is refused anyway
 _GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 _PARQUET, _ARROW = b"PAR1", b"ARROW1\x00\x00"
-_NULLS = "arguments is a struct with a null, and Arrow writes the same for an argument that is absent; store arguments as JSON text"
+_NULLS = (
+    "arguments is a struct with a null, and Arrow writes the same for an argument that is absent; store "
+    "arguments as JSON text"
+)
 _EXTRA = "install it with: pip install 'spanwise[data]'"
 
 
 class Line(NamedTuple):
-    """One record's bytes. `fault` says why they cannot be read (then `raw` is a part of them); `row` is a Parquet row."""
+    """One record's bytes. `fault` says why they cannot be read (then `raw` is a part of them); `row` is a Parquet
+    row.
+    """
 
     number: int  # of its first line, from 1; of the row in Parquet and Arrow
     raw: bytes
@@ -56,11 +61,14 @@ def read_lines(path: str | Path) -> Iterator[Line]:
     """Every line of a file that is not blank, in order.
 
     Raises:
-        DataError: no such file, or a package that its format needs is missing. Damage further in is a Line with a fault.
+        DataError: no such file, or a package that its format needs is missing. Damage further in is a Line with a
+            fault.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such data file; check data.* in the config (paths are relative to where you start the run)")
+        raise DataError(
+            f"{path}: no such data file; check data.* in the config (paths are relative to where you start the run)"
+        )
     with path.open("rb") as file:
         kind = _rows_kind(file)
         if kind:
@@ -113,7 +121,7 @@ def _opened(file: BinaryIO, path: Path) -> BinaryIO:
 
 
 def _form(stream: io.BufferedReader, path: Path) -> str | None:
-    """"array" or "objects" where a .json file is not one record a line, else None."""
+    """ "array" or "objects" where a .json file is not one record a line, else None."""
     if ".json" not in path.suffixes:
         return None
     start = stream.peek(_CHUNK)[:_CHUNK].removeprefix(_BOM).lstrip()
@@ -141,8 +149,8 @@ def _json_lines(stream: BinaryIO) -> Iterator[Line]:
 
 
 def _json_values(stream: BinaryIO, form: str) -> Iterator[Line]:
-    """The elements of an array, or objects one after another, told apart by their brackets alone: a broken one is still one
-    element, and those after it are read."""
+    """The elements of an array, or objects one after another, told apart by their brackets alone: a broken one is still
+    one element, and those after it are read."""
     base = 1 if form == "array" else 0
     nest, number, began, in_string = _Nest(), 1, 1, False
     element, gap, held = bytearray(), bytearray(), b""
@@ -181,7 +189,7 @@ def _json_values(stream: BinaryIO, form: str) -> Iterator[Line]:
                 inside = nest.depth > base
                 nest.close(char, base if inside else 0)
                 if inside and nest.depth <= base:
-                    element += chunk[done:at + 1]
+                    element += chunk[done : at + 1]
                     overlong |= len(element) > MAX_RECORD_BYTES
                     yield Line(began, bytes(element[:_CHUNK] if overlong else element), too_long() if overlong else "")
                     element.clear()
@@ -189,7 +197,7 @@ def _json_values(stream: BinaryIO, form: str) -> Iterator[Line]:
                 elif not inside and nest.depth < base:  # the array's own: what follows is no part of it
                     gap += chunk[done:at]
                     yield from between()
-                    gap += chunk[at + 1:]
+                    gap += chunk[at + 1 :]
                     done = len(chunk)
                     while (more := stream.read(_CHUNK)) and len(gap) < MAX_RECORD_BYTES:
                         gap += more
@@ -206,7 +214,9 @@ def _json_values(stream: BinaryIO, form: str) -> Iterator[Line]:
 
 
 class _Nest:
-    """Open brackets by kind. A closing one closes the nearest of its kind above `floor`, and nothing where there is none."""
+    """Open brackets by kind. A closing one closes the nearest of its kind above `floor`, and nothing where there is
+    none.
+    """
 
     def __init__(self):
         self._kinds, self._deeper = bytearray(), 0
@@ -235,7 +245,9 @@ def _rows(path: Path, kind: str) -> Iterator[Line]:
         raise DataError(f"{path}: Parquet and Arrow files need the package datasets; {_EXTRA}") from None
     number = 0
     try:
-        for number, row in enumerate(datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True), 1):
+        for number, row in enumerate(
+            datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True), 1
+        ):
             raw = json.dumps(row, default=str).encode()
             fault = too_long(len(raw)) if len(raw) > MAX_RECORD_BYTES else _NULLS if _null_argument(row) else ""
             yield Line(number, raw[:_CHUNK], fault, _without_nulls(row))

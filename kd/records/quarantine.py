@@ -33,10 +33,12 @@ class Item(NamedTuple):
 
 
 class Quarantine:
-    """Counts what is read and keeps what is refused: {"file", "line", "reason", "raw"} a line, the first RAW_BYTES of it.
+    """Counts what is read and keeps what is refused: {"file", "line", "reason", "raw"} a line, the first RAW_BYTES of
+    it.
 
     Args:
-        path: where refused lines are written; None keeps none. The file is made at the first of them; an older one goes at once.
+        path: where refused lines are written; None keeps none. The file is made at the first of them; an older one goes
+            at once.
         max_bad_fraction: of the lines seen, from 0 (none may be bad) to 1.
     """
 
@@ -56,7 +58,17 @@ class Quarantine:
         self.num_bad += 1
         self._last = item.reason
         if self._path is not None:
-            keep_refused(self._path, [{"file": item.file, "line": item.line, "reason": item.reason, "raw": item.raw[:RAW_BYTES].decode("utf-8", "backslashreplace")}])
+            keep_refused(
+                self._path,
+                [
+                    {
+                        "file": item.file,
+                        "line": item.line,
+                        "reason": item.reason,
+                        "raw": item.raw[:RAW_BYTES].decode("utf-8", "backslashreplace"),
+                    }
+                ],
+            )
         if self.num_bad > self._fraction * max(self.num_good + self.num_bad, _MIN_SEEN):
             self._stop()
 
@@ -67,8 +79,11 @@ class Quarantine:
 
     def _stop(self) -> None:
         kept = f"; they are in {self._path}" if self._path is not None else ""
-        raise DataError(f"{self._last} ({self.num_bad} of {self.num_good + self.num_bad} lines are refused, more than max_bad_fraction "
-                        f"{self._fraction:g} allows{kept})")
+        raise DataError(
+            f"{self._last} ({self.num_bad} of {self.num_good + self.num_bad} lines are refused, more than "
+            "max_bad_fraction "
+            f"{self._fraction:g} allows{kept})"
+        )
 
 
 def keep_refused(path: Path, lines: Iterable[dict[str, Any]]) -> None:

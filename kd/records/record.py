@@ -3,8 +3,10 @@
     {"id": "...", "messages": [...], "tools": [...], "quality": 0.9, "caws": {...}, "meta": {...}}
 
 `messages` hold roles system, user, assistant (with `tool_calls`, arguments as an object) and tool; `tools` are
-function declarations with JSON Schemas. Records of other forms become this one first (kd/records/formats/registry.py). Chain-of-thought is
-refused: this trainer never learns a teacher's private reasoning (kd/records/checks.py, with the limits on size and depth).
+function declarations with JSON Schemas. Records of other forms become this one first (kd/records/formats/registry.py).
+Chain-of-thought is
+refused: this trainer never learns a teacher's private reasoning (kd/records/checks.py, with the limits on size and
+depth).
 """
 
 from __future__ import annotations
@@ -55,12 +57,21 @@ def parse_record(data: Any, where: str, format: str | None = None) -> Record:
     name, quality = data.get("id"), data.get("quality")
     if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int))):
         raise DataError(f"{where}: id: text or a whole number is needed, not {type(name).__name__}")
-    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, (int, float)) or not 0 <= quality <= 1):
+    if quality is not None and (
+        isinstance(quality, bool) or not isinstance(quality, (int, float)) or not 0 <= quality <= 1
+    ):
         raise DataError(f"{where}: quality: a number in [0, 1] is needed, not {str(quality)[:40]!r}")
     for key in ("caws", "meta"):
         if not isinstance(data.get(key), (dict, type(None))):
             raise DataError(f"{where}: {key}: an object is needed, not {type(data[key]).__name__}")
-    return Record(where if name in (None, "") else str(name), clean, _tools(data.get("tools"), where), quality, data.get("caws"), data.get("meta") or {})
+    return Record(
+        where if name in (None, "") else str(name),
+        clean,
+        _tools(data.get("tools"), where),
+        quality,
+        data.get("caws"),
+        data.get("meta") or {},
+    )
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:
@@ -88,7 +99,10 @@ def _call(call: Any, where: str) -> dict[str, Any]:
             arguments = decode_json(arguments or "{}", "")
             arguments = decode_json(arguments, "") if isinstance(arguments, str) else arguments
         except DataError as error:
-            raise DataError(f"{where}.function.arguments: not JSON ({str(error).removeprefix(': ').removeprefix('not a line of JSON in UTF-8: ')})") from None
+            raise DataError(
+                f"{where}.function.arguments: not JSON "
+                f"({str(error).removeprefix(': ').removeprefix('not a line of JSON in UTF-8: ')})"
+            ) from None
     if not isinstance(arguments, dict):
         raise DataError(f"{where}.function.arguments: an object is needed, not {type(arguments).__name__}")
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}
@@ -104,7 +118,9 @@ def _check_results(messages: list[dict[str, Any]], where: str) -> None:
         made.update(map(str, ids))
         answered = message.get("tool_call_id")
         if message["role"] == "tool" and answered is not None and str(answered) not in made:
-            raise DataError(f"{where}: messages[{index}].tool_call_id: no call before it has the id {str(answered)[:40]!r}")
+            raise DataError(
+                f"{where}: messages[{index}].tool_call_id: no call before it has the id {str(answered)[:40]!r}"
+            )
 
 
 def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
@@ -117,14 +133,13 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise DataError(f"{where}: tools[{index}]: a declaration needs a name and parameters (a JSON Schema)")
         if not isinstance(function.get("parameters"), (dict, type(None))):
-            raise DataError(f"{where}: tools[{index}].parameters: a JSON Schema is needed, not {type(function['parameters']).__name__}")
+            raise DataError(
+                f"{where}: tools[{index}].parameters: a JSON Schema is needed, not "
+                f"{type(function['parameters']).__name__}"
+            )
     return tools
 
 
 def parse_line(line: bytes, where: str, format: str | None = None) -> Record:
     """A checked Record from one line of a JSONL file; as `parse_record`."""
     return parse_record(decode_json(line, where), where, format)
-
-
-
-

@@ -1,7 +1,9 @@
-"""The tokenizer's chat template, applied: the one place that does, so that whatever renders a record renders the same text.
+"""The tokenizer's chat template, applied: the one place that does, so that whatever renders a record renders the same
+text.
 
-Some templates write today's date (`strftime_now`, as those of Llama 3 and gpt-oss do). A record would then have other tokens on
-another day, and a cache captured before midnight none of the records trained after it: here every day is DATE.
+Some templates write today's date (`strftime_now`, as those of Llama 3 and gpt-oss do). A record would then have other
+tokens on another day, and a cache captured before midnight none of the records trained after it: here every day is
+DATE.
 """
 
 from __future__ import annotations
@@ -11,14 +13,20 @@ from typing import Any
 
 DATE = date(2024, 7, 26)  # the one that Llama 3's templates name where they are given none
 _CODES = [code for letter in "YymdBbAaeHIMSpjUWwxXF" for code in (f"%{letter}", f"%-{letter}")] + ["%%"]
-# transformers gives a template its own strftime_now and takes no other as an argument (it turns functions into text), but a
-# macro of that name goes before it. The line's end after a block is dropped, so the template behind it begins as it did.
-_CLOCK = ("{%- macro strftime_now(format) -%}{%- set day = namespace(said=format) -%}"
-          f"{{%- for code, value in {[(code, DATE.strftime(code)) for code in _CODES]!r} -%}}"
-          "{%- set day.said = day.said.replace(code, value) -%}{%- endfor -%}{{ day.said }}{%- endmacro %}\n")
+# transformers gives a template its own strftime_now and takes no other as an argument (it turns functions into text),
+# but a
+# macro of that name goes before it. The line's end after a block is dropped, so the template behind it begins as it
+# did.
+_CLOCK = (
+    "{%- macro strftime_now(format) -%}{%- set day = namespace(said=format) -%}"
+    f"{{%- for code, value in {[(code, DATE.strftime(code)) for code in _CODES]!r} -%}}"
+    "{%- set day.said = day.said.replace(code, value) -%}{%- endfor -%}{{ day.said }}{%- endmacro %}\n"
+)
 
 
-def apply_template(tokenizer, messages: list, tools: list[dict[str, Any]] | None, *, prompt: bool = False) -> str | list[str]:
+def apply_template(
+    tokenizer, messages: list, tools: list[dict[str, Any]] | None, *, prompt: bool = False
+) -> str | list[str]:
     """The text of a conversation, or of each of several; `prompt`: the generation prompt after it.
 
     Raises:
@@ -27,4 +35,6 @@ def apply_template(tokenizer, messages: list, tools: list[dict[str, Any]] | None
     template = tokenizer.get_chat_template(tools=tools)
     if "strftime_now" in template:
         template = _CLOCK + template
-    return tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, add_generation_prompt=prompt, tokenize=False)
+    return tokenizer.apply_chat_template(
+        messages, tools=tools, chat_template=template, add_generation_prompt=prompt, tokenize=False
+    )

@@ -43,16 +43,19 @@ def annotate(record: Record, tokenizer) -> Annotated:
     """Render, tokenize and locate. `tokenizer` is a fast tokenizer with a chat template.
 
     Raises:
-        DataError: see `check_special_tokens`, `render`, `find_spans` and `tokenize`; or the text is no Unicode, or nothing of the
-            record is supervised.
+        DataError: see `check_special_tokens`, `render`, `find_spans` and `tokenize`; or the text is no Unicode, or
+            nothing of the record is supervised.
     """
     check_special_tokens(record, tokenizer)
     text, turns = render(record, tokenizer)
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"record {record.id}: half a surrogate pair ({text[error.start]!r}) near {text[max(error.start - 20, 0):error.start]!r}; "
-                        "write the whole character, or remove it") from None
+        raise DataError(
+            f"record {record.id}: half a surrogate pair ({text[error.start]!r}) near "
+            f"{text[max(error.start - 20, 0) : error.start]!r}; "
+            "write the whole character, or remove it"
+        ) from None
     calls, spans = find(record, text, turns)
     input_ids, offsets = tokenize(record, text, tokenizer, lambda other: whole(other, tokenizer))
     ranges = token_ranges(offsets, spans)

@@ -7,14 +7,15 @@ A span set is a bit mask per token:
     ARGS         the arguments of a call, as the template writes them (kd/toolcalls/locate.py), braces included
     INTEGRATION  words of an answer that carry a value out of a tool's result (kd/toolcalls/grounding.py)
 
-Bits describe the token they stand on. The logits that predict token t are at position t - 1: `kd.batching.steps` makes that
-shift, once, and nothing else does.
+Bits describe the token they stand on. The logits that predict token t are at position t - 1: `kd.batching.steps` makes
+that shift, once, and nothing else does.
 
 Spans are found in the rendered text as character ranges, then mapped through the tokenizer's offsets to the tokens *in
-context*; nothing is ever tokenized on its own. A token belongs to a span when it carries at least one of its characters;
-where it also carries a neighbour's, the span still has it (dropping it would leave the value's edge untrained). A token that
-carries only neighbours' characters is never in a span. A token without characters (the mark that SentencePiece puts before
-a text, a space whose offsets were trimmed) belongs to a span that has tokens, or the turn's start, on both its sides.
+context*; nothing is ever tokenized on its own. A token belongs to a span when it carries at least one of its
+characters; where it also carries a neighbour's, the span still has it (dropping it would leave the value's edge
+untrained). A token that carries only neighbours' characters is never in a span. A token without characters (the mark
+that SentencePiece puts before a text, a space whose offsets were trimmed) belongs to a span that has tokens, or the
+turn's start, on both its sides.
 """
 
 from __future__ import annotations
@@ -68,7 +69,11 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
     """The calls and the spans of a rendered record; as `find_spans`."""
     calls: list[Call] = []
     spans: list[Span] = []
-    names = {tool["function"]["name"] for tool in record.tools if isinstance(tool.get("function"), dict) and tool["function"].get("name")}
+    names = {
+        tool["function"]["name"]
+        for tool in record.tools
+        if isinstance(tool.get("function"), dict) and tool["function"].get("name")
+    }
     results, seen = CarriedIndex(), 0
     for index, start, end in turns:
         message = record.messages[index]
@@ -92,26 +97,41 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
             if result["role"] == "tool":
                 results.add(result["content"])
         seen = index
-        carried = [value for value in results.carried(content)] if content else []
+        carried = list(results.carried(content)) if content else []
         if carried and said is None and not message.get("tool_calls"):
-            raise DataError(f"{where}.content is not in the rendered turn, or stands there more than once; the chat template rewrites it")
+            raise DataError(
+                f"{where}.content is not in the rendered turn, or stands there more than once; the chat template "
+                "rewrites it"
+            )
         if said is not None:
-            spans += [span for value in carried if not _overlaps(span := Span(INTEGRATION, said + value.start, said + value.end), places)]
+            spans += [
+                span
+                for value in carried
+                if not _overlaps(span := Span(INTEGRATION, said + value.start, said + value.end), places)
+            ]
     return Found(calls, spans)
 
 
-def _structured(text: str, start: int, end: int, functions: list[dict], content: str, where: str) -> tuple[list[Place], int | None]:
+def _structured(
+    text: str, start: int, end: int, functions: list[dict], content: str, where: str
+) -> tuple[list[Place], int | None]:
     """The places of a turn's calls, and where its content stands; None where the template leaves it out.
 
-    Content comes before the calls, or else after them. What the assistant says is never searched for calls: it may quote one,
-    and where it may as well be the call itself (its exact text, written twice) the record is refused.
+    Content comes before the calls, or else after them. What the assistant says is never searched for calls: it may
+    quote one, and where it may as well be the call itself (its exact text, written twice) the record is refused.
     """
     first, last = text.find(content, start, end), text.rfind(content, start, end)
     places = None
     if content and first >= 0:
-        after, before = locate_calls(text, first + len(content), end, functions), locate_calls(text, start, last, functions)
+        after, before = (
+            locate_calls(text, first + len(content), end, functions),
+            locate_calls(text, start, last, functions),
+        )
         if after and before and after != before:
-            raise DataError(f"{where}.content repeats its tool_calls word for word, so which of the two is the call is not certain; remove it")
+            raise DataError(
+                f"{where}.content repeats its tool_calls word for word, so which of the two is the call is not "
+                "certain; remove it"
+            )
         places = after or before
         first = first if after else last
     if places and content:
@@ -120,8 +140,12 @@ def _structured(text: str, start: int, end: int, functions: list[dict], content:
         places = locate_calls(text, start, end, functions)
     if not places:
         named = ", ".join(dict.fromkeys(function["name"] for function in functions))
-        raise DataError(f"{where}: the call of {named} is not in the rendered turn with these arguments, in order, as JSON, tags or Python; "
-                        "this chat template leaves calls out or writes them in a form that is not read (the forms: kd/toolcalls/locate.py)")
+        raise DataError(
+            f"{where}: the call of {named} is not in the rendered turn with these arguments, in order, as JSON, tags "
+            "or Python; "
+            "this chat template leaves calls out or writes them in a form that is not read (the forms: "
+            "kd/toolcalls/locate.py)"
+        )
     return places, None
 
 
@@ -142,11 +166,15 @@ def _moved(call: TextCall, by: int) -> Place:
 
 
 def _overlaps(span: Span, places: list[Place]) -> bool:
-    return any(span.start < end and start < span.end for place in places for start, end in (place.name, place.arguments))
+    return any(
+        span.start < end and start < span.end for place in places for start, end in (place.name, place.arguments)
+    )
 
 
 def token_ranges(offsets: list[tuple[int, int]], spans: list[Span]) -> list[tuple[int, int]]:
-    """The tokens [first, end) of each span, in the order of `spans`; `offsets` are the tokenizer's (start, end) in characters, ascending."""
+    """The tokens [first, end) of each span, in the order of `spans`; `offsets` are the tokenizer's (start, end) in
+    characters, ascending.
+    """
     ranges: list[tuple[int, int]] = [(0, 0)] * len(spans)
     first = 0
     for at in sorted(range(len(spans)), key=lambda i: spans[i].start):

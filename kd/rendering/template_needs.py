@@ -2,8 +2,8 @@
 
 Templates disagree on a few things, and a template given the wrong one fails, or leaves a part out without a word:
 
-  text_arguments   a call's arguments are its JSON text, not an object: only where the template fails on the object, or prints it
-                   as Python does. One that writes objects in a way of its own would write the text wrongly
+  text_arguments   a call's arguments are its JSON text, not an object: only where the template fails on the object, or
+                   prints it as Python does. One that writes objects in a way of its own would write the text wrongly
   no_content       a message that only calls has no content at all, rather than an empty one
   short_ids        ids of calls are nine letters and digits, and there is one
   system_in_user   there is no system role, or only before a user's last message: the system prompt opens the first user
@@ -12,7 +12,8 @@ Templates disagree on a few things, and a template given the wrong one fails, or
   listed           where no tools are offered there is an empty list of them, rather than none
 
 Which form a template takes is found by rendering one small conversation, in each combination, plainest first, until its
-call and its system prompt are in the text. A template that takes none gets the plain form, and its own refusal is then what a record is told.
+call and its system prompt are in the text. A template that takes none gets the plain form, and its own refusal is then
+what a record is told.
 """
 
 from __future__ import annotations
@@ -40,8 +41,19 @@ _PROBE = [
     {"role": "tool", "tool_call_id": "call_0", "name": "find_place", "content": "41 km"},
     {"role": "assistant", "content": "It is 41 km."},
 ]
-_TOOLS = [{"type": "function", "function": {"name": "find_place", "parameters": {
-    "type": "object", "properties": {"place": {"type": "string"}, "days": {"type": "integer"}}, "required": ["place"]}}}]
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "find_place",
+            "parameters": {
+                "type": "object",
+                "properties": {"place": {"type": "string"}, "days": {"type": "integer"}},
+                "required": ["place"],
+            },
+        },
+    }
+]
 
 
 def template_form(tokenizer) -> tuple[str, ...]:
@@ -89,7 +101,9 @@ def _tool_changes(rendering: _Rendering, form: tuple[str, ...]) -> list[str]:
 
 
 def _probed(rendering: _Rendering, form: tuple[str, ...]) -> str | None:
-    """The probe from its question on (the tools, which hold the name too, may stand before), its system prompt first; None where refused."""
+    """The probe from its question on (the tools, which hold the name too, may stand before), its system prompt first;
+    None where refused.
+    """
     text = _rendered(rendering, in_form(_PROBE, form), tools_in_form(_TOOLS, ("described",)))
     if text is None:
         return None
@@ -118,12 +132,16 @@ def _described(declared: dict) -> dict:
     if isinstance(parameters := declared.get("parameters"), dict):
         declared["parameters"] = _described(parameters)
     if isinstance(properties := declared.get("properties"), dict):
-        declared["properties"] = {name: _described(schema) if isinstance(schema, dict) else schema for name, schema in properties.items()}
+        declared["properties"] = {
+            name: _described(schema) if isinstance(schema, dict) else schema for name, schema in properties.items()
+        }
     return declared
 
 
 def in_form(messages: list[dict], form: tuple[str, ...]) -> list[dict]:
-    """`messages` with the changes of `form`; those that need none are the same objects. With system_in_user there is one fewer."""
+    """`messages` with the changes of `form`; those that need none are the same objects. With system_in_user there is
+    one fewer.
+    """
     if not form:
         return messages
     if "system_in_user" in form and [message["role"] for message in messages[:2]] == ["system", "user"]:
@@ -138,7 +156,11 @@ def in_form(messages: list[dict], form: tuple[str, ...]) -> list[dict]:
             if "no_content" in form and not message["content"]:
                 message["content"] = None
         elif message["role"] == "tool" and "short_ids" in form:
-            answered = _short(message["tool_call_id"]) if message.get("tool_call_id") else next(iter(waiting), _short(str(index)))
+            answered = (
+                _short(message["tool_call_id"])
+                if message.get("tool_call_id")
+                else next(iter(waiting), _short(str(index)))
+            )
             waiting = [identity for identity in waiting if identity != answered]
             message = {**message, "tool_call_id": answered}
         changed.append(message)
@@ -147,7 +169,13 @@ def in_form(messages: list[dict], form: tuple[str, ...]) -> list[dict]:
 
 def _call(call: dict, default_id: str, form: tuple[str, ...]) -> dict:
     if "text_arguments" in form:
-        call = {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}}
+        call = {
+            **call,
+            "function": {
+                **call["function"],
+                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+            },
+        }
     if "short_ids" in form:
         call = {**call, "id": _short(call.get("id") or default_id)}
     return call
@@ -155,4 +183,8 @@ def _call(call: dict, default_id: str, form: tuple[str, ...]) -> dict:
 
 def _short(identity: str) -> str:
     """The id itself where it is nine letters and digits, else nine that follow from it."""
-    return identity if _SHORT_ID.fullmatch(identity) else hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:9]
+    return (
+        identity
+        if _SHORT_ID.fullmatch(identity)
+        else hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:9]
+    )

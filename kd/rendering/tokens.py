@@ -1,20 +1,22 @@
 """Tokens of a rendered conversation, in which the control tokens are the template's and nobody else's.
 
-A tokenizer turns the text "<|im_end|>" into the token that ends a turn wherever it stands. What is done where a record holds
-such a text:
+A tokenizer turns the text "<|im_end|>" into the token that ends a turn wherever it stands. What is done where a record
+holds such a text:
 
     content of system, user and tool   it is tokenized as the plain characters that it is; else it would forge a turn
-    assistant: content, tool calls     the record is refused: it would be trained, and end the answer or the arguments early;
-                                       rewritten, something would be trained that nobody wrote
-    declarations of tools, all else    the record is refused: these are the author's own words, and can be written another way
+    assistant: content, tool calls     the record is refused: it would be trained, and end the answer or the arguments
+                                       early; rewritten, something would be trained that nobody wrote
+    declarations of tools, all else    the record is refused: these are the author's own words, and can be written
+                                       another way
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Callable
+from typing import Any
 
 from kd.records.checks import DataError, SpecialTokenError
 from kd.records.record import Record
@@ -52,8 +54,11 @@ def check_special_tokens(record: Record, tokenizer) -> None:
         elif isinstance(value, list):
             stack.extend((f"{where}[{index}]", inner) for index, inner in enumerate(value))
         if isinstance(value, str) and (found := special.search(value)):
-            raise SpecialTokenError(f"record {record.id}: {where}: holds {found[0]!r}, a special token of this tokenizer; write it another way, "
-                                    "or remove the record")
+            raise SpecialTokenError(
+                f"record {record.id}: {where}: holds {found[0]!r}, a special token of this tokenizer; write it "
+                "another way, "
+                "or remove the record"
+            )
 
 
 def tokenize(record: Record, text: str, tokenizer, rendered: Callable[[Record], str]) -> Tokens:
@@ -63,20 +68,30 @@ def tokenize(record: Record, text: str, tokenizer, rendered: Callable[[Record], 
         DataError: a special token's text in a message cannot be told from the template's own, or kept apart from it.
     """
     special = special_pattern(tokenizer)
-    quoting = [i for i, m in enumerate(record.messages) if special and m["role"] in _NEUTRAL and special.search(m["content"])]
+    quoting = [
+        i for i, m in enumerate(record.messages) if special and m["role"] in _NEUTRAL and special.search(m["content"])
+    ]
     if not quoting:
         return _plain(text, tokenizer)
     messages = list(record.messages)
     for index in quoting:
-        messages[index] = {**messages[index], "content": special.sub(lambda match: _MASK * len(match[0]), messages[index]["content"])}
+        messages[index] = {
+            **messages[index],
+            "content": special.sub(lambda match: _MASK * len(match[0]), messages[index]["content"]),
+        }
     masked = rendered(replace(record, messages=messages))
     if len(masked) == len(text) and all(a == b or b == _MASK for a, b in zip(text, masked)):
         cuts = [match.span() for match in special.finditer(masked)]
-        if _in_pieces(masked, cuts, tokenizer) == _plain(masked, tokenizer):  # pieces are what the whole is, for this tokenizer
+        if _in_pieces(masked, cuts, tokenizer) == _plain(
+            masked, tokenizer
+        ):  # pieces are what the whole is, for this tokenizer
             return _in_pieces(text, cuts, tokenizer)
     found = special.search(record.messages[quoting[0]]["content"])[0]
-    raise DataError(f"record {record.id}: messages[{quoting[0]}].content holds {found!r}, a special token of this tokenizer, which cannot be "
-                    "kept apart from the template's own; write it another way, or remove the record")
+    raise DataError(
+        f"record {record.id}: messages[{quoting[0]}].content holds {found!r}, a special token of this tokenizer, "
+        "which cannot be "
+        "kept apart from the template's own; write it another way, or remove the record"
+    )
 
 
 def _plain(text: str, tokenizer, **options) -> Tokens:
@@ -90,7 +105,10 @@ def _in_pieces(text: str, cuts: list[tuple[int, int]], tokenizer) -> Tokens:
     offsets: list[tuple[int, int]] = []
     done = 0
     for start, end in [*cuts, (len(text), len(text))]:
-        for begin, piece, options in ((done, text[done:start], {"split_special_tokens": True}), (start, text[start:end], {})):
+        for begin, piece, options in (
+            (done, text[done:start], {"split_special_tokens": True}),
+            (start, text[start:end], {}),
+        ):
             if piece:
                 new, places = _plain(piece, tokenizer, **options)
                 ids += new

@@ -19,7 +19,8 @@ def choose(cases: Sequence[dict], models: Sequence[str], count: int) -> tuple[li
     """(cases to show, [(verdict, number shown, number in all)]): the same ones for the same evaluation.
 
     Cases are grouped by split, kind and who is right; the groups take turns giving one, so that rare verdicts are seen
-    beside common ones. Within a group the order is that of a hash of record and turn: not the file's, and nobody's choice.
+    beside common ones. Within a group the order is that of a hash of record and turn: not the file's, and nobody's
+    choice.
     """
     groups: dict[tuple, list[dict]] = {}
     for case in sorted(cases, key=_lot):
@@ -27,7 +28,10 @@ def choose(cases: Sequence[dict], models: Sequence[str], count: int) -> tuple[li
         groups.setdefault((case["kind"], verdict, case["split"]), []).append(case)
     splits = sorted({case["split"] for case in cases})
     # Everybody right first, then the mistakes; splits alternate from one turn to the next.
-    turns = sorted({key[:2] for key in groups}, key=lambda turn: (tuple(not right for right in turn[1]), list(KINDS).index(turn[0])))
+    turns = sorted(
+        {key[:2] for key in groups},
+        key=lambda turn: (tuple(not right for right in turn[1]), list(KINDS).index(turn[0])),
+    )
     chosen: list[dict] = []
     shift = 0
     while any(groups.values()) and len(chosen) < count:
@@ -51,15 +55,20 @@ def card(case: dict[str, Any], models: Sequence[str]) -> Html:
     """One case: the prompt, what the record says, and each model's answer marked where it departs from the record."""
     gold, prompt = case["gold"], case["prompt"]
     meta = el(
-        "div", el("span", case["split"]), el("span", KINDS[case["kind"]]), el("span", f"{case['record_id']}, turn {case['turn']}"),
+        "div",
+        el("span", case["split"]),
+        el("span", KINDS[case["kind"]]),
+        el("span", f"{case['record_id']}, turn {case['turn']}"),
         class_="meta",
-    )  # fmt: skip
+    )
     tools = el("div", *(el("span", name, class_="chip") for name in prompt["tools"]), title="tools offered")
     results = [el("pre", result) for result in prompt["results"]]
     results = [el("h3", "What the tools returned"), *results] if results else []
     sides = [el("div", el("h4", "Record"), el("pre", _gold(gold)), class_="side")]
     sides += [_side(model, case["models"][model], gold) for model in models]
-    return el("article", meta, el("p", prompt["user"], class_="user"), tools, *results, el("div", *sides, class_="sides"))
+    return el(
+        "article", meta, el("p", prompt["user"], class_="user"), tools, *results, el("div", *sides, class_="sides")
+    )
 
 
 def _side(model: str, answer: dict[str, Any], gold: dict[str, Any]) -> Html:
@@ -78,7 +87,9 @@ def _side(model: str, answer: dict[str, Any], gold: dict[str, Any]) -> Html:
         notes.append(f"cut after {answer['num_tokens']} tokens, before the end of the turn")
     if not shown:
         body = el("pre", el("span", "(nothing)", class_="soft"))
-    elif bool(gold["calls"]) != (CALL_OPEN in answer["output"]):  # a call for an answer, or the reverse: no word is the same
+    elif bool(gold["calls"]) != (
+        CALL_OPEN in answer["output"]
+    ):  # a call for an answer, or the reverse: no word is the same
         body = el("pre", el("ins", shown))
     else:
         body = el("pre", marked_diff(shown, wanted))
@@ -108,10 +119,14 @@ def calls_text(calls: Sequence[dict]) -> str:
 
 
 def _in_order(calls: Sequence[dict], gold: Sequence[dict]) -> list[dict]:
-    """`calls` in the record's order and spelling wherever JSON sees no difference, so that the diff shows real ones only."""
+    """`calls` in the record's order and spelling wherever JSON sees no difference, so that the diff shows real ones
+    only.
+    """
     left, out = list(calls), []
     for wanted in gold:
-        same = [call for call in left if same_json(call, wanted)] or [call for call in left if call["name"] == wanted["name"]]
+        same = [call for call in left if same_json(call, wanted)] or [
+            call for call in left if call["name"] == wanted["name"]
+        ]
         if same:
             left.remove(same[0])
             out.append(_spelled_as(same[0], wanted))

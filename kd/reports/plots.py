@@ -27,18 +27,31 @@ Series = Sequence[tuple[float, float]]  # (step, value)
 
 
 def curve(series: Sequence[Series], first: float, last: float) -> Html:
-    """One line a stage over the steps from `first` to `last`, as an <svg> of about 10 kB. An empty stage keeps its colour.
+    """One line a stage over the steps from `first` to `last`, as an <svg> of about 10 kB. An empty stage keeps its
+    colour.
 
     Where matplotlib is not installed, a line that says so.
     """
     if matplotlib is None:
         return el("p", "Not drawn: matplotlib is not installed here. The numbers are in metrics.jsonl.", class_="soft")
     style = {
-        "svg.fonttype": "none", "svg.hashsalt": "spanwise", "font.family": "sans-serif", "font.size": 8,
-        "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.edgecolor": _LINE,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": _LINE, "grid.linewidth": 0.6,
-        "axes.formatter.limits": (-3, 5), "axes.formatter.useoffset": False,
-    }  # fmt: skip
+        "svg.fonttype": "none",
+        "svg.hashsalt": "spanwise",
+        "font.family": "sans-serif",
+        "font.size": 8,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "axes.edgecolor": _LINE,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": _LINE,
+        "grid.linewidth": 0.6,
+        "axes.formatter.limits": (-3, 5),
+        "axes.formatter.useoffset": False,
+    }
     colours = list(_STAND_INS)
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(3.4, 1.9), layout="constrained")
@@ -50,9 +63,13 @@ def curve(series: Sequence[Series], first: float, last: float) -> Html:
                 continue
             steps, values = zip(*points)
             marker = "o" if len(points) == 1 else None
-            axes.plot(steps, values, color=colours[number % NUM_STAGE_COLOURS], linewidth=1.4, marker=marker, markersize=3)
+            axes.plot(
+                steps, values, color=colours[number % NUM_STAGE_COLOURS], linewidth=1.4, marker=marker, markersize=3
+            )
         margin = 0.03 * max(last - first, 1)
-        axes.set_xlim(first - margin, last + margin)  # the same steps in every plot, so that they can be read down the page
+        axes.set_xlim(
+            first - margin, last + margin
+        )  # the same steps in every plot, so that they can be read down the page
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.tick_params(length=0)
         out = io.StringIO()
@@ -65,7 +82,9 @@ def curve(series: Sequence[Series], first: float, last: float) -> Html:
 
 
 def thin(points: Series) -> list[tuple[float, float]]:
-    """At most MAX_POINTS points: means over equal bins of steps, bins without a point left out; short series unchanged."""
+    """At most MAX_POINTS points: means over equal bins of steps, bins without a point left out; short series
+    unchanged.
+    """
     points = [(step, value) for step, value in points if math.isfinite(value)]
     if len(points) <= MAX_POINTS:
         return points
@@ -74,4 +93,6 @@ def thin(points: Series) -> list[tuple[float, float]]:
     for step, value in points:
         at = min(int((step - first) / max(last - first, 1) * MAX_POINTS), MAX_POINTS - 1)
         bins.setdefault(at, []).append((step, value))
-    return [(sum(s for s, _ in bin_) / len(bin_), sum(v for _, v in bin_) / len(bin_)) for _, bin_ in sorted(bins.items())]
+    return [
+        (sum(s for s, _ in bin_) / len(bin_), sum(v for _, v in bin_) / len(bin_)) for _, bin_ in sorted(bins.items())
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from kd.preflight.read_back import READ_BACK, offsets_of
@@ -14,62 +15,118 @@ from kd.reports.html import Html, el, page
 # The most specific first: a token with several bits takes the first one's colour and names all in its title.
 SHOWN = {TOOL: "tool", ARGS: "args", INTEGRATION: "integration", TRUTH: "truth"}
 LEGEND = {
-    "tool": ("TOOL", "the called function's name"), "args": ("ARGS", "the call's arguments"),
+    "tool": ("TOOL", "the called function's name"),
+    "args": ("ARGS", "the call's arguments"),
     "integration": ("INTEGRATION", "text that carries a value out of a tool's result"),
-    "truth": ("TRUTH", "the rest of what the assistant writes"), "none": ("untrained", "prompts, results, role headers"),
-}  # fmt: skip
-STYLE = """
-.spans { line-height: 1.75; } .spans span { color: var(--soft); } .legend { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; }
-.spans mark, .legend mark { color: var(--ink); border-radius: 3px; padding: .1em 0; }
-mark.truth { background: var(--bar); } mark.none { background: none; color: var(--soft) !important; }
-mark.tool { background: #f6b93b; color: #1d1400 !important; font-weight: 650; } mark.args { background: #9fc5f8; color: #04203f !important; }
-mark.integration { background: #a8e6a1; color: #06290a !important; text-decoration: underline; }
-.refused { border-left: 4px solid var(--bad); } .flagged { border-left: 4px solid var(--gone); }
-"""
+    "truth": ("TRUTH", "the rest of what the assistant writes"),
+    "none": ("untrained", "prompts, results, role headers"),
+}
+STYLE = "\n" + Path(__file__).with_name("preflight_page.css").read_text(encoding="utf-8")
 
 
-def verify_page(title: str, tally: Tally, shown: list[Verified], tokenizer, verdict: str, run_checks: list[dict[str, Any]]) -> str:
+def verify_page(
+    title: str, tally: Tally, shown: list[Verified], tokenizer, verdict: str, run_checks: list[dict[str, Any]]
+) -> str:
     """One self-contained document: the verdict, the tables, a legend, and `shown` records, failures first."""
     order = sorted(shown, key=lambda verified: (verified.ready, not verified.refused))
     return page(
-        title, Html(f"<style>{STYLE}</style>"), el("p", "Readiness", class_="eyebrow"), el("h1", title), el("p", verdict),
-        el("h2", "Checks"), _checks(tally, run_checks), el("h2", "Files"), _files(tally), el("h2", "What is trained"),
-        el("p", "Each token has the colour of the most specific span it is in; point at one to see all of its spans.", class_="soft"), _legend(),
+        title,
+        Html(f"<style>{STYLE}</style>"),
+        el("p", "Readiness", class_="eyebrow"),
+        el("h1", title),
+        el("p", verdict),
+        el("h2", "Checks"),
+        _checks(tally, run_checks),
+        el("h2", "Files"),
+        _files(tally),
+        el("h2", "What is trained"),
+        el(
+            "p",
+            "Each token has the colour of the most specific span it is in; point at one to see all of its spans.",
+            class_="soft",
+        ),
+        _legend(),
         *(_record(verified, tokenizer) for verified in order),
         el("footer", f"{len(shown)} of {tally.total['records']} records shown; failures first."),
-    )  # fmt: skip
+    )
 
 
 def _checks(tally: Tally, run_checks: list[dict[str, Any]]) -> Html:
-    rows = [el("tr", el("th", what), _verdict(not tally.failed[check]), el("td", f"{tally.failed[check]:,} records fail")) for check, what in CHECKS.items()]
-    rows += [el("tr", el("th", check["name"]), _verdict(check["ok"]), el("td", check["detail"], style="text-align: left; white-space: normal")) for check in run_checks]
+    rows = [
+        el("tr", el("th", what), _verdict(not tally.failed[check]), el("td", f"{tally.failed[check]:,} records fail"))
+        for check, what in CHECKS.items()
+    ]
+    rows += [
+        el(
+            "tr",
+            el("th", check["name"]),
+            _verdict(check["ok"]),
+            el("td", check["detail"], style="text-align: left; white-space: normal"),
+        )
+        for check in run_checks
+    ]
     return el("div", el("table", el("tbody", *rows)), class_="scroll")
 
 
 def _verdict(ok: bool | None) -> Html:
-    return el("td", el("span", "not run" if ok is None else "ok" if ok else "fails", class_="badge " + ("chip" if ok is None else "right" if ok else "wrong")))
+    return el(
+        "td",
+        el(
+            "span",
+            "not run" if ok is None else "ok" if ok else "fails",
+            class_="badge " + ("chip" if ok is None else "right" if ok else "wrong"),
+        ),
+    )
 
 
 def _files(tally: Tally) -> Html:
-    columns = ["records", "ready", "flagged", "refused", "calls", "tokens", "truth_tokens", *(f"{kind}_spans" for kind in READ_BACK)]
+    columns = [
+        "records",
+        "ready",
+        "flagged",
+        "refused",
+        "calls",
+        "tokens",
+        "truth_tokens",
+        *(f"{kind}_spans" for kind in READ_BACK),
+    ]
     head = el("thead", el("tr", el("th", "file"), *(el("th", column.replace("_", " ")) for column in columns)))
-    rows = [el("tr", el("th", file), *(el("td", f"{counts[column]:,}") for column in columns)) for file, counts in [*tally.files.items(), ("all", tally.total)]]
+    rows = [
+        el("tr", el("th", file), *(el("td", f"{counts[column]:,}") for column in columns))
+        for file, counts in [*tally.files.items(), ("all", tally.total)]
+    ]
     return el("div", el("table", head, el("tbody", *rows)), class_="scroll")
 
 
 def _legend() -> Html:
-    return el("p", *(el("span", el("mark", f" {name} ", class_=kind), " ", what) for kind, (name, what) in LEGEND.items()), class_="legend")
+    return el(
+        "p",
+        *(el("span", el("mark", f" {name} ", class_=kind), " ", what) for kind, (name, what) in LEGEND.items()),
+        class_="legend",
+    )
 
 
 def _record(verified: Verified, tokenizer) -> Html:
     state = "refused" if verified.refused else "flagged" if verified.problems else "ready"
     found = verified.annotated
     calls = [el("span", call.name, class_="chip") for call in found.calls] if found else []
-    meta = el("div", el("b", verified.id), el("span", f"{verified.file}:{verified.line}"), el("span", state, class_="badge " + ("right" if verified.ready else "wrong")), *calls,
-              class_="meta")  # fmt: skip
+    meta = el(
+        "div",
+        el("b", verified.id),
+        el("span", f"{verified.file}:{verified.line}"),
+        el("span", state, class_="badge " + ("right" if verified.ready else "wrong")),
+        *calls,
+        class_="meta",
+    )
     why = [verified.refused] if verified.refused else verified.problems
     reasons = el("ul", *(el("li", reason) for reason in why), class_="why") if why else None
-    return el("article", meta, reasons, el("pre", *_segments(verified, tokenizer), class_="spans") if found else None, class_=state)
+    return el(
+        "article",
+        meta,
+        reasons,
+        el("pre", *_segments(verified, tokenizer), class_="spans") if found else None,
+        class_=state,
+    )
 
 
 def _segments(verified: Verified, tokenizer) -> Iterator[Html]:
@@ -77,7 +134,9 @@ def _segments(verified: Verified, tokenizer) -> Iterator[Html]:
     found = verified.annotated
     text, bits = found.text, found.encoded.bits
     offsets = offsets_of(verified.record, found, tokenizer)
-    runs = [(key, [offsets[at][0] for at in group]) for key, group in groupby(range(len(bits)), key=lambda at: bits[at])]
+    runs = [
+        (key, [offsets[at][0] for at in group]) for key, group in groupby(range(len(bits)), key=lambda at: bits[at])
+    ]
     starts = [0, *(places[0] for _, places in runs[1:]), len(text)]
     for (mask, _), start, end in zip(runs, starts, starts[1:]):
         kinds = [name for bit, name in SHOWN.items() if mask & bit]
@@ -85,5 +144,3 @@ def _segments(verified: Verified, tokenizer) -> Iterator[Html]:
             yield el("mark", text[start:end], class_=kinds[0], title=", ".join(LEGEND[kind][0] for kind in kinds))
         else:
             yield el("span", text[start:end])
-
-

@@ -3,7 +3,8 @@
 It is made from what lies in the run folder, so it can be made again at any time, also of a run that is still going:
 
     config.yaml      the resolved configuration
-    metrics.jsonl    an object a line: step, stage, seconds, loss, its terms, temperature, lr, grad_norm, tokens_per_second, ...
+    metrics.jsonl    an object a line: step, stage, seconds, loss, its terms, temperature, lr, grad_norm,
+                     tokens_per_second, ...
     evaluation.json  model -> split -> metrics (kd/evaluation/evaluate.py)
     cases.jsonl      every held-out case with each model's answer (kd/evaluation/evaluate.py)
     run.json         what no other file says; every key may be missing: teacher_parameters, student_parameters (counts),
@@ -28,13 +29,21 @@ from kd.reports.plots import NUM_STAGE_COLOURS, curve
 
 NUM_CASES = 12
 TERMS = {
-    "loss": "Total loss", "kl": "Distillation (kl)", "hard": "Teacher's own choice", "truth": "All answer tokens",
-    "tool": "Tool names", "args": "Arguments", "integration": "Values carried over",
-}  # fmt: skip
+    "loss": "Total loss",
+    "kl": "Distillation (kl)",
+    "hard": "Teacher's own choice",
+    "truth": "All answer tokens",
+    "tool": "Tool names",
+    "args": "Arguments",
+    "integration": "Values carried over",
+}
 DRIVERS = {
-    "temperature": "Temperature", "lr": "Learning rate", "grad_norm": "Gradient norm", "tokens_per_second": "Tokens a second",
+    "temperature": "Temperature",
+    "lr": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "tokens_per_second": "Tokens a second",
     "memory_gib": "Memory, GiB",
-}  # fmt: skip
+}
 _NOT_CURVES = {"step", "seconds", "stage"}
 _LOWER_IS_BETTER = {"over_calling"}
 _REFERENCES = {"teacher", "untrained"}  # every other model of evaluation.json is a student
@@ -44,7 +53,8 @@ def write_report(run_dir: str | Path) -> Path:
     """Write `run_dir`/report.html, replacing an older one whole, and return its path.
 
     Raises:
-        ValueError: no such folder, or evaluation.json, cases.jsonl or run.json is not what kd/evaluation/evaluate.py writes.
+        ValueError: no such folder, or evaluation.json, cases.jsonl or run.json is not what kd/evaluation/evaluate.py
+            writes.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -63,7 +73,9 @@ def write_report(run_dir: str | Path) -> Path:
             _config(run_dir / "config.yaml"),
         ]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{run_dir}: evaluation.json or cases.jsonl lacks {error}; evaluate again to write both anew") from error
+        raise ValueError(
+            f"{run_dir}: evaluation.json or cases.jsonl lacks {error}; evaluate again to write both anew"
+        ) from error
     out = run_dir / "report.html"
     part = out.with_name(out.name + ".tmp")
     part.write_text(page(f"{run_dir.name} · Spanwise", *body), encoding="utf-8")
@@ -73,9 +85,13 @@ def write_report(run_dir: str | Path) -> Path:
 
 def _headline(name: str, run: dict, metrics: Sequence[dict], evaluation: dict) -> Html:
     teacher, student = run.get("teacher_parameters"), run.get("student_parameters")
-    seconds = run.get("wall_seconds", max((row["seconds"] for row in metrics if _is_number(row.get("seconds"))), default=None))
+    seconds = run.get(
+        "wall_seconds", max((row["seconds"] for row in metrics if _is_number(row.get("seconds"))), default=None)
+    )
     steps = max((row["step"] for row in metrics if _is_number(row.get("step"))), default=None)
-    share = f"Student parameters, {student / teacher:.0%} of the teacher's" if teacher and student else "Student parameters"
+    share = (
+        f"Student parameters, {student / teacher:.0%} of the teacher's" if teacher and student else "Student parameters"
+    )
     tiles = [
         (_count(teacher), "Teacher parameters"),
         (_count(student), share),
@@ -89,7 +105,11 @@ def _headline(name: str, run: dict, metrics: Sequence[dict], evaluation: dict) -
         el("p", "Spanwise run", class_="eyebrow"),
         el("h1", name),
         el("p", run.get("data", "Data: not recorded."), class_="soft"),
-        el("div", *(el("div", el("b", value), el("span", label), class_="tile") for value, label in tiles), class_="tiles"),
+        el(
+            "div",
+            *(el("div", el("b", value), el("span", label), class_="tile") for value, label in tiles),
+            class_="tiles",
+        ),
     )
 
 
@@ -98,7 +118,11 @@ def _scores(evaluation: dict) -> Html:
     if not evaluation:
         return join(*parts, el("p", "Not measured: this run has no evaluation yet.", class_="soft"))
     parts.append(
-        el("p", "Greedy generation, no partial credit. ★ marks the best student; teacher and untrained are there to compare.")
+        el(
+            "p",
+            "Greedy generation, no partial credit. ★ marks the best student; teacher and untrained are there to "
+            "compare.",
+        )
     )
     splits = list(dict.fromkeys(split for scores in evaluation.values() for split in scores))
     for split in splits:
@@ -106,12 +130,20 @@ def _scores(evaluation: dict) -> Html:
         size = next(iter(rows.values()))
         counts = size.get("counts", {})
         turns = ", ".join(f"{number} {_words(kind)}" for kind, number in counts.items())
-        parts.append(el("h3", _words(split).capitalize(), el("span", f" · {size['num_records']} records; {turns}", class_="soft")))
+        parts.append(
+            el(
+                "h3",
+                _words(split).capitalize(),
+                el("span", f" · {size['num_records']} records; {turns}", class_="soft"),
+            )
+        )
         head = [el("th", "")] + [
             el("th", _words(metric), Html("<br>(lower is better)") if metric in _LOWER_IS_BETTER else None)
             for metric in METRICS
         ]
-        body = [el("tr", el("th", _words(model)), *(_cell(rows, model, metric) for metric in METRICS)) for model in rows]
+        body = [
+            el("tr", el("th", _words(model)), *(_cell(rows, model, metric) for metric in METRICS)) for model in rows
+        ]
         parts.append(el("div", el("table", el("thead", el("tr", *head)), el("tbody", *body)), class_="scroll"))
     return join(*parts)
 
@@ -120,7 +152,9 @@ def _cell(rows: dict[str, dict], model: str, metric: str) -> Html:
     value = rows[model][metric]
     if value is None:
         return el("td", "not measured", class_="soft")
-    students = [scores[metric] for name, scores in rows.items() if name not in _REFERENCES and scores[metric] is not None]
+    students = [
+        scores[metric] for name, scores in rows.items() if name not in _REFERENCES and scores[metric] is not None
+    ]
     best = min(students, default=None) if metric in _LOWER_IS_BETTER else max(students, default=None)
     star = model not in _REFERENCES and value == best and len(students) > 1
     text = _percent(value) + (" ★" if star else "")
@@ -140,7 +174,12 @@ def _curves(metrics: Sequence[dict]) -> Html:
             for number, stage in enumerate(stages)
         )
         parts.append(el("p", "Stages: ", *keys))
-    others = {key: _words(key).capitalize() for row in rows for key in row if key not in _NOT_CURVES | TERMS.keys() | DRIVERS.keys()}
+    others = {
+        key: _words(key).capitalize()
+        for row in rows
+        for key in row
+        if key not in _NOT_CURVES | TERMS.keys() | DRIVERS.keys()
+    }
     for title, names in (("Loss, term by term", TERMS), ("What drives it", DRIVERS), ("Also logged", others)):
         figures = [figure for key, label in names.items() if (figure := _figure(rows, stages, key, label)) is not None]
         if figures:
@@ -149,7 +188,10 @@ def _curves(metrics: Sequence[dict]) -> Html:
 
 
 def _figure(rows: Sequence[dict], stages: Sequence[Any], key: str, label: str) -> Html | None:
-    series = [[(row["step"], row[key]) for row in rows if row.get("stage") == stage and _is_number(row.get(key))] for stage in stages]
+    series = [
+        [(row["step"], row[key]) for row in rows if row.get("stage") == stage and _is_number(row.get(key))]
+        for stage in stages
+    ]
     if not any(series):
         return None
     last = next(row[key] for row in reversed(rows) if _is_number(row.get(key)))
@@ -168,11 +210,17 @@ def _cases(cases: Sequence[dict]) -> Html:
     chosen, tally = choose(complete, models, NUM_CASES)
     drawn = "; ".join(f"{verdict}: {shown} shown of {total}" for verdict, shown, total in tally)
     intro = el(
-        "p", f"{len(chosen)} of {len(complete)} held-out cases. Split, kind of turn and who is right take turns, so mistakes are "
+        "p",
+        f"{len(chosen)} of {len(complete)} held-out cases. Split, kind of turn and who is right take turns, so "
+        "mistakes are "
         f"shown more often than they happen ({drawn}). Answers are marked where they depart from the record: ",
-        el("ins", "said instead or in addition"), ", ", el("del", "left out"), ". Key order, 1 against 1.0 and the order of "
-        "parallel calls are no difference. ", el("mark", "Marked"), " in a record: values carried from the tool's result.",
-    )  # fmt: skip
+        el("ins", "said instead or in addition"),
+        ", ",
+        el("del", "left out"),
+        ". Key order, 1 against 1.0 and the order of parallel calls are no difference. ",
+        el("mark", "Marked"),
+        " in a record: values carried from the tool's result.",
+    )
     return join(title, intro, *(card(case, models) for case in chosen))
 
 
@@ -180,7 +228,14 @@ def _config(path: Path) -> Html:
     title = el("h2", "Configuration")
     if not path.is_file():
         return join(title, el("p", "Not recorded: this run has no config.yaml.", class_="soft"))
-    return join(title, el("details", el("summary", "The resolved config.yaml of this run"), el("pre", path.read_text(encoding="utf-8"))))
+    return join(
+        title,
+        el(
+            "details",
+            el("summary", "The resolved config.yaml of this run"),
+            el("pre", path.read_text(encoding="utf-8")),
+        ),
+    )
 
 
 def _json(path: Path) -> dict:
@@ -209,7 +264,9 @@ def _json_lines(path: Path) -> tuple[list[dict], list[str]]:
             elif row is not None:
                 torn.append(number)
     listed = ", ".join(map(str, torn[:5])) + (", ..." if len(torn) > 5 else "")
-    note = f"{path.name}: {len(torn)} of {len(rows) + len(torn)} lines could not be read and are left out (line {listed})."
+    note = (
+        f"{path.name}: {len(torn)} of {len(rows) + len(torn)} lines could not be read and are left out (line {listed})."
+    )
     return rows, [note] if torn else []
 
 

@@ -1,7 +1,8 @@
 """Greedy generation in batches from a plain, unsharded causal LM.
 
-transformers' `generate` obeys the model's generation_config (sampling, repetition penalties) and keeps computing rows that
-have ended. A measurement wants the argmax and nothing else, and most calls are short: here a row that ends leaves the batch.
+transformers' `generate` obeys the model's generation_config (sampling, repetition penalties) and keeps computing rows
+that have ended. A measurement wants the argmax and nothing else, and most calls are short: here a row that ends leaves
+the batch.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def greedy(
     try:
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
-            _continue(model, [prompts[row] for row in rows], [outputs[row] for row in rows], stops, max_new_tokens, vocab_size)
+            _continue(
+                model, [prompts[row] for row in rows], [outputs[row] for row in rows], stops, max_new_tokens, vocab_size
+            )
             if progress is not None:
                 progress(min(first + batch_size, len(order)), len(order))
     finally:
@@ -61,8 +64,14 @@ def greedy(
     return outputs
 
 
-def _continue(model, prompts: list[Sequence[int]], outputs: list[list[int]], stops: frozenset[int], limit: int,
-              vocab_size: int | None) -> None:
+def _continue(
+    model,
+    prompts: list[Sequence[int]],
+    outputs: list[list[int]],
+    stops: frozenset[int],
+    limit: int,
+    vocab_size: int | None,
+) -> None:
     device = next(model.parameters()).device
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -71,7 +80,12 @@ def _continue(model, prompts: list[Sequence[int]], outputs: list[list[int]], sto
     cache, live = None, list(range(len(prompts)))  # live[i]: whose tokens row i of the batch makes
     while True:
         out = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         cache = out.past_key_values
         chosen = out.logits[:, -1, :vocab_size].argmax(dim=-1)

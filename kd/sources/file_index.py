@@ -1,12 +1,12 @@
 """Records of many files by position, for a loader that draws them in an order of its own.
 
-    index = RecordIndex([DataFiles("train/*.jsonl"), DataFiles("bfcl/*.json.gz", weight=2)], Quarantine("bad.jsonl", 0.01))
-    index[7]
+    index = RecordIndex([DataFiles("train/*.jsonl"), DataFiles("bfcl/*.json.gz", weight=2)], Quarantine("bad.jsonl",
+    0.01)) index[7]
 
-Every line is checked once, when the index is made. A record that is a line of a plain file is read again from there; what is
-compressed, Parquet, an array or joined from two files is written once, as a chat record, into a file that goes with the index.
-In memory there are 20 bytes a record. An index is pickled to other processes, which read the same files; the one that made it
-removes its file in the end.
+Every line is checked once, when the index is made. A record that is a line of a plain file is read again from there;
+what is compressed, Parquet, an array or joined from two files is written once, as a chat record, into a file that goes
+with the index. In memory there are 20 bytes a record. An index is pickled to other processes, which read the same
+files; the one that made it removes its file in the end.
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ class RecordIndex:
 
     Args:
         sources: read in order; a weight repeats records (kd.records.files.num_copies).
-        quarantine: where refused lines go; by default the first one stops. Several indices may share one: who made it calls its `check` in the end.
+        quarantine: where refused lines go; by default the first one stops. Several indices may share one: who made it
+            calls its `check` in the end.
         spool: the file for what is written once; by default a temporary one of this machine.
 
     Raises:
         DataError: a file is missing, no record is found, or more is refused than the quarantine allows.
     """
 
-    def __init__(self, sources: Iterable[DataFiles], quarantine: Quarantine | None = None, *, spool: Path | None = None):
+    def __init__(
+        self, sources: Iterable[DataFiles], quarantine: Quarantine | None = None, *, spool: Path | None = None
+    ):
         self._files: list[tuple[str, str | None]] = []  # path, form
         self._at, self._sizes, self._of, self._lines = array("q"), array("i"), array("i"), array("i")
         self._spool = str(spool) if spool is not None else _temporary()
@@ -102,8 +105,8 @@ class RecordIndex:
         return self._sizes[index]
 
     def fingerprint(self) -> str:
-        """SHA-256 over every record in order: its bytes, their form, and how often it is read. Two indices with the same one
-        give the same records, wherever their files are."""
+        """SHA-256 over every record in order: its bytes, their form, and how often it is read. Two indices with the
+        same one give the same records, wherever their files are."""
         return self._fingerprint
 
 

@@ -25,16 +25,12 @@ class Sources(NamedTuple):
     quarantine: Path | None  # the file they are in, where there are any
 
 
-
-
-
-
 def run_sources(config: RunConfig) -> Sources:
-    """Checks every line of every stage's files once. Refused lines are in data.quarantine, and records that are no line of a
-    plain file in records-*.jsonl of the run's folder, until the process that called this ends.
+    """Checks every line of every stage's files once. Refused lines are in data.quarantine, and records that are no line
+    of a plain file in records-*.jsonl of the run's folder, until the process that called this ends.
 
-    For rank 0 of a job (kd.distributed.collectives.on_rank_0 hands the result to the others, which read the same files): ranks that each did
-    this would write one quarantine together.
+    For rank 0 of a job (kd.distributed.collectives.on_rank_0 hands the result to the others, which read the same
+    files): ranks that each did this would write one quarantine together.
 
     Raises:
         DataError: a file is missing, has no record, or more lines are refused than data.max_bad_fraction allows.
@@ -44,8 +40,9 @@ def run_sources(config: RunConfig) -> Sources:
 
 
 def sources_beside(config: RunConfig, folder: Path, kept: Path | None) -> Sources:
-    """As `run_sources` for another program than the run's, which may be at work: records in files of `folder` that no one else
-    has, refused lines in `kept` or nowhere."""
+    """As `run_sources` for another program than the run's, which may be at work: records in files of `folder` that no
+    one else has, refused lines in `kept` or nowhere."""
+
     def own(index: int) -> Path:
         handle, path = tempfile.mkstemp(prefix=".records-", suffix=".jsonl", dir=folder)
         os.close(handle)
@@ -62,7 +59,10 @@ def _sources(config: RunConfig, folder: Path, kept: Path | None, spool: Callable
             folder.mkdir(parents=True, exist_ok=True)
             found[stage.train] = _index(config, stage, quarantine, spool(index))
     quarantine.check()
-    stages = (found[stage.train] if stage.train is not None else stage_source(config, index) for index, stage in enumerate(config.data.stages))
+    stages = (
+        found[stage.train] if stage.train is not None else stage_source(config, index)
+        for index, stage in enumerate(config.data.stages)
+    )
     return Sources(tuple(stages), quarantine.num_bad, kept)
 
 

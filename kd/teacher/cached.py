@@ -1,4 +1,6 @@
-"""The teacher's signal from a cache (kd/teacher/cache/format.py): read ahead of training by a thread, moved to the device without a wait."""
+"""The teacher's signal from a cache (kd/teacher/cache/format.py): read ahead of training by a thread, moved to the
+device without a wait.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,19 @@ def require_captured(config: RunConfig) -> None:
     if (folder / MANIFEST).exists():
         return
     shards = len(list(folder.glob("shard-*.safetensors"))) if folder.is_dir() else 0
-    state = f"its capture was not finished ({shards} shards are there, and are kept)" if shards else "there is no cache yet"
-    raise NotCaptured(f"teacher.cache.path: {folder}: {state}; launch/capture.py runs the teacher once over the data, before training")
+    state = (
+        f"its capture was not finished ({shards} shards are there, and are kept)" if shards else "there is no cache yet"
+    )
+    raise NotCaptured(
+        f"teacher.cache.path: {folder}: {state}; launch/capture.py runs the teacher once over the data, before training"
+    )
 
 
-def open_cache(config: RunConfig, tokenizer, device: torch.device, say: Callable[[str], None],
-               sources: Sequence[Source]) -> CacheTeacher:
-    """The configuration's cache, checked against everything it must be of (`sources`: the records of each stage). All ranks together.
+def open_cache(
+    config: RunConfig, tokenizer, device: torch.device, say: Callable[[str], None], sources: Sequence[Source]
+) -> CacheTeacher:
+    """The configuration's cache, checked against everything it must be of (`sources`: the records of each stage). All
+    ranks together.
 
     Raises:
         NotCaptured: it is not there, or not finished.
@@ -48,11 +56,17 @@ def open_cache(config: RunConfig, tokenizer, device: torch.device, say: Callable
     """
     cache = config.teacher.cache
     require_captured(config)
-    reader = CacheReader(cache.path, comparable(cache_identity(config, tokenizer, sources), read(Path(cache.path) / MANIFEST).identity),
-                         cache_spec(config, len(tokenizer)))
+    reader = CacheReader(
+        cache.path,
+        comparable(cache_identity(config, tokenizer, sources), read(Path(cache.path) / MANIFEST).identity),
+        cache_spec(config, len(tokenizer)),
+    )
     shards = reader.manifest.shards
-    say(f"teacher's signal: {cache.path}, {cache.kind}, {sum(s.records for s in shards):,} records, {sum(s.rows for s in shards):,} rows"
-        + (f"; {len(reader.missing)} records got no signal and are left out" if reader.missing else ""))
+    say(
+        f"teacher's signal: {cache.path}, {cache.kind}, {sum(s.records for s in shards):,} records, "
+        f"{sum(s.rows for s in shards):,} rows"
+        + (f"; {len(reader.missing)} records got no signal and are left out" if reader.missing else "")
+    )
     return CacheTeacher(reader, cache.t_tolerance if uses_temperature(config.loss) else math.inf, device)
 
 
@@ -62,14 +76,17 @@ def comparable(ours: dict[str, str], found: dict[str, str]) -> dict[str, str]:
     The teacher's folder may have moved where its weights can be compared; where they cannot, its name is all there is.
     """
     free = (*CAPTURE_ALONE, "teacher" if "weights" in ours and "weights" in found else "weights")
-    return {name: value for name, value in ours.items() if name not in free} | {name: value for name, value in found.items() if name in free}
+    return {name: value for name, value in ours.items() if name not in free} | {
+        name: value for name, value in found.items() if name in free
+    }
 
 
 class CacheTeacher:
     """A TeacherSource (kd/teacher/source.py) over a finished cache.
 
     Args:
-        t_tolerance: how far a temperature asked for may be from one of the cache's; infinite where no term of the loss has it.
+        t_tolerance: how far a temperature asked for may be from one of the cache's; infinite where no term of the loss
+            has it.
     """
 
     def __init__(self, reader: CacheReader, t_tolerance: float, device: torch.device):
@@ -82,16 +99,26 @@ class CacheTeacher:
     def temperature(self, wanted: float) -> float:
         nearest = min(self._reader.spec.temperatures, key=lambda at: abs(at - wanted))
         if abs(nearest - wanted) > self._tolerance + 1e-12:
-            raise CacheError(f"training wants temperature {wanted:.4g} and the cache has {list(self._reader.spec.temperatures)}, t_tolerance "
-                             f"{self._tolerance:g}: capture with {wanted:.4g} in teacher.cache.temperatures")
+            raise CacheError(
+                f"training wants temperature {wanted:.4g} and the cache has {list(self._reader.spec.temperatures)}, "
+                "t_tolerance "
+                f"{self._tolerance:g}: capture with {wanted:.4g} in teacher.cache.temperatures"
+            )
         return nearest
 
     def prefetch(self, micro_batches: list[MicroBatch], temperature: float) -> None:
-        self._ahead.append([((micro.keys, temperature), self._thread.submit(self._read, micro, temperature)) for micro in micro_batches])
+        self._ahead.append(
+            [
+                ((micro.keys, temperature), self._thread.submit(self._read, micro, temperature))
+                for micro in micro_batches
+            ]
+        )
 
     def signal(self, micro: MicroBatch, temperature: float, step: int = 0) -> SparseTeacher:
         found = self._taken((micro.keys, temperature))
-        read = self._read(micro, temperature) if found is None else found.result()  # an error of the thread is raised here
+        read = (
+            self._read(micro, temperature) if found is None else found.result()
+        )  # an error of the thread is raised here
         return _map(read, lambda tensor: tensor.to(self._device, non_blocking=True))
 
     def close(self) -> None:

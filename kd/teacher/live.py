@@ -3,7 +3,8 @@
 dense: hidden states and head; the student's loss makes the teacher's logits a chunk at a time, so [N, V] never exists.
 topk, sampled: K tokens a row, made from the head a chunk at a time by kernels/topk.py; the loss then reads only those.
 
-A draw depends on the run's seed, the optimizer step, the record's tokens and the place in it: not on rank, batch or split.
+A draw depends on the run's seed, the optimizer step, the record's tokens and the place in it: not on rank, batch or
+split.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from kernels import (
 )
 
 CAPTURED = -1  # in place of a step: the draws of a cache are made once
-# Rows whose logits exist at once on a GPU: sampling keeps them in fp64 beside the fp32 (2 GB at 1,024 rows and 151,936 columns).
+# Rows whose logits exist at once on a GPU: sampling keeps them in fp64 beside the fp32 (2 GB at 1,024 rows and 151,936
+# columns).
 _GPU_CHUNK_ROWS = 1024
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # the step of splitmix64's sequence (Steele, Lea, Flood 2014), as int64
 
@@ -45,7 +47,9 @@ class SparseForm(NamedTuple):
     seed: int
 
 
-def sparse_rows(dense: DenseTeacher, micro: MicroBatch, temperatures: tuple[float, ...], form: SparseForm, step: int) -> TeacherTopK | TeacherSamples:
+def sparse_rows(
+    dense: DenseTeacher, micro: MicroBatch, temperatures: tuple[float, ...], form: SparseForm, step: int
+) -> TeacherTopK | TeacherSamples:
     """The signal of a micro-batch's rows at each temperature, from hidden states and head."""
     options = {"vocab_size": form.vocab_size, "chunk_rows": _GPU_CHUNK_ROWS if dense.hidden.is_cuda else None}
     if form.kind == "topk":
@@ -54,7 +58,9 @@ def sparse_rows(dense: DenseTeacher, micro: MicroBatch, temperatures: tuple[floa
 
 
 def row_seeds(seed: int, micro: MicroBatch, step: int) -> Tensor:
-    """[N] int64, one a row: a hash of the seed, the step and the record's key, then splitmix64's sequence by position."""
+    """[N] int64, one a row: a hash of the seed, the step and the record's key, then splitmix64's sequence by
+    position.
+    """
     starts = [hashlib.blake2b(struct.pack("<Qq", seed, step) + key, digest_size=8).digest() for key in micro.keys]
     starts = torch.tensor([int.from_bytes(start, "little", signed=True) for start in starts], dtype=torch.int64)
     return starts.to(micro.record.device, non_blocking=True).index_select(0, micro.record) + micro.positions * _GAMMA
@@ -94,7 +100,9 @@ class LiveTeacher:
 
 
 class LiveRows:
-    """What capture asks for its rows (kd/teacher/capture/capture.py): as LiveTeacher, at every temperature of the cache."""
+    """What capture asks for its rows (kd/teacher/capture/capture.py): as LiveTeacher, at every temperature of the
+    cache.
+    """
 
     def __init__(self, config: RunConfig, ds_config: dict, vocab_size: int, device: torch.device):
         cache = config.teacher.cache

@@ -1,7 +1,7 @@
 """The teacher as a model: hidden states of a micro-batch's supervised rows, and its head, whole on every rank.
 
-The teacher is sharded by its own ZeRO-3 engine (no optimizer), on the GPUs or in host memory, or replicated. Its head is
-gathered once: inside the student's forward another engine's weight cannot be reached.
+The teacher is sharded by its own ZeRO-3 engine (no optimizer), on the GPUs or in host memory, or replicated. Its head
+is gathered once: inside the student's forward another engine's weight cannot be reached.
 """
 
 from __future__ import annotations
@@ -42,8 +42,13 @@ class TeacherModel:
     def __init__(self, config: RunConfig, ds_config: dict, device: torch.device, *, packed: bool):
         teacher = config.teacher
         settings = None if teacher.placement == "replicated" else _settings(ds_config, teacher.placement == "offloaded")
-        model = load_causal_lm(teacher.path, dtype=teacher.dtype, ds_config=settings, revision=teacher.revision,
-                               attention_implementation=config.student.attention_implementation)
+        model = load_causal_lm(
+            teacher.path,
+            dtype=teacher.dtype,
+            ds_config=settings,
+            revision=teacher.revision,
+            attention_implementation=config.student.attention_implementation,
+        )
         if packed:
             check_packable(model)
         model.requires_grad_(False).eval()
@@ -69,9 +74,13 @@ class TeacherModel:
 
 
 def _settings(ds_config: dict, offloaded: bool) -> dict[str, Any]:
-    """Of an engine that only runs forward: always of ZeRO-3, as the stages below it shard no weights, and refuse to be without an
-    optimizer; the JSON may be of a student that is trained under one of them."""
-    settings = {k: v for k, v in ds_config.items() if k not in ("bf16", "fp16", "optimizer", "scheduler", "gradient_clipping", "train_batch_size")}
+    """Of an engine that only runs forward: always of ZeRO-3, as the stages below it shard no weights, and refuse to be
+    without an optimizer; the JSON may be of a student that is trained under one of them."""
+    settings = {
+        k: v
+        for k, v in ds_config.items()
+        if k not in ("bf16", "fp16", "optimizer", "scheduler", "gradient_clipping", "train_batch_size")
+    }
     settings |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
     zero = {k: v for k, v in settings.get("zero_optimization", {}).items() if k != "offload_optimizer"} | {"stage": 3}
     if offloaded:

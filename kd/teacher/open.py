@@ -12,8 +12,14 @@ from kd.sources.source import Source
 from kd.teacher.source import TeacherSource
 
 
-def open_teacher(config: RunConfig, ds_config: dict, tokenizer, device: torch.device, say: Callable[[str], None],
-                 sources: Sequence[Source]) -> TeacherSource:
+def open_teacher(
+    config: RunConfig,
+    ds_config: dict,
+    tokenizer,
+    device: torch.device,
+    say: Callable[[str], None],
+    sources: Sequence[Source],
+) -> TeacherSource:
     """The source that `config.teacher` asks for. All ranks call it together.
 
     Args:

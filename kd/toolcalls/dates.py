@@ -1,18 +1,34 @@
 """How an answer may write a date or time that a tool gave as 2024-05-12 or 2024-05-12T14:30:00Z.
 
 Only what can be read in one way: the month by name, with or without the year, or numbers whose order is plain (the year
-first; or a day above 12, or equal to the month). 05/12/2024 is May or December, so it is no spelling of either. A time is
-its hours and minutes, on the clock of 24 hours or of 12.
+first; or a day above 12, or equal to the month). 05/12/2024 is May or December, so it is no spelling of either. A time
+is its hours and minutes, on the clock of 24 hours or of 12.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import date
-from typing import Iterator
 
-_ISO = re.compile(r"(?<![\d-])(\d{4})-(\d\d)-(\d\d)(?:[T ]([01]\d|2[0-3]):([0-5]\d)(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?(?![\d-])")
-_MONTHS = "January February March April May June July August September October November December".split()
+_ISO = re.compile(
+    r"(?<![\d-])(\d{4})-(\d\d)-(\d\d)(?:[T "
+    r"]([01]\d|2[0-3]):([0-5]\d)(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?(?![\d-])"
+)
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 def other_spellings(text: str) -> Iterator[str]:
@@ -26,8 +42,10 @@ def other_spellings(text: str) -> Iterator[str]:
         yield from _spellings(day)
         if match[4]:
             yield f"{match[4]}:{match[5]}"
-            yield from (f"{int(match[4]) % 12 or 12}:{match[5]}{half}" for half in ((" PM", " pm", "pm", "PM") if int(match[4]) > 11 else
-                                                                                    (" AM", " am", "am", "AM")))
+            yield from (
+                f"{int(match[4]) % 12 or 12}:{match[5]}{half}"
+                for half in ((" PM", " pm", "pm", "PM") if int(match[4]) > 11 else (" AM", " am", "am", "AM"))
+            )
 
 
 def _spellings(day: date) -> Iterator[str]:

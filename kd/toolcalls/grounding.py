@@ -4,16 +4,18 @@ Two places need the same reading of "carried": the INTEGRATION span (what the st
 integration metric (whether it did). Both call `carried_values`, so they cannot drift apart.
 
 What a result's values are
-  A result that parses as JSON gives its leaves: strings and numbers at any depth, list items included. Keys, booleans and
-  null are not values. A string that is itself JSON is opened. Any other text (a plain result, or a leaf of several words)
-  gives itself, its lines, what follows "key:" on a line and that part's comma-separated items, quoted pieces, and words
-  that look like identifiers (a digit, or one of _ @ / inside).
+  A result that parses as JSON gives its leaves: strings and numbers at any depth, list items included. Keys, booleans
+  and null are not values. A string that is itself JSON is opened. Any other text (a plain result, or a leaf of several
+  words) gives itself, its lines, what follows "key:" on a line and that part's comma-separated items, quoted pieces,
+  and words that look like identifiers (a digit, or one of _ @ / inside).
 
-  A date written 2024-05-12, alone or before a time, also gives the other ways to write it (kd/toolcalls/dates.py); so does a time.
+  A date written 2024-05-12, alone or before a time, also gives the other ways to write it (kd/toolcalls/dates.py); so
+  does a time.
 
 The minimum, so that chance does not count
-  A string needs 3 to 500 characters, one of them a letter or digit, and a word that is no stop word ("true", "none", "the", ...).
-  A number needs 2 digits as the answer writes it, not counting trailing zeros of a fraction: 21 and 0.5 count, 7 and
+  A string needs 3 to 500 characters, one of them a letter or digit, and a word that is no stop word ("true", "none",
+  "the", ...). A number needs 2 digits as the answer writes it, not counting trailing zeros of a fraction: 21 and 0.5
+  count, 7 and
   7.00 do not. The list and the limits are the constants below.
 
 What counts as the same
@@ -27,8 +29,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from decimal import Decimal
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 from kd.toolcalls.dates import other_spellings
 
@@ -36,11 +39,132 @@ MIN_STRING_CHARS = 3
 MIN_NUMBER_DIGITS = 2
 MAX_STRING_CHARS = 500  # past this it is a passage, not a value; the cap also keeps the search linear
 STOP_WORDS = frozenset(
-    """true false null none nan yes no not n/a ok okay done error success the and for but nor yet are was were has have had can could
-    will would shall should may might must did does you your she her his him its our their they them this that these those there here
-    then than when where what which who whom why how with from into onto over under about after before between all any both each few
-    more most other some such only own same too very just out off per one two""".split())
-SMALL_WORDS = STOP_WORDS | frozenset("a am an as at be by do he i if in is it me my of on or so to up us we".split())
+    [
+        "true",
+        "false",
+        "null",
+        "none",
+        "nan",
+        "yes",
+        "no",
+        "not",
+        "n/a",
+        "ok",
+        "okay",
+        "done",
+        "error",
+        "success",
+        "the",
+        "and",
+        "for",
+        "but",
+        "nor",
+        "yet",
+        "are",
+        "was",
+        "were",
+        "has",
+        "have",
+        "had",
+        "can",
+        "could",
+        "will",
+        "would",
+        "shall",
+        "should",
+        "may",
+        "might",
+        "must",
+        "did",
+        "does",
+        "you",
+        "your",
+        "she",
+        "her",
+        "his",
+        "him",
+        "its",
+        "our",
+        "their",
+        "they",
+        "them",
+        "this",
+        "that",
+        "these",
+        "those",
+        "there",
+        "here",
+        "then",
+        "than",
+        "when",
+        "where",
+        "what",
+        "which",
+        "who",
+        "whom",
+        "why",
+        "how",
+        "with",
+        "from",
+        "into",
+        "onto",
+        "over",
+        "under",
+        "about",
+        "after",
+        "before",
+        "between",
+        "all",
+        "any",
+        "both",
+        "each",
+        "few",
+        "more",
+        "most",
+        "other",
+        "some",
+        "such",
+        "only",
+        "own",
+        "same",
+        "too",
+        "very",
+        "just",
+        "out",
+        "off",
+        "per",
+        "one",
+        "two",
+    ]
+)
+SMALL_WORDS = STOP_WORDS | frozenset(
+    [
+        "a",
+        "am",
+        "an",
+        "as",
+        "at",
+        "be",
+        "by",
+        "do",
+        "he",
+        "i",
+        "if",
+        "in",
+        "is",
+        "it",
+        "me",
+        "my",
+        "of",
+        "on",
+        "or",
+        "so",
+        "to",
+        "up",
+        "us",
+        "we",
+    ]
+)
 
 _UNITS = re.compile(r"\w+|\s+|[^\w\s]")  # a match made of whole units can never begin or end inside a word
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|-?\d+(?:\.\d+)?")
@@ -58,7 +182,9 @@ class Carried(NamedTuple):
 
 
 class CarriedIndex:
-    """The values of a conversation's results so far. Cost: linear in the results, and in an answer times its longest value."""
+    """The values of a conversation's results so far. Cost: linear in the results, and in an answer times its longest
+    value.
+    """
 
     def __init__(self) -> None:
         self._unread: list[str] = []  # results are read when an answer first asks
@@ -178,7 +304,8 @@ def _counts_as_string(value: str) -> bool:
         return False
     if all(word.strip(_EDGES) in SMALL_WORDS for word in value.casefold().split()):
         return False
-    # A bare number is judged by value and by the digit minimum; "0042" or "1.2.3" is a string that happens to have digits.
+    # A bare number is judged by value and by the digit minimum; "0042" or "1.2.3" is a string that happens to have
+    # digits.
     if _NUMBER.fullmatch(value) and not value.lstrip("-").startswith("0"):
         return False
     return any(char.isalnum() for char in value) and not _is_short_number(value)
@@ -230,9 +357,7 @@ def _is_whole(text: str, start: int, end: int) -> bool:
             return False
     elif text[start] == "-" and before and _wordlike(before[-1]):  # a hyphen, not a sign
         return False
-    if text[end - 1].isdigit() and after[:1] in tuple(".,:/-") and after[1:].isdigit():
-        return False
-    return True
+    return not (text[end - 1].isdigit() and after[:1] in tuple(".,:/-") and after[1:].isdigit())
 
 
 def _wordlike(char: str) -> bool:

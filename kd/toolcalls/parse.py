@@ -1,8 +1,8 @@
 """The calls a generated text makes, read with a JSON scanner, and equality of the values they carry.
 
-A call is written <tool_call>{"name": ..., "arguments": {...}}</tool_call>; a text may hold several. The scanner reads the
-JSON itself, so braces, quotes and even tags inside strings are what they are: characters of a string. What is valid as
-written and what is valid after json-repair are kept apart: a mended call never counts as a valid one.
+A call is written <tool_call>{"name": ..., "arguments": {...}}</tool_call>; a text may hold several. The scanner reads
+the JSON itself, so braces, quotes and even tags inside strings are what they are: characters of a string. What is valid
+as written and what is valid after json-repair are kept apart: a mended call never counts as a valid one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def parse_tool_calls(text: str) -> ParsedCalls:
     """Every <tool_call> block of a generated text.
 
     A block is valid when it holds exactly one JSON object with a string "name" and an object "arguments", without
-    duplicate keys or NaN, and is closed by </tool_call>. A block that is not ends at the next tag or the end of the text.
+    duplicate keys or NaN, and is closed by </tool_call>. A block that is not ends at the next tag or the end of the
+    text.
     """
     calls, problems, spans, repaired, outside = [], [], [], [], []
     done = 0
@@ -66,10 +67,6 @@ def parse_tool_calls(text: str) -> ParsedCalls:
     return ParsedCalls(calls, problems, spans, "".join(outside).strip(), repaired)
 
 
-
-
-
-
 def _scan_block(text: str, body: int) -> tuple[dict, int, str]:
     """(call, end past the closing tag, "") for a valid block, or ({}, end of its body, what is wrong)."""
     start = _SPACE.match(text, body).end()
@@ -84,7 +81,13 @@ def _scan_block(text: str, body: int) -> tuple[dict, int, str]:
     if not text.startswith(CALL_CLOSE, rest):
         tag = _next_tag(text, end)
         closed = text.startswith(CALL_CLOSE, tag)
-        return {}, tag, f"text after the JSON: {shown(text[end:tag].strip())}" if closed else f"the block is not closed by {CALL_CLOSE}"
+        return (
+            {},
+            tag,
+            f"text after the JSON: {shown(text[end:tag].strip())}"
+            if closed
+            else f"the block is not closed by {CALL_CLOSE}",
+        )
     problem = _call_problem(value)
     return (value, rest, problem) if problem else (_bare(value), rest + len(CALL_CLOSE), "")
 

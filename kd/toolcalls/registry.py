@@ -1,13 +1,15 @@
 """Tools: which are offered, and whether a call fits its schema.
 
 `ToolRegistry` holds tools in the chat form {"type": "function", "function": {"name", "description", "parameters"}} and
-validates calls with jsonschema (draft 2020-12). Reading calls out of a text is kd/toolcalls/parse.py, importable from here too.
+validates calls with jsonschema (draft 2020-12). Reading calls out of a text is kd/toolcalls/parse.py, importable from
+here too.
 
 Closed by default. Most published schemas list `properties` and forget `additionalProperties`; read by the letter, every
 misspelt optional argument would then be valid. Here an object schema that lists `properties`, says nothing of
-`additionalProperties`, and has no keyword that could add properties from elsewhere (allOf, $ref, patternProperties, ...)
-takes the listed ones only, at the top and inside properties and items; subschemas elsewhere ($defs, allOf, ...) are left as
-written. To allow more, write `additionalProperties: true`. A tool whose `parameters` are absent or {} takes no arguments.
+`additionalProperties`, and has no keyword that could add properties from elsewhere (allOf, $ref, patternProperties,
+...) takes the listed ones only, at the top and inside properties and items; subschemas elsewhere ($defs, allOf, ...)
+are left as written. To allow more, write `additionalProperties: true`. A tool whose `parameters` are absent or {} takes
+no arguments.
 """
 
 from __future__ import annotations
@@ -29,13 +31,25 @@ from kd.toolcalls.json_values import shown
 
 _SUFFIXES = (".json", ".yaml", ".yml")
 _OPENING_KEYWORDS = {
-    "additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "dependentSchemas",
-    "allOf", "anyOf", "oneOf", "not", "if", "$ref", "$dynamicRef",
-}  # fmt: skip
+    "additionalProperties",
+    "patternProperties",
+    "unevaluatedProperties",
+    "propertyNames",
+    "dependentSchemas",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "if",
+    "$ref",
+    "$dynamicRef",
+}
 
 
 class ToolRegistry:
-    """The tools a call may name. Raises ValueError on a tool without a name, a broken schema, or two unlike tools of one name."""
+    """The tools a call may name. Raises ValueError on a tool without a name, a broken schema, or two unlike tools of
+    one name.
+    """
 
     def __init__(self, tools: Iterable[dict]):
         self._tools: dict[str, dict] = {}
@@ -88,10 +102,17 @@ class ToolRegistry:
             return [f"{name}: arguments must be a JSON object, not {shown(arguments)}"]
         validator = _validator(name, _canonical(self._tools[name]["function"].get("parameters")), closed)
         try:
-            errors = sorted(validator.iter_errors(arguments), key=lambda error: [str(part) for part in error.absolute_path])
+            errors = sorted(
+                validator.iter_errors(arguments), key=lambda error: [str(part) for part in error.absolute_path]
+            )
         except Unresolvable as error:
-            raise ValueError(f"tool {name!r}: its schema refers to {error.ref!r}, which is not in it; put it under $defs") from error
-        except (RecursionError, OverflowError) as error:  # a $ref to itself; a multipleOf of an integer past every float
+            raise ValueError(
+                f"tool {name!r}: its schema refers to {error.ref!r}, which is not in it; put it under $defs"
+            ) from error
+        except (
+            RecursionError,
+            OverflowError,
+        ) as error:  # a $ref to itself; a multipleOf of an integer past every float
             raise ValueError(f"tool {name!r}: these arguments cannot be checked by its schema ({error})") from error
         return list(dict.fromkeys(f"{name}: {problem}" for error in errors for problem in _explain(error)))
 
@@ -154,9 +175,13 @@ def _explain(error: ValidationError) -> list[str]:
     if error.validator == "additionalProperties" and error.validator_value is False:
         known = list(error.schema.get("properties", {}))
         extra = [key for key in error.instance if key not in known]
-        return [f"unknown argument {prefix + key!r}{_nearest(key, known)} (known: {', '.join(known) or 'none'})" for key in extra]
+        return [
+            f"unknown argument {prefix + key!r}{_nearest(key, known)} (known: {', '.join(known) or 'none'})"
+            for key in extra
+        ]
     if error.validator == "required":
-        # jsonschema repeats this error for each missing name and tells them apart only in its message: name all, merge later
+        # jsonschema repeats this error for each missing name and tells them apart only in its message: name all, merge
+        # later
         return [f"argument {prefix + key!r} is missing" for key in error.validator_value if key not in error.instance]
     subject = f"argument {path!r}" if path else "the arguments"
     if error.validator == "type":

@@ -1,10 +1,11 @@
 """The student under DeepSpeed: one optimizer step in, its report out.
 
-The head and the loss run inside engine.forward, because under ZeRO-3 the head's weight is whole only there, and the model
-is never called around the engine, because its hooks reduce the gradients. Micro-batches accumulate; the last one steps.
+The head and the loss run inside engine.forward, because under ZeRO-3 the head's weight is whole only there, and the
+model is never called around the engine, because its hooks reduce the gradients. Micro-batches accumulate; the last one
+steps.
 
-The finite gate: a gradient that is not finite on any rank makes DeepSpeed (0.19.8 or later) skip the step on all of them;
-`StepReport.skipped` says so, and `suspects` names this rank's records whose rows were not finite.
+The finite gate: a gradient that is not finite on any rank makes DeepSpeed (0.19.8 or later) skip the step on all of
+them; `StepReport.skipped` says so, and `suspects` names this rank's records whose rows were not finite.
 """
 
 from __future__ import annotations
@@ -46,16 +47,25 @@ class _StudentWithLoss(nn.Module):
         super().__init__()
         self.model = model
         loss = config.loss
-        self._options = {"divergence": loss.divergence, "beta": loss.beta, "chunk_rows": loss.chunk_rows, "vocab_size": vocab_size}
+        self._options = {
+            "divergence": loss.divergence,
+            "beta": loss.beta,
+            "chunk_rows": loss.chunk_rows,
+            "vocab_size": vocab_size,
+        }
 
-    def forward(self, micro: MicroBatch, weights: SpanRows, terms: TermWeights, teacher: DenseTeacher | SparseTeacher | None,
-                grad_scale: float) -> CombinedLoss:
+    def forward(
+        self,
+        micro: MicroBatch,
+        weights: SpanRows,
+        terms: TermWeights,
+        teacher: DenseTeacher | SparseTeacher | None,
+        grad_scale: float,
+    ) -> CombinedLoss:
         hidden = hidden_rows(self.model, micro)
-        return combined_kd_loss(hidden, head_of(self.model), teacher, micro.labels, weights, terms, grad_scale=grad_scale, **self._options)
-
-
-
-
+        return combined_kd_loss(
+            hidden, head_of(self.model), teacher, micro.labels, weights, terms, grad_scale=grad_scale, **self._options
+        )
 
 
 class StudentEngine:
@@ -73,8 +83,11 @@ class StudentEngine:
         if not torch.cuda.is_available():
             _gather_whole_layers(model)
         optimizer = build_optimizer(model, config.optimizer, ds_config)
-        self.engine, *_ = deepspeed.initialize(model=_StudentWithLoss(model, config, vocab_size), optimizer=optimizer, config=ds_config)
-        self.engine.train()  # a loaded model comes in evaluation mode, where gradient checkpointing and dropout silently do nothing
+        self.engine, *_ = deepspeed.initialize(
+            model=_StudentWithLoss(model, config, vocab_size), optimizer=optimizer, config=ds_config
+        )
+        # a loaded model comes in evaluation mode, where gradient checkpointing and dropout silently do nothing
+        self.engine.train()
         self.device = self.engine.device
         self.world_size = torch.distributed.get_world_size()
 
@@ -82,8 +95,14 @@ class StudentEngine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = value
 
-    def train_step(self, micro_batches: list[MicroBatch], counts: Tensor, terms: TermWeights, teacher: TeacherSource | None = None,
-                   step: int = 0) -> StepReport:
+    def train_step(
+        self,
+        micro_batches: list[MicroBatch],
+        counts: Tensor,
+        terms: TermWeights,
+        teacher: TeacherSource | None = None,
+        step: int = 0,
+    ) -> StepReport:
         """One optimizer step over this rank's micro-batches.
 
         Args:
@@ -119,11 +138,18 @@ class StudentEngine:
     def _sums(self, micro: MicroBatch, out: CombinedLoss) -> Tensor:
         rows = out.rows
         hits = [(rows.label_hit & ((micro.bits & bit) != 0)).sum() for bit in BIT_NAMES.values()]
-        return torch.cat([out.terms.float() / self.world_size, torch.stack([*hits, rows.teacher_hit.sum(), rows.teacher_entropy.sum()]).float()])
+        return torch.cat(
+            [
+                out.terms.float() / self.world_size,
+                torch.stack([*hits, rows.teacher_hit.sum(), rows.teacher_entropy.sum()]).float(),
+            ]
+        )
 
 
 def _gather_whole_layers(model: nn.Module) -> None:
-    """ZeRO-3 hooks on decoder layers instead of on each small module: on a CPU they cost a quarter of a small model's step."""
+    """ZeRO-3 hooks on decoder layers instead of on each small module: on a CPU they cost a quarter of a small model's
+    step.
+    """
     layers = {type(module) for name, module in model.named_modules() if name.endswith("layers.0")}
     if layers and hasattr(next(model.parameters()), "ds_id"):
         set_z3_leaf_modules(model, list(layers))
@@ -135,7 +161,3 @@ def _suspects(seen: list[tuple[MicroBatch, Tensor]]) -> tuple[str, ...]:
         bad = micro.record[~torch.isfinite(value)].unique().tolist()
         names += [micro.record_ids[i] for i in bad]
     return tuple(names)
-
-
-
-

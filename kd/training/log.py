@@ -29,9 +29,13 @@ class RunLog:
         self._active = rank == 0
         if self._active:
             self._path = run_dir / "metrics.jsonl"
-            self._metrics = self._path.open("a", encoding="utf-8", buffering=1)  # by line: what was measured must survive a kill
+            self._metrics = self._path.open(
+                "a", encoding="utf-8", buffering=1
+            )  # by line: what was measured must survive a kill
             self._board = SummaryWriter(str(run_dir / "tensorboard")) if SummaryWriter else None
-            self._bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not sys.stderr.isatty())
+            self._bar = tqdm(
+                total=num_steps, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not sys.stderr.isatty()
+            )
             if not SummaryWriter:
                 self.say("tensorboard is not installed: the curves are in metrics.jsonl alone")
 
@@ -64,8 +68,11 @@ class RunLog:
             if self._board and isinstance(value, (int, float)) and name != "step":
                 self._board.add_scalar(name, value, values["step"])
         terms = "  ".join(f"{name} {values[name]:.4f}" for name in _SHOWN if name in values)
-        self.say(f"step {values['step']:>6}  {values['stage']}  {terms}  T {values['temperature']:.2f}  lr {values['lr']:.2e}  "
-                 f"grad {values['grad_norm']:.2f}  {values['tokens_per_second']:.0f} tok/s  {values['memory_gib']:.1f} GiB")
+        self.say(
+            f"step {values['step']:>6}  {values['stage']}  {terms}  T {values['temperature']:.2f}  lr "
+            f"{values['lr']:.2e}  "
+            f"grad {values['grad_norm']:.2f}  {values['tokens_per_second']:.0f} tok/s  {values['memory_gib']:.1f} GiB"
+        )
 
     def close(self) -> None:
         if self._active:

@@ -33,8 +33,10 @@ def build_optimizer(model: nn.Module, config: Optimizer, ds_config: dict) -> tor
     # ZeRO-3 partitions a parameter to one dimension: its own shape is in ds_shape.
     shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()}
     groups = [
-        {"params": [p for name, p in model.named_parameters() if (len(shapes[name]) >= 2) == decayed],
-         "weight_decay": config.weight_decay if decayed else 0.0}
+        {
+            "params": [p for name, p in model.named_parameters() if (len(shapes[name]) >= 2) == decayed],
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
         for decayed in (True, False)
     ]
     groups = [group for group in groups if group["params"]]

@@ -1,16 +1,18 @@
 """Several programs a row: the streamed and the cooperative form of the dense kernel (forms.py says which is for what).
 
-A row is cut into parts. A program takes a part, publishes its statistics (kernels/fused/sweeps.py), and needs those of all parts
-of a row before it can write its slice of that row's gradient. Parts are taken in order from a counter.
+A row is cut into parts. A program takes a part, publishes its statistics (kernels/fused/sweeps.py), and needs those of
+all parts of a row before it can write its slice of that row's gradient. Parts are taken in order from a counter.
 
-Streamed: a turn is the statistics of a part of row i and then the gradient of that part of row i - lag. So a program only
-ever waits for turns taken before its own, and a taken turn publishes before it waits: whoever holds the earliest unfinished
-turn is running and waits for nobody. The form cannot deadlock, however few programs are resident and whatever else holds
-the device, and a single program does it all: the interpreter, which runs programs one after another, tests it as it is.
+Streamed: a turn is the statistics of a part of row i and then the gradient of that part of row i - lag. So a program
+only ever waits for turns taken before its own, and a taken turn publishes before it waits: whoever holds the earliest
+unfinished turn is running and waits for nobody. The form cannot deadlock, however few programs are resident and
+whatever else holds the device, and a single program does it all: the interpreter, which runs programs one after
+another, tests it as it is.
 
 Cooperative: a part of row i waits for later parts of row i, so all programs must be resident together. That is what
 launch_cooperative_grid asserts: the launch fails, or (behind NCCL kernels that hold SMs) is late, but it never spins
-against programs that are not there. The grid is what the compiled kernel's registers allow, less the SMs that NCCL takes.
+against programs that are not there. The grid is what the compiled kernel's registers allow, less the SMs that NCCL
+takes.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ NCCL_SMS = 16  # left to NCCL's kernels where there is more than one rank
 
 @triton.jit
 def _arrive(stats, partials, counters, row, part, NUM_PARTS: tl.constexpr):
-    """Publish a part, then count it: the release orders every thread's stores, which the barrier gathered, before it."""
+    """Publish a part, then count it: the release orders every thread's stores, which the barrier gathered, before
+    it.
+    """
     publish(stats, partials + row * (NUM_STATS * NUM_PARTS) + part, NUM_PARTS)
     tl.debug_barrier()
     tl.atomic_add(counters + 1 + row, 1, sem="release", scope="gpu")
@@ -65,17 +69,39 @@ def _gather(partials, counters, row, num_parts, inv_t, KIND: tl.constexpr, T: tl
 
 @triton.jit(do_not_specialize=(*UNSPECIALIZED, "lag"))
 def _streamed_kernel(
-    student, teacher, grad, labels, kd_weight, truth_weight, span_weight, hard_weight, scalars, floats, hits, num_rows,
-    vocab, width, student_stride, teacher_stride, grad_stride,  # as in dense.py
+    student,
+    teacher,
+    grad,
+    labels,
+    kd_weight,
+    truth_weight,
+    span_weight,
+    hard_weight,
+    scalars,
+    floats,
+    hits,
+    num_rows,
+    vocab,
+    width,
+    student_stride,
+    teacher_stride,
+    grad_stride,  # as in dense.py
     partials,  # [N, NUM_STATS, NUM_PARTS] fp32
     counters,  # [1 + N] int32 zeros: turns taken, then parts arrived of each row
     lag,  # rows, at least 1
-    KIND: tl.constexpr, T: tl.constexpr, HAS_TEACHER: tl.constexpr, HAS_KD: tl.constexpr, HAS_TRUTH: tl.constexpr,
-    HAS_SPAN: tl.constexpr, HAS_HARD: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
+    HAS_KD: tl.constexpr,
+    HAS_TRUTH: tl.constexpr,
+    HAS_SPAN: tl.constexpr,
+    HAS_HARD: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
     TILES: tl.constexpr,  # tiles a part
     NUM_PARTS: tl.constexpr,  # power of two, at least the number of parts
-):  # fmt: skip
+):
     """Example: 2 parts a row, lag 1. Turns 0 and 1 measure row 0; turns 2 and 3 measure row 1 and write row 0; ..."""
     if T == 0:
         temperature = tl.load(scalars)
@@ -99,9 +125,21 @@ def _streamed_kernel(
                 z_row, u_row, start, stop, inv_t, KIND, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP, "evict_last"
             )
             stats = measure(
-                stats, z_row, u_row, start, stop, tl.load(labels + row), inv_t, KIND, T, HAS_TEACHER, HAS_KD, HAS_HARD,
-                BLOCK, GROUP,
-            )  # fmt: skip
+                stats,
+                z_row,
+                u_row,
+                start,
+                stop,
+                tl.load(labels + row),
+                inv_t,
+                KIND,
+                T,
+                HAS_TEACHER,
+                HAS_KD,
+                HAS_HARD,
+                BLOCK,
+                GROUP,
+            )
             _arrive(stats, partials, counters, row, part, NUM_PARTS)
         row -= lag
         if row >= 0:
@@ -114,22 +152,64 @@ def _streamed_kernel(
             if HAS_KD:
                 divergence, _ = row_divergence(z_row, u_row, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
             outputs, kd, ce, hard, poison = row_terms(
-                stats, divergence, row, label, vocab, temperature, scalars, kd_weight, truth_weight, span_weight,
-                hard_weight, HAS_TEACHER, HAS_KD, HAS_TRUTH, HAS_SPAN, HAS_HARD, HAS_ENTROPY,
-            )  # fmt: skip
+                stats,
+                divergence,
+                row,
+                label,
+                vocab,
+                temperature,
+                scalars,
+                kd_weight,
+                truth_weight,
+                span_weight,
+                hard_weight,
+                HAS_TEACHER,
+                HAS_KD,
+                HAS_TRUTH,
+                HAS_SPAN,
+                HAS_HARD,
+                HAS_ENTROPY,
+            )
             if part == 0:
                 store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
             choice = stats[5]
             factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], 0.0)
             special = special_columns(
-                z_row, u_row, start, stop, label, choice, factors, ce, hard, inv_t, beta, KIND, T, HAS_KD, LABEL,
+                z_row,
+                u_row,
+                start,
+                stop,
+                label,
+                choice,
+                factors,
+                ce,
+                hard,
+                inv_t,
+                beta,
+                KIND,
+                T,
+                HAS_KD,
+                LABEL,
                 HAS_HARD,
-            )  # fmt: skip
+            )
             tl.debug_barrier()
             sweep_gradient(
-                z_row, u_row, g_row, start, stop, factors, poison, inv_t, beta, KIND, T, HAS_KD, LABEL or HAS_HARD,
-                BLOCK, GROUP,
-            )  # fmt: skip
+                z_row,
+                u_row,
+                g_row,
+                start,
+                stop,
+                factors,
+                poison,
+                inv_t,
+                beta,
+                KIND,
+                T,
+                HAS_KD,
+                LABEL or HAS_HARD,
+                BLOCK,
+                GROUP,
+            )
             if stop == vocab:
                 zero_padding(g_row, vocab, width, BLOCK // GROUP)
             tl.debug_barrier()
@@ -139,8 +219,9 @@ def _streamed_kernel(
 
 @triton.jit
 def _cut(x, columns, stop):
-    """A tile whose last group reaches past the vocabulary, within the row (see `run`), with nothing there. fp16 has no finite
-    number for that: for its -inf `measure` sums the part anew, which is exact and slow, in the one part that has it."""
+    """A tile whose last group reaches past the vocabulary, within the row (see `run`), with nothing there. fp16 has no
+    finite number for that: for its -inf `measure` sums the part anew, which is exact and slow, in the one part that has
+    it."""
     if x.dtype == tl.float16:
         past = float("-inf")
     else:
@@ -150,13 +231,37 @@ def _cut(x, columns, stop):
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _cooperative_kernel(
-    student, teacher, grad, labels, kd_weight, truth_weight, span_weight, hard_weight, scalars, floats, hits, num_rows,
-    vocab, width, student_stride, teacher_stride, grad_stride,  # as in dense.py
-    partials, counters,  # as above
-    KIND: tl.constexpr, T: tl.constexpr, HAS_TEACHER: tl.constexpr, HAS_KD: tl.constexpr, HAS_TRUTH: tl.constexpr,
-    HAS_SPAN: tl.constexpr, HAS_HARD: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr, NUM_PARTS: tl.constexpr,
-):  # fmt: skip
+    student,
+    teacher,
+    grad,
+    labels,
+    kd_weight,
+    truth_weight,
+    span_weight,
+    hard_weight,
+    scalars,
+    floats,
+    hits,
+    num_rows,
+    vocab,
+    width,
+    student_stride,
+    teacher_stride,
+    grad_stride,  # as in dense.py
+    partials,
+    counters,  # as above
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    HAS_TEACHER: tl.constexpr,
+    HAS_KD: tl.constexpr,
+    HAS_TRUTH: tl.constexpr,
+    HAS_SPAN: tl.constexpr,
+    HAS_HARD: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+):
     """A part is one tile: read once, measured, kept in registers until its row's statistics are known, written."""
     if T == 0:
         temperature = tl.load(scalars)
@@ -186,9 +291,7 @@ def _cooperative_kernel(
             u = tl.load(u_row + start + offsets, mask=keep, other=padding_of(teacher), eviction_policy="evict_first")
         if stop % GROUP != 0:
             z, u = _cut(z, start + offsets, stop), _cut(u, start + offsets, stop)
-        stats = whole_part(
-            widened(z, keep), widened(u, keep), start, inv_t, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP
-        )
+        stats = whole_part(widened(z, keep), widened(u, keep), start, inv_t, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP)
         stats = measure(
             stats, z_row, u_row, start, stop, label, inv_t, KIND, T, HAS_TEACHER, HAS_KD, HAS_HARD, BLOCK, GROUP
         )
@@ -198,9 +301,24 @@ def _cooperative_kernel(
         if HAS_KD:
             divergence, _ = row_divergence(z_row, u_row, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
         outputs, kd, ce, hard, poison = row_terms(
-            stats, divergence, row, label, vocab, temperature, scalars, kd_weight, truth_weight, span_weight, hard_weight,
-            HAS_TEACHER, HAS_KD, HAS_TRUTH, HAS_SPAN, HAS_HARD, HAS_ENTROPY,
-        )  # fmt: skip
+            stats,
+            divergence,
+            row,
+            label,
+            vocab,
+            temperature,
+            scalars,
+            kd_weight,
+            truth_weight,
+            span_weight,
+            hard_weight,
+            HAS_TEACHER,
+            HAS_KD,
+            HAS_TRUTH,
+            HAS_SPAN,
+            HAS_HARD,
+            HAS_ENTROPY,
+        )
         if part == 0:
             store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
         choice = stats[5]
@@ -230,8 +348,14 @@ def run(launch: Launch, runtime: tuple, constants: dict) -> bool:
     shape = forms.split_shape(launch, vocab)
     partials = torch.empty(num_rows, NUM_STATS.value, shape["NUM_PARTS"], dtype=torch.float32, device=device)
     counters = torch.zeros(1 + num_rows, dtype=torch.int32, device=device)
-    if launch.form == "cooperative" and min(runtime[0].shape[1], runtime[1].shape[1]) < -(-vocab // launch.group) * launch.group:
-        return _not(launch, f"the last {launch.group} columns reach past a row of {runtime[0].shape[1]} and {runtime[1].shape[1]}")
+    if (
+        launch.form == "cooperative"
+        and min(runtime[0].shape[1], runtime[1].shape[1]) < -(-vocab // launch.group) * launch.group
+    ):
+        return _not(
+            launch,
+            f"the last {launch.group} columns reach past a row of {runtime[0].shape[1]} and {runtime[1].shape[1]}",
+        )
     options = dict(**constants, BLOCK=launch.block, **shape, **forms.options_of(launch))
     if launch.form == "streamed":
         programs = min(launch.programs, (num_rows + launch.lag) * num_parts)
@@ -256,11 +380,15 @@ def resident_programs(kernel, arguments: tuple, options: dict, launch: Launch) -
     """Programs of the *compiled* kernel that the device holds at once, less what NCCL needs."""
     compiled = kernel.warmup(*arguments, grid=(1,), **options)
     compiled._init_handles()  # loads it, which is what tells its registers
-    return programs_held(compiled.n_regs, compiled.metadata.shared, launch.num_warps, launch.device.num_sms - _nccl_sms())
+    return programs_held(
+        compiled.n_regs, compiled.metadata.shared, launch.num_warps, launch.device.num_sms - _nccl_sms()
+    )
 
 
 def programs_held(num_regs: int, shared: int, num_warps: int, num_sms: int) -> int:
-    """By registers (65536 an SM, given out 256 a warp), threads (2048) and shared memory (at least 164 KB less 1 each)."""
+    """By registers (65536 an SM, given out 256 a warp), threads (2048) and shared memory (at least 164 KB less 1
+    each).
+    """
     by_registers = 65536 // (-(-num_regs * 32 // 256) * 256) // num_warps
     by_threads = 2048 // (32 * num_warps)
     by_shared = (164 << 10) // (shared + 1024)

@@ -9,9 +9,9 @@ Sweeps over a row, `BLOCK` columns at a time (S student, T teacher; bytes a logi
     3. gradient      from the last tile to the first, so that what was read last is
                      still in L2                                                     read S, T, write dS  6
 
-Row form (here): one program a row, of as many warps as leave few rows on an SM, so that sweep 3 finds what it can in L2.
-A row of 151936 is 608 KB in bf16: 132 of them are more than an H100's L2 holds. kernels/fused/cooperative.py has the forms in
-which several programs share a row; kernels/fused/launches.py says which form runs, and how it is laid out.
+Row form (here): one program a row, of as many warps as leave few rows on an SM, so that sweep 3 finds what it can in
+L2. A row of 151936 is 608 KB in bf16: 132 of them are more than an H100's L2 holds. kernels/fused/cooperative.py has
+the forms in which several programs share a row; kernels/fused/launches.py says which form runs, and how it is laid out.
 """
 
 from __future__ import annotations
@@ -98,18 +98,31 @@ def _dense_kernel(
 
     # 1. statistics
     stats = sweep_statistics(z_row, u_row, 0, vocab, inv_t, KIND, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP, HINT)
-    stats = measure(
-        stats, z_row, u_row, 0, vocab, label, inv_t, KIND, T, HAS_TEACHER, HAS_KD, HAS_HARD, BLOCK, GROUP
-    )
+    stats = measure(stats, z_row, u_row, 0, vocab, label, inv_t, KIND, T, HAS_TEACHER, HAS_KD, HAS_HARD, BLOCK, GROUP)
 
     # 2. divergence
     divergence, kl_q = 0.0, 0.0
     if HAS_KD:
         divergence, kl_q = row_divergence(z_row, u_row, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
     outputs, kd, ce, hard, poison = row_terms(
-        stats, divergence, row, label, vocab, temperature, scalars, kd_weight, truth_weight, span_weight,
-        hard_weight, HAS_TEACHER, HAS_KD, HAS_TRUTH, HAS_SPAN, HAS_HARD, HAS_ENTROPY,
-    )  # fmt: skip
+        stats,
+        divergence,
+        row,
+        label,
+        vocab,
+        temperature,
+        scalars,
+        kd_weight,
+        truth_weight,
+        span_weight,
+        hard_weight,
+        HAS_TEACHER,
+        HAS_KD,
+        HAS_TRUTH,
+        HAS_SPAN,
+        HAS_HARD,
+        HAS_ENTROPY,
+    )
     store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
 
     # 3. gradient
@@ -122,9 +135,22 @@ def _dense_kernel(
         # All that is read of `student` by position has been read: `grad` may be the same memory.
         tl.debug_barrier()
         sweep_gradient(
-            z_row, u_row, g_row, 0, vocab, factors, poison, inv_t, beta, KIND, T, HAS_KD, LABEL or HAS_HARD, BLOCK,
+            z_row,
+            u_row,
+            g_row,
+            0,
+            vocab,
+            factors,
+            poison,
+            inv_t,
+            beta,
+            KIND,
+            T,
+            HAS_KD,
+            LABEL or HAS_HARD,
+            BLOCK,
             GROUP,
-        )  # fmt: skip
+        )
         zero_padding(g_row, vocab, width, BLOCK // GROUP)
         tl.debug_barrier()
         store_special(g_row, label, choice, special, LABEL, HAS_HARD)
@@ -176,16 +202,33 @@ def dense_rows(
         kind = 0 if weights.kd is None else DIVERGENCES.index(options.divergence)
         launch = forms.choose(device, student_logits, teacher_logits, vocab, kind, grad is not None, form)
         runtime = (
-            student_logits, teacher, target, labels.contiguous(), kd, truth, span, hard, _scalars(options, device), floats,
-            hits, num_rows, vocab, width, student_logits.stride(0), teacher.stride(0), target.stride(0),
-        )  # fmt: skip
+            student_logits,
+            teacher,
+            target,
+            labels.contiguous(),
+            kd,
+            truth,
+            span,
+            hard,
+            _scalars(options, device),
+            floats,
+            hits,
+            num_rows,
+            vocab,
+            width,
+            student_logits.stride(0),
+            teacher.stride(0),
+            target.stride(0),
+        )
         constants = compiled_in(weights, options)
         constants |= dict(KIND=kind, HAS_TEACHER=teacher_logits is not None, GROUP=launch.group)
         with torch.no_grad(), _on(device):
             if launch.form == "row" or not cooperative.run(_interpretable(launch), runtime, constants):
                 launch = _interpretable(forms.row_launch(launch.device, launch.row_bytes, launch.group, kind))
                 compiler = forms.options_of(launch)
-                _dense_kernel[(num_rows,)](*runtime, **constants, HAS_GRAD=grad is not None, BLOCK=launch.block, **compiler)
+                _dense_kernel[(num_rows,)](
+                    *runtime, **constants, HAS_GRAD=grad is not None, BLOCK=launch.block, **compiler
+                )
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
             torch.autograd.graph.increment_version(student_logits)
     return output_of(floats, hits, weights)
@@ -240,8 +283,12 @@ def _scalars(options: Options, device: torch.device) -> Tensor:
     beta = 0.0 if options.beta is None else options.beta
     values = (options.temperature, beta, options.grad_scale, *ends)
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # A graph would copy from host memory that is long freed when it is replayed; these numbers become part of its launches.
-        parts = (v.to(torch.float32) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float32, device=device) for v in values)
+        # A graph would copy from host memory that is long freed when it is replayed; these numbers become part of its
+        # launches.
+        parts = (
+            v.to(torch.float32) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float32, device=device)
+            for v in values
+        )
         return torch.stack(tuple(parts))
     vector = torch.tensor([0.0 if isinstance(v, Tensor) else v for v in values], dtype=torch.float32)
     vector = vector.to(device, non_blocking=True)

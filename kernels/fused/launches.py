@@ -5,9 +5,10 @@
                  sweeps stays within L2, at any vocabulary. 6 bytes a logit of HBM, 10 of L2.
     cooperative  several programs a row, which hold their logits in registers while they exchange sums: 6 bytes of both.
 
-The last two have programs that wait for one another, on CUDA devices only. impl="auto" uses them only where PROVEN says that tests/gpu passed;
-SPANWISE_DENSE_FORM=row|streamed|cooperative overrides that for a whole process (where the form exists: forward_kl or
-cross-entropy alone, and a gradient, without which one sweep is all there is), and `dense_rows(form=...)` for one call.
+The last two have programs that wait for one another, on CUDA devices only. impl="auto" uses them only where PROVEN says
+that tests/gpu passed; SPANWISE_DENSE_FORM=row|streamed|cooperative overrides that for a whole process (where the form
+exists: forward_kl or cross-entropy alone, and a gradient, without which one sweep is all there is), and
+`dense_rows(form=...)` for one call.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ FORMS = ("row", "streamed", "cooperative")
 PROVEN: dict[str, frozenset[str]] = {"streamed": frozenset(), "cooperative": frozenset()}
 _OVERRIDE = "SPANWISE_DENSE_FORM"
 
-# (warps, groups a thread, programs an SM). Row form: 32 warps an SM in each, and one group of 16 bytes of student and of
-# teacher a thread, which leaves every sweep within 64 registers. Fewer programs are fewer rows between their two sweeps, so
+# (warps, groups a thread, programs an SM). Row form: 32 warps an SM in each, and one group of 16 bytes of student and
+# of
+# teacher a thread, which leaves every sweep within 64 registers. Fewer programs are fewer rows between their two
+# sweeps, so
 # more of the second comes from L2.
 ROW_SHAPES = ((8, 1, 4), (16, 1, 2), (32, 1, 1))
-# Of reverse_kl from sm_100 on: there it spills with 64 registers and does not with 80, which are 24 warps an SM at most.
+# Of reverse_kl from sm_100 on: there it spills with 64 registers and does not with 80, which are 24 warps an SM at
+# most.
 ROOMY_ROW_SHAPES = ((8, 1, 3), (16, 1, 1))
 # The split forms pay for every part and thread: the more logits a thread has the better, within registers and L2.
 STREAMED_SHAPE = (4, 4, 2)
@@ -72,9 +76,17 @@ def group_of(dtype: torch.dtype) -> int:
 
 
 def choose(
-    device: torch.device, student: Tensor, teacher: Tensor | None, vocab: int, kind: int, gradient: bool, form: str | None = None
+    device: torch.device,
+    student: Tensor,
+    teacher: Tensor | None,
+    vocab: int,
+    kind: int,
+    gradient: bool,
+    form: str | None = None,
 ) -> Launch:
-    """The layout for these logits, with or without their gradient. `form` None: the override, or the best that is proven here."""
+    """The layout for these logits, with or without their gradient. `form` None: the override, or the best that is
+    proven here.
+    """
     dtypes = (student.dtype,) if teacher is None else (student.dtype, teacher.dtype)
     row_bytes = vocab * sum(dtype.itemsize for dtype in dtypes)
     group = min(group_of(dtype) for dtype in dtypes)
@@ -89,7 +101,10 @@ def choose(
         elif not form:
             form = best_proven(where, row_bytes)
     elif form not in FORMS or (form != "row" and not exists):
-        raise ValueError(f"form {form!r}: choose one of {', '.join(FORMS)}; the split ones are for the gradient of forward_kl or no kd, on CUDA")
+        raise ValueError(
+            f"form {form!r}: choose one of {', '.join(FORMS)}; the split ones are for the gradient of forward_kl or "
+            "no kd, on CUDA"
+        )
     if form == "streamed":
         return streamed_launch(where, row_bytes, vocab, group)
     if form == "cooperative":
@@ -143,9 +158,12 @@ def layout(arch: str, shape: tuple[int, int, int], group: int) -> tuple[int, int
 
 
 def options_of(launch: Launch) -> dict:
-    """Compiler options of a launch; the interpreter takes and ignores them. Fusion of a product and a sum into one rounding is
-    on, as it was by default until triton 3.10: 5 to 11 % fewer instructions a logit, and what the static proof counts."""
-    return dict(num_warps=launch.num_warps, enable_fp_fusion=True) | ({} if launch.registers is None else dict(maxnreg=launch.registers))
+    """Compiler options of a launch; the interpreter takes and ignores them. Fusion of a product and a sum into one
+    rounding is on, as it was by default until triton 3.10: 5 to 11 % fewer instructions a logit, and what the static
+    proof counts."""
+    return dict(num_warps=launch.num_warps, enable_fp_fusion=True) | (
+        {} if launch.registers is None else dict(maxnreg=launch.registers)
+    )
 
 
 @functools.cache
@@ -166,7 +184,9 @@ class Compiled(NamedTuple):
 
 
 def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> Iterator[Compiled]:
-    """Every layout that the functions above can choose on an architecture: what the static proof compiles. kind None: kd is off."""
+    """Every layout that the functions above can choose on an architecture: what the static proof compiles. kind None:
+    kd is off.
+    """
     where, group, vocab = Device(arch, 132, 50 << 20), group_of(dtype), 151936
     seen = []
     for row_bytes in (0, where.l2_bytes // (3 * where.num_sms) // 2, where.l2_bytes):

@@ -1,6 +1,7 @@
 """Device functions for what a row is once its statistics are known: weights, loss, outputs. One program does a row's.
 
-`scalars` is the vector of run-time numbers that kernels/fused/dense.py lists; formulas are those of kernels/reference.py.
+`scalars` is the vector of run-time numbers that kernels/fused/dense.py lists; formulas are those of
+kernels/reference.py.
 """
 
 import triton
@@ -9,19 +10,40 @@ import triton.language as tl
 from kernels.contract import IGNORE_INDEX
 
 _IGNORE = tl.constexpr(IGNORE_INDEX)
-# Arguments of a kernel whose value and alignment must not choose among compilations, or a step with one row, a chunk that
+# Arguments of a kernel whose value and alignment must not choose among compilations, or a step with one row, a chunk
+# that
 # starts anywhere or a tokenizer of another size would wait for the compiler. Nothing that they could tell it is of use.
 UNSPECIALIZED = (
-    "labels", "kd_weight", "truth_weight", "span_weight", "hard_weight", "scalars", "floats", "hits", "num_rows", "vocab",
-)  # fmt: skip
+    "labels",
+    "kd_weight",
+    "truth_weight",
+    "span_weight",
+    "hard_weight",
+    "scalars",
+    "floats",
+    "hits",
+    "num_rows",
+    "vocab",
+)
 
 
 @triton.jit
 def row_weights(
-    row, label, vocab, kd_weight, truth_weight, span_weight, hard_weight, KD: tl.constexpr, TRUTH: tl.constexpr,
-    SPAN: tl.constexpr, HARD: tl.constexpr,
-):  # fmt: skip
-    """Whether the label is a token; 1, or NaN for a label that no tokenizer gave; the four weights, 0 for a term that is off."""
+    row,
+    label,
+    vocab,
+    kd_weight,
+    truth_weight,
+    span_weight,
+    hard_weight,
+    KD: tl.constexpr,
+    TRUTH: tl.constexpr,
+    SPAN: tl.constexpr,
+    HARD: tl.constexpr,
+):
+    """Whether the label is a token; 1, or NaN for a label that no tokenizer gave; the four weights, 0 for a term that
+    is off.
+    """
     truth, span, kd, hard = 0.0, 0.0, 0.0, 0.0
     if TRUTH:
         truth = tl.load(truth_weight + row)
@@ -53,10 +75,24 @@ def _factor(n, ends):
 
 @triton.jit
 def row_terms(
-    stats, divergence, row, label, vocab, temperature, scalars, kd_weight, truth_weight, span_weight, hard_weight,
-    TEACHER: tl.constexpr, KD: tl.constexpr, TRUTH: tl.constexpr, SPAN: tl.constexpr, HARD: tl.constexpr,
+    stats,
+    divergence,
+    row,
+    label,
+    vocab,
+    temperature,
+    scalars,
+    kd_weight,
+    truth_weight,
+    span_weight,
+    hard_weight,
+    TEACHER: tl.constexpr,
+    KD: tl.constexpr,
+    TRUTH: tl.constexpr,
+    SPAN: tl.constexpr,
+    HARD: tl.constexpr,
     ENTROPY: tl.constexpr,
-):  # fmt: skip
+):
     """The outputs of a dense row, and its gradient's factors: of kd, of the label, of the teacher's choice."""
     valid, poison, kd, truth, span, hard = row_weights(
         row, label, vocab, kd_weight, truth_weight, span_weight, hard_weight, KD, TRUTH, SPAN, HARD

@@ -100,10 +100,21 @@ def _without_slots(z, cols, stop, at, taken, slot_ids, num_slots):
 
 @triton.jit
 def rest_statistics(
-    student, slot_ids, at, num_slots, vocab, inv_t, KIND: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
-    GROUP: tl.constexpr, HINT: tl.constexpr,
-):  # fmt: skip
-    """Max of the columns that no slot names, its column, and sums e^(z-max), e^((z-max)/T): (LOWEST, any, 0, 0) of none."""
+    student,
+    slot_ids,
+    at,
+    num_slots,
+    vocab,
+    inv_t,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    HINT: tl.constexpr,
+):
+    """Max of the columns that no slot names, its column, and sums e^(z-max), e^((z-max)/T): (LOWEST, any, 0, 0) of
+    none.
+    """
     tl.static_assert(BLOCK >= GROUP * GROUP, "the columns that fill no group take a group each")
     offsets, groups = tile_columns(BLOCK, GROUP), tl.arange(0, BLOCK // GROUP)
     whole = vocab // GROUP * GROUP
@@ -143,14 +154,25 @@ def rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T: tl.constexpr,
 
 @triton.jit
 def sweep_rest_gradient(
-    student, grad, vocab, rest_top, rest_kd, rest_ce, poison, inv_t, T: tl.constexpr, KD: tl.constexpr,
-    CE: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    student,
+    grad,
+    vocab,
+    rest_top,
+    rest_kd,
+    rest_ce,
+    poison,
+    inv_t,
+    T: tl.constexpr,
+    KD: tl.constexpr,
+    CE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """Write a row's gradient as if all of it were rest, last tile first: what was read last is still near."""
     offsets, groups = tile_columns(BLOCK, GROUP), tl.arange(0, BLOCK // GROUP)
     whole = vocab // GROUP * GROUP
     num_tiles = tl.cdiv(whole, BLOCK)
-    for index in range(0, num_tiles):
+    for index in range(num_tiles):
         first = (num_tiles - 1 - index) * BLOCK
         keep = first + groups[:, None] * GROUP < whole
         z = tl.load(student + first + offsets, mask=keep, other=0.0, eviction_policy="evict_first")

@@ -8,7 +8,8 @@ vocabulary is swept as for cross-entropy alone, whatever the divergence (bytes a
     2. statistics    of the rest: its max and sums of exponentials, online           read z             2
     3. slots         both distributions over K + 1 buckets, divergence, constants
     4. gradient      from the last tile to the first, as if every column were rest   read z, write dz   4
-    5. specials      write the label's and the choice's column again, then the slots' K columns, each with its own gradient
+    5. specials      write the label's and the choice's column again, then the slots' K columns, each with its own
+                     gradient
 
 In 2, a slot's column is taken out of a tile by one comparison a lane; since slots are sorted, each is compared with one
 tile only: K * BLOCK comparisons a row in all, without shared memory or a bit mask of the vocabulary. Layout and masks
@@ -44,7 +45,17 @@ from kernels.reference_sparse import sorted_slots
 
 _INTERPRETER_BLOCK = 32768
 _SLOTS = (128, 1024)  # taken at once, the rest's bucket among them: one a thread, or several; more are taken in turns
-_UNSPECIALIZED = (*UNSPECIALIZED, "slot_ids", "slot_probs", "slot_logits", "log_tail", "entropy_1", "entropy_t", "choices", "num_slots")
+_UNSPECIALIZED = (
+    *UNSPECIALIZED,
+    "slot_ids",
+    "slot_probs",
+    "slot_logits",
+    "log_tail",
+    "entropy_1",
+    "entropy_t",
+    "choices",
+    "num_slots",
+)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -163,7 +174,17 @@ def _sparse_kernel(
         for first in range(0, num_slots + 1, SLOTS):
             slot = first + slots
             _, _, log_q, log_p, p = read_buckets(
-                slot, slot_ids, slot_probs, slot_logits, num_slots, z_top, z_log_dt, inv_t, rest_log_q, rest_log_p, rest_p
+                slot,
+                slot_ids,
+                slot_probs,
+                slot_logits,
+                num_slots,
+                z_top,
+                z_log_dt,
+                inv_t,
+                rest_log_q,
+                rest_log_p,
+                rest_p,
             )
             mass += tl.sum(p, 0)
             if SAMPLED:
@@ -206,7 +227,8 @@ def _sparse_kernel(
     store_row(outputs, z_arg == label, z_arg == choice, floats, hits, num_rows, row)
 
     if HAS_GRAD:
-        # 4. gradient of every column as part of the rest. Everything that has to be read of `student` by position has been
+        # 4. gradient of every column as part of the rest. Everything that has to be read of `student` by position has
+        # been
         # read: `grad` may be the same memory.
         tl.debug_barrier()
         scale = tl.load(scalars + 2) * poison
@@ -214,7 +236,9 @@ def _sparse_kernel(
         ce_factor, hard_factor = (truth + span) * scale, hard * scale
         rest_kd = kd_factor * tl.where(rest_dt == 0.0, 0.0, rest_pull / rest_dt)
         rest_ce = (ce_factor + hard_factor) * tl.exp(above - z_log_d1)
-        sweep_rest_gradient(student, grad, vocab, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE, BLOCK, GROUP)
+        sweep_rest_gradient(
+            student, grad, vocab, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE, BLOCK, GROUP
+        )
         zero_padding(grad, vocab, width, BLOCK // GROUP)
 
         # 5. specials: label and choice as part of the rest, then slots, which may be one or the other
@@ -230,7 +254,17 @@ def _sparse_kernel(
         for first in range(0, num_slots, SLOTS):
             slot = first + slots
             token, z, log_q, log_p, p = read_buckets(
-                slot, slot_ids, slot_probs, slot_logits, num_slots, z_top, z_log_dt, inv_t, rest_log_q, rest_log_p, rest_p
+                slot,
+                slot_ids,
+                slot_probs,
+                slot_logits,
+                num_slots,
+                z_top,
+                z_log_dt,
+                inv_t,
+                rest_log_q,
+                rest_log_p,
+                rest_p,
             )
             g = kd_factor * bucket_pull(log_q, log_p, p, mass, kl_q, beta, KIND)
             if CE:
@@ -247,7 +281,9 @@ def sparse_rows(
     options: Options,
     grad: Tensor | None,
 ) -> DistillOutput:
-    """As reference_sparse.sparse_rows, by the kernel: `loss` is [N], grad [N, Vs] is written if given (any float dtype)."""
+    """As reference_sparse.sparse_rows, by the kernel: `loss` is [N], grad [N, Vs] is written if given (any float
+    dtype).
+    """
     num_rows, width = student_logits.shape
     device = student_logits.device
     floats = torch.empty(8, num_rows, dtype=torch.float32, device=device)
@@ -305,7 +341,9 @@ def sparse_rows(
 
 
 def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> Iterator[forms.Compiled]:
-    """As forms.launchable, with few slots and many and, for forward_kl, a sampled teacher as well; no slot without kd."""
+    """As forms.launchable, with few slots and many and, for forward_kl, a sampled teacher as well; no slot without
+    kd.
+    """
     for found in forms.launchable(arch, dtype, kind, gradient):
         for sampled in (False, True) if kind == DIVERGENCES.index("forward_kl") else (False,):
             for slots in _SLOTS[: 1 if kind is None else 2] if found.kernel == "row" else ():

@@ -1,12 +1,12 @@
 """Device functions that the forms of the dense kernel share: what a row needs, built from the tiles of tiles.py.
 
-A *part* is a range of columns [start, stop) of one row: the whole row where one program has it (dense.py), a slice where
-several do (cooperative.py). `measure` gives a part's statistics, `merge_parts` joins them, rows.py makes of a row's statistics
-its outputs and the factors of its gradient, `sweep_gradient` writes a part of that.
+A *part* is a range of columns [start, stop) of one row: the whole row where one program has it (dense.py), a slice
+where several do (cooperative.py). `measure` gives a part's statistics, `merge_parts` joins them, rows.py makes of a
+row's statistics its outputs and the factors of its gradient, `sweep_gradient` writes a part of that.
 
 A tile is masked by whole groups of 16 bytes, one comparison for each: so every access is 16 bytes wide however many
-columns the vocabulary has, so long as rows start at multiples of 16 elements. What is left of a row, less than a group, is
-a narrow tile of its own: one column a group.
+columns the vocabulary has, so long as rows start at multiples of 16 elements. What is left of a row, less than a group,
+is a narrow tile of its own: one column a group.
 """
 
 import triton
@@ -44,7 +44,9 @@ def padding_of(logits):
 
 @triton.jit
 def widened(x, keep):
-    """A tile in fp32, what is not kept PADDING also in fp16, which has no such number and may have rows of nothing above its least."""
+    """A tile in fp32, what is not kept PADDING also in fp16, which has no such number and may have rows of nothing
+    above its least.
+    """
     if x.dtype == tl.float16:
         return tl.where(keep, x.to(tl.float32), PADDING)
     else:
@@ -53,9 +55,19 @@ def widened(x, keep):
 
 @triton.jit
 def sweep_statistics(
-    student, teacher, start, stop, inv_t, KIND: tl.constexpr, T: tl.constexpr, TEACHER: tl.constexpr, KD: tl.constexpr,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr, HINT: tl.constexpr,
-):  # fmt: skip
+    student,
+    teacher,
+    start,
+    stop,
+    inv_t,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    TEACHER: tl.constexpr,
+    KD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    HINT: tl.constexpr,
+):
     """merge_all's statistics of [start, stop), reading every logit once. Until its end no warp waits for another."""
     tl.static_assert(BLOCK >= GROUP * GROUP, "the columns that fill no group take a group each")
     offsets = tile_columns(BLOCK, GROUP)
@@ -63,10 +75,14 @@ def sweep_statistics(
     stats = no_columns(BLOCK // GROUP)
     for first in range(start, stop, BLOCK):
         keep = first + groups * GROUP + GROUP <= stop
-        z = widened(tl.load(student + first + offsets, mask=keep, other=padding_of(student), eviction_policy=HINT), keep)
+        z = widened(
+            tl.load(student + first + offsets, mask=keep, other=padding_of(student), eviction_policy=HINT), keep
+        )
         u = z
         if TEACHER:
-            u = widened(tl.load(teacher + first + offsets, mask=keep, other=padding_of(teacher), eviction_policy=HINT), keep)
+            u = widened(
+                tl.load(teacher + first + offsets, mask=keep, other=padding_of(teacher), eviction_policy=HINT), keep
+            )
         stats = add_tile(stats, z, u, keep, first, inv_t, KIND, T, TEACHER, KD)
     z_tops, z_at, z_d1, z_dt, u_tops, u_at, u_d1, u_dt, moment, cross, low = add_rest(
         stats, student, teacher, stop, inv_t, KIND, T, TEACHER, KD, BLOCK, GROUP
@@ -78,9 +94,18 @@ def sweep_statistics(
 
 @triton.jit
 def add_rest(
-    stats, student, teacher, stop, inv_t, KIND: tl.constexpr, T: tl.constexpr, TEACHER: tl.constexpr, KD: tl.constexpr,
-    BLOCK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    stats,
+    student,
+    teacher,
+    stop,
+    inv_t,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    TEACHER: tl.constexpr,
+    KD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """The columns before `stop` that fill no group."""
     groups = tl.arange(0, BLOCK // GROUP)
     first = stop // GROUP * GROUP
@@ -133,9 +158,21 @@ def _guarded_sums(
 
 @triton.jit
 def measure(
-    stats, student, teacher, start, stop, label, inv_t, KIND: tl.constexpr, T: tl.constexpr, TEACHER: tl.constexpr,
-    KD: tl.constexpr, HARD: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    stats,
+    student,
+    teacher,
+    start,
+    stop,
+    label,
+    inv_t,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    TEACHER: tl.constexpr,
+    KD: tl.constexpr,
+    HARD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """merge_all's statistics of a part, with the maxima's exact columns and repaired where there is a -inf; then
     the student's logit at the teacher's choice, its logit at the label (0 in the parts that do not have it), and the
     largest teacher logit that the student excludes. Reads a few logits again: nothing may have been overwritten."""
@@ -153,12 +190,8 @@ def measure(
         if KD and KIND == FORWARD_KL:
             suspect += cross * 0.0
         if suspect != 0.0:
-            moment, cross, blocked = _guarded_sums(
-                student, teacher, start, stop, z_top, u_top, inv_t, T, BLOCK, GROUP
-            )
-    return (
-        z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low, z_choice, z_label, blocked
-    )  # fmt: skip
+            moment, cross, blocked = _guarded_sums(student, teacher, start, stop, z_top, u_top, inv_t, T, BLOCK, GROUP)
+    return (z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low, z_choice, z_label, blocked)
 
 
 @triton.jit
@@ -191,9 +224,7 @@ def merge_parts(parts, num_parts, inv_t, KIND: tl.constexpr, T: tl.constexpr, NU
     z_choice = tl.sum(tl.where((u_columns == u_column) & (u_tops == u_top), z_choices, 0.0), 0)
     z_label = tl.sum(_field(parts, 12, part, here, 0.0, NUM_PARTS), 0)
     blocked = tl.max(_field(parts, 13, part, here, float("-inf"), NUM_PARTS), 0)
-    return (
-        z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low, z_choice, z_label, blocked
-    )  # fmt: skip
+    return (z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low, z_choice, z_label, blocked)
 
 
 @triton.jit
@@ -227,9 +258,7 @@ def exact_divergence(
 @triton.jit
 def _exact_tile(z, u, keep, stats, inv_t, beta, KIND: tl.constexpr):
     z_log_dt, u_log_dt = tl.log(stats[3]), tl.log(stats[7])
-    log_q, log_p, p = tile_logs(
-        z.to(tl.float32), stats[0], z_log_dt, u.to(tl.float32), stats[4], u_log_dt, inv_t, keep
-    )
+    log_q, log_p, p = tile_logs(z.to(tl.float32), stats[0], z_log_dt, u.to(tl.float32), stats[4], u_log_dt, inv_t, keep)
     return tile_divergence(log_q, log_p, p, beta, keep, KIND, 1)
 
 
@@ -269,13 +298,27 @@ def gradient_of_tile(
 
 @triton.jit
 def special_columns(
-    student, teacher, start, stop, label, choice, factors, label_factor, choice_factor, inv_t, beta,
-    KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr, LABEL: tl.constexpr, HARD: tl.constexpr,
-):  # fmt: skip
+    student,
+    teacher,
+    start,
+    stop,
+    label,
+    choice,
+    factors,
+    label_factor,
+    choice_factor,
+    inv_t,
+    beta,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    KD: tl.constexpr,
+    LABEL: tl.constexpr,
+    HARD: tl.constexpr,
+):
     """The gradient at the label and at the teacher's choice, and whether [start, stop) has them.
 
-    These two columns are computed on their own, and stored after all others: a comparison for each of them in every lane
-    would cost as much as an exponential. Reads logits that the gradient may overwrite, so it comes before.
+    These two columns are computed on their own, and stored after all others: a comparison for each of them in every
+    lane would cost as much as an exponential. Reads logits that the gradient may overwrite, so it comes before.
     """
     has_label = (label >= start) & (label < stop) & LABEL
     has_choice = (choice >= start) & (choice < stop) & HARD
@@ -310,15 +353,28 @@ def store_special(grad, label, choice, special, LABEL: tl.constexpr, HARD: tl.co
 
 @triton.jit
 def sweep_gradient(
-    student, teacher, grad, start, stop, factors, poison, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr,
-    KD: tl.constexpr, CE: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    student,
+    teacher,
+    grad,
+    start,
+    stop,
+    factors,
+    poison,
+    inv_t,
+    beta,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    KD: tl.constexpr,
+    CE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """Write [start, stop) of a row's gradient, last tile first: what was read last is still near."""
     offsets = tile_columns(BLOCK, GROUP)
     groups = tl.arange(0, BLOCK // GROUP)[:, None]
     write_rest(student, teacher, grad, stop, factors, poison, inv_t, beta, KIND, T, KD, CE, BLOCK, GROUP)
     num_tiles = tl.cdiv(stop - start, BLOCK)
-    for index in range(0, num_tiles):
+    for index in range(num_tiles):
         first = start + (num_tiles - 1 - index) * BLOCK
         keep = first + groups * GROUP + GROUP <= stop
         z = tl.load(student + first + offsets, mask=keep, eviction_policy="evict_first")
@@ -331,9 +387,21 @@ def sweep_gradient(
 
 @triton.jit
 def write_rest(
-    student, teacher, grad, stop, factors, poison, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr,
-    CE: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+    student,
+    teacher,
+    grad,
+    stop,
+    factors,
+    poison,
+    inv_t,
+    beta,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    KD: tl.constexpr,
+    CE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """The gradient of the columns before `stop` that fill no group."""
     first = stop // GROUP * GROUP
     if first < stop:

@@ -2,12 +2,12 @@
 
 A part is a tile of columns, or several. Statistics of a part, merge of two parts, divergence terms and gradient of a
 tile: a kernel adds only who reads which columns, and how parts reach each other. Exponents are taken of (x - max) and
-divided by T afterwards: the subtraction is where rounding would hurt, and one max serves every temperature. The formulas
-are those of kernels/reference.py.
+divided by T afterwards: the subtraction is where rounding would hurt, and one max serves every temperature. The
+formulas are those of kernels/reference.py.
 
-Statistics are kept for each *group* of 16 bytes: the columns that one thread loads at once. A group has its own max, so a
-sweep needs no shuffle and no barrier until its end, for one exponential more a group (1/8 a logit in bf16). A part that is
-one tile in registers has one max for all of it (whole_part).
+Statistics are kept for each *group* of 16 bytes: the columns that one thread loads at once. A group has its own max, so
+a sweep needs no shuffle and no barrier until its end, for one exponential more a group (1/8 a logit in bf16). A part
+that is one tile in registers has one max for all of it (whole_part).
 """
 
 import triton
@@ -111,10 +111,10 @@ def add_tile(
 ):
     """Take a tile [groups, any] into the groups' statistics; columns that are not kept hold padding already.
 
-    Fields: of the student max, start of the tile it was first seen in, sum e^x and sum e^(x/T), x = z - max; the same of
-    the teacher, and sum e^x x, from which its entropy comes without cancellation; `cross`, the sum that gives KL without
-    a second sweep, sum e^(y/T) (y - x), y = u - max (reverse_kl: the two change places); and the least u (reverse_kl).
-    A logit of -inf makes `cross` or the entropy's sum NaN or inf: nothing is spent here on what is rare.
+    Fields: of the student max, start of the tile it was first seen in, sum e^x and sum e^(x/T), x = z - max; the same
+    of the teacher, and sum e^x x, from which its entropy comes without cancellation; `cross`, the sum that gives KL
+    without a second sweep, sum e^(y/T) (y - x), y = u - max (reverse_kl: the two change places); and the least u
+    (reverse_kl). A logit of -inf makes `cross` or the entropy's sum NaN or inf: nothing is spent here on what is rare.
     """
     z_top, z_at, z_d1, z_dt, u_top, u_at, u_d1, u_dt, moment, cross, low = stats
     best = tl.max(z, 1)
@@ -182,9 +182,19 @@ def merge_all(stats, inv_t, KIND: tl.constexpr, T: tl.constexpr):
 
 @triton.jit
 def whole_part(
-    z, u, start, inv_t, T: tl.constexpr, TEACHER: tl.constexpr, KD: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
+    z,
+    u,
+    start,
+    inv_t,
+    T: tl.constexpr,
+    TEACHER: tl.constexpr,
+    KD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
-    """merge_all's fields of a part that is one tile in registers (forward_kl): one max for all of it, one 2^x a logit."""
+    """merge_all's fields of a part that is one tile in registers (forward_kl): one max for all of it, one 2^x a
+    logit.
+    """
     columns = start + tl.arange(0, BLOCK // GROUP) * GROUP
     z_top, z_column = tile_max(tl.max(z, 1), columns)
     z_top = tl.maximum(z_top, LOWEST)  # finite where all of the part is -inf

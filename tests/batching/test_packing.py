@@ -34,17 +34,34 @@ def _varlen(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, 
     """What flash_attn_varlen_func computes, a sequence at a time: q [N, heads, D], k and v [N, kv heads, D]."""
     assert causal and torch.equal(cu_seqlens_q, cu_seqlens_k) and cu_seqlens_q.dtype == torch.int32
     starts = cu_seqlens_q.tolist()
-    assert starts[0] == 0 and starts[-1] == len(q) and max(b - a for a, b in zip(starts, starts[1:])) == max_seqlen_q == max_seqlen_k
-    out = [torch.nn.functional.scaled_dot_product_attention(*(x[a:b].transpose(0, 1) for x in (q, k, v)), is_causal=True, scale=softmax_scale,
-                                                            enable_gqa=True).transpose(0, 1) for a, b in zip(starts, starts[1:])]
+    assert (
+        starts[0] == 0
+        and starts[-1] == len(q)
+        and max(b - a for a, b in zip(starts, starts[1:])) == max_seqlen_q == max_seqlen_k
+    )
+    out = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(x[a:b].transpose(0, 1) for x in (q, k, v)), is_causal=True, scale=softmax_scale, enable_gqa=True
+        ).transpose(0, 1)
+        for a, b in zip(starts, starts[1:])
+    ]
     return torch.cat(out)
 
 
 def _dense(q, k, v, *, causal, softmax_scale):
     """What flash_attn_func computes, of one sequence: q [1, T, heads, D]."""
     starts = torch.tensor([0, q.shape[1]], dtype=torch.int32)
-    return _varlen(q[0], k[0], v[0], cu_seqlens_q=starts, cu_seqlens_k=starts, max_seqlen_q=q.shape[1], max_seqlen_k=q.shape[1], causal=causal,
-                   softmax_scale=softmax_scale)[None]
+    return _varlen(
+        q[0],
+        k[0],
+        v[0],
+        cu_seqlens_q=starts,
+        cu_seqlens_k=starts,
+        max_seqlen_q=q.shape[1],
+        max_seqlen_k=q.shape[1],
+        causal=causal,
+        softmax_scale=softmax_scale,
+    )[None]
 
 
 def _arguments(is_causal, softmax_scale, max_seqlen_q=None, max_seqlen_k=None, **_):
@@ -79,7 +96,9 @@ def test_a_model_that_carries_a_state_is_refused():
     found = model("llama")
     check_packable(found)
     found.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
-    with pytest.raises(UnpackableModel, match="llama model has layers .linear_attention. that carry .* use packing: none"):
+    with pytest.raises(
+        UnpackableModel, match="llama model has layers .linear_attention. that carry .* use packing: none"
+    ):
         check_packable(found)
 
 
@@ -93,9 +112,17 @@ def test_collate_packed_by_hand():
     assert micro.packed.position_ids.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 1]]
     assert micro.packed.cu_seq_lens.tolist() == [0, 3, 5, 6, 10, 12] and micro.packed.max_length == 4
     assert micro.rows.tolist() == [1, 3, 6, 8] and micro.labels.tolist() == [7, 9, 2, 4]
-    assert micro.record.tolist() == [0, 1, 2, 2] and micro.record_ids == ("a", "b", "c") and micro.weight.tolist() == [0.5, 1.0, 2.0, 2.0]
+    assert (
+        micro.record.tolist() == [0, 1, 2, 2]
+        and micro.record_ids == ("a", "b", "c")
+        and micro.weight.tolist() == [0.5, 1.0, 2.0, 2.0]
+    )
     empty = collate_packed([], 0, 6)
-    assert empty.input_ids.shape == (1, 1) and empty.packed.cu_seq_lens.tolist() == [0, 1] and empty.packed.position_ids.tolist() == [[0]]
+    assert (
+        empty.input_ids.shape == (1, 1)
+        and empty.packed.cu_seq_lens.tolist() == [0, 1]
+        and empty.packed.position_ids.tolist() == [[0]]
+    )
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=80))
@@ -107,13 +134,35 @@ def test_rows_hold_every_record_once_and_no_two_of_them_fit_in_one(lengths):
 
 
 def packed(tokenizer, source, number, *, world=1, micro=1, accumulation=1, max_length=900, **options):
-    shares = [measure(source, tokenizer, max_length=max_length, too_long="drop", rank=r, world_size=world) for r in range(world)]
-    return [list(islice(StepBatches(source, tokenizer, max_length=max_length, micro_batch_size=micro, gradient_accumulation=accumulation,
-                                    rank=r, world_size=world, lengths=sum(shares).tolist(), **options), number)) for r in range(world)]
+    shares = [
+        measure(source, tokenizer, max_length=max_length, too_long="drop", rank=r, world_size=world)
+        for r in range(world)
+    ]
+    return [
+        list(
+            islice(
+                StepBatches(
+                    source,
+                    tokenizer,
+                    max_length=max_length,
+                    micro_batch_size=micro,
+                    gradient_accumulation=accumulation,
+                    rank=r,
+                    world_size=world,
+                    lengths=sum(shares).tolist(),
+                    **options,
+                ),
+                number,
+            )
+        )
+        for r in range(world)
+    ]
 
 
 def names(ranks, flat=True):
-    return [name for of_ranks in zip(*ranks) for micros in zip(*of_ranks) for micro in micros for name in micro.record_ids]
+    return [
+        name for of_ranks in zip(*ranks) for micros in zip(*of_ranks) for micro in micros for name in micro.record_ids
+    ]
 
 
 def test_the_order_of_packed_records_is_the_same_at_every_world_size_and_batch(tokenizer):
@@ -121,8 +170,18 @@ def test_the_order_of_packed_records_is_the_same_at_every_world_size_and_batch(t
     whole = names(packed(tokenizer, source, 60, seed=4))
     assert len(whole) > 120 and sorted(whole[:60]) == sorted(source[i].id for i in range(60)) != sorted(whole[30:90])
     for world, micro, accumulation in [(1, 2, 3), (2, 1, 1), (2, 2, 2), (4, 1, 1), (4, 2, 1)]:
-        found = names(packed(tokenizer, source, 40 // (world * micro * accumulation), world=world, micro=micro, accumulation=accumulation, seed=4))
-        assert len(found) > 60 and found == whole[:len(found)]
+        found = names(
+            packed(
+                tokenizer,
+                source,
+                40 // (world * micro * accumulation),
+                world=world,
+                micro=micro,
+                accumulation=accumulation,
+                seed=4,
+            )
+        )
+        assert len(found) > 60 and found == whole[: len(found)]
     assert names(packed(tokenizer, source, 60, seed=5)) != whole
 
 
@@ -139,7 +198,9 @@ def test_records_that_are_too_long_are_named_once(tokenizer):
     limit = sorted(lengths.values())[7]
     ranks = packed(tokenizer, source, 30, world=2, max_length=limit)
     left_out = [name for made in ranks for step in made for micro in step for name in micro.left_out]
-    assert sorted(left_out) == sorted(name for name, n in lengths.items() if n > limit) and set(names(ranks)) == lengths.keys() - set(left_out)
+    assert sorted(left_out) == sorted(name for name, n in lengths.items() if n > limit) and set(
+        names(ranks)
+    ) == lengths.keys() - set(left_out)
 
 
 def test_packed_rows_train_what_padded_rows_do(tokenizer):

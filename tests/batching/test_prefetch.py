@@ -32,7 +32,15 @@ class Failing:
 
 
 def batches(tokenizer, source=None, **options):
-    return StepBatches(source or DemoSource(12, 1, {"chat": 1.0}), tokenizer, max_length=200, micro_batch_size=2, gradient_accumulation=1, seed=3, **options)
+    return StepBatches(
+        source or DemoSource(12, 1, {"chat": 1.0}),
+        tokenizer,
+        max_length=200,
+        micro_batch_size=2,
+        gradient_accumulation=1,
+        seed=3,
+        **options,
+    )
 
 
 def ids(micro_batches):
@@ -49,7 +57,11 @@ def test_the_state_is_that_of_the_steps_taken(tokenizer):
         assert (ids(taken), of) == (names, state) and ahead.following == []
         if number % 3:  # a step may be looked at or not
             ahead.look()
-            assert ids(ahead.following) == ids(ahead.following) == (expected[number + 1][0] if number < 7 else ids(ahead.following))
+            assert (
+                ids(ahead.following)
+                == ids(ahead.following)
+                == (expected[number + 1][0] if number < 7 else ids(ahead.following))
+            )
     ahead.close()
     resumed = batches(tokenizer)
     resumed.load_state_dict(expected[4][1])

@@ -35,7 +35,13 @@ def test_other_tokens_other_key(one, other):
 
 def test_any_kind_of_sequence():
     ids = [3, 1, 2]
-    for same in (tuple(ids), np.array(ids), np.array(ids, ">i8"), torch.tensor(ids), torch.tensor(ids, dtype=torch.int32)):
+    for same in (
+        tuple(ids),
+        np.array(ids),
+        np.array(ids, ">i8"),
+        torch.tensor(ids),
+        torch.tensor(ids, dtype=torch.int32),
+    ):
         assert record_key(same) == record_key(ids) and rows_digest(same) == rows_digest(ids)
 
 

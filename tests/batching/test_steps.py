@@ -31,8 +31,16 @@ MIX = {"single": 1.0, "chat": 1.0, "echo_short": 1.0}
 
 
 def loader(tokenizer, source, *, world=1, rank=0, micro=1, accumulation=1, max_length=2000, **options):
-    return StepBatches(source, tokenizer, max_length=max_length, micro_batch_size=micro, gradient_accumulation=accumulation,
-                       rank=rank, world_size=world, **options)
+    return StepBatches(
+        source,
+        tokenizer,
+        max_length=max_length,
+        micro_batch_size=micro,
+        gradient_accumulation=accumulation,
+        rank=rank,
+        world_size=world,
+        **options,
+    )
 
 
 def steps(tokenizer, source, number, **options):
@@ -46,7 +54,10 @@ def ids(step):
 def test_a_step_holds_the_same_records_however_it_is_split(tokenizer):
     source, seen = DemoSource(30, 1, MIX), []
     for world, micro, accumulation in [(1, 1, 4), (1, 4, 1), (2, 1, 2), (2, 2, 1), (4, 1, 1)]:
-        ranks = [steps(tokenizer, source, 18, world=world, rank=r, micro=micro, accumulation=accumulation) for r in range(world)]
+        ranks = [
+            steps(tokenizer, source, 18, world=world, rank=r, micro=micro, accumulation=accumulation)
+            for r in range(world)
+        ]
         assert all(len(step) == accumulation for rank in ranks for step in rank)
         seen.append([sorted(r for rank in ranks for r in ids(rank[i])) for i in range(18)])
     assert all(order == seen[0] for order in seen)
@@ -55,7 +66,7 @@ def test_a_step_holds_the_same_records_however_it_is_split(tokenizer):
 def test_an_epoch_has_every_record_once_and_the_next_another_order(tokenizer):
     source = DemoSource(30, 1, MIX)
     made = steps(tokenizer, source, 16, accumulation=4)  # 8 steps of 4 (the last of 2) are an epoch
-    first, second = ([r for step in made[at:at + 8] for r in ids(step)] for at in (0, 8))
+    first, second = ([r for step in made[at : at + 8] for r in ids(step)] for at in (0, 8))
     assert sorted(first) == sorted(second) == sorted(source[i].id for i in range(30)) and first != second
     again = steps(tokenizer, source, 16, accumulation=4)
     assert [ids(a) for a in again] == [ids(m) for m in made]
@@ -105,7 +116,9 @@ LONG = Record("long", [{"role": "user", "content": "go " * 400}, {"role": "assis
 @pytest.mark.parametrize("too_long", ["drop", "truncate"])  # its only turn does not fit
 def test_records_that_are_too_long_are_left_out_and_named_once(tokenizer, too_long):
     source = Listed([demo.record("chat", 1), LONG, demo.record("chat", 2)])
-    ranks = [steps(tokenizer, source, 4, world=2, rank=r, max_length=200, too_long=too_long) for r in (0, 1)]  # two epochs
+    ranks = [
+        steps(tokenizer, source, 4, world=2, rank=r, max_length=200, too_long=too_long) for r in (0, 1)
+    ]  # two epochs
     assert "long" not in [r for made in ranks for step in made for r in ids(step)]
     assert [name for made in ranks for step in made for micro in step for name in micro.left_out] == ["long"]
 
@@ -120,7 +133,11 @@ def test_truncation_by_hand():
 
 def test_truncation_cuts_no_span_and_keeps_every_turn_that_fits(tokenizer):
     whole = encode(demo.record("multi", 4), tokenizer)
-    ends = {t for t in range(1, len(whole.bits) + 1) if whole.bits[t - 1] & TRUTH and not (t < len(whole.bits) and whole.bits[t] & TRUTH)}
+    ends = {
+        t
+        for t in range(1, len(whole.bits) + 1)
+        if whole.bits[t - 1] & TRUTH and not (t < len(whole.bits) and whole.bits[t] & TRUTH)
+    }
     assert len(ends) > 2
     for limit in range(1, len(whole.input_ids), 7):
         kept = truncated(whole, limit)
@@ -140,7 +157,9 @@ def test_truncated_records_are_trained_to_their_last_whole_turn_and_named_once(t
 
 def sequence(ranks):
     """The ids of each step in their global order: micro-batches in turn, ranks within one."""
-    return [[name for micros in zip(*of_ranks) for micro in micros for name in micro.record_ids] for of_ranks in zip(*ranks)]
+    return [
+        [name for micros in zip(*of_ranks) for micro in micros for name in micro.record_ids] for of_ranks in zip(*ranks)
+    ]
 
 
 def taken(tokenizer, source, number, world, state=None, **options):
@@ -180,19 +199,24 @@ def test_stopped_anywhere_it_goes_on_with_the_next_record_at_any_world_size(toke
         for part, world in enumerate(worlds):
             names, state = taken(tokenizer, source, stop if part == 0 else 3, world, state, **options)
             found += names
-        assert len(found) >= 6 and found == whole[:len(found)]
+        assert len(found) >= 6 and found == whole[: len(found)]
 
 
 def test_a_state_of_other_data_is_refused(tokenizer):
     state = loader(tokenizer, DemoSource(5, 1, MIX)).state_dict()
     for other in (DemoSource(6, 1, MIX), DemoSource(5, 2, MIX)):
-        with pytest.raises(DataError, match=rf"not what it was when the checkpoint was written \(5 records then, {len(other)} now\)"):
+        with pytest.raises(
+            DataError, match=rf"not what it was when the checkpoint was written \(5 records then, {len(other)} now\)"
+        ):
             loader(tokenizer, other).load_state_dict(state)
 
 
 def same(one, other):
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for x, y in zip(one, other, strict=True)
-               for a, b in zip(x, y, strict=True))
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for x, y in zip(one, other, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
 
 
 def test_workers_make_the_same_batches_ahead_and_end(tokenizer):
@@ -232,8 +256,13 @@ if __name__ == "__main__":
     print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
     {end}
 """)
-    done = subprocess.run([sys.executable, script], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True,
-                          text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     workers = [int(pid) for pid in done.stdout.split()]
     assert len(workers) == 2 and done.returncode in (1, -signal.SIGKILL), done.stderr
     deadline = time.monotonic() + 30
@@ -287,12 +316,22 @@ def test_files_and_the_demo_corpus_give_the_same_records(tmp_path, tokenizer):
 
 def test_collate_by_hand():
     """Two records of 4 and 2 tokens; a bit at position t is the row t - 1, and position 0 cannot be predicted."""
-    micro = collate([Encoded("a", [5, 6, 7, 8], [TRUTH, 0, TRUTH | TOOL, TRUTH], 0.5), Encoded("b", [9, 3], [0, TRUTH | ARGS | INTEGRATION], 2.0)], 1)
+    micro = collate(
+        [
+            Encoded("a", [5, 6, 7, 8], [TRUTH, 0, TRUTH | TOOL, TRUTH], 0.5),
+            Encoded("b", [9, 3], [0, TRUTH | ARGS | INTEGRATION], 2.0),
+        ],
+        1,
+    )
     assert micro.input_ids.tolist() == [[5, 6, 7, 8], [9, 3, 1, 1]]
     assert micro.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert micro.rows.tolist() == [1, 2, 4] and micro.labels.tolist() == [7, 8, 3]
     assert micro.bits.tolist() == [TRUTH | TOOL, TRUTH, TRUTH | ARGS | INTEGRATION]
-    assert micro.weight.tolist() == [0.5, 0.5, 2.0] and micro.record.tolist() == [0, 0, 1] and micro.record_ids == ("a", "b")
+    assert (
+        micro.weight.tolist() == [0.5, 0.5, 2.0]
+        and micro.record.tolist() == [0, 0, 1]
+        and micro.record_ids == ("a", "b")
+    )
     assert count_rows([micro, collate([], 1), micro]).tolist() == [6.0, 1.0, 4.0, 4.0]
 
 

@@ -26,11 +26,23 @@ def run(*command):
 def test_loss_kernels_on_a_cpu(tmp_path):
     """Ratios and peaks of the reference, no time of a kernel, and the reason in words."""
     out = tmp_path / "results.json"
-    done = run("benchmarks/loss_kernels.py", "--out", out, "--vocab", "20000", "--rows", "64", "--seconds", "0.01", "--static",
-               "--families", "sparse")  # fmt: skip
+    done = run(
+        "benchmarks/loss_kernels.py",
+        "--out",
+        out,
+        "--vocab",
+        "20000",
+        "--rows",
+        "64",
+        "--seconds",
+        "0.01",
+        "--static",
+        "--families",
+        "sparse",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads(out.read_text())
-    assert FACTS <= set(results) and results["device"]["type"] == "cpu" and results["copy_gb_s"] is None
+    assert set(results) >= FACTS and results["device"]["type"] == "cpu" and results["copy_gb_s"] is None
     assert [row["method"] for row in results["rows"]] == ["eager", "ours (reference)"]
     for row in results["rows"]:
         assert row["parity"]["passed"] and row["low_ms"] <= row["median_ms"] <= row["high_ms"] and row["repeats"] >= 3
@@ -44,7 +56,10 @@ def test_shapes_asked_for():
     """Every vocabulary, both row counts and all families, the project's target first."""
     works = loss_kernels.workloads(loss_kernels.FAMILIES, loss_kernels.VOCABS, loss_kernels.ROWS)
     assert (works[0].family, works[0].num_rows, works[0].vocab, works[0].dtype) == ("dense", 8192, 151936, "bfloat16")
-    assert {work.vocab for work in works} == {32000, 128256, 151936, 262144} and {work.num_rows for work in works} == {1024, 8192}
+    assert {work.vocab for work in works} == {32000, 128256, 151936, 262144} and {work.num_rows for work in works} == {
+        1024,
+        8192,
+    }
     assert len({work.name() for work in works}) == len(works) == 64
 
 
@@ -70,7 +85,11 @@ def test_parity_in_chunks_is_parity(work, monkeypatch):
     whole = parity.check(methods.ours("reference"), work, CPU, is_ours=True)
     monkeypatch.setattr(parity, "_CHUNK_NUMBERS", 300)
     rows = parity.check(methods.ours("reference"), work, CPU, is_ours=True)
-    assert rows.passed and rows.errors == pytest.approx(whole.errors, rel=1e-3, abs=1e-9) and len(rows.errors) == len(rows.allowed)
+    assert (
+        rows.passed
+        and rows.errors == pytest.approx(whole.errors, rel=1e-3, abs=1e-9)
+        and len(rows.errors) == len(rows.allowed)
+    )
 
     def off_in_the_last_row(data, leaves):
         scaled = torch.ones(len(data.labels), 1)
@@ -90,23 +109,42 @@ def test_a_wrong_gradient_gets_no_time():
         way = lambda data, leaves: methods.eager(data, leaves) * factor  # noqa: E731
         return loss_kernels.measure_row(name, lambda: way, WORKS[0], CPU, None, chosen)
 
-    for name, factor, passes in (("ours", 1.0, True), ("ours", 1.001, False), ("peer", 1.001, True), ("peer", 1.2, False),
-                                 ("peer", float("nan"), False)):  # fmt: skip
+    for name, factor, passes in (
+        ("ours", 1.0, True),
+        ("ours", 1.001, False),
+        ("peer", 1.001, True),
+        ("peer", 1.2, False),
+        ("peer", float("nan"), False),
+    ):
         found = row(name, factor)
         assert found["parity"]["passed"] == passes and ("median_ms" in found) == passes
         assert passes or found["skipped"] == "parity check failed"
     chosen.parity_only = True
     assert "median_ms" not in row("ours", 1.0) and row("ours", 1.0)["parity"]["rows"] == 4
-    assert loss_kernels.measure_row("liger", lambda: None, WORKS[0], CPU, None, chosen)["skipped"].startswith("this peer has no")
+    assert loss_kernels.measure_row("liger", lambda: None, WORKS[0], CPU, None, chosen)["skipped"].startswith(
+        "this peer has no"
+    )
 
 
 def test_bytes():
-    dense, sparse, jsd = (next(work for work in WORKS if (work.family, work.divergence) == what) for what in (
-        ("dense", "forward_kl"), ("sparse", "forward_kl"), ("dense", "jsd")))  # fmt: skip
+    dense, sparse, jsd = (
+        next(work for work in WORKS if (work.family, work.divergence) == what)
+        for what in (("dense", "forward_kl"), ("sparse", "forward_kl"), ("dense", "jsd"))
+    )
     logits = 5 * 300
-    assert [methods.useful_bytes(work._replace(dtype="bfloat16")) / logits for work in (dense, sparse, jsd)] == [6, 4, 6]
-    issued = [(dense, "row", 10), (dense, "streamed", 10), (dense, "cooperative", 6), (sparse, "row", 6), (jsd, "row", 14),
-              (dense._replace(terms="ce"), "row", 6)]  # fmt: skip
+    assert [methods.useful_bytes(work._replace(dtype="bfloat16")) / logits for work in (dense, sparse, jsd)] == [
+        6,
+        4,
+        6,
+    ]
+    issued = [
+        (dense, "row", 10),
+        (dense, "streamed", 10),
+        (dense, "cooperative", 6),
+        (sparse, "row", 6),
+        (jsd, "row", 14),
+        (dense._replace(terms="ce"), "row", 6),
+    ]
     for work, form, expected in issued:
         assert methods.issued_bytes(work._replace(dtype="bfloat16"), form) / logits == expected
     assert methods.useful_bytes(WORKS[2]) is None
@@ -135,7 +173,10 @@ def test_suite_survives_what_a_part_does(tmp_path):
 
 
 def test_summary(tmp_path):
-    rows = [dict(WORKS[0]._asdict(), method=name, median_ms=time) for name, time in (("eager", 6.0), ("liger", 3.0), ("ours", 2.0))]
+    rows = [
+        dict(WORKS[0]._asdict(), method=name, median_ms=time)
+        for name, time in (("eager", 6.0), ("liger", 3.0), ("ours", 2.0))
+    ]
     rows.append(dict(WORKS[1]._asdict(), method="ours", skipped="parity check failed"))
     measure.write_json(tmp_path / "loss_kernels.json", {"rows": rows})
     assert gpu_suite.summary(tmp_path)[:3] == [
@@ -159,8 +200,14 @@ def test_what_was_asked_for_is_met_or_short_with_its_kernels():
         linear | {"method": "ours", "median_ms": 9.0, "percent_of_bare_gemms": 109.0},
     ]
     found = targets.verdicts(rows)
-    assert found[0] == "target: dense kd+ce 8192x151936 by ours (in place): met: percent_of_copy 81.0, asked 80; 3.05 times liger, asked 3"
-    assert found[1].startswith("target: sparse kd+ce 8192x151936 by ours: SHORT: percent_of_copy 84.9, asked 85; 10.00 times eager")
+    assert (
+        found[0]
+        == "target: dense kd+ce 8192x151936 by ours (in place): met: percent_of_copy 81.0, asked 80; 3.05 times "
+        "liger, asked 3"
+    )
+    assert found[1].startswith(
+        "target: sparse kd+ce 8192x151936 by ours: SHORT: percent_of_copy 84.9, asked 85; 10.00 times eager"
+    )
     assert found[2] == "    1.500 ms in 1 of _sparse_kernel"
     assert "SHORT" in found[3] and found[3].endswith("no peer measured") and found[4].endswith("not measured")
     assert {(work.family, work.terms) for work in WORKS} >= {target[:2] for target in targets.TARGETS}
@@ -179,7 +226,7 @@ def test_rehearsal_of_the_suite(tmp_path):
     done = run("benchmarks/gpu_suite.py", "--out", tmp_path, "--minutes", "3", "--rehearse", "--only", "tune")
     assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
     suite = json.loads((tmp_path / "suite.json").read_text())
-    assert FACTS <= set(suite) and suite["rehearsal"] and [part["ended"] for part in suite["parts"]] == ["passed"]
+    assert set(suite) >= FACTS and suite["rehearsal"] and [part["ended"] for part in suite["parts"]] == ["passed"]
     layouts = json.loads((tmp_path / "tune.json").read_text())["layouts"]
     assert {row["form"] for row in layouts} == {"row", "streamed", "cooperative"}
     assert all(row["skipped"] == "rehearsal: no time is taken off a GPU" for row in layouts)

@@ -8,20 +8,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import signal_metrics  # noqa: E402
-import teacher_signals  # noqa: E402
+import signal_metrics
+import teacher_signals
 
-from helpers import cache_cases  # noqa: E402
-from kd.teacher.cache.reader import CacheReader  # noqa: E402
-from kd.teacher.cache.spec import CacheSpec  # noqa: E402
+from helpers import cache_cases
+from kd.teacher.cache.reader import CacheReader
+from kd.teacher.cache.spec import CacheSpec
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_without_tails(tmp_path, temperature):
     """Every row's K probabilities over their own sum, at the temperature that the cache is for; the tokens stay."""
-    records = cache_cases.three_shards(tmp_path / "whole", CacheSpec("topk", 5000, (temperature,), top_k=12, precision="fp32"))
+    records = cache_cases.three_shards(
+        tmp_path / "whole", CacheSpec("topk", 5000, (temperature,), top_k=12, precision="fp32")
+    )
     signal_metrics.without_tails(tmp_path / "whole", tmp_path / "stripped")
-    whole, stripped = (cache_cases.read(CacheReader(tmp_path / name), records, temperature) for name in ("whole", "stripped"))
+    whole, stripped = (
+        cache_cases.read(CacheReader(tmp_path / name), records, temperature) for name in ("whole", "stripped")
+    )
     kept = whole.probs.sum(-1, keepdim=True)
     assert (kept < 0.99).any() and torch.equal(whole.ids, stripped.ids)
     torch.testing.assert_close(stripped.probs, whole.probs / kept, rtol=1e-5, atol=1e-9)
@@ -42,7 +46,11 @@ def test_metric_table():
         return dict(variant=variant, seed=seed, metrics={"held": metrics}, training_seconds=60.0, tokens_a_row=tokens)
 
     rows = [row("live dense", 1, 0.80), row("live dense", 2, 0.90), row("live dense, T 2", 1, 0.10)]
-    rows += [row("cache, sampled 50", 1, 0.83, 1.25), row("cache, sampled 50", 2, 0.91, 1.25), row("cache, sampled 100, T 2", 1, 0.12, 11.7)]
+    rows += [
+        row("cache, sampled 50", 1, 0.83, 1.25),
+        row("cache, sampled 50", 2, 0.91, 1.25),
+        row("cache, sampled 100, T 2", 1, 0.12, 11.7),
+    ]
     lines = teacher_signals.metric_table(rows).splitlines()[2:]
     assert lines[0].startswith("| live dense | all | held | 85.0 (80.0 to 90.0) |") and lines[0].endswith("| 60 | 2 |")
     # Differences of 3 and 1: mean 2, standard deviation sqrt 2, over sqrt 2 seeds.

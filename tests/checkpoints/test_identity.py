@@ -1,4 +1,6 @@
-"""What a stopped run may go on with: its own configuration and the cache that it was trained from, wherever that lies."""
+"""What a stopped run may go on with: its own configuration and the cache that it was trained from, wherever that
+lies.
+"""
 
 from __future__ import annotations
 
@@ -65,18 +67,29 @@ def refusal(resumed, *overrides, **cache) -> str:
 
 def test_where_the_cache_lies_and_who_was_asked_for_it_is_free(saved, tmp_path):
     (tmp_path / "cache").rename(tmp_path / "moved")
-    asked = ("url: http://two/v1, model: large, concurrency: 2, retries: 3, max_missing: 0.5", "url: http://one:8000/v1, model: large, api_key_env: KEY")
+    asked = (
+        "url: http://two/v1, model: large, concurrency: 2, retries: 3, max_missing: 0.5",
+        "url: http://one:8000/v1, model: large, api_key_env: KEY",
+    )
     for endpoint in asked:
-        assert saved(f"teacher.cache.path={tmp_path}/moved", f"teacher.endpoint={{{endpoint}}}", cache="moved") == {"step": 2}
+        assert saved(f"teacher.cache.path={tmp_path}/moved", f"teacher.endpoint={{{endpoint}}}", cache="moved") == {
+            "step": 2
+        }
     assert "teacher.cache was" in refusal(saved, "teacher.cache.t_tolerance=0.1", cache="moved")
 
 
 def test_a_cache_that_was_captured_again_is_refused(saved, tmp_path):
     three_shards(tmp_path / "other", seed=1)
     said = refusal(saved, cache="other")
-    assert said.startswith(f"cannot go on from {tmp_path}/checkpoints/step-00000002: it was trained from another teacher.cache (it was captured again: its "
-                           "signal was ")
-    assert said.endswith("): put the old cache back, choose another run.name, or give --fresh to begin again") and "no signal" not in said
+    assert said.startswith(
+        f"cannot go on from {tmp_path}/checkpoints/step-00000002: it was trained from another teacher.cache (it was "
+        "captured again: its "
+        "signal was "
+    )
+    assert (
+        said.endswith("): put the old cache back, choose another run.name, or give --fresh to begin again")
+        and "no signal" not in said
+    )
 
 
 def test_another_teacher_of_the_same_draws_is_refused(saved, tmp_path):
@@ -92,13 +105,20 @@ def test_other_missing_records_are_refused_and_other_reasons_are_not(saved, tmp_
     write(tmp_path / "fewer", SAMPLED, shards, missing=[LATER])
     write(tmp_path / "same", SAMPLED, shards, missing=[LATER._replace(reason="status 500", record_id="again")])
     said = refusal(saved, cache="fewer")
-    assert "another teacher.cache (other records have no signal: 0 (" in said and " then, 1 (" in said and "captured again" not in said
+    assert (
+        "another teacher.cache (other records have no signal: 0 (" in said
+        and " then, 1 (" in said
+        and "captured again" not in said
+    )
     assert content_of(CacheReader(tmp_path / "fewer").manifest) == content_of(CacheReader(tmp_path / "same").manifest)
 
 
 def test_another_configuration_is_named(saved):
     said = refusal(saved, "training.steps=5", "teacher.path=teachers/small")
-    assert "another configuration (teacher.path was 'teachers/large' and is 'teachers/small'; training.steps was 4 and is 5)" in said
+    assert (
+        "another configuration (teacher.path was 'teachers/large' and is 'teachers/small'; training.steps was 4 "
+        "and is 5)" in said
+    )
 
 
 def test_a_checkpoint_that_does_not_say_which_cache_is_refused(saved, tmp_path):
@@ -109,4 +129,7 @@ def test_a_checkpoint_that_does_not_say_which_cache_is_refused(saved, tmp_path):
     manifest["identity"]["teacher.cache"]["path"] = "cache"
     path.write_text(json.dumps(manifest))
     said = refusal(saved)
-    assert "an earlier version of this program wrote it, which did not note what was in the teacher's cache" in said and "--fresh" in said
+    assert (
+        "an earlier version of this program wrote it, which did not note what was in the teacher's cache" in said
+        and "--fresh" in said
+    )

@@ -1,12 +1,14 @@
-"""One step's gradients of a small model under DeepSpeed, by several ways of computing a head's loss, and by plain autograd.
+"""One step's gradients of a small model under DeepSpeed, by several ways of computing a head's loss, and by plain
+autograd.
 
     python accumulation.py JOB.json     (one rank)
 
-JOB.json: {"out": folder, "cases": [Case, ...]}. Rank 0 writes <out>/<name of the case>.pt: every parameter's gradient as
-DeepSpeed would hand it to the optimizer, or the text of the error. tests/distributed/test_accumulation.py and
+JOB.json: {"out": folder, "cases": [Case, ...]}. Rank 0 writes <out>/<name of the case>.pt: every parameter's gradient
+as DeepSpeed would hand it to the optimizer, or the text of the error. tests/distributed/test_accumulation.py and
 benchmarks/tiled_loss.py start it, two ranks each.
 
-The step is the same for every number of micro-batches: SEQUENCES sequences, split over ranks and then over micro-batches.
+The step is the same for every number of micro-batches: SEQUENCES sequences, split over ranks and then over
+micro-batches.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Case(NamedTuple):
     stage: int
     accumulation: int
     tied: bool
-    loss: str  # "distill": all terms over uneven rows, normalised over the step; "mean": a micro-batch's mean cross-entropy
+    # "distill": all terms over uneven rows, normalised over the step; "mean": a micro-batch's mean cross-entropy
+    loss: str
     factor: float = 1.0  # on the loss, outside of the engine's forward
 
     @property
@@ -101,7 +104,9 @@ class Student(nn.Module):
         teacher = DenseTeacher(teacher_hidden, Head(step.teacher_head)) if has_teacher else None
         chunk_rows = max(1, -(-len(rows) // CHUNKS))
         head = Head(self.head.weight, self.head.bias)
-        return linear_distill_loss(hidden, head, teacher, labels, weights, temperature=TEMPERATURE, chunk_rows=chunk_rows).loss
+        return linear_distill_loss(
+            hidden, head, teacher, labels, weights, temperature=TEMPERATURE, chunk_rows=chunk_rows
+        ).loss
 
 
 def _tile_loss(student: Student, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -137,10 +142,23 @@ def run(case: Case) -> dict[str, Tensor]:
 
     student = Student(case)
     count = SEQUENCES // WORLD // case.accumulation
-    zero = {"stage": case.stage, "overlap_comm": False, "reduce_bucket_size": 10**6, "stage3_param_persistence_threshold": 0}
-    config = {"train_micro_batch_size_per_gpu": count, "gradient_accumulation_steps": case.accumulation, "zero_optimization": zero,
-              "zero_allow_untested_optimizer": True, "data_types": {"grad_accum_dtype": "fp32"}, "steps_per_print": 10**9}
-    engine, *_ = deepspeed.initialize(model=student, optimizer=torch.optim.SGD(student.parameters(), lr=0.0), config=config)
+    zero = {
+        "stage": case.stage,
+        "overlap_comm": False,
+        "reduce_bucket_size": 10**6,
+        "stage3_param_persistence_threshold": 0,
+    }
+    config = {
+        "train_micro_batch_size_per_gpu": count,
+        "gradient_accumulation_steps": case.accumulation,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=student, optimizer=torch.optim.SGD(student.parameters(), lr=0.0), config=config
+    )
     for index in range(case.accumulation):
         first = dist.get_rank() * (SEQUENCES // WORLD) + index * count
         loss = engine(slice(first, first + count), float(WORLD)) * case.factor

@@ -1,10 +1,12 @@
-"""What one rank of a capture test runs: captures, verifications and what is done to a cache between them, one after another.
+"""What one rank of a capture test runs: captures, verifications and what is done to a cache between them, one after
+another.
 
     python capture_job.py JOB.json
 
-JOB.json: {"config": path, "out": folder, "acts": [{"name", "do", "overrides": [...], ...}]}. Rank 0 writes {name: result or
-{"error"}} to <out>/results.json, with what was said. Acts: capture (shard_rows, stop_after: batches until a SIGTERM, full: bytes
-a file may have), verify (records), flip (file, a bit of it), alter (rewrite a shard with one row's counts changed), copy.
+JOB.json: {"config": path, "out": folder, "acts": [{"name", "do", "overrides": [...], ...}]}. Rank 0 writes {name:
+result or {"error"}} to <out>/results.json, with what was said. Acts: capture (shard_rows, stop_after: batches until a
+SIGTERM, full: bytes a file may have), verify (records), flip (file, a bit of it), alter (rewrite a shard with one row's
+counts changed), copy.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ def alter(act, config):
     job = capturing.Job(config, SHARD_ROWS, Path(config.run.output_dir))
     if job.rank == 0:
         shard, kept = act["shard"], capturing.CacheWriter
-        entries = [entry for number in job.plan.shards[shard] for entry in _entries(job, job.maker(job.plan.batch(number)))]
+        entries = [
+            entry for number in job.plan.shards[shard] for entry in _entries(job, job.maker(job.plan.batch(number)))
+        ]
         rows = entries[1].rows
         rows.entropy[2] += 0.01
         writer = kept(job.folder, job.spec, job.identity)

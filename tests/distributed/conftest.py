@@ -1,4 +1,6 @@
-"""One job of one rank and one of two run every scenario that the tests here look at; the tests only read the results."""
+"""One job of one rank and one of two run every scenario that the tests here look at; the tests only read the
+results.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,26 @@ data: {{stages: [{{name: a, train: [{out}/records.jsonl], max_length: {max_lengt
 loss: {{temperature: {{start: 2.0}}, weights: {{kl: 0.5, hard: 0.3, truth: 0.2}}, w_tool: 0.15, w_args: 0.15, w_integr: 0.1}}
 optimizer: {{lr: 1024, schedule: constant, clip: 1.0e+9, weight_decay: 0}}
 training: {{steps: 1, log_every: 1, micro_batch_size: 1, deepspeed: {out}/ds.json}}
-"""
+"""  # noqa: E501
 # Every weight is partitioned, and SGD may stand in for AdamW.
-DS = {"zero_allow_untested_optimizer": True, "data_types": {"grad_accum_dtype": "fp32"}, "steps_per_print": 10**9,
-      "zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0, "reduce_bucket_size": 10**6}}
+DS = {
+    "zero_allow_untested_optimizer": True,
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "steps_per_print": 10**9,
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": False,
+        "stage3_param_persistence_threshold": 0,
+        "reduce_bucket_size": 10**6,
+    },
+}
 
 
 @pytest.fixture(scope="session")
 def records(tokenizer) -> list[Record]:
-    """Four records of one step: calls, results, answers and small talk, two of them weighted, and one too long for any step."""
+    """Four records of one step: calls, results, answers and small talk, two of them weighted, and one too long for any
+    step.
+    """
     made = [demo.record("single", 1), demo.record("parallel", 2), demo.record("chat", 3), demo.record("multi", 4)]
     made = [Record(**{**vars(r), "quality": q}) for r, q in zip(made, (None, 0.5, None, 0.25))]
     # for the scenarios in which a rank has nothing to train
@@ -47,7 +60,12 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
     (out / "ds.json").write_text(json.dumps(DS))
     (out / "ds2.json").write_text(json.dumps({**DS, "zero_optimization": {**DS["zero_optimization"], "stage": 2}}))
     (out / "run.yaml").write_text(CONFIG.format(out=out, teacher=teacher_folder, max_length=limit))
-    for name, chosen in {"records": records[:4], "lonely": [records[1], records[4]], "one": [records[1]], "toolong": [records[4]] * 4}.items():
+    for name, chosen in {
+        "records": records[:4],
+        "lonely": [records[1], records[4]],
+        "one": [records[1]],
+        "toolong": [records[4]] * 4,
+    }.items():
         write_records(out / f"{name}.jsonl", chosen)
 
     # The same four records compressed, as an array, and as lines of which one is broken.
@@ -66,15 +84,42 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
         return f"data.stages.0.train=[{out}/{name}.jsonl]"
 
     tied = "student.tie_word_embeddings=true"
-    entropy = ("loss.weights=null", "loss.entropy_weighting={h_min: 0.5, h_max: 5.0, kd: [0.2, 0.6], hard: [0.3, 0.2], truth: [0.5, 0.2]}")
-    two_steps = ("training.steps=2", "optimizer.lr=0.5", "loss.temperature={schedule: linear, start: 3.0, end: 1.5}",
-                 "loss.weights=null", "loss.teacher_share={start: 0.7, end: 0.3}")
-    source = ("student.init=checkpoint", f"student.path={teacher_folder}", "student.gradient_checkpointing=true", *(
-        f"student.{key}=null" for key in ("architecture", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                                          "num_key_value_heads", "head_dim", "vocab_size")))
+    entropy = (
+        "loss.weights=null",
+        "loss.entropy_weighting={h_min: 0.5, h_max: 5.0, kd: [0.2, 0.6], hard: [0.3, 0.2], truth: [0.5, 0.2]}",
+    )
+    two_steps = (
+        "training.steps=2",
+        "optimizer.lr=0.5",
+        "loss.temperature={schedule: linear, start: 3.0, end: 1.5}",
+        "loss.weights=null",
+        "loss.teacher_share={start: 0.7, end: 0.3}",
+    )
+    source = (
+        "student.init=checkpoint",
+        f"student.path={teacher_folder}",
+        "student.gradient_checkpointing=true",
+        *(
+            f"student.{key}=null"
+            for key in (
+                "architecture",
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "head_dim",
+                "vocab_size",
+            )
+        ),
+    )
     poisoned = dict(optimizer="adamw", export=True, poison=[1, records[1].id])
     # The four records in two rows of 524 and 464 tokens, and the fifth left out.
-    packed = (f"data.stages.0.train=[{out}/records.jsonl, {out}/toolong.jsonl]", "data.packing=length", "data.stages.0.max_length=560")
+    packed = (
+        f"data.stages.0.train=[{out}/records.jsonl, {out}/toolong.jsonl]",
+        "data.packing=length",
+        "data.stages.0.max_length=560",
+    )
     everything = ("teacher.signal=topk", f"teacher.top_k={len(tokenizer)}")
     sampled = ("teacher.signal=sampled", "teacher.num_draws=20")
 
@@ -85,33 +130,76 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
     full_cache, draws = f"kind: topk, precision: fp32, top_k: {len(tokenizer)}", "kind: sampled, num_draws: 20"
     adamw = ("optimizer.lr=0.01", "training.steps=2", "training.micro_batch_size=2")
     scenarios = {
-        1: [scenario("split", accumulation=4), scenario("split_tied", tied, accumulation=4), scenario("lonely", file("lonely"), accumulation=2),
-            scenario("entropy", *entropy, accumulation=4), scenario("replicated", "teacher.placement=replicated", accumulation=4),
-            scenario("live_topk", *everything, accumulation=4), scenario("sampled", *sampled, accumulation=4),
-            cached("cached_topk", 1, full_cache, accumulation=2), cached("cached_sampled", 1, draws, accumulation=2),
+        1: [
+            scenario("split", accumulation=4),
+            scenario("split_tied", tied, accumulation=4),
+            scenario("lonely", file("lonely"), accumulation=2),
+            scenario("entropy", *entropy, accumulation=4),
+            scenario("replicated", "teacher.placement=replicated", accumulation=4),
+            scenario("live_topk", *everything, accumulation=4),
+            scenario("sampled", *sampled, accumulation=4),
+            cached("cached_topk", 1, full_cache, accumulation=2),
+            cached("cached_sampled", 1, draws, accumulation=2),
             cached("cached_packed", 1, draws, *packed),
             scenario("zero2", f"training.deepspeed={out}/ds2.json", accumulation=4),
-            scenario("one", file("one"), accumulation=2), scenario("packed", *packed, accumulation=2),
-            scenario("packed_eager", *packed, "student.attention_implementation=eager", "training.micro_batch_size=2")],
-        2: [scenario("split", accumulation=2, export=True), scenario("split_tied", tied, accumulation=2, export=True),
-            scenario("wide", "training.micro_batch_size=2"), scenario("wide_tied", tied, "training.micro_batch_size=2"),
+            scenario("one", file("one"), accumulation=2),
+            scenario("packed", *packed, accumulation=2),
+            scenario("packed_eager", *packed, "student.attention_implementation=eager", "training.micro_batch_size=2"),
+        ],
+        2: [
+            scenario("split", accumulation=2, export=True),
+            scenario("split_tied", tied, accumulation=2, export=True),
+            scenario("wide", "training.micro_batch_size=2"),
+            scenario("wide_tied", tied, "training.micro_batch_size=2"),
             scenario("zero2", f"training.deepspeed={out}/ds2.json", accumulation=2),
-            scenario("lonely", file("lonely")), scenario("one", file("one")), scenario("toolong", file("toolong"), "training.micro_batch_size=2"),
-            scenario("live_topk", *everything, accumulation=2), scenario("offloaded", "teacher.placement=offloaded", accumulation=2),
-            scenario("sampled", *sampled, accumulation=2), scenario("sampled_packed", *packed, *sampled),
+            scenario("lonely", file("lonely")),
+            scenario("one", file("one")),
+            scenario("toolong", file("toolong"), "training.micro_batch_size=2"),
+            scenario("live_topk", *everything, accumulation=2),
+            scenario("offloaded", "teacher.placement=offloaded", accumulation=2),
+            scenario("sampled", *sampled, accumulation=2),
+            scenario("sampled_packed", *packed, *sampled),
             scenario("sampled_twice", *sampled, "training.steps=2", "optimizer.lr=1e-30", accumulation=2),
             cached("cached_topk", 2, full_cache, "loss.temperature={start: 2.04}"),
-            cached("cached_two_steps", 2, full_cache, *two_steps, "teacher.cache.temperatures=[1.5, 3.0]"), cached("cached_sampled", 2, draws),
+            cached("cached_two_steps", 2, full_cache, *two_steps, "teacher.cache.temperatures=[1.5, 3.0]"),
+            cached("cached_sampled", 2, draws),
             scenario("checkpoint", *source, "teacher=null", "loss.weights={truth: 1}", accumulation=2),
-            scenario("two_steps", *two_steps, accumulation=2), scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
-            scenario("packed", *packed, "data.workers=1"), scenario("nan_packed", *packed, *adamw, "training.micro_batch_size=1", **poisoned),
+            scenario("two_steps", *two_steps, accumulation=2),
+            scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
+            scenario("packed", *packed, "data.workers=1"),
+            scenario("nan_packed", *packed, *adamw, "training.micro_batch_size=1", **poisoned),
             scenario("truncated", "data.too_long=truncate", "data.stages.0.max_length=424", accumulation=2),
-            scenario("forms", f"data.stages.0.train=[{out}/forms*]", "run.name=forms", "data.max_bad_fraction=0.2", "data.workers=1", accumulation=2),
-            scenario("left_out", file("spoiled"), "run.name=left_out", "data.max_bad_fraction=0.2", "training.steps=3", "optimizer.lr=0.01"),
-            scenario("too_many", file("spoiled"), "run.name=too_many", "data.max_bad_fraction=0.1", "training.steps=3", "optimizer.lr=0.01"),
+            scenario(
+                "forms",
+                f"data.stages.0.train=[{out}/forms*]",
+                "run.name=forms",
+                "data.max_bad_fraction=0.2",
+                "data.workers=1",
+                accumulation=2,
+            ),
+            scenario(
+                "left_out",
+                file("spoiled"),
+                "run.name=left_out",
+                "data.max_bad_fraction=0.2",
+                "training.steps=3",
+                "optimizer.lr=0.01",
+            ),
+            scenario(
+                "too_many",
+                file("spoiled"),
+                "run.name=too_many",
+                "data.max_bad_fraction=0.1",
+                "training.steps=3",
+                "optimizer.lr=0.01",
+            ),
             scenario("refused", f"data.stages.0.train=[{out}/forms*]", "run.name=refused"),
-            scenario("truth", "teacher=null", f"tokenizer.path={teacher_folder}", "loss.weights={truth: 1}", accumulation=2),
-            scenario("nan_fp32", *adamw, **poisoned), scenario("nan_bf16", *adamw, "student.dtype=bf16", "teacher.dtype=bf16", **poisoned)],
+            scenario(
+                "truth", "teacher=null", f"tokenizer.path={teacher_folder}", "loss.weights={truth: 1}", accumulation=2
+            ),
+            scenario("nan_fp32", *adamw, **poisoned),
+            scenario("nan_bf16", *adamw, "student.dtype=bf16", "teacher.dtype=bf16", **poisoned),
+        ],
     }
     jobs = []
     for world, chosen in scenarios.items():

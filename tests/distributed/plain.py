@@ -1,6 +1,7 @@
 """One optimizer step's loss and gradient as a textbook would have them: one process, fp64, one record at a time.
 
-Shares nothing with kd/objective/loss.py, kd/batching/steps.py or kernels/: what the engine computes is held against this.
+Shares nothing with kd/objective/loss.py, kd/batching/steps.py or kernels/: what the engine computes is held against
+this.
 """
 
 from __future__ import annotations
@@ -16,8 +17,17 @@ SHARES = {"kl": 0.5, "hard": 0.3, "truth": 0.2, "tool": 0.15, "args": 0.15, "int
 BITS = {"truth": 1, "tool": 2, "args": 4, "integration": 8}
 
 
-def plain_step(weights: dict[str, torch.Tensor], model_config, teacher_folder, tokenizer, records, *, temperature: float = 2.0,
-               shares: dict[str, float], entropy=None) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def plain_step(
+    weights: dict[str, torch.Tensor],
+    model_config,
+    teacher_folder,
+    tokenizer,
+    records,
+    *,
+    temperature: float = 2.0,
+    shares: dict[str, float],
+    entropy=None,
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """(value of each term, gradient of their sum by parameter) over `records` as one step.
 
     Args:
@@ -42,7 +52,9 @@ def plain_step(weights: dict[str, torch.Tensor], model_config, teacher_folder, t
             u = teacher(ids[None]).logits[0, :-1, :vocab]
         log_q, p = torch.log_softmax(z, -1), torch.softmax(u, -1)
         nll, hard = F.nll_loss(log_q, ids[1:], reduction="none"), F.nll_loss(log_q, u.argmax(-1), reduction="none")
-        kl = F.kl_div(torch.log_softmax(z / temperature, -1), torch.softmax(u / temperature, -1), reduction="none").sum(-1)
+        kl = F.kl_div(torch.log_softmax(z / temperature, -1), torch.softmax(u / temperature, -1), reduction="none").sum(
+            -1
+        )
         values = {"kl": temperature**2 * kl, "hard": hard, "truth": nll, "tool": nll, "args": nll, "integration": nll}
         factors = dict.fromkeys(values, 1.0)
         if entropy is not None:

@@ -4,10 +4,13 @@
 
 JOB.json: {"out": folder, "scenarios": [{"name", "config": path, "overrides": [...], "optimizer": "sgd" | "adamw",
 "poison": [rank, record id] | null, "export": bool}]}. Each scenario is a run of the real Trainer over StudentEngine and
-its teacher; rank 0 writes <out>/<name>.pt with the student's weights before and after every step and the lines that would be logged.
+its teacher; rank 0 writes <out>/<name>.pt with the student's weights before and after every step and the lines that
+would be logged.
 
-"capture" writes the run's cache first, with so many rows a shard. "sgd" replaces AdamW, so that a step's change of weights is -lr times the gradient. "poison" turns the teacher's signal into
-NaN on one rank, in the micro-batch that holds the record. "export" writes <out>/<name>_student when trained. An error is a result too: it is kept as text, by rank.
+"capture" writes the run's cache first, with so many rows a shard. "sgd" replaces AdamW, so that a step's change of
+weights is -lr times the gradient. "poison" turns the teacher's signal into NaN on one rank, in the micro-batch that
+holds the record. "export" writes <out>/<name>_student when trained. An error is a result too: it is kept as text, by
+rank.
 """
 
 from __future__ import annotations
@@ -74,7 +77,9 @@ def run(scenario: dict, out: Path) -> dict:
     config = load_config(scenario["config"], scenario["overrides"])
     build = kd.training.engine.build_optimizer
     if scenario["optimizer"] == "sgd":
-        kd.training.engine.build_optimizer = lambda model, optimizer, ds: torch.optim.SGD(model.parameters(), lr=optimizer.lr)
+        kd.training.engine.build_optimizer = lambda model, optimizer, ds: torch.optim.SGD(
+            model.parameters(), lr=optimizer.lr
+        )
     try:
         tokenizer, settings = load_tokenizer(config), resolved_ds_config(config)
         model = build_student(config, work_dir=out, ds_config=settings, tokenizer_length=len(tokenizer))
@@ -104,8 +109,16 @@ def run(scenario: dict, out: Path) -> dict:
     result = Trainer(config, engine, teacher, tokenizer, log, dist.group.WORLD, sources=sources).run()
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")
-    return {"weights": snapshots, "lines": log.rows, "said": log.said, "reports": reports, "partitioned": partitioned,
-            "training": all(module.training for module in model.modules()), "result": result._asdict(), "world": dist.get_world_size()}
+    return {
+        "weights": snapshots,
+        "lines": log.rows,
+        "said": log.said,
+        "reports": reports,
+        "partitioned": partitioned,
+        "training": all(module.training for module in model.modules()),
+        "result": result._asdict(),
+        "world": dist.get_world_size(),
+    }
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Gradient accumulation does not change a step: 1, 2 and 4 micro-batches give the gradient of plain autograd in every parameter.
+"""Gradient accumulation does not change a step: 1, 2 and 4 micro-batches give the gradient of plain autograd in every
+parameter.
 
-Real DeepSpeed processes, ZeRO-2 and ZeRO-3, two ranks; the linear form inside engine.forward, head tied to the embedding or with a
-weight and a bias of its own. One launch for all.
+Real DeepSpeed processes, ZeRO-2 and ZeRO-3, two ranks; the linear form inside engine.forward, head tied to the
+embedding or with a weight and a bias of its own. One launch for all.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import json
 
 import pytest
 import torch
-from distributed.accumulation import Case, plain_gradients, relative_errors
 
+from distributed.accumulation import Case, plain_gradients, relative_errors
 from helpers.jobs import Job
 
 TOLERANCE = 1e-5  # of the largest value of a parameter's gradient

@@ -1,4 +1,6 @@
-"""Capture writes the same bytes at every world size, whatever stops it, and finds out what is not as its teacher says."""
+"""Capture writes the same bytes at every world size, whatever stops it, and finds out what is not as its teacher
+says.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,11 @@ data:
     - {{name: long, train: [{data}], max_length: 600}}
 loss: {{temperature: {{start: 2.0}}}}
 training: {{steps: 2, micro_batch_size: 3, deepspeed: {out}/ds.json}}
-"""
-DS = {"steps_per_print": 10**9, "zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0}}
+"""  # noqa: E501
+DS = {
+    "steps_per_print": 10**9,
+    "zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0},
+}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -43,12 +48,21 @@ def written(tmp_path_factory, teacher_folder):
     data = tmp_path_factory.mktemp("data") / "records.jsonl"
     made = list(demo.records("train", 24, seed=5, mix={"single": 0.5, "chat": 0.2, "multi": 0.1, "none": 0.2}))
     again = Record(**{**vars(made[0]), "id": "again"})
-    write_records(data, [*made, again, Record("long", [{"role": "user", "content": "x y z " * 600}, {"role": "assistant", "content": "ok"}])])
+    write_records(
+        data,
+        [
+            *made,
+            again,
+            Record("long", [{"role": "user", "content": "x y z " * 600}, {"role": "assistant", "content": "ok"}]),
+        ],
+    )
 
     def write(folder: Path, placement: str = "sharded") -> Path:
         folder.mkdir(exist_ok=True)
         (folder / "ds.json").write_text(json.dumps(DS))
-        (folder / "run.yaml").write_text(CONFIG.format(out=folder, teacher=teacher_folder, data=data, placement=placement))
+        (folder / "run.yaml").write_text(
+            CONFIG.format(out=folder, teacher=teacher_folder, data=data, placement=placement)
+        )
         return folder / "run.yaml"
 
     return write
@@ -63,7 +77,9 @@ def worlds(tmp_path_factory, written):
         other = f"teacher.cache.path={out}/other"
         alone = [f"teacher.cache.path={out}/alone"]
         acts = [
-            {"name": "whole", "do": "capture"}, {"name": "again", "do": "capture"}, {"name": "good", "do": "verify", "records": 8},
+            {"name": "whole", "do": "capture"},
+            {"name": "again", "do": "capture"},
+            {"name": "good", "do": "verify", "records": 8},
             {"name": "full", "do": "capture", "full": 2500, "overrides": [other]},
             {"name": "stopped", "do": "capture", "stop_after": 3, "overrides": [other]},
             {"name": "resumed", "do": "capture", "overrides": [other]},
@@ -72,8 +88,11 @@ def worlds(tmp_path_factory, written):
             {"name": "reseeded", "do": "capture", "overrides": [other, "run.seed=4"]},
             {"name": "wider", "do": "verify", "records": 8, "overrides": [other, "training.micro_batch_size=2"]},
             {"name": "kept", "do": "copy", "to": f"{out}/kept"},
-            {"name": "flip", "do": "flip", "file": "shard-000002.safetensors"}, {"name": "flipped", "do": "verify", "records": 99},
-            {"name": "mended", "do": "capture"}, {"name": "mended copy", "do": "copy", "to": f"{out}/mended"}]
+            {"name": "flip", "do": "flip", "file": "shard-000002.safetensors"},
+            {"name": "flipped", "do": "verify", "records": 99},
+            {"name": "mended", "do": "capture"},
+            {"name": "mended copy", "do": "copy", "to": f"{out}/mended"},
+        ]
         if world == 1:
             acts += [{"name": "alter", "do": "alter", "shard": 1}, {"name": "altered", "do": "verify", "records": 99}]
         (out / "job.json").write_text(json.dumps({"config": str(written(out)), "out": str(out), "acts": acts}))
@@ -103,14 +122,21 @@ def test_every_record_is_captured_once_and_the_rest_is_counted(worlds):
     said = worlds(1, "whole")["said"]
     reader = CacheReader(worlds.folder(1) / "kept")
     assert sum(shard.records for shard in reader.manifest.shards) == 24
-    assert "24 records of" in said[0] and "repeat another's tokens" in said[0] and "longer than max_length and left out" in said[0]
+    assert (
+        "24 records of" in said[0]
+        and "repeat another's tokens" in said[0]
+        and "longer than max_length and left out" in said[0]
+    )
     assert any("bytes a row" in line for line in said) and any("cache " in line for line in said)
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_finished_cache_is_verified_and_not_made_again(worlds, world):
     again = worlds(world, "again")
-    assert again["counts"] == [[0, 0, 0]] * world and again["result"]["num_rows"] == worlds(world, "whole")["result"]["num_rows"]
+    assert (
+        again["counts"] == [[0, 0, 0]] * world
+        and again["result"]["num_rows"] == worlds(world, "whole")["result"]["num_rows"]
+    )
     assert worlds(world, "good")["result"] == []
     assert worlds(world, "one shard verified")["result"] == []  # whatever its shards' size was
     assert worlds(world, "good")["said"][-1] == "8 records computed again by the teacher: all are equal"
@@ -118,11 +144,16 @@ def test_a_finished_cache_is_verified_and_not_made_again(worlds, world):
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_full_disk_and_a_signal_lose_nothing_that_is_published(worlds, world):
-    assert "CaptureError" in worlds(world, "full")["error"] and "shards that are there are kept" in worlds(world, "full")["error"]
+    assert (
+        "CaptureError" in worlds(world, "full")["error"]
+        and "shards that are there are kept" in worlds(world, "full")["error"]
+    )
     assert "make room, or change teacher.cache.path" in worlds(world, "full")["error"]
     stopped = worlds(world, "stopped")["result"]
     assert stopped["stopped"] and stopped["num_published"] < stopped["num_shards"]
-    assert worlds(world, "stopped")["said"][-1].endswith(f"of {stopped['num_shards']} shards are there; the same command goes on from here")
+    assert worlds(world, "stopped")["said"][-1].endswith(
+        f"of {stopped['num_shards']} shards are there; the same command goes on from here"
+    )
     assert content(worlds.folder(world) / "other") == content(worlds.folder(world) / "kept")
     assert any(line.startswith("going on:") for line in worlds(world, "resumed")["said"])
 
@@ -136,7 +167,10 @@ def test_a_rank_with_nothing_to_do_runs_along(worlds):
 @pytest.mark.parametrize("world", [1, 2])
 def test_another_seed_or_other_neighbours_are_refused_with_both_values(worlds, world):
     assert "seed was '3' and is '4'" in worlds(world, "reseeded")["error"]
-    assert "batches was '3 records, 100 rows a shard' and is '2 records, 100 rows a shard'" in worlds(world, "wider")["error"]
+    assert (
+        "batches was '3 records, 100 rows a shard' and is '2 records, 100 rows a shard'"
+        in worlds(world, "wider")["error"]
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -145,17 +179,25 @@ def test_a_flipped_bit_is_named_and_that_shard_alone_made_again(worlds, world):
     assert "shard-000002.safetensors" in problem
     assert worlds(world, "flipped")["said"][-1] == "NOT VERIFIED"
     assert content(worlds.folder(world) / "mended") == content(worlds.folder(world) / "kept")
-    assert sum(asked - empty for _, asked, empty in worlds(world, "mended")["counts"]) < len(content(worlds.folder(world) / "kept"))
+    assert sum(asked - empty for _, asked, empty in worlds(world, "mended")["counts"]) < len(
+        content(worlds.folder(world) / "kept")
+    )
 
 
 def test_a_record_with_other_values_is_named(worlds):
     (problem,) = worlds(1, "altered")["result"]
-    assert problem.startswith(f"record {worlds(1, 'alter')['result']}: at temperature 1 1 of ") and "entropy by 0.00977" in problem
+    assert (
+        problem.startswith(f"record {worlds(1, 'alter')['result']}: at temperature 1 1 of ")
+        and "entropy by 0.00977" in problem
+    )
 
 
 def start(config: Path, world: int) -> Job:
     """A shard a record, so that there are many moments."""
-    return Job(["launch/capture.py", "--config", str(config), "--set", "training.micro_batch_size=1", "--shard-rows", "1"], world)
+    return Job(
+        ["launch/capture.py", "--config", str(config), "--set", "training.micro_batch_size=1", "--shard-rows", "1"],
+        world,
+    )
 
 
 def kill_at(job: Job, folder: Path, shards: int, delay: float) -> bool:
@@ -177,8 +219,13 @@ def test_killed_at_random_moments_the_cache_is_that_of_a_whole_run(tmp_path, wri
     cache, rng, num_killed, shards = tmp_path / "killed" / "cache", random.Random(kills), 0, len(expected) - 1
     while num_killed < kills:
         there = len(list(cache.glob("shard-*.safetensors")))
-        # Some at their start, most while shards are written; by one rank or, in the long run of this test, by two in turn.
-        at = there if num_killed % 5 == 4 else min(there + rng.randint(0, max(1, 2 * (shards - there) // kills)), shards - 1)
+        # Some at their start, most while shards are written; by one rank or, in the long run of this test, by two in
+        # turn.
+        at = (
+            there
+            if num_killed % 5 == 4
+            else min(there + rng.randint(0, max(1, 2 * (shards - there) // kills)), shards - 1)
+        )
         running = kill_at(start(killed, 1 + num_killed % 2 * (kills > 3)), cache, at, rng.random() * 0.05)
         num_killed += running
         if not running:  # it was done before the kill came: begin again

@@ -1,7 +1,7 @@
 """A loss that is not finite on one rank: nobody steps, the record is named, and training goes on from the same weights.
 
-AdamW, two steps of the same four records; the teacher's signal of one record is NaN on rank 1, in whichever step that rank
-gets it.
+AdamW, two steps of the same four records; the teacher's signal of one record is NaN on rank 1, in whichever step that
+rank gets it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def test_the_step_is_skipped_on_both_ranks_and_the_weights_stay(both):
     assert skipped and [s for s, _ in one["reports"]] == [s for s, _ in two["reports"]]
     for run in both:
         for step in skipped:
-            before, after = run["weights"][step:step + 2]
+            before, after = run["weights"][step : step + 2]
             assert all(torch.equal(before[name], after[name]) for name in before)
             assert all(torch.isfinite(after[name]).all() for name in after)
 
@@ -43,4 +43,6 @@ def test_a_skipped_step_is_counted_and_left_out_of_the_logged_loss(both):
     assert rows[-1]["skipped_steps"] == sum(skipped for skipped, _ in both[0]["reports"])
     for row, (skipped, _) in zip(rows, both[0]["reports"]):
         assert ("loss" in row) == (not skipped)
-        assert all(math.isfinite(row[name]) for name in ("loss", "kl", "truth", "grad_norm") if name in row and not skipped)
+        assert all(
+            math.isfinite(row[name]) for name in ("loss", "kl", "truth", "grad_norm") if name in row and not skipped
+        )

@@ -11,8 +11,9 @@ import re
 
 import pytest
 import torch
-from distributed.plain import SHARES, plain_step
 from transformers import LlamaConfig
+
+from distributed.plain import SHARES, plain_step
 
 LR = 1024
 TOLERANCE = 1e-5  # of the largest value of a parameter's gradient
@@ -37,9 +38,17 @@ def assert_same(one: dict, other: dict, tolerance: float = TOLERANCE) -> None:
 def plain(runs, records, teacher_folder, tokenizer):
     def plain(world, name, chosen=slice(0, 4), step=0, **options):
         weights = runs(world, name)["weights"][step]
-        config = LlamaConfig(vocab_size=612, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                             num_key_value_heads=2, head_dim=8, tie_word_embeddings="lm_head.weight" not in weights,
-                             max_position_embeddings=4096)
+        config = LlamaConfig(
+            vocab_size=612,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            tie_word_embeddings="lm_head.weight" not in weights,
+            max_position_embeddings=4096,
+        )
         if name == "checkpoint":
             config = LlamaConfig.from_pretrained(teacher_folder)
         return plain_step(weights, config, teacher_folder, tokenizer, records[chosen], **{"shares": SHARES} | options)
@@ -105,7 +114,9 @@ def test_packed_records_have_the_gradient_and_the_terms_of_records_apart(runs, p
     terms, expected = plain(1, "packed")
     assert_same(gradients(run), expected)
     assert logged(run) == pytest.approx(terms, rel=1e-5)
-    assert run["result"]["num_too_long"] == 4 and any("8 records of 988 tokens, packed into rows of 560" in text for text in run["said"])
+    assert run["result"]["num_too_long"] == 4 and any(
+        "8 records of 988 tokens, packed into rows of 560" in text for text in run["said"]
+    )
 
 
 def test_truncated_records_are_counted(runs):
@@ -135,8 +146,15 @@ def test_a_cache_of_every_token_is_the_dense_teacher(runs, plain, world):
     run, terms = runs(world, "cached_topk"), plain(1, "split")[0]
     assert_same(gradients(run), gradients(runs(world, "split")))
     assert logged(run) == pytest.approx(terms, rel=1e-5)
-    assert {name: run["lines"][0][name] for name in ("teacher_entropy", "teacher_agreement", "temperature")} == pytest.approx(
-        {name: runs(world, "split")["lines"][0][name] for name in ("teacher_entropy", "teacher_agreement", "temperature")}, rel=1e-5)
+    assert {
+        name: run["lines"][0][name] for name in ("teacher_entropy", "teacher_agreement", "temperature")
+    } == pytest.approx(
+        {
+            name: runs(world, "split")["lines"][0][name]
+            for name in ("teacher_entropy", "teacher_agreement", "temperature")
+        },
+        rel=1e-5,
+    )
 
 
 def test_a_cache_read_ahead_follows_the_schedule(runs):
@@ -144,8 +162,10 @@ def test_a_cache_read_ahead_follows_the_schedule(runs):
     for step in (0, 1):
         assert one["lines"][step]["temperature"] == (3.0, 1.5)[step]
         assert logged(one, step) == pytest.approx(logged(other, step), rel=1e-5)
-        changes = [{name: before[name].double() - after[name].double() for name in before} for before, after in
-                   (run["weights"][step:step + 2] for run in (one, other))]
+        changes = [
+            {name: before[name].double() - after[name].double() for name in before}
+            for before, after in (run["weights"][step : step + 2] for run in (one, other))
+        ]
         assert_same(*changes, 2e-3)
 
 
@@ -155,7 +175,10 @@ def test_a_cache_of_draws_teaches_the_same_at_both_world_sizes_and_packed(runs):
     assert_same(gradients(runs(1, "cached_packed")), gradients(two))
     assert {**logged(one), "kl": 0} == pytest.approx({**dense, "kl": 0}, rel=1e-5)
     assert logged(one)["kl"] == pytest.approx(dense["kl"], rel=0.1)
-    files = [{path.name: path.read_bytes() for path in (runs.folder / f"world{world}" / "cached_sampled_cache").iterdir()} for world in (1, 2)]
+    files = [
+        {path.name: path.read_bytes() for path in (runs.folder / f"world{world}" / "cached_sampled_cache").iterdir()}
+        for world in (1, 2)
+    ]
     assert files[0] == files[1] and len(files[0]) > 1
 
 
@@ -166,11 +189,15 @@ def test_draws_are_of_the_step_and_the_record_and_not_of_the_split(runs):
         assert logged(runs(2, name)) == pytest.approx(logged(one), rel=1e-5)
     dense = logged(runs(1, "split"))
     assert {**logged(one), "kl": 0} == pytest.approx({**dense, "kl": 0}, rel=1e-5)
-    assert logged(one)["kl"] == pytest.approx(dense["kl"], rel=0.1) and logged(one)["kl"] != pytest.approx(dense["kl"], rel=1e-4)
+    assert logged(one)["kl"] == pytest.approx(dense["kl"], rel=0.1) and logged(one)["kl"] != pytest.approx(
+        dense["kl"], rel=1e-4
+    )
     # The second step has the same records and weights, and new draws.
     first, second = (logged(runs(2, "sampled_twice"), step) for step in (0, 1))
     assert first == pytest.approx(logged(one), rel=1e-5)
-    assert {**first, "kl": 0} == pytest.approx({**second, "kl": 0}, rel=1e-5) and first["kl"] != pytest.approx(second["kl"], rel=1e-4)
+    assert {**first, "kl": 0} == pytest.approx({**second, "kl": 0}, rel=1e-5) and first["kl"] != pytest.approx(
+        second["kl"], rel=1e-4
+    )
 
 
 def test_jsd_is_another_gradient_of_the_same_step(runs, plain):
@@ -205,14 +232,16 @@ def test_a_student_from_a_checkpoint_is_in_training_mode_and_recomputes(runs, pl
 
 
 def test_schedules_reach_student_teacher_and_both_ranks(runs, plain):
-    """Two steps with a temperature from 3 to 1.5 and a teacher's share from .7 to .3: each step is that of its own numbers."""
+    """Two steps with a temperature from 3 to 1.5 and a teacher's share from .7 to .3: each step is that of its own
+    numbers.
+    """
     run = runs(2, "two_steps")
     for step, (temperature, share) in enumerate([(3.0, 0.7), (1.5, 0.3)]):
         shares = SHARES | {"kl": 0.6 * share, "hard": 0.4 * share, "truth": 1 - share}
         terms, expected = plain(2, "two_steps", step=step, temperature=temperature, shares=shares)
         assert run["lines"][step]["temperature"] == temperature
         assert logged(run, step) == pytest.approx(terms, rel=1e-5)
-        before, after = run["weights"][step:step + 2]
+        before, after = run["weights"][step : step + 2]
         assert_same({name: (before[name].double() - after[name].double()) / 0.5 for name in before}, expected, 2e-3)
 
 
@@ -226,14 +255,23 @@ def test_two_ranks_train_on_files_of_any_form_and_keep_each_refused_line_once(ru
 
 def test_one_bad_line_stops_every_rank_with_its_place(runs):
     for rank in (0, 1):
-        assert re.match(r"DataError: .*forms3\.jsonl:1: not a line of JSON.*max_bad_fraction 0 allows", runs(2, "refused", rank)["error"])
+        assert re.match(
+            r"DataError: .*forms3\.jsonl:1: not a line of JSON.*max_bad_fraction 0 allows",
+            runs(2, "refused", rank)["error"],
+        )
 
 
 def test_a_record_that_cannot_be_rendered_is_left_out_where_it_may_be_and_kept_once(runs):
     for rank in (0, 1):
-        assert runs(2, "left_out", rank)["result"]["num_refused"] == 1 and runs(2, "left_out", rank)["result"]["steps"] == 3
-        assert re.match(r"TrainingError: stage a: record spoiled: .*1 of its 5 records are refused, more than data\.max_bad_fraction 0\.1 allows",
-                        runs(2, "too_many", rank)["error"])
+        assert (
+            runs(2, "left_out", rank)["result"]["num_refused"] == 1
+            and runs(2, "left_out", rank)["result"]["steps"] == 3
+        )
+        assert re.match(
+            r"TrainingError: stage a: record spoiled: .*1 of its 5 records are refused, more than "
+            r"data\.max_bad_fraction 0\.1 allows",
+            runs(2, "too_many", rank)["error"],
+        )
     for name in ("left_out", "too_many"):
         (refused,) = map(json.loads, (runs.folder / name / "refused.jsonl").read_text().splitlines())
         assert refused["stage"] == "a" and "holds '<|end|>'" in refused["reason"]

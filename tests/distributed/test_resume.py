@@ -39,10 +39,24 @@ def start(out: Path, name: str, ranks: int, *arguments: str, data: str = "packin
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    common |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     with (out / f"{name}.log").open("w") as log:
-        return [subprocess.Popen([sys.executable, "launch/train.py", "--config", str(path), *arguments], cwd=ROOT, stdout=log, stderr=log,
-                                 env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)]
+        return [
+            subprocess.Popen(
+                [sys.executable, "launch/train.py", "--config", str(path), *arguments],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(ranks)
+        ]
 
 
 def finish(out: Path, name: str, ranks: int, *arguments: str, code: int = 0, **options) -> str:
@@ -71,9 +85,14 @@ def numbers(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "memory_gib")} for row in rows]
 
 
-@pytest.mark.parametrize(("ranks", "data"), [
-    (2, "packing: none"), pytest.param(1, "packing: none", marks=pytest.mark.slow),
-    pytest.param(2, "packing: length\n  too_long: truncate\n  workers: 1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("ranks", "data"),
+    [
+        (2, "packing: none"),
+        pytest.param(1, "packing: none", marks=pytest.mark.slow),
+        pytest.param(2, "packing: length\n  too_long: truncate\n  workers: 1", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_and_damaged_it_ends_with_the_same_bits(tmp_path, ranks, data):
     demo.build_tokenizer(tmp_path / "tokenizer", vocab_size=420, num_records=200)
     finish(tmp_path, "whole", ranks, data=data)
@@ -114,7 +133,7 @@ def test_every_damage_is_named(tmp_path):
     (folder / MANIFEST).write_text(json.dumps(manifest))
     assert damage(folder) is None
     shard.write_bytes(b"weights" * 999)
-    assert "state/shard.pt has 6993 bytes, not 7000" == damage(folder)
+    assert damage(folder) == "state/shard.pt has 6993 bytes, not 7000"
     shard.write_bytes(b"weighty" * 1000)
     assert "state/shard.pt does not have the hash" in damage(folder)
     shard.unlink()

@@ -19,7 +19,7 @@ student: {{architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidd
 data: {{demo: {{num_records: 12}}, stages: [{{name: a, mix: {{echo: 1}}, max_length: 512}}]}}
 loss: {{temperature: {{start: 1.0}}}}
 training: {{steps: 400, save_every: 2, micro_batch_size: 2, deepspeed: ds_configs/zero3_cpu.json}}
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
@@ -28,12 +28,24 @@ def test_a_run_goes_on_with_its_own_cache_alone(tmp_path, teacher_folder):
     shutil.copytree(teacher_folder, tmp_path / "teacher")
 
     def command(name: str, *overrides: str) -> Job:
-        return Job([f"launch/{name}.py", "--config", str(tmp_path / "run.yaml"), *(word for text in overrides for word in ("--set", text))], 1)
+        return Job(
+            [
+                f"launch/{name}.py",
+                "--config",
+                str(tmp_path / "run.yaml"),
+                *(word for text in overrides for word in ("--set", text)),
+            ],
+            1,
+        )
 
     def killed_at(step: int, *overrides: str) -> None:
         job = command("train", *overrides)
         deadline = time.monotonic() + 180
-        while job.running() and time.monotonic() < deadline and not any(int(path.name[5:]) >= step for path in listed(tmp_path / "r" / "checkpoints")):
+        while (
+            job.running()
+            and time.monotonic() < deadline
+            and not any(int(path.name[5:]) >= step for path in listed(tmp_path / "r" / "checkpoints"))
+        ):
             time.sleep(0.01)
         assert job.running(), job.wait(expect=0)
         job.stop()

@@ -22,11 +22,7 @@ import httpx2  # noqa: E402
 from helpers.endpoint_cases import micro_batches, opened, table_logits  # noqa: E402
 from helpers.endpoint_server import Server, body, changed, cut_body, reset_in_body, status  # noqa: E402
 from kd.config.load import dump_config, load_config  # noqa: E402
-from kd.endpoint.http import (  # noqa: E402
-    ApiKey,
-    EndpointError,  # noqa: E402
-    _Reply,
-)
+from kd.endpoint.http import ApiKey, EndpointError, _Reply  # noqa: E402
 
 key = os.environ["ENDPOINT_KEY"]
 SAID = f"you sent Authorization: Bearer {key}"  # what a server may repeat
@@ -39,11 +35,21 @@ CASES = {
     "repeated in a status line that is unknown": [None, status(418, message=SAID)],
     "repeated in a page": [None] + [body(SAID.encode(), "text/html; " + key)] * 20,
     "repeated in broken JSON": [None] + [body(SAID.encode())] * 20,
-    "repeated in the answer": [None, body(f'{{"choices": "{key}"}}'.encode())] + [body(f'{{"{key}": 1}}'.encode())] * 20,
+    "repeated in the answer": [None, body(f'{{"choices": "{key}"}}'.encode())]
+    + [body(f'{{"{key}": 1}}'.encode())] * 20,
     "repeated as a token": [None, changed(lambda c: c["prompt_token_ids"].__setitem__(1, key))] * 2,
-    "repeated as an entry": [None, changed(lambda c: c.update(prompt_token_ids=None, prompt_logprobs=[{key: {}}] * 9))] * 2,
-    "repeated as a log-prob": [None, changed(lambda c: [e.update(logprob=key) for t in c["prompt_logprobs"][1:] for e in t.values()])] * 2,
-    "repeated as a token's text": [None, changed(lambda c: [e.update(decoded_token=key) for t in c["prompt_logprobs"][1:] for e in t.values()])] * 2,
+    "repeated as an entry": [None, changed(lambda c: c.update(prompt_token_ids=None, prompt_logprobs=[{key: {}}] * 9))]
+    * 2,
+    "repeated as a log-prob": [
+        None,
+        changed(lambda c: [e.update(logprob=key) for t in c["prompt_logprobs"][1:] for e in t.values()]),
+    ]
+    * 2,
+    "repeated as a token's text": [
+        None,
+        changed(lambda c: [e.update(decoded_token=key) for t in c["prompt_logprobs"][1:] for e in t.values()]),
+    ]
+    * 2,
     "a redirect with it": [None, status(302, {"Location": f"http://{key}.example/{key}?key={key}"})],
     "a redirect to nothing": [None, status(302, {"Location": f"http://[{key}"})],
     "reset": [None] + [reset_in_body] * 20,
@@ -75,7 +81,10 @@ def attempt(faults) -> None:
         except EndpointError as stopped:
             show(stopped)
         print(said)
-        assert all("ENDPOINT_KEY" in os.environ and h["Authorization"] == f"Bearer {os.environ['ENDPOINT_KEY']}" for h in server.headers)
+        assert all(
+            "ENDPOINT_KEY" in os.environ and h["Authorization"] == f"Bearer {os.environ['ENDPOINT_KEY']}"
+            for h in server.headers
+        )
 
 
 for name, faults in CASES.items():
@@ -90,8 +99,13 @@ for wrong in (f"{key}\n{key}", f"{key} x", f"{key}\u00e9", "", None):
 os.environ["ENDPOINT_KEY"] = key
 
 print("--- by themselves", ApiKey("ENDPOINT_KEY"), _Reply(500, httpx2.Headers({"x": key}), SAID.encode()))
-config = load_config(tests.parent / "configs" / "demo.yaml", ["teacher.cache={path: c, kind: topk}",
-                                                                   "teacher.endpoint={url: http://127.0.0.1:1/v1, model: m, api_key_env: ENDPOINT_KEY}"])
+config = load_config(
+    tests.parent / "configs" / "demo.yaml",
+    [
+        "teacher.cache={path: c, kind: topk}",
+        "teacher.endpoint={url: http://127.0.0.1:1/v1, model: m, api_key_env: ENDPOINT_KEY}",
+    ],
+)
 (folder / "config.yaml").write_text(dump_config(config))
 print(repr(config))
 (folder / "done").touch()

@@ -11,9 +11,16 @@ KEY = "sk-Zebra7QuartzViolin"
 
 
 def test_a_process_writes_its_key_nowhere(tmp_path):
-    """Root logging at DEBUG, tracebacks with the values of all variables, a server that repeats the key in every place it can."""
-    ran = subprocess.run([sys.executable, str(Path(__file__).with_name("tell_nothing.py")), str(tmp_path)], capture_output=True, timeout=120,
-                         env={**os.environ, "ENDPOINT_KEY": KEY}, check=False)
+    """Root logging at DEBUG, tracebacks with the values of all variables, a server that repeats the key in every place
+    it can.
+    """
+    ran = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("tell_nothing.py")), str(tmp_path)],
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "ENDPOINT_KEY": KEY},
+        check=False,
+    )
     (tmp_path / "stdout").write_bytes(ran.stdout)
     (tmp_path / "stderr").write_bytes(ran.stderr)
     found = {path.name: raw for path in tmp_path.rglob("*") if path.is_file() for raw in [path.read_bytes()]}

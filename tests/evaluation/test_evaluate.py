@@ -42,7 +42,8 @@ class Script(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.vocab, self.eos = len(tokenizer), tokenizer.eos_token_id
         self.answers = {
-            tuple(tokenizer(prompt)["input_ids"]): tokenizer(text)["input_ids"] + [self.eos] for prompt, text in answers.items()
+            tuple(tokenizer(prompt)["input_ids"]): tokenizer(text)["input_ids"] + [self.eos]
+            for prompt, text in answers.items()
         }
 
     def forward(self, input_ids, attention_mask, past_key_values=None, **_):
@@ -108,7 +109,9 @@ def gold(case):
 
 
 FULL = [
-    record("r0", "Weather in Oslo?", [call("get_weather", city="Oslo")], ("tool", '{"temp": 21}'), ("say", "21 degrees.")),
+    record(
+        "r0", "Weather in Oslo?", [call("get_weather", city="Oslo")], ("tool", '{"temp": 21}'), ("say", "21 degrees.")
+    ),
     record("r1", "Both!", [call("get_weather", city="Rome", days=2), call("get_stock", symbol="AB")]),
     record("r2", "Tell me a joke", ("say", "No tool fits.")),
 ]
@@ -116,7 +119,7 @@ FULL = [
 
 def test_gold_answers_score_full_marks(tokenizer):
     evaluation = evaluate(tokenizer, FULL, gold)
-    wanted = {metric: 1.0 for metric in METRICS} | {"over_calling": 0.0}
+    wanted = dict.fromkeys(METRICS, 1.0) | {"over_calling": 0.0}
     assert {metric: evaluation.metrics[metric] for metric in METRICS} == wanted
     assert evaluation.metrics["num_records"] == 3
     assert evaluation.metrics["counts"] == {"call_turns": 2, "no_tool_turns": 1, "integration_turns": 1}
@@ -152,7 +155,14 @@ RIGHT = '{"name": "get_weather", "arguments": {"city": "Oslo", "days": 1}}'
         (ONE, RIGHT, 0, 0, 0, 0),  # JSON without its tags is not a call
         (TWO, written(call("get_stock", symbol="AB"), call("get_weather", city="Oslo")), 1, 1, 1, 1),  # order is free
         (TWO, written(call("get_stock", symbol="AB")), 0, 0, 1, 1),  # half is nothing
-        (TWO, written(call("get_stock", symbol="Oslo"), call("get_weather", city="AB")), 1, 0, 1, 1),  # arguments swapped
+        (
+            TWO,
+            written(call("get_stock", symbol="Oslo"), call("get_weather", city="AB")),
+            1,
+            0,
+            1,
+            1,
+        ),  # arguments swapped
     ],
 )
 def test_a_call_turn_is_right_as_a_whole(tokenizer, records, answer, names, exact, valid, schema):
@@ -203,7 +213,19 @@ def test_an_answer_that_carries_nothing_is_not_an_integration_case(tokenizer):
 
 def test_every_turn_is_asked_with_the_true_history(tokenizer):
     first, second = call("get_weather", city="Oslo"), call("get_stock", symbol="AB")
-    records = [record("r", "go", [first], ("tool", '"ABC"'), [second], ("tool", "45.5"), ("say", "ABC is 45.5"), "ta", ("say", "ok"))]
+    records = [
+        record(
+            "r",
+            "go",
+            [first],
+            ("tool", '"ABC"'),
+            [second],
+            ("tool", "45.5"),
+            ("say", "ABC is 45.5"),
+            "ta",
+            ("say", "ok"),
+        )
+    ]
     cases = build_cases(records, tokenizer)
     assert [case.kind for case in cases] == ["call", "call", "integration", "no_tool"]
     assert cases[2].carried == ["ABC", "45.5"]
@@ -253,7 +275,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert json.loads((tmp_path / "e.json").read_text()) == {"teacher": {}}
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])  # relative positions, and absolute ones that padding would shift
+@pytest.fixture(
+    scope="module", params=["llama", "gpt2"]
+)  # relative positions, and absolute ones that padding would shift
 def tiny(request):
     torch.manual_seed(0)
     if request.param == "llama":
@@ -307,7 +331,9 @@ def test_generation_ends_at_the_stop_token_and_restores_the_mode(tiny):
 def test_prompts_are_in_the_form_that_training_renders(tokenizer):
     """A template that takes arguments as text only, as DeepSeek-V3's does."""
     picky = copy.deepcopy(tokenizer)
-    picky.chat_template = TEMPLATE.replace("c.function | tojson", "'{\"name\": \"' + c.function.name + '\", \"arguments\": ' + c.function.arguments + '}'")
+    picky.chat_template = TEMPLATE.replace(
+        "c.function | tojson", "'{\"name\": \"' + c.function.name + '\", \"arguments\": ' + c.function.arguments + '}'"
+    )
     later = [case for case in build_cases(FULL, picky) if case.turn > 1]
     assert later and all("<tool_call>{" in case.prompt for case in later)
 
@@ -315,18 +341,33 @@ def test_prompts_are_in_the_form_that_training_renders(tokenizer):
 def test_a_record_the_template_refuses_is_named(tokenizer):
     strict = copy.deepcopy(tokenizer)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(DataError, match=rf"record {FULL[0].id}: messages\[1\]: the chat template refuses it: roles must alternate"):
+    with pytest.raises(
+        DataError, match=rf"record {FULL[0].id}: messages\[1\]: the chat template refuses it: roles must alternate"
+    ):
         build_cases(FULL, strict)
 
 
 def test_the_command_evaluates_saved_models_and_writes_both_files(tokenizer, tmp_path, capsys):
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     data = tmp_path / "held_out.jsonl"
-    data.write_text("".join(json.dumps({"id": one.id, "messages": one.messages, "tools": one.tools}) + "\n" for one in FULL))
-    command = ["--model", f"untrained={tmp_path / 'model'}", "--data", str(data), "--out", str(tmp_path / "out"), "--max-new-tokens", "8"]
+    data.write_text(
+        "".join(json.dumps({"id": one.id, "messages": one.messages, "tools": one.tools}) + "\n" for one in FULL)
+    )
+    command = [
+        "--model",
+        f"untrained={tmp_path / 'model'}",
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "out"),
+        "--max-new-tokens",
+        "8",
+    ]
     evaluate_command.main(command)
     written_metrics = json.loads((tmp_path / "out" / "evaluation.json").read_text())["untrained"]["held_out"]
     assert written_metrics["num_records"] == 3 and written_metrics["exact_arguments"] == 0

@@ -1,4 +1,6 @@
-"""--shard=I/N: every N-th test from the I-th, so that several processes share the compiler's work (benchmarks/gpu_suite.py)."""
+"""--shard=I/N: every N-th test from the I-th, so that several processes share the compiler's work
+(benchmarks/gpu_suite.py).
+"""
 
 
 def pytest_addoption(parser):

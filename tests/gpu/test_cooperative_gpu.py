@@ -1,7 +1,8 @@
 """The forms in which programs wait for one another, on a real GPU: what the interpreter cannot model.
 
 When this file passes on an architecture, and benchmarks/gpu_suite.py finds the form faster there, the architecture may
-enter kernels/fused/launches.py PROVEN. A hang is a failure: gpu_suite.py ends the process when its share of the time is over.
+enter kernels/fused/launches.py PROVEN. A hang is a failure: gpu_suite.py ends the process when its share of the time is
+over.
 """
 
 import pytest
@@ -13,7 +14,8 @@ from kernels.fused import cooperative, dense
 from kernels.fused import launches as forms
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.version.hip is not None, reason="needs a CUDA GPU: the split forms' only home"
+    not torch.cuda.is_available() or torch.version.hip is not None,
+    reason="needs a CUDA GPU: the split forms' only home",
 )
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -71,14 +73,23 @@ def test_excluded_tokens_and_bad_labels(form):
     output, grad = run(case, form)
     torch.testing.assert_close(grad, expected_grad, equal_nan=True, rtol=1e-5, atol=1e-7)
     for name, row in expected._asdict().items():
-        torch.testing.assert_close(getattr(output, name), row, equal_nan=True, rtol=1e-5, atol=1e-6, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            getattr(output, name),
+            row,
+            equal_nan=True,
+            rtol=1e-5,
+            atol=1e-6,
+            msg=lambda m: f"{name}: {m}",  # noqa: B023
+        )
     assert grad[3].isnan().all() and not grad[[0, 1, 2, 4, 5]].isnan().any()
 
 
 @each_form
 @pytest.mark.parametrize("inplace", [False, True])
 def test_the_same_bits_every_time(inplace, form):
-    """More rows than fit at once, many times: a part read before it is published, or after it is overwritten, moves bits."""
+    """More rows than fit at once, many times: a part read before it is published, or after it is overwritten, moves
+    bits.
+    """
     case = make_case(700, 65536 + 128, dtype=torch.bfloat16, device="cuda")
     expected, expected_grad = run(case, form, temperature=2.0)
     for _ in range(20):
@@ -148,6 +159,8 @@ def test_without_a_teacher(form):
     case = case._replace(weights=RowWeights(truth=case.weights.truth))
     options = options_for(case)
     grads = [torch.full_like(case.student, float("nan")) for _ in range(2)]
-    outputs = [dense.dense_rows(case.student, None, *case[2:], options, g, form=f) for g, f in zip(grads, ("row", form))]
+    outputs = [
+        dense.dense_rows(case.student, None, *case[2:], options, g, form=f) for g, f in zip(grads, ("row", form))
+    ]
     torch.testing.assert_close(outputs[1].nll, outputs[0].nll)
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-2, atol=1e-8)

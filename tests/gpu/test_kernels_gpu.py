@@ -1,4 +1,5 @@
-"""The loss kernels on a real GPU: parity at real widths, addressing past 2^31, no wait of the host, launches per device.
+"""The loss kernels on a real GPU: parity at real widths, addressing past 2^31, no wait of the host, launches per
+device.
 
 The interpreter runs the same checks at small sizes (tests/kernels); what it cannot model is here: bf16 stores, races,
 memory that is reused, asynchrony.
@@ -90,7 +91,9 @@ def test_addresses_past_two_to_the_31():
     last = slice(rows - 64, rows)
     expected, expected_grad = run_ours(
         case._replace(
-            student=student[last].contiguous(), teacher=case.teacher[last], labels=case.labels[last],
+            student=student[last].contiguous(),
+            teacher=case.teacher[last],
+            labels=case.labels[last],
             weights=RowWeights(*(w[last] for w in case.weights)),
         ),
         "triton",
@@ -149,7 +152,9 @@ def test_linear_equals_the_head_and_the_dense_loss(upstream, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_spills(dtype):
-    """tools/kernel_proof/static_proof.py on the triton and the driver that are here, for each layout of the row form."""
+    """tools/kernel_proof/static_proof.py on the triton and the driver that are here, for each layout of the row
+    form.
+    """
     from kernels.fused import dense
 
     for width in (4096, 32000, 151936):
@@ -169,7 +174,9 @@ def test_a_device_that_is_not_the_current_one():
 
 @pytest.mark.skipif(torch.version.hip is not None, reason="CUDA graphs")
 def test_a_captured_graph_keeps_its_numbers():
-    """Temperature, entropy ends and scale are part of the graph: none is read from host memory that is freed by then."""
+    """Temperature, entropy ends and scale are part of the graph: none is read from host memory that is freed by
+    then.
+    """
     case = make_case(16, 32000, dtype=torch.bfloat16, device="cuda")
     settings = dict(temperature=2.5, entropy=ENTROPY, grad_scale=4.0)
     expected, expected_grad = run_ours(case, "triton", **settings)

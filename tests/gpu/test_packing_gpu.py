@@ -1,6 +1,5 @@
 """Packed records on a real GPU: the attention kernels themselves keep them apart."""
 
-
 import pytest
 import torch
 from transformers.utils import is_flash_attn_2_available
@@ -8,7 +7,7 @@ from transformers.utils import is_flash_attn_2_available
 for package in ("json_repair", "jsonschema"):  # kd needs them; a bare GPU machine has only what the kernels need
     pytest.importorskip(package)
 
-from helpers.packing_cases import assert_no_leak, model
+from helpers.packing_cases import assert_no_leak, model  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
 

@@ -1,4 +1,5 @@
-"""The sparse kernel on a real GPU: parity at real widths and K, stores that must not overtake reads, no wait of the host.
+"""The sparse kernel on a real GPU: parity at real widths and K, stores that must not overtake reads, no wait of the
+host.
 
 What the interpreter cannot model is here: races between the sweep's stores and those of label, choice and slots; bf16
 stores; memory that is reused; asynchrony.
@@ -89,8 +90,9 @@ def test_the_same_bits_every_time_and_in_place(kept, dtype):
     case, _ = make_sparse(512, 32000, 50, 2.0, dtype=dtype, device="cuda")
     if kept == "neither":
         ids = case.teacher.ids
-        case = case._replace(labels=(ids[:, -1] + 1).long() % 32000,
-                             teacher=case.teacher._replace(argmax=(ids[:, 0] + 7) % 32000))
+        case = case._replace(
+            labels=(ids[:, -1] + 1).long() % 32000, teacher=case.teacher._replace(argmax=(ids[:, 0] + 7) % 32000)
+        )
     else:
         case = case._replace(labels=case.teacher.ids[:, 3].long())
     expected, expected_grad = run_ours(case, "triton", temperature=2.0)
@@ -109,9 +111,12 @@ def test_addresses_past_two_to_the_31():
     case, _ = make_sparse(rows, width, 12, dtype=torch.bfloat16, device="cuda")
     student.copy_(case.student)
     last = slice(rows - 64, rows)
-    few = SparseCase(student[last].contiguous(), case.teacher._replace(
-        **{name: getattr(case.teacher, name)[last] for name in case.teacher._fields[:-1]}), case.labels[last],
-        RowWeights(*(w[last] for w in case.weights)))
+    few = SparseCase(
+        student[last].contiguous(),
+        case.teacher._replace(**{name: getattr(case.teacher, name)[last] for name in case.teacher._fields[:-1]}),
+        case.labels[last],
+        RowWeights(*(w[last] for w in case.weights)),
+    )
     expected, expected_grad = run_ours(few, "triton")
     output = sparse_distill_loss(student.requires_grad_(), *case[1:], inplace=True, impl="triton")
     assert output.divergence[last].equal(expected.divergence) and student.detach()[last].equal(expected_grad)
@@ -141,7 +146,9 @@ def test_the_host_never_waits(impl):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_addmm_into_a_wider_sum(dtype):
     """Either answer is right; it is printed, so that the log says which path the weight's gradient takes here."""
-    print("addmm widens", dtype, widening_addmm(torch.device("cuda", torch.cuda.current_device()), dtype, torch.float32))
+    print(
+        "addmm widens", dtype, widening_addmm(torch.device("cuda", torch.cuda.current_device()), dtype, torch.float32)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

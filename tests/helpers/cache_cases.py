@@ -28,7 +28,9 @@ def signal_of(spec: CacheSpec, num_rows: int, seed: int = 0, spread: float = 1.5
     """Of a random head with a few excluded tokens; what is stored of it follows the spec."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(num_rows, 8, generator=generator)
-    bias = torch.zeros(spec.vocab_size).masked_fill(torch.rand(spec.vocab_size, generator=generator) < 0.1, -float("inf"))
+    bias = torch.zeros(spec.vocab_size).masked_fill(
+        torch.rand(spec.vocab_size, generator=generator) < 0.1, -float("inf")
+    )
     bias[0] = 0.0
     head = Head(spread * torch.randn(spec.vocab_size, 8, generator=generator), bias)
     if spec.kind == "topk":
@@ -108,7 +110,9 @@ def files(folder):
 
 
 def go_on(folder, records, said=None):
-    """What capture does, at first and after a kill: the shards that are not there, then the end. Gives those that were."""
+    """What capture does, at first and after a kill: the shards that are not there, then the end. Gives those that
+    were.
+    """
     writer = CacheWriter(folder, SAMPLED, IDENTITY, (lambda text: None) if said is None else said.append)
     there = writer.published()
     for index, cut in enumerate(CUTS):

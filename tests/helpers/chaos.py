@@ -1,4 +1,6 @@
-"""A TCP proxy on loopback that breaks connections: at once, or after some bytes of the answers, by a reset or an orderly end."""
+"""A TCP proxy on loopback that breaks connections: at once, or after some bytes of the answers, by a reset or an
+orderly end.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ import threading
 
 
 class Chaos:
-    """`with Chaos(port, seed) as chaos`: chaos.port leads to `port`, and every connection breaks, by `most_bytes` at the latest."""
+    """`with Chaos(port, seed) as chaos`: chaos.port leads to `port`, and every connection breaks, by `most_bytes` at
+    the latest.
+    """
 
     def __init__(self, port: int, seed: int, most_bytes: int):
         self._target, self._random, self._most = port, random.Random(seed), most_bytes
@@ -30,7 +34,9 @@ class Chaos:
             except OSError:
                 return
             allowed = self._random.choice([0, *(self._random.randrange(self._most) for _ in range(3))])
-            threading.Thread(target=self._serve, args=(client, allowed, self._random.random() < 0.5), daemon=True).start()
+            threading.Thread(
+                target=self._serve, args=(client, allowed, self._random.random() < 0.5), daemon=True
+            ).start()
 
     def _serve(self, client: socket.socket, allowed: int, reset: bool) -> None:
         server = socket.create_connection(("127.0.0.1", self._target))
@@ -59,7 +65,7 @@ def _forward(source: socket.socket, target: socket.socket, allowed: int) -> bool
 
 
 def _shut(end: socket.socket) -> None:
-    try:
+    try:  # noqa: SIM105
         end.shutdown(socket.SHUT_RD)
     except OSError:
         pass  # it is gone already

@@ -32,7 +32,7 @@ def record(name: str, seed: int, length: int = 9) -> Encoded:
 
 def micro_batches(num: int, size: int = 2, packed: bool = False, length: int = 9) -> list[MicroBatch]:
     records = [record(f"r{i}", i, length + i % 3) for i in range(num * size)]
-    groups = [records[at:at + size] for at in range(0, len(records), size)]
+    groups = [records[at : at + size] for at in range(0, len(records), size)]
     return [collate_packed([group[:1], group[1:]], 0, 64) if packed else collate(group, 0) for group in groups]
 
 
@@ -58,10 +58,29 @@ class FakeClock:
 
 
 def settings_of(server: Server, **given) -> Endpoint:
-    return Endpoint(**{"url": server.url, "model": MODEL, "concurrency": 1, "timeout_seconds": 60.0, "max_missing": 1.0, **given})
+    return Endpoint(
+        **{"url": server.url, "model": MODEL, "concurrency": 1, "timeout_seconds": 60.0, "max_missing": 1.0, **given}
+    )
 
 
-def opened(server: Server, clock: FakeClock | None = None, *, num_records: int = 100, said: list | None = None, decode=None, top_k: int = K,
-           longest: int = 0, **given) -> EndpointTeacher:
-    return EndpointTeacher(settings_of(server, **given), top_k=top_k, vocab_size=VOCAB, num_records=num_records, longest=longest, decode=decode,
-                           say=(said if said is not None else []).append, clock=(clock or FakeClock()).clock())
+def opened(
+    server: Server,
+    clock: FakeClock | None = None,
+    *,
+    num_records: int = 100,
+    said: list | None = None,
+    decode=None,
+    top_k: int = K,
+    longest: int = 0,
+    **given,
+) -> EndpointTeacher:
+    return EndpointTeacher(
+        settings_of(server, **given),
+        top_k=top_k,
+        vocab_size=VOCAB,
+        num_records=num_records,
+        longest=longest,
+        decode=decode,
+        say=(said if said is not None else []).append,
+        clock=(clock or FakeClock()).clock(),
+    )

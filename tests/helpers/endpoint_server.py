@@ -1,7 +1,7 @@
 """An HTTP server on loopback in vLLM's form, over any function from token ids to logits; and ways for it to misbehave.
 
-A fault is a function (handler, request, answer) that sends a reply of its own, or gives False to let the right one go out. A
-`Server` takes them by the number of the request: `faults[0]` for the first completion, and so on.
+A fault is a function (handler, request, answer) that sends a reply of its own, or gives False to let the right one go
+out. A `Server` takes them by the number of the request: `faults[0]` for the first completion, and so on.
 """
 
 from __future__ import annotations
@@ -28,12 +28,18 @@ def prompt_logprobs(token_ids: list[int], logits: Tensor, k: int, decode: Callab
     for t, token in enumerate(token_ids[1:]):
         rank = int((log_probs[t] > log_probs[t, token]).sum()) + 1
         ranked = [(token, rank), *((i, r) for r, i in enumerate(best.indices[t].tolist(), 1))]
-        table.append({str(i): {"logprob": max(float(log_probs[t, i]), -9999.0), "rank": r, "decoded_token": decode(i)} for i, r in ranked})
+        table.append(
+            {
+                str(i): {"logprob": max(float(log_probs[t, i]), -9999.0), "rank": r, "decoded_token": decode(i)}
+                for i, r in ranked
+            }
+        )
     return table
 
 
 class Server:
-    """`with Server(logits_of) as server`: server.url ends with /v1. `requests` are the bodies of completions, in order of arrival.
+    """`with Server(logits_of) as server`: server.url ends with /v1. `requests` are the bodies of completions, in order
+    of arrival.
 
     Args:
         logits_of: [T, V] logits of T token ids; row t predicts token t + 1.
@@ -43,11 +49,22 @@ class Server:
         token_ids: whether the version knows return_token_ids.
     """
 
-    def __init__(self, logits_of: Callable[[list[int]], Tensor], *, faults=(), key: str | None = None, max_logprobs: int = 10**6,
-                 max_model_len: int = 4096, token_ids: bool = True, decode: Callable[[int], str] = str):
+    def __init__(
+        self,
+        logits_of: Callable[[list[int]], Tensor],
+        *,
+        faults=(),
+        key: str | None = None,
+        max_logprobs: int = 10**6,
+        max_model_len: int = 4096,
+        token_ids: bool = True,
+        decode: Callable[[int], str] = str,
+    ):
         self.logits_of, self.key, self.decode = logits_of, key, decode
         self.max_logprobs, self.max_model_len, self.token_ids = max_logprobs, max_model_len, token_ids
-        self.fault_of = faults if callable(faults) else lambda number, request: faults[number] if number < len(faults) else None
+        self.fault_of = (
+            faults if callable(faults) else lambda number, request: faults[number] if number < len(faults) else None
+        )
         self.requests: list[dict] = []
         self.headers: list[dict] = []
         self.active = self.most_active = 0
@@ -67,21 +84,42 @@ class Server:
 
     def answer(self, request: dict) -> dict:
         ids, k = request["prompt"], request["prompt_logprobs"]
-        choice = {"index": 0, "text": "?", "logprobs": None, "finish_reason": "length", "stop_reason": None,
-                  "prompt_logprobs": prompt_logprobs(ids, self.logits_of(ids), k, self.decode)}
+        choice = {
+            "index": 0,
+            "text": "?",
+            "logprobs": None,
+            "finish_reason": "length",
+            "stop_reason": None,
+            "prompt_logprobs": prompt_logprobs(ids, self.logits_of(ids), k, self.decode),
+        }
         if self.token_ids:
             choice |= {"prompt_token_ids": ids, "token_ids": [0]}
         usage = {"prompt_tokens": len(ids), "completion_tokens": 1, "total_tokens": len(ids) + 1}
-        return {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": request["model"], "choices": [choice], "usage": usage}
+        return {
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "created": 1,
+            "model": request["model"],
+            "choices": [choice],
+            "usage": usage,
+        }
 
     def refusal(self, request: dict) -> tuple[int, str] | None:
         if request["model"] != MODEL:
             return 404, f"The model `{request['model']}` does not exist."
         if request["prompt_logprobs"] > self.max_logprobs:
-            return 400, f"Requested prompt logprobs of {request['prompt_logprobs']}, which is greater than max allowed: {self.max_logprobs}"
+            return (
+                400,
+                f"Requested prompt logprobs of {request['prompt_logprobs']}, which is greater than max allowed: "
+                f"{self.max_logprobs}",
+            )
         needed = len(request["prompt"]) + request["max_tokens"]
         if needed > self.max_model_len:
-            return 400, f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {needed} tokens."
+            return (
+                400,
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested "
+                f"{needed} tokens.",
+            )
         return None
 
 
@@ -102,9 +140,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = self.server.owner
-        card = {"id": MODEL, "object": "model", "owned_by": "vllm", "root": MODEL, "max_model_len": server.max_model_len}
+        card = {
+            "id": MODEL,
+            "object": "model",
+            "owned_by": "vllm",
+            "root": MODEL,
+            "max_model_len": server.max_model_len,
+        }
         if self.allowed():
-            self.send(*(200, {"object": "list", "data": [card]}) if self.path == "/v1/models" else (404, {"detail": "Not Found"}))
+            self.send(
+                *(200, {"object": "list", "data": [card]})
+                if self.path == "/v1/models"
+                else (404, {"detail": "Not Found"})
+            )
 
     def do_POST(self) -> None:
         server = self.server.owner
@@ -166,6 +214,7 @@ def body(raw, kind: str = "application/json", code: int = 200):
 
 def changed(change: Callable[[dict], None]):
     """The right answer with a change made to choices[0]."""
+
     def send(handler, request, answer):
         change(answer["choices"][0])
         handler.send(200, answer)
@@ -198,8 +247,12 @@ def no_reply(handler, request, answer):
 
 def drip(headers: bool, pause: float, num: int):
     """A byte at a time, each soon enough for a time limit of one read."""
+
     def send(handler, request, answer):
-        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + (b"" if headers else b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n"))
+        handler.wfile.write(
+            b"HTTP/1.1 200 OK\r\n"
+            + (b"" if headers else b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+        )
         for _ in range(num):
             handler.wfile.write(b"X" if headers else b" ")
             handler.wfile.flush()

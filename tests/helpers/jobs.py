@@ -33,18 +33,30 @@ class Job:
     """The ranks of one job. `wait` returns every rank's output and raises where one failed."""
 
     def __init__(self, command: list[str], world_size: int, **environment: str):
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size),
-                   "LOCAL_WORLD_SIZE": str(world_size)}
+        address = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+        }
         self._ranks = [
-            subprocess.Popen([sys.executable, *command], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             start_new_session=True,
-                             env=plain_environment(RANK=str(rank), LOCAL_RANK=str(rank), **address, **environment))
-            for rank in range(world_size)]
+            subprocess.Popen(
+                [sys.executable, *command],
+                cwd=REPOSITORY,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=plain_environment(RANK=str(rank), LOCAL_RANK=str(rank), **address, **environment),
+            )
+            for rank in range(world_size)
+        ]
 
     def wait(self, timeout: float = 300, expect: int = 0) -> list[str]:
         """The output of each rank. `expect`: the exit code all of them must have.
 
-        A rank that is still running `timeout` seconds on, or a minute after another one ended, hangs: an AssertionError.
+        A rank that is still running `timeout` seconds on, or a minute after another one ended, hangs: an
+        AssertionError.
         """
         deadline, outputs = time.monotonic() + timeout, []
         try:
@@ -53,7 +65,9 @@ class Job:
                 deadline = min(deadline, time.monotonic() + 60)
         except subprocess.TimeoutExpired:
             self.stop()
-            raise AssertionError("a rank hangs; output:\n" + "\n".join(r.communicate()[0] for r in self._ranks)) from None
+            raise AssertionError(
+                "a rank hangs; output:\n" + "\n".join(r.communicate()[0] for r in self._ranks)
+            ) from None
         finally:
             self.stop()
         codes = [rank.returncode for rank in self._ranks]

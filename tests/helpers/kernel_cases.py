@@ -1,7 +1,7 @@
 """Inputs, an independent eager peer and the parity rule, shared by the kernel tests and the GPU suite.
 
-The rule (QuACK's): error of ours against fp64 <= 2 x error of PyTorch in the same dtype against fp64 + eps, errors taken
-relative to the size of the quantity itself, because gradients scaled by 1/N vanish beside an absolute tolerance.
+The rule (QuACK's): error of ours against fp64 <= 2 x error of PyTorch in the same dtype against fp64 + eps, errors
+taken relative to the size of the quantity itself, because gradients scaled by 1/N vanish beside an absolute tolerance.
 """
 
 from typing import NamedTuple
@@ -56,7 +56,9 @@ def peer(student, teacher, labels, weights, options):
     else:
         b = options.beta
         m = b * p + (1 - b) * q
-        d = b * (torch.xlogy(p, p) - torch.xlogy(p, m)).sum(-1) + (1 - b) * (torch.xlogy(q, q) - torch.xlogy(q, m)).sum(-1)
+        d = b * (torch.xlogy(p, p) - torch.xlogy(p, m)).sum(-1) + (1 - b) * (torch.xlogy(q, q) - torch.xlogy(q, m)).sum(
+            -1
+        )
     nll = F.cross_entropy(z, labels, reduction="none")
     hard_nll = F.cross_entropy(z, u.argmax(-1), reduction="none")
     entropy = torch.special.entr(F.softmax(u, -1)).sum(-1)
@@ -64,8 +66,10 @@ def peer(student, teacher, labels, weights, options):
     if options.entropy is not None:
         e = options.entropy
         n = ((entropy - e.h_min) / (e.h_max - e.h_min)).clamp(0, 1)
-        kd, truth, hard = (w * torch.lerp(*(torch.full_like(n, x) for x in ends), n)
-                           for w, ends in ((kd, e.kd), (truth, e.truth), (hard, e.hard)))
+        kd, truth, hard = (
+            w * torch.lerp(*(torch.full_like(n, x) for x in ends), n)
+            for w, ends in ((kd, e.kd), (truth, e.truth), (hard, e.hard))
+        )
     loss = (kd * d * t * t + truth * nll + span * nll + hard * hard_nll).sum()
     return {"loss": loss, "divergence": d, "nll": nll, "hard_nll": hard_nll, "teacher_entropy": entropy}
 
@@ -128,10 +132,13 @@ def assert_parity(case: Case, output, grad, **settings):
         # KL near 0 is a difference of numbers near 1: nothing computed in fp32 is better than this.
         floor = 1.0 if reference_row.abs().max() < 1.0 else 0.0
         assert_within(
-            getattr(output, name), theirs[name].detach() if reference_row.any() else reference_row,
-            reference_row, eps=2e-6 + floor * 1e-5, what=name,
+            getattr(output, name),
+            theirs[name].detach() if reference_row.any() else reference_row,
+            reference_row,
+            eps=2e-6 + floor * 1e-5,
+            what=name,
         )
     assert output.label_hit.equal(truth.label_hit) and output.teacher_hit.equal(truth.teacher_hit)
     for name, used, expected in zip(RowWeights._fields, output.weights, truth.weights):
-        torch.testing.assert_close(used.double(), expected, rtol=1e-5, atol=1e-6, msg=lambda m: f"weights.{name}: {m}")
+        torch.testing.assert_close(used.double(), expected, rtol=1e-5, atol=1e-6, msg=lambda m: f"weights.{name}: {m}")  # noqa: B023
     assert_within(grad, their_grad, truth_grad, what="gradient")

@@ -38,7 +38,9 @@ def draws_of(logits, num_draws, temperature=1.0, dtype=torch.float32):
     full = topk_of(logits, 1, temperature, dtype)
     width = int((counts > 0).sum(-1).max())
     return full._replace(
-        ids=ids[:, :width].int(), probs=(counts[:, :width] / num_draws).to(dtype), kind="sampled",
+        ids=ids[:, :width].int(),
+        probs=(counts[:, :width] / num_draws).to(dtype),
+        kind="sampled",
         log_tail=torch.full_like(full.log_tail, -float("inf")),
     )
 
@@ -65,7 +67,9 @@ def peer(student, teacher, labels, weights, options):
     padded = F.pad(log_q, (0, 1), value=-1e5)
     ids = torch.where(live, ids, z.shape[1])
     kept = torch.zeros_like(padded, dtype=torch.bool).scatter(1, ids, True)
-    log_q = torch.cat([padded.gather(1, ids), padded.masked_fill(kept, -1e5).logsumexp(1, keepdim=True)], 1).clamp(min=-1e4)
+    log_q = torch.cat([padded.gather(1, ids), padded.masked_fill(kept, -1e5).logsumexp(1, keepdim=True)], 1).clamp(
+        min=-1e4
+    )
     log_p = torch.cat([teacher.probs.to(wide).log(), teacher.log_tail.to(wide)[:, None]], 1).clamp(min=-1e4)
     q, p = log_q.exp(), log_p.exp()
     if teacher.kind == "sampled":
@@ -77,7 +81,9 @@ def peer(student, teacher, labels, weights, options):
     else:
         b = options.beta
         m = b * p + (1 - b) * q
-        d = b * (torch.xlogy(p, p) - torch.xlogy(p, m)).sum(-1) + (1 - b) * (torch.xlogy(q, q) - torch.xlogy(q, m)).sum(-1)
+        d = b * (torch.xlogy(p, p) - torch.xlogy(p, m)).sum(-1) + (1 - b) * (torch.xlogy(q, q) - torch.xlogy(q, m)).sum(
+            -1
+        )
     nll = F.cross_entropy(z, labels, reduction="none")
     hard_nll = F.cross_entropy(z, teacher.argmax.long(), reduction="none")
     entropy = teacher.entropy.to(wide)
@@ -85,8 +91,10 @@ def peer(student, teacher, labels, weights, options):
     if options.entropy is not None:
         e = options.entropy
         n = ((entropy - e.h_min) / (e.h_max - e.h_min)).clamp(0, 1)
-        kd, truth, hard = (w * torch.lerp(*(torch.full_like(n, x) for x in ends), n)
-                           for w, ends in ((kd, e.kd), (truth, e.truth), (hard, e.hard)))
+        kd, truth, hard = (
+            w * torch.lerp(*(torch.full_like(n, x) for x in ends), n)
+            for w, ends in ((kd, e.kd), (truth, e.truth), (hard, e.hard))
+        )
     loss = (kd * d * t * t + truth * nll + span * nll + hard * hard_nll).sum()
     return {"loss": loss, "divergence": d, "nll": nll, "hard_nll": hard_nll, "teacher_entropy": entropy}
 
@@ -127,5 +135,5 @@ def assert_parity(case: SparseCase, output, grad, **settings):
         assert_within(getattr(output, name), their_row, true_row, eps=2e-6 + floor, what=name)
     assert output.label_hit.equal(truth.label_hit) and output.teacher_hit.equal(truth.teacher_hit)
     for name, used, expected in zip(RowWeights._fields, output.weights, truth.weights):
-        torch.testing.assert_close(used.double(), expected, rtol=1e-5, atol=1e-6, msg=lambda m: f"weights.{name}: {m}")
+        torch.testing.assert_close(used.double(), expected, rtol=1e-5, atol=1e-6, msg=lambda m: f"weights.{name}: {m}")  # noqa: B023
     assert_within(grad, their_grad, truth_grad, what="gradient")

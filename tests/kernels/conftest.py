@@ -1,4 +1,6 @@
-"""Without a GPU the Triton kernels run in the interpreter, which has to be asked for before triton is first imported."""
+"""Without a GPU the Triton kernels run in the interpreter, which has to be asked for before triton is first
+imported.
+"""
 
 import os
 import sys
@@ -9,7 +11,9 @@ import torch
 
 if not torch.cuda.is_available():
     if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError("triton was imported without TRITON_INTERPRET=1: set it in tests/conftest.py, before imports")
+        raise RuntimeError(
+            "triton was imported without TRITON_INTERPRET=1: set it in tests/conftest.py, before imports"
+        )
     os.environ["TRITON_INTERPRET"] = "1"
 
 
@@ -46,7 +50,9 @@ def addresses_checked(monkeypatch):
             used = pointers.data[rest[mask_at].data.astype(bool)]
             if used.size:
                 first, last = int(used.min()), int(used.max())
-                assert any(start <= first and last < end for start, end in mine), f"addresses {first:#x} to {last:#x} are in no argument"
+                assert any(start <= first and last < end for start, end in mine), (
+                    f"addresses {first:#x} to {last:#x} are in no argument"
+                )
             return access(self, pointers, *rest)
 
         return wrapper

@@ -8,7 +8,9 @@ from helpers import sparse_cases
 from helpers.kernel_cases import make_case, options_for
 from kernels.fused import dense, sparse
 
-STRIDE = 2**30 + 64  # the third row starts past 2^31 elements, of which a 32-bit product of row and stride knows nothing
+STRIDE = (
+    2**30 + 64
+)  # the third row starts past 2^31 elements, of which a 32-bit product of row and stride knows nothing
 
 
 @pytest.fixture
@@ -47,6 +49,8 @@ def test_past_two_to_the_31(form, far_apart):
         expected = dense.dense_rows(*case, options, expected_grad, form=form)
         far = case._replace(student=student.copy_(case.student), teacher=teacher.copy_(case.teacher))
         output = dense.dense_rows(*far, options, grad, form=form)
-    assert output.loss.equal(expected.loss) and output.divergence.equal(expected.divergence) and grad.equal(expected_grad)
+    assert (
+        output.loss.equal(expected.loss) and output.divergence.equal(expected.divergence) and grad.equal(expected_grad)
+    )
     inplace = (sparse.sparse_rows if form == "sparse" else dense.dense_rows)(*far, options, far.student)
     assert inplace.loss.equal(expected.loss) and far.student.equal(expected_grad)

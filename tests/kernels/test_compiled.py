@@ -1,4 +1,5 @@
-"""torch.compile(fullgraph=True) around the public functions: the numbers and gradients of eager mode, every kind of call.
+"""torch.compile(fullgraph=True) around the public functions: the numbers and gradients of eager mode, every kind of
+call.
 
 The backend is aot_eager: tracing, shapes and autograd formulas are what is ours, not the code that inductor writes.
 """
@@ -71,8 +72,16 @@ def both_ways(model, call, upstream, **kwargs):
 
 @pytest.mark.parametrize(
     "form, kind",
-    [("dense", "logits"), ("dense", None), ("sparse", "topk"), ("sparse", "sampled"), ("linear", "dense"),
-     ("linear", "topk"), ("linear", "sampled"), ("linear", None)],
+    [
+        ("dense", "logits"),
+        ("dense", None),
+        ("sparse", "topk"),
+        ("sparse", "sampled"),
+        ("linear", "dense"),
+        ("linear", "topk"),
+        ("linear", "sampled"),
+        ("linear", None),
+    ],
 )
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_equals_eager(form, kind, impl):
@@ -101,8 +110,12 @@ def test_another_number_of_rows():
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     for num_rows in (5, 3, 4):
         hidden, teacher, labels, weights = make_call("dense")
-        part = (hidden[:num_rows].detach().requires_grad_(), teacher._replace(hidden=teacher.hidden[:num_rows]),
-                labels[:num_rows], RowWeights(*(w[:num_rows] for w in weights)))
+        part = (
+            hidden[:num_rows].detach().requires_grad_(),
+            teacher._replace(hidden=teacher.hidden[:num_rows]),
+            labels[:num_rows],
+            RowWeights(*(w[:num_rows] for w in weights)),
+        )
         output = compiled(*part)
         output.loss.backward()
         torch.testing.assert_close(output.loss, model(*part).loss)
@@ -149,7 +162,9 @@ def test_mistakes_are_still_named():
 
 
 def test_the_operators_keep_their_promises():
-    """torch's own checks: schema, no aliasing of inputs or outputs, shapes under fake tensors, autograd registration."""
+    """torch's own checks: schema, no aliasing of inputs or outputs, shapes under fake tensors, autograd
+    registration.
+    """
     from kernels import ops
 
     hidden, teacher, labels, weights = make_call("topk")

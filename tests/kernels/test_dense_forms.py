@@ -1,8 +1,8 @@
 """The forms with several programs a row, and the choice between forms.
 
 The interpreter runs the streamed form as it is: its programs wait only for turns taken before their own, so one program
-after another is a valid order, and an order that was not would hang here. The cooperative form is run with one part a row,
-where its exchange is trivial: what it computes is tested, how it waits is for tests/gpu/test_cooperative_gpu.py.
+after another is a valid order, and an order that was not would hang here. The cooperative form is run with one part a
+row, where its exchange is trivial: what it computes is tested, how it waits is for tests/gpu/test_cooperative_gpu.py.
 """
 
 import pytest
@@ -54,7 +54,9 @@ def test_equals_the_row_form(form, tiles):
         case = make_case(4, width, vocab=vocab)
         case.student[:, vocab:], case.teacher[:, vocab:] = 50.0, 60.0
         kd, truth, span, hard = case.weights
-        alone = (RowWeights(kd=kd), RowWeights(hard=hard), RowWeights(truth=truth), RowWeights()) if vocab == 299 else ()
+        alone = (
+            (RowWeights(kd=kd), RowWeights(hard=hard), RowWeights(truth=truth), RowWeights()) if vocab == 299 else ()
+        )
         for weights in (case.weights, *alone):
             one = case._replace(weights=weights)
             expected, expected_grad = run(one, "row", temperature=2.0, vocab_size=vocab)
@@ -112,21 +114,34 @@ def test_the_teachers_choice_in_column_0_and_parts_of_nothing(form, tiles):
 @pytest.mark.parametrize("value", [-65504.0, -float("inf")], ids=["the least number", "-inf"])
 @pytest.mark.parametrize("side", ["teacher", "student"])
 def test_rows_of_fp16_with_nothing_above_its_least_number(side, value, form, tiles):
-    """What lies past the vocabulary is not a part of them, though fp16 has no number below theirs: as in fp32. No finite gradient
-    where there is no distribution."""
+    """What lies past the vocabulary is not a part of them, though fp16 has no number below theirs: as in fp32. No
+    finite gradient where there is no distribution."""
     case = make_case(4, 40, vocab=33, dtype=torch.float16)
     getattr(case, side)[:2] = value
     settings = dict(temperature=2.0, vocab_size=33)
     grad = torch.empty(case.student.shape)
     output, _ = run(case, form, grad=grad, **settings)
-    expected, expected_grad = run(case._replace(student=case.student.float(), teacher=case.teacher.float()), "row", **settings)
+    expected, expected_grad = run(
+        case._replace(student=case.student.float(), teacher=case.teacher.float()), "row", **settings
+    )
     for name, row in expected._asdict().items():
         if name != "hard_nll":  # of a teacher without a choice it is of any token, and the loss is NaN
-            torch.testing.assert_close(getattr(output, name), row, equal_nan=True, rtol=1e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(
+                getattr(output, name),
+                row,
+                equal_nan=True,
+                rtol=1e-5,
+                atol=1e-5,
+                msg=lambda m: f"{name}: {m}",  # noqa: B023
+            )
     torch.testing.assert_close(grad, expected_grad, equal_nan=True, rtol=1e-4, atol=1e-6)
     assert grad[2:].isfinite().all() and grad[:2, :33].isnan().all() == (value == -float("inf"))
-    reference = distill_loss(*case._replace(student=case.student.double(), teacher=case.teacher.double()), **settings, impl="reference")
-    torch.testing.assert_close(output.teacher_entropy.double(), reference.teacher_entropy.double(), equal_nan=True, rtol=1e-5, atol=1e-5)
+    reference = distill_loss(
+        *case._replace(student=case.student.double(), teacher=case.teacher.double()), **settings, impl="reference"
+    )
+    torch.testing.assert_close(
+        output.teacher_entropy.double(), reference.teacher_entropy.double(), equal_nan=True, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
@@ -143,17 +158,30 @@ def test_labels_and_ties(form, tiles):
 
 
 @triton.jit
-def _exchange_kernel(student, teacher, partials, out, label, vocab, inv_t, BLOCK: tl.constexpr, GROUP: tl.constexpr, NUM_PARTS: tl.constexpr):
+def _exchange_kernel(
+    student,
+    teacher,
+    partials,
+    out,
+    label,
+    vocab,
+    inv_t,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+):
     """What the programs of a cooperative row do, one after another, as far as the row's statistics and divergence."""
     offsets = tile_columns(BLOCK, GROUP)
-    for part in range(0, tl.cdiv(vocab, BLOCK)):
+    for part in range(tl.cdiv(vocab, BLOCK)):
         start = part * BLOCK
         stop = tl.minimum(start + BLOCK, vocab)
         keep = start + offsets < stop
         z = widened(tl.load(student + start + offsets, mask=keep, other=padding_of(student)), keep)
         u = widened(tl.load(teacher + start + offsets, mask=keep, other=padding_of(teacher)), keep)
         stats = whole_part(z, u, start, inv_t, 0, True, True, BLOCK, GROUP)
-        stats = measure(stats, student, teacher, start, stop, label, inv_t, FORWARD_KL, 0, True, True, True, BLOCK, GROUP)
+        stats = measure(
+            stats, student, teacher, start, stop, label, inv_t, FORWARD_KL, 0, True, True, True, BLOCK, GROUP
+        )
         publish(stats, partials + part, NUM_PARTS)
     stats = merge_parts(partials, tl.cdiv(vocab, BLOCK), inv_t, FORWARD_KL, 0, NUM_PARTS)
     divergence, _ = row_divergence(student, teacher, stats, vocab, inv_t, 0.0, FORWARD_KL, BLOCK, GROUP)
@@ -181,7 +209,16 @@ def test_several_parts_of_a_cooperative_row(dtype):
     for row in range(5):
         partials = torch.empty(NUM_STATS.value, 4)
         _exchange_kernel[(1,)](
-            case.student[row], case.teacher[row], partials, found[row], int(labels[row]), 600, 0.5, BLOCK=256, GROUP=8, NUM_PARTS=4
+            case.student[row],
+            case.teacher[row],
+            partials,
+            found[row],
+            int(labels[row]),
+            600,
+            0.5,
+            BLOCK=256,
+            GROUP=8,
+            NUM_PARTS=4,
         )
     for column, rows in enumerate((expected.divergence, expected.teacher_entropy, expected.nll, expected.hard_nll)):
         torch.testing.assert_close(found[:, column], rows, rtol=1e-5, atol=1e-5)
@@ -272,7 +309,10 @@ def test_refusal_falls_back_once_with_a_warning(monkeypatch):
     assert sum("does not fit" in str(warning.message) for warning in caught) == 1
 
     narrow = make_case(3, 299)  # its last group of columns would reach into the next row
-    with pytest.warns(UserWarning, match="the cooperative dense kernel does not fit .the last 4 columns reach past a row of 299 and 299"):
+    with pytest.warns(
+        UserWarning,
+        match="the cooperative dense kernel does not fit .the last 4 columns reach past a row of 299 and 299",
+    ):
         output, grad = run(narrow, "cooperative")
     assert grad.equal(run(narrow, "row")[1])
 

@@ -1,4 +1,6 @@
-"""Rows and calls at the limits: saturation, masks, ties, bad labels, no rows, scaling, memory that is not contiguous."""
+"""Rows and calls at the limits: saturation, masks, ties, bad labels, no rows, scaling, memory that is not
+contiguous.
+"""
 
 import pytest
 import torch
@@ -75,7 +77,9 @@ def test_equal_models_and_shifted_rows(divergence, beta, impl):
 
     shift = torch.tensor([[8.0], [-16.0], [32.0], [0.0]])
     output, grad = run_ours(case, impl, **settings)
-    moved, moved_grad = run_ours(case._replace(student=case.student + shift, teacher=case.teacher - shift), impl, **settings)
+    moved, moved_grad = run_ours(
+        case._replace(student=case.student + shift, teacher=case.teacher - shift), impl, **settings
+    )
     torch.testing.assert_close(moved.loss, output.loss, rtol=1e-4, atol=0)
     torch.testing.assert_close(moved_grad, grad, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(grad.sum(1), torch.zeros(4), atol=2e-6 * float(grad.abs().max()) * 130, rtol=0)
@@ -106,7 +110,9 @@ def test_ties_go_to_the_lowest_index(impl):
 
 @both
 def test_labels(impl):
-    """-100 without truth or span weight is a plain row; every other stranger turns its own row, and no other, to NaN."""
+    """-100 without truth or span weight is a plain row; every other stranger turns its own row, and no other, to
+    NaN.
+    """
     kd = torch.ones(6)
     truth = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0, 0.0])
     labels = torch.tensor([-100, -100, 40, 3, -1, 10**10])
@@ -128,7 +134,9 @@ def test_no_weight_and_no_rows(impl):
     output, grad = run_ours(case._replace(weights=RowWeights(*torch.zeros(4, 3))), impl)
     assert output.loss == 0 and (grad == 0).all() and output.divergence.all()
     empty = case._replace(
-        student=torch.zeros(0, 40), teacher=torch.zeros(0, 40), labels=case.labels[:0],
+        student=torch.zeros(0, 40),
+        teacher=torch.zeros(0, 40),
+        labels=case.labels[:0],
         weights=RowWeights(*torch.zeros(4, 0)),
     )
     student = empty.student.requires_grad_()

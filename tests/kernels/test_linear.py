@@ -66,12 +66,19 @@ def test_gradients_of_all_three(divergence, beta, chunk_rows, impl):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("vocab", VOCABULARIES[:6] + tuple(pytest.param(v, marks=pytest.mark.slow) for v in VOCABULARIES[6:]))
+@pytest.mark.parametrize(
+    "vocab", VOCABULARIES[:6] + tuple(pytest.param(v, marks=pytest.mark.slow) for v in VOCABULARIES[6:])
+)
 def test_vocabularies(vocab, dtype):
     """By the kernel, but for bf16: here it writes bf16 logits' gradients, which the interpreter truncates."""
     place = VOCABULARIES.index(vocab)
     divergence, beta = DIVERGENCES[place % 3]
-    settings = dict(divergence=divergence, beta=beta, temperature=(0.5, 1.0, 2.0, 3.7, 4.0)[place % 5], entropy=(None, ENTROPY)[place % 2])
+    settings = dict(
+        divergence=divergence,
+        beta=beta,
+        temperature=(0.5, 1.0, 2.0, 3.7, 4.0)[place % 5],
+        entropy=(None, ENTROPY)[place % 2],
+    )
     impl = "reference" if dtype == torch.bfloat16 else "triton"
     # One chunk: BLAS sums 151936 columns 30 times less exactly for 3 rows than for 7, and the peer has 7.
     check(make_parts(dtype, width=vocab, vocab=vocab), settings, impl=impl)
@@ -166,8 +173,16 @@ def test_tied_embedding_adds_both_gradients():
     logits = plain_logits(leaf[tokens], head._replace(weight=leaf))
     teacher = rest[0]
     others = plain_logits(teacher.hidden.double(), teacher.head._replace(weight=teacher.head.weight.double()))
-    options = resolve_options(leaf.device, (V, V), temperature=1.0, divergence="forward_kl", beta=None, entropy=None,
-                              vocab_size=None, grad_scale=1.0)
+    options = resolve_options(
+        leaf.device,
+        (V, V),
+        temperature=1.0,
+        divergence="forward_kl",
+        beta=None,
+        entropy=None,
+        vocab_size=None,
+        grad_scale=1.0,
+    )
     definition(logits, others, *rest[1:], options).loss.backward()
     torch.testing.assert_close(table.grad.double(), leaf.grad, rtol=1e-4, atol=1e-5)
 

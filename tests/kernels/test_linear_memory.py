@@ -59,7 +59,9 @@ def compare(*sizes):  # rows, hidden width, vocabulary, chunk_rows (0: the defau
 
 
 def test_an_eighth_of_eager():
-    """Sizes at which the eager form takes a GiB, in a few seconds; chunks are as small a part of them as of real ones."""
+    """Sizes at which the eager form takes a GiB, in a few seconds; chunks are as small a part of them as of real
+    ones.
+    """
     compare(2048, 32, 16000, 64)
 
 

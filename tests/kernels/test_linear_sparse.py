@@ -1,4 +1,6 @@
-"""linear_distill_loss with a sparse teacher: every gradient, in every chunking; and how the weight's gradient is summed."""
+"""linear_distill_loss with a sparse teacher: every gradient, in every chunking; and how the weight's gradient is
+summed.
+"""
 
 import pytest
 import torch

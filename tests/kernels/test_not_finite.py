@@ -1,4 +1,6 @@
-"""A NaN goes in, a NaN comes out: in the row's reports and gradient, where the finite gate sees it, and in no other row."""
+"""A NaN goes in, a NaN comes out: in the row's reports and gradient, where the finite gate sees it, and in no other
+row.
+"""
 
 import pytest
 import torch
@@ -55,7 +57,9 @@ def test_teacher_logits_where_programs_share_a_row(form, monkeypatch):
     case = case._replace(teacher=spoiled(case.teacher), weights=RowWeights(*torch.ones(4, 5)))
     grad = torch.empty_like(case.student)
     output = dense.dense_rows(*case, options_for(case), grad, form=form)
-    assert_bad_rows(output._replace(loss=output.loss.sum()), grad, output.divergence, output.teacher_entropy, output.loss)
+    assert_bad_rows(
+        output._replace(loss=output.loss.sum()), grad, output.divergence, output.teacher_entropy, output.loss
+    )
 
 
 @both
@@ -77,7 +81,9 @@ def test_student_logits_with_a_sparse_teacher(divergence, beta, impl):
 
 
 @both
-@pytest.mark.parametrize("kind, divergence, beta", [("topk", *d) for d in DIVERGENCES] + [("sampled", "forward_kl", None)])
+@pytest.mark.parametrize(
+    "kind, divergence, beta", [("topk", *d) for d in DIVERGENCES] + [("sampled", "forward_kl", None)]
+)
 def test_probabilities_of_a_sparse_teacher(kind, divergence, beta, impl):
     case, _ = make_sparse(5, 199, 6, kind=kind)
     probs = case.teacher.probs.clone()

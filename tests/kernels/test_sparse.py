@@ -40,9 +40,12 @@ def test_fp32(divergence, beta, temperature, entropy, impl, narrow_slots):
     assert_parity(case, *run_ours(case, impl, **settings), **settings)
 
 
-# K = 1: one token and the rest; 15, 16: the rest's bucket inside and outside the first turn of narrow_slots; V: no rest.
+# K = 1: one token and the rest; 15, 16: the rest's bucket inside and outside the first turn of narrow_slots; V: no
+# rest.
 @both
-@pytest.mark.parametrize("width, k", [(2, 1), (127, 1), (127, 8), (128, 15), (64, 16), (127, 127), (1000, 64), (1000, 512)])
+@pytest.mark.parametrize(
+    "width, k", [(2, 1), (127, 1), (127, 8), (128, 15), (64, 16), (127, 127), (1000, 64), (1000, 512)]
+)
 def test_widths(width, k, impl, narrow_slots):
     for divergence, beta in DIVERGENCES if k < 512 else DIVERGENCES[-1:]:
         case, _ = make_sparse(3, width, k, 2.0)
@@ -91,7 +94,9 @@ def test_slots_in_any_layout(kind, impl):
     """Column by column in memory, as a transposition leaves them."""
     case, _ = make_sparse(6, 150, 12, 2.0, kind=kind)
     expected, expected_grad = run_ours(case, impl, temperature=2.0)
-    teacher = case.teacher._replace(ids=case.teacher.ids.t().contiguous().t(), probs=case.teacher.probs.t().contiguous().t())
+    teacher = case.teacher._replace(
+        ids=case.teacher.ids.t().contiguous().t(), probs=case.teacher.probs.t().contiguous().t()
+    )
     assert not teacher.ids.is_contiguous()
     output, grad = run_ours(case._replace(teacher=teacher), impl, temperature=2.0)
     assert grad.equal(expected_grad) and output.divergence.equal(expected.divergence)
@@ -108,7 +113,7 @@ def test_every_token_kept_equals_dense(divergence, beta, impl, narrow_slots):
     (expected_grad,) = torch.autograd.grad(expected.loss, student)
     output, grad = run_ours(case, **settings)
     for name, row in expected._asdict().items():
-        torch.testing.assert_close(getattr(output, name), row, rtol=2e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(getattr(output, name), row, rtol=2e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")  # noqa: B023
     torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
 
 
@@ -169,7 +174,9 @@ def test_a_sampled_teacher_is_unbiased(temperature):
     kd = RowWeights(kd=torch.ones(repeats))
     many = draws_of(dense.teacher.expand(repeats, -1), draws, temperature)
     student = dense.student.expand(repeats, -1).clone().requires_grad_()
-    output = sparse_distill_loss(student, many, dense.labels.expand(repeats), kd, temperature=temperature, impl="reference")
+    output = sparse_distill_loss(
+        student, many, dense.labels.expand(repeats), kd, temperature=temperature, impl="reference"
+    )
     (grad,) = torch.autograd.grad(output.loss, student)
     one = dense.student.clone().requires_grad_()
     settings = dict(temperature=temperature, impl="reference")
@@ -190,11 +197,18 @@ def test_the_kernel_docstrings_example():
     student = torch.tensor([[log2, 0.0, 0.0]], requires_grad=True)
     zero = torch.zeros(1)
     topk = SparseTeacher(
-        torch.tensor([[0]], dtype=torch.int32), torch.tensor([[0.75]]), torch.tensor([0.25]).log(), zero, zero,
-        torch.tensor([0]), "topk",
+        torch.tensor([[0]], dtype=torch.int32),
+        torch.tensor([[0.75]]),
+        torch.tensor([0.25]).log(),
+        zero,
+        zero,
+        torch.tensor([0]),
+        "topk",
     )
     sampled = topk._replace(
-        ids=torch.tensor([[0, 1]], dtype=torch.int32), probs=torch.tensor([[0.75, 0.25]]), entropy_t=torch.tensor([0.6]),
+        ids=torch.tensor([[0, 1]], dtype=torch.int32),
+        probs=torch.tensor([[0.75, 0.25]]),
+        entropy_t=torch.tensor([0.6]),
         kind="sampled",
     )
     for teacher, divergence, value, gradient in (

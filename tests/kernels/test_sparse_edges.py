@@ -1,4 +1,6 @@
-"""Sparse rows and calls at the limits: slots that are empty, wrong or in any order, tails, saturation, scaling, memory."""
+"""Sparse rows and calls at the limits: slots that are empty, wrong or in any order, tails, saturation, scaling,
+memory.
+"""
 
 import pytest
 import torch
@@ -72,7 +74,9 @@ def test_an_argmax_out_of_range_matters_where_it_has_weight(impl):
 
 @both
 def test_labels(impl):
-    """-100 without truth or span weight is a plain row; every other stranger turns its own row, and no other, to NaN."""
+    """-100 without truth or span weight is a plain row; every other stranger turns its own row, and no other, to
+    NaN.
+    """
     case, _ = make_sparse(6, 50, 5, vocab=40)
     truth = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0, 0.0])
     labels = torch.tensor([-100, -100, 40, 3, -1, 10**10])
@@ -99,7 +103,9 @@ def test_one_hot_teacher_is_cross_entropy(k, impl):
 @both
 @each_divergence
 def test_a_teacher_with_no_tail_still_holds_the_student_to_it(divergence, beta, impl):
-    """log_tail = -inf is a bucket of probability 0, not no bucket: mass that escapes there costs, and is pulled back."""
+    """log_tail = -inf is a bucket of probability 0, not no bucket: mass that escapes there costs, and is pulled
+    back.
+    """
     case, dense = make_sparse(4, 60, 5, 2.0)
     masked = dense.teacher.clone()
     masked.scatter_(1, masked.topk(5).indices, 0.0)
@@ -134,7 +140,9 @@ def test_saturated_rows(size, divergence, beta, impl):
 
 @both
 def test_a_tiny_tail_of_the_student_is_not_rounded_away(impl):
-    """A rest of e^-40: 1 - sum is 0 in fp32 and fp64, the log-sum-exp is right, and its columns keep their proportions."""
+    """A rest of e^-40: 1 - sum is 0 in fp32 and fp64, the log-sum-exp is right, and its columns keep their
+    proportions.
+    """
     student = torch.full((1, 50), -40.0) + torch.linspace(0, 2, 50)
     student[0, :2] = 4.0
     teacher = torch.zeros(1, 50)
@@ -215,7 +223,9 @@ def test_no_weight_and_no_rows(impl):
     output, grad = run_ours(case._replace(weights=RowWeights(*torch.zeros(4, 3))), impl)
     assert output.loss == 0 and (grad == 0).all() and output.divergence.all()
     empty = SparseCase(
-        torch.zeros(0, 40), SparseTeacher(*(t[:0] for t in case.teacher[:-1]), "topk"), case.labels[:0],
+        torch.zeros(0, 40),
+        SparseTeacher(*(t[:0] for t in case.teacher[:-1]), "topk"),
+        case.labels[:0],
         RowWeights(*torch.zeros(4, 0)),
     )
     output, grad = run_ours(empty, impl, entropy=ENTROPY)
@@ -280,8 +290,12 @@ def test_tensor_scalars_equal_numbers(impl):
 def test_a_signal_in_sixteen_bits():
     """Whatever a cache hands over is read in fp32."""
     case, _ = make_sparse(4, 60, 6, 2.0)
-    short = case._replace(teacher=SparseTeacher(*(t.half() if t.is_floating_point() else t for t in case.teacher[:-1]), "topk"))
-    long = case._replace(teacher=SparseTeacher(*(t.float() if t.is_floating_point() else t for t in short.teacher[:-1]), "topk"))
+    short = case._replace(
+        teacher=SparseTeacher(*(t.half() if t.is_floating_point() else t for t in case.teacher[:-1]), "topk")
+    )
+    long = case._replace(
+        teacher=SparseTeacher(*(t.float() if t.is_floating_point() else t for t in short.teacher[:-1]), "topk")
+    )
     for impl in ("reference", "triton"):
         (a, grad_a), (b, grad_b) = (run_ours(c, impl, temperature=2.0) for c in (short, long))
         assert a.loss.equal(b.loss) and grad_a.equal(grad_b)

@@ -23,7 +23,9 @@ TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
 
 
 def make_teacher(dtype=torch.float32, spread=1.0, width=V):
-    return torch.randn(N, H).to(dtype), Head((spread * torch.randn(width, H)).to(dtype), torch.randn(width).to(dtype), scale=0.7)
+    return torch.randn(N, H).to(dtype), Head(
+        (spread * torch.randn(width, H)).to(dtype), torch.randn(width).to(dtype), scale=0.7
+    )
 
 
 def logits_of(hidden, head, dtype=torch.float64):
@@ -38,14 +40,22 @@ def test_topk_in_every_chunking(k, chunk_rows):
     logits = logits_of(hidden, head)
     assert signal.ids.dtype == torch.int32 and signal.argmax.equal(logits.argmax(-1).int())
     assert signal.ids.equal(logits.topk(k).indices.int())
-    torch.testing.assert_close(signal.log_probs.double(), torch.log_softmax(logits, -1).topk(k).values, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        signal.log_probs.double(), torch.log_softmax(logits, -1).topk(k).values, rtol=0, atol=1e-5
+    )
     for index, temperature in enumerate(TEMPERATURES):
         expected = topk_of(logits, k, temperature, torch.float64)
         found = sparse_teacher(signal, temperature)
         assert found.kind == "topk" and found.ids.equal(expected.ids) and found.argmax.equal(expected.argmax)
         for name in ("probs", "log_tail", "entropy", "entropy_t"):
             ours, theirs = getattr(found, name).double(), getattr(expected, name)
-            torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5, msg=lambda m: f"{name} at {temperature}: {m}")
+            torch.testing.assert_close(
+                ours,
+                theirs,
+                rtol=2e-5,
+                atol=2e-5,
+                msg=lambda m: f"{name} at {temperature}: {m}",  # noqa: B023
+            )
         torch.testing.assert_close(signal.log_probs_t[index].exp(), found.probs)
         # What a cache keeps is enough: log-probabilities at T = 1 and the tail's mass at T.
         powers = signal.log_probs.double().div(temperature).softmax(-1)
@@ -64,7 +74,9 @@ def test_tails_near_nothing_and_near_everything():
     kept = torch.log_softmax(torch.cat([weight, weight[1:]]).double().T, -1)[0, 0].exp()
     torch.testing.assert_close(unsure.log_tail.exp().double(), kept[None, None], rtol=1e-5, atol=0)
     flat = teacher_topk(torch.ones(1, 1), Head(torch.zeros(1_000_000, 1)), 1)
-    torch.testing.assert_close(flat.log_tail[0].double(), torch.tensor([math.log1p(-1e-6)], dtype=torch.float64), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        flat.log_tail[0].double(), torch.tensor([math.log1p(-1e-6)], dtype=torch.float64), rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -99,7 +111,9 @@ def test_ties_and_padding():
 def test_masked_tokens_are_empty_slots():
     head = Head(torch.zeros(20, 1), torch.full((20,), -float("inf")).index_fill(0, torch.tensor([4, 7]), 0.0))
     teacher = sparse_teacher(teacher_topk(torch.ones(1, 1), head, 5), 1.0)
-    assert teacher.probs[0].tolist() == pytest.approx([0.5, 0.5, 0, 0, 0]) and teacher.log_tail.tolist() == [-float("inf")]
+    assert teacher.probs[0].tolist() == pytest.approx([0.5, 0.5, 0, 0, 0]) and teacher.log_tail.tolist() == [
+        -float("inf")
+    ]
     assert teacher.entropy.item() == pytest.approx(math.log(2))
     samples = teacher_sample(torch.ones(1, 1), head, 9, (1.0,), torch.tensor([3]))
     assert set(samples.ids.flatten().tolist()) == {4, 7, -1}
@@ -117,7 +131,7 @@ def test_the_loss_of_the_signal_is_the_loss_of_the_teacher():
         for call, signal in ((sparse_distill_loss, teacher), (distill_loss, logits))
     )
     for name, row in dense._asdict().items():
-        torch.testing.assert_close(getattr(ours, name), row, rtol=2e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(getattr(ours, name), row, rtol=2e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")  # noqa: B023
 
 
 @pytest.mark.parametrize("num_draws", [1, 50])
@@ -132,7 +146,11 @@ def test_samples_are_counts_of_distinct_tokens(num_draws):
             ids, counts = signal.ids[index, row], signal.counts[index, row]
             used = ids != -1
             tokens = ids[used].tolist()
-            assert len(set(tokens)) == len(tokens) and tokens[0] == logits[row].argmax() and sorted(tokens[1:]) == tokens[1:]
+            assert (
+                len(set(tokens)) == len(tokens)
+                and tokens[0] == logits[row].argmax()
+                and sorted(tokens[1:]) == tokens[1:]
+            )
             assert counts.sum() == num_draws and (counts[~used] == 0).all() and (counts[1:][used[1:]] > 0).all()
             # Systematic resampling: no count is a whole draw away from its expectation.
             whole = torch.zeros(V, dtype=torch.float64).index_add_(0, ids[used].long(), counts[used].double())
@@ -141,7 +159,9 @@ def test_samples_are_counts_of_distinct_tokens(num_draws):
         assert teacher.kind == "sampled"
         torch.testing.assert_close(teacher.probs.sum(-1), torch.ones(N))
         torch.testing.assert_close(teacher.entropy_t.double(), torch.special.entr(p).sum(-1), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(teacher.entropy.double(), torch.special.entr(torch.softmax(logits, -1)).sum(-1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            teacher.entropy.double(), torch.special.entr(torch.softmax(logits, -1)).sum(-1), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_draws_depend_on_seed_and_temperature_alone():
@@ -155,7 +175,7 @@ def test_draws_depend_on_seed_and_temperature_alone():
     # The hash is splitmix64 and the uniform its top 53 bits: held to a value so that caches stay reproducible.
     assert topk._mix(torch.tensor([0])).item() & (2**64 - 1) == 0xE220A8397B1DCDAF
     uniform = topk._uniform(torch.arange(20000), 1.0)
-    assert 0 <= uniform.min() and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.01
+    assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.01
     assert abs((uniform[1:] * uniform[:-1]).mean() - 0.25) < 0.01
 
 
@@ -169,14 +189,18 @@ def test_the_largest_uniform_number_is_below_one(monkeypatch):
 
 
 def test_draws_are_unbiased_and_so_is_their_gradient():
-    """Each count's mean over seeds is num_draws * p within 5 standard errors; then the loss's gradient is the dense one."""
+    """Each count's mean over seeds is num_draws * p within 5 standard errors; then the loss's gradient is the dense
+    one.
+    """
     repeats = 4000
     hidden, head = make_teacher(spread=0.6, width=25)
     signal = teacher_sample(hidden[:1].expand(repeats, -1), head, 6, (2.0,), torch.arange(repeats))
     logits = logits_of(hidden[:1], head, torch.float32)
     p = torch.softmax(logits / 2, -1)[0]
     used = signal.ids[0] != -1
-    counts = torch.zeros(repeats, 26).scatter_add_(1, torch.where(used, signal.ids[0], 25).long(), signal.counts[0].float())
+    counts = torch.zeros(repeats, 26).scatter_add_(
+        1, torch.where(used, signal.ids[0], 25).long(), signal.counts[0].float()
+    )
     error = (counts[:, :25].mean(0) - 6 * p).abs()
     assert (error <= 5 * counts[:, :25].std(0) / repeats**0.5 + 1e-5).all()
     student = torch.randn(1, 25)

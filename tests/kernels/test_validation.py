@@ -97,7 +97,9 @@ def in_a_fresh_process(code):
 
 
 def test_imports_only_torch_and_lives_without_triton():
-    """The losses know nothing of kd, DeepSpeed or transformers; without triton the reference works and says what is off."""
+    """The losses know nothing of kd, DeepSpeed or transformers; without triton the reference works and says what is
+    off.
+    """
     done = in_a_fresh_process(
         "import sys; sys.modules['triton'] = None\n"
         "import torch, kernels\n"
@@ -117,7 +119,8 @@ def test_only_a_missing_triton_is_reported_as_one():
         "import os; os.environ['TRITON_INTERPRET'] = '1'\n"
         "import sys; sys.modules['kernels.fused.slots'] = None\n"
         "import torch, kernels\n"
-        "kernels.distill_loss(torch.randn(2, 5), torch.randn(2, 5), torch.zeros(2).long(), kernels.RowWeights(), impl='triton')\n"
+        "kernels.distill_loss(torch.randn(2, 5), torch.randn(2, 5), torch.zeros(2).long(), kernels.RowWeights(), "
+        "impl='triton')\n"
     )
     assert "import of kernels.fused.slots halted" in done.stderr and "needs triton" not in done.stderr
 

@@ -1,8 +1,10 @@
 """Parity in three dtypes at vocabularies of real models, and of rows at their limits.
 
-127 and 50257: no 16 fits; 1000, 4096: one tile; 32000: Llama 2; 65537: one column past two tiles of the interpreter's width;
-128256: Llama 3; 151936, 152064: Qwen; 262144: Gemma. By default each vocabulary and dtype meets every divergence once, and the
-grid as a whole every (divergence, temperature, entropy weighting) in every dtype; `slow` runs the whole product.
+127 and 50257: no 16 fits; 1000, 4096: one tile; 32000: Llama 2; 65537: one column past two tiles of the interpreter's
+width;
+128256: Llama 3; 151936, 152064: Qwen; 262144: Gemma. By default each vocabulary and dtype meets every divergence once,
+and the grid as a whole every (divergence, temperature, entropy weighting) in every dtype; `slow` runs the whole
+product.
 """
 
 import itertools
@@ -59,10 +61,14 @@ def one_off(num_rows):
 
 
 def make_grid_case(vocab, dtype, offset=0):
-    """Two rows of a large vocabulary, five of a small one; every second place in the grid has padding and strided rows."""
+    """Two rows of a large vocabulary, five of a small one; every second place in the grid has padding and strided
+    rows.
+    """
     num_rows = 5 if vocab <= 4096 else 2
     padded = (place(vocab, dtype) + offset) % 2
-    case = make_case(num_rows, vocab, dtype=dtype, spread=2.0)._replace(weights=RowWeights(*one_off(num_rows).roll(offset, 0)))
+    case = make_case(num_rows, vocab, dtype=dtype, spread=2.0)._replace(
+        weights=RowWeights(*one_off(num_rows).roll(offset, 0))
+    )
     if padded:
         student, teacher = (torch.full((2 * num_rows, vocab + more), 60.0, dtype=dtype)[::2] for more in (5, 3))
         student[:, :vocab], teacher[:, :vocab] = case.student, case.teacher
@@ -166,7 +172,8 @@ def test_rows_at_their_limits(limit, dtype, impl):
     """One kind of row at a time, so that none hides beside a larger gradient; dense, and with 12 tokens kept."""
     for divergence, beta in DIVERGENCES:
         if divergence == "reverse_kl" and dtype == torch.float32 and limit in ("masked", "masked_tiles", "one_hot"):
-            # log p is the floor, -1e4, almost everywhere: how it rounds decides ours and the peer's error (1.1e-4 and 0.5e-4
+            # log p is the floor, -1e4, almost everywhere: how it rounds decides ours and the peer's error (1.1e-4 and
+            # 0.5e-4
             # of the gradient). Mixed with other rows it is in test_edges.py, in half precision here.
             continue
         for temperature, entropy in ((2.0, None), (3.7, ENTROPY)):

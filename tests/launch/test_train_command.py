@@ -37,15 +37,22 @@ loss: {{temperature: {{schedule: linear, start: 3.0, end: 1.0}}}}
 optimizer: {{lr: 1e-2, warmup_steps: 2}}
 training: {{steps: 6, micro_batch_size: 2, gradient_accumulation: 2, log_every: 2, deepspeed: ds_configs/zero3_cpu.json}}
 evaluation: {{num_records: 8, batch_size: 8, max_new_tokens: {new_tokens}}}
-"""
+"""  # noqa: E501
 
 
 class Command:
     """A command started in the background; `wait` gives its exit code and output, or fails where it hangs."""
 
     def __init__(self, *command: str, cwd: Path = REPOSITORY):
-        self._process = subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                                         env=plain_environment(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"))
+        self._process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=plain_environment(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"),
+        )
 
     def wait(self, timeout: float = 240) -> tuple[int, str]:
         try:
@@ -61,7 +68,9 @@ def train(*arguments: str) -> Command:
 
 
 def on_two_ranks(*arguments: str) -> Command:
-    return Command("deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "launch/train.py", *arguments)
+    return Command(
+        "deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "launch/train.py", *arguments
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +79,25 @@ def out(tmp_path_factory, teacher_folder) -> Path:
     out = tmp_path_factory.mktemp("train")
     config = CONFIG.format(out=out, teacher=teacher_folder, new_tokens=NEW_TOKENS)
     (out / "two.yaml").write_text(config)
-    sizes = config[config.index("architecture"):config.index("dtype: fp32}\ndata")]
-    (out / "alone.yaml").write_text(config.replace(sizes, "init: teacher_layers, layers: [1], num_key_value_heads: 2, "))
+    sizes = config[config.index("architecture") : config.index("dtype: fp32}\ndata")]
+    (out / "alone.yaml").write_text(
+        config.replace(sizes, "init: teacher_layers, layers: [1], num_key_value_heads: 2, ")
+    )
     shutil.copytree(teacher_folder, out / "teacher")  # its weights are taken away between capture and training
-    bare = config.replace(f"path: {teacher_folder}", f"path: {out}/teacher").replace("{schedule: linear, start: 3.0, end: 1.0}", "{start: 1.0}")
-    (out / "bare.yaml").write_text(bare.replace("dtype: fp32}\nstudent", f"dtype: fp32, cache: {{path: {out}/cache}}}}\nstudent"))
+    bare = config.replace(f"path: {teacher_folder}", f"path: {out}/teacher").replace(
+        "{schedule: linear, start: 3.0, end: 1.0}", "{start: 1.0}"
+    )
+    (out / "bare.yaml").write_text(
+        bare.replace("dtype: fp32}\nstudent", f"dtype: fp32, cache: {{path: {out}/cache}}}}\nstudent")
+    )
     (out / "typo.yaml").write_text(config.replace("hidden_size", "hiden_size").replace("steps: 6", "steps: many"))
     broken = demo.record("single", 1)
     broken.messages[-1]["content"] += "<|end|>"
     write_records(out / "broken.jsonl", [demo.record("chat", 1), broken])
-    stages = config[config.index("  stages:"):config.index("  evaluation:")]
-    config = config.replace(stages, f"  stages: [{{name: a, train: [{out}/broken.jsonl], max_length: 512}}]\n").replace("accumulation: 2", "accumulation: 1")
+    stages = config[config.index("  stages:") : config.index("  evaluation:")]
+    config = config.replace(stages, f"  stages: [{{name: a, train: [{out}/broken.jsonl], max_length: 512}}]\n").replace(
+        "accumulation: 2", "accumulation: 1"
+    )
     (out / "broken.yaml").write_text(config.replace("micro_batch_size: 2", "micro_batch_size: 1"))
     return out
 
@@ -89,13 +106,35 @@ def out(tmp_path_factory, teacher_folder) -> Path:
 def results(out) -> dict[str, tuple[int, str]]:
     """name -> (exit code, output) of every command the tests look at; those of a group run side by side."""
     big = ("--config", "configs/student_9b_gqa.yaml")
-    short = [word for key in ("run.name=alone", "training.steps=3", "evaluation.baselines=false") for word in ("--set", key)]
-    bare = ["--config", str(out / "bare.yaml"), "--set", "data.demo.num_records=8", "--set", "training.steps=3", "--set", "evaluation.num_records=2",
-            "--set", "run.name=bare"]
+    short = [
+        word for key in ("run.name=alone", "training.steps=3", "evaluation.baselines=false") for word in ("--set", key)
+    ]
+    bare = [
+        "--config",
+        str(out / "bare.yaml"),
+        "--set",
+        "data.demo.num_records=8",
+        "--set",
+        "training.steps=3",
+        "--set",
+        "evaluation.num_records=2",
+        "--set",
+        "run.name=bare",
+    ]
     groups = [
-        lambda: {"two": on_two_ranks("--config", str(out / "two.yaml")), "typo": train("--config", str(out / "typo.yaml"))},
-        lambda: {"capture": Command(sys.executable, "launch/capture.py", *bare), "alone": train("--config", str(out / "alone.yaml"), *short), "dry": train(*big, "--dry-run")},
-        lambda: {"broken": on_two_ranks("--config", str(out / "broken.yaml"), "--set", "run.name=broken"), "big": train(*big)},
+        lambda: {
+            "two": on_two_ranks("--config", str(out / "two.yaml")),
+            "typo": train("--config", str(out / "typo.yaml")),
+        },
+        lambda: {
+            "capture": Command(sys.executable, "launch/capture.py", *bare),
+            "alone": train("--config", str(out / "alone.yaml"), *short),
+            "dry": train(*big, "--dry-run"),
+        },
+        lambda: {
+            "broken": on_two_ranks("--config", str(out / "broken.yaml"), "--set", "run.name=broken"),
+            "big": train(*big),
+        },
     ]
     groups.append(lambda: {"bare": (out / "teacher" / "model.safetensors").unlink() or train(*bare)})
     found = {}
@@ -116,7 +155,15 @@ def lines_of(path: Path) -> list[dict]:
 
 
 def test_two_ranks_write_everything_a_run_promises(run_dir, results):
-    assert {"config.yaml", "metrics.jsonl", "tensorboard", "evaluation.json", "cases.jsonl", "report.html", "student"} <= {p.name for p in run_dir.iterdir()}
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "evaluation.json",
+        "cases.jsonl",
+        "report.html",
+        "student",
+    } <= {p.name for p in run_dir.iterdir()}
     assert list((run_dir / "tensorboard").glob("events*"))
     assert "<html" in (run_dir / "report.html").read_text().lower()
     output = results["two"][1]
@@ -130,7 +177,13 @@ def test_metrics_have_every_term_of_every_window(run_dir):
     for row in rows:
         terms = [row[name] for name in ("kl", "hard", "truth", "tool", "args", "integration")]
         assert row["loss"] == pytest.approx(sum(terms)) and row["loss"] > 0
-        assert row["grad_norm"] > 0 and row["lr"] > 0 and row["tokens_per_second"] > 0 and row["memory_gib"] > 0 and row["skipped_steps"] == 0
+        assert (
+            row["grad_norm"] > 0
+            and row["lr"] > 0
+            and row["tokens_per_second"] > 0
+            and row["memory_gib"] > 0
+            and row["skipped_steps"] == 0
+        )
         assert 0 <= row["truth_accuracy"] <= 1 and 0 <= row["teacher_agreement"] <= 1 and row["teacher_entropy"] > 0
     assert rows[0]["tool"] == 0 and rows[1]["tool"] > 0  # copying practice calls no tool
     assert rows[-1]["truth"] < rows[1]["truth"]
@@ -154,7 +207,10 @@ def test_the_evaluation_has_its_shape(run_dir):
 
 def test_the_student_loads_anywhere_and_writes_what_the_evaluation_recorded(run_dir, out):
     """One prompt at a time, unpadded, by transformers' own generate."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(run_dir / "student"), AutoTokenizer.from_pretrained(run_dir / "student")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(run_dir / "student"),
+        AutoTokenizer.from_pretrained(run_dir / "student"),
+    )
     prompts = {}
     for records in held_out_records(load_config(out / "two.yaml")).values():
         prompts |= {(case.record_id, case.turn): case.prompt for case in build_cases(records, tokenizer)}
@@ -162,7 +218,9 @@ def test_the_student_loads_anywhere_and_writes_what_the_evaluation_recorded(run_
     assert {(case["record_id"], case["turn"]) for case in cases} == prompts.keys()
     for case in cases[::3]:
         ids = tokenizer(prompts[case["record_id"], case["turn"]], add_special_tokens=False, return_tensors="pt")
-        new = model.generate(**ids, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=tokenizer.eos_token_id)[0, ids["input_ids"].shape[1]:]
+        new = model.generate(**ids, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=tokenizer.eos_token_id)[
+            0, ids["input_ids"].shape[1] :
+        ]
         said = tokenizer.decode([t for t in new.tolist() if t != tokenizer.eos_token_id])
         assert said == case["models"]["student"]["output"]
 
@@ -178,7 +236,9 @@ def test_one_process_without_a_launcher_trains_the_teachers_layers(out, results,
     assert 0 < (one - other).abs().max() < 0.05  # the teacher's embeddings, trained for two steps
 
 
-def test_a_cache_without_the_teachers_weights_is_trained_from_to_the_end_and_the_teacher_left_out_of_the_evaluation(out, results):
+def test_a_cache_without_the_teachers_weights_is_trained_from_to_the_end_and_the_teacher_left_out_of_the_evaluation(
+    out, results
+):
     assert results["capture"][0] == 0, results["capture"][1][-5000:]
     code, output = results["bare"]
     assert code == 0, output[-5000:]
@@ -210,7 +270,10 @@ def test_a_record_that_cannot_be_rendered_stops_both_ranks_and_is_named(out, res
     """One rank meets it; the other must not wait for ever."""
     code, output = results["broken"]
     assert code != 0
-    assert "error: record train-single-0-1: messages[" in output and "holds '<|end|>', a special token of this tokenizer" in output
+    assert (
+        "error: record train-single-0-1: messages[" in output
+        and "holds '<|end|>', a special token of this tokenizer" in output
+    )
 
 
 def test_a_missing_file_is_named_before_any_model_is_loaded(out, capsys):

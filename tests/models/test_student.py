@@ -1,4 +1,6 @@
-"""The student: sizes, the cut from a teacher's layers, building with and without ZeRO-3, and the heads that are understood."""
+"""The student: sizes, the cut from a teacher's layers, building with and without ZeRO-3, and the heads that are
+understood.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,20 @@ from kd.models.load import StudentError, count_parameters, load_causal_lm
 from kd.models.student import build_student, student_model_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SIZES = dict(vocab_size=96, hidden_size=64, intermediate_size=128, num_attention_heads=8, num_key_value_heads=4, head_dim=8, max_position_embeddings=64)
+SIZES = dict(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+    max_position_embeddings=64,
+)
 
 
-@pytest.mark.parametrize(("name", "billions"), [("student_9b_gqa", 9.10), ("student_8b_gqa", 7.82), ("worker_9b", 9.03)])
+@pytest.mark.parametrize(
+    ("name", "billions"), [("student_9b_gqa", 9.10), ("student_8b_gqa", 7.82), ("worker_9b", 9.03)]
+)
 def test_parameters_of_the_three_configurations(name, billions):
     model_config = student_model_config(load_config(REPOSITORY / "configs" / f"{name}.yaml"))
     assert round(count_parameters(model_config) / 1e9, 2) == billions
@@ -36,7 +48,9 @@ def teacher(request, tmp_path_factory):
     family, tying = request.param.split("-")
     torch.manual_seed(0)
     config_class = {"qwen3": Qwen3Config, "llama": LlamaConfig}[family]
-    model = AutoModelForCausalLM.from_config(config_class(**SIZES, num_hidden_layers=5, tie_word_embeddings=tying == "tied"))
+    model = AutoModelForCausalLM.from_config(
+        config_class(**SIZES, num_hidden_layers=5, tie_word_embeddings=tying == "tied")
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -87,7 +101,9 @@ def test_a_cut_equals_the_model_made_by_hand(teacher, configure, tmp_path):
 
 def test_key_value_heads_are_averaged_in_groups(teacher, configure, tmp_path):
     path, model = teacher
-    student = build_student(configure("init: teacher_layers, layers: [0, 4], num_key_value_heads: 2", path), work_dir=tmp_path)
+    student = build_student(
+        configure("init: teacher_layers, layers: [0, 4], num_key_value_heads: 2", path), work_dir=tmp_path
+    )
     assert student.config.num_key_value_heads == 2
     for new, old in enumerate((0, 4)):
         for name in ("k_proj", "v_proj"):
@@ -108,20 +124,27 @@ def test_averaging_equal_heads_changes_nothing(teacher, configure, tmp_path):
                 heads[:, 1] = heads[:, 0]
     model.save_pretrained(tmp_path / "doubled")
     student = build_student(
-        configure("init: teacher_layers, num_hidden_layers: 5, num_key_value_heads: 2", tmp_path / "doubled"), work_dir=tmp_path
+        configure("init: teacher_layers, num_hidden_layers: 5, num_key_value_heads: 2", tmp_path / "doubled"),
+        work_dir=tmp_path,
     )
     torch.testing.assert_close(logits(student), logits(model), rtol=0, atol=1e-5)
 
 
 def test_vocabulary_width_and_tying_of_a_cut(teacher, configure, tmp_path):
     path, model = teacher
-    wide = build_student(configure("init: teacher_layers, num_hidden_layers: 5, vocab_size: 128", path), work_dir=tmp_path)
+    wide = build_student(
+        configure("init: teacher_layers, num_hidden_layers: 5, vocab_size: 128", path), work_dir=tmp_path
+    )
     assert torch.equal(logits(wide)[..., :96], logits(model)) and torch.all(logits(wide)[..., 96:] == 0)
-    narrow = build_student(configure("init: teacher_layers, num_hidden_layers: 5, vocab_size: 80", path), work_dir=tmp_path)
+    narrow = build_student(
+        configure("init: teacher_layers, num_hidden_layers: 5, vocab_size: 80", path), work_dir=tmp_path
+    )
     assert torch.equal(logits(narrow), logits(model)[..., :80])
     with pytest.raises(StudentError, match="80 wide and the tokenizer has 96 tokens: set student.vocab_size to 96"):
         student_model_config(configure("init: teacher_layers, num_hidden_layers: 5, vocab_size: 80", path), 96)
-    untied = build_student(configure("init: teacher_layers, num_hidden_layers: 5, tie_word_embeddings: false", path), work_dir=tmp_path)
+    untied = build_student(
+        configure("init: teacher_layers, num_hidden_layers: 5, tie_word_embeddings: false", path), work_dir=tmp_path
+    )
     assert torch.equal(logits(untied), logits(model))
     assert untied.lm_head.weight.data_ptr() != untied.model.embed_tokens.weight.data_ptr()
 
@@ -131,7 +154,10 @@ def test_vocabulary_width_and_tying_of_a_cut(teacher, configure, tmp_path):
     [
         ("num_hidden_layers: 6", "is 6 and the teacher has 5 layers"),
         ("layers: [0, 5]", "has 5 and the teacher's layers are 0 to 4"),
-        ("num_hidden_layers: 2, intermediate_size: 64", "intermediate_size is 64 and the teacher's is 128: layers keep it; remove the key"),
+        (
+            "num_hidden_layers: 2, intermediate_size: 64",
+            "intermediate_size is 64 and the teacher's is 128: layers keep it; remove the key",
+        ),
         ("num_hidden_layers: 2, hidden_size: 32", "hidden_size is 32 and the teacher's is 64"),
         ("num_hidden_layers: 2, num_attention_heads: 4", "num_attention_heads is 4 and the teacher's is 8"),
         ("num_hidden_layers: 2, num_key_value_heads: 3", "must divide the teacher's 4: use one of 1, 2, 4"),
@@ -154,11 +180,16 @@ def test_evenly_spaced():
 
 
 def test_heads_are_averaged_in_fp32():
-    values = torch.tensor([[256.0], [1.0], [1.0], [1.0]], dtype=torch.bfloat16)  # a running bf16 sum would lose the ones
+    values = torch.tensor(
+        [[256.0], [1.0], [1.0], [1.0]], dtype=torch.bfloat16
+    )  # a running bf16 sum would lose the ones
     assert pool_heads(values, 4, 1).item() == torch.tensor(259 / 4, dtype=torch.bfloat16).item()
 
 
-SCRATCH = "architecture: qwen3, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, vocab_size: 96"
+SCRATCH = (
+    "architecture: qwen3, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: "
+    "4, num_key_value_heads: 2, vocab_size: 96"
+)
 
 
 def test_from_scratch(configure, tmp_path):
@@ -209,7 +240,9 @@ def test_a_checkpoint_without_all_weights_is_refused(teacher, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.layers.3.mlp.up_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StudentError, match="1 weights are missing or of another shape, first model.layers.3.mlp.up_proj.weight"):
+    with pytest.raises(
+        StudentError, match="1 weights are missing or of another shape, first model.layers.3.mlp.up_proj.weight"
+    ):
         load_causal_lm(tmp_path, dtype="fp32")
 
 
@@ -258,7 +291,7 @@ except ValueError as error:
 json.dump(result, open(f"{out}/rank{torch.distributed.get_rank()}.json", "w"))
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
-"""
+"""  # noqa: E501
 
 
 def test_under_zero3_on_two_ranks(tmp_path, configure):
@@ -271,7 +304,11 @@ def test_under_zero3_on_two_ranks(tmp_path, configure):
     (tmp_path / "broken_teacher" / "config.json").write_text((tmp_path / "teacher" / "config.json").read_text())
     plain = {}
     for name, student, source in (
-        ("cut", "init: teacher_layers, num_hidden_layers: 2, num_key_value_heads: 2, gradient_checkpointing: true", tmp_path / "teacher"),
+        (
+            "cut",
+            "init: teacher_layers, num_hidden_layers: 2, num_key_value_heads: 2, gradient_checkpointing: true",
+            tmp_path / "teacher",
+        ),
         ("scratch", SCRATCH, None),
         ("broken", "init: teacher_layers, num_hidden_layers: 2", tmp_path / "broken_teacher"),
     ):
@@ -282,7 +319,17 @@ def test_under_zero3_on_two_ranks(tmp_path, configure):
     script, out = tmp_path / "zero3.py", tmp_path / "out"
     script.write_text(ZERO3)
     out.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(tmp_path), str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        str(tmp_path),
+        str(out),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]

@@ -17,9 +17,18 @@ from kd.sources.demo.corpus import build_tokenizer
 
 @pytest.fixture
 def configure(tmp_path):
-    def configure(teacher=None, tokenizer=None, student="architecture: llama, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1"):
-        lines = ["run: {name: t}", f"student: {{{student}}}", "data: {stages: [{name: a, train: [x], max_length: 9}]}",
-                 "training: {steps: 1, deepspeed: ds_configs/zero3_cpu.json}"]
+    def configure(
+        teacher=None,
+        tokenizer=None,
+        student="architecture: llama, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, "
+        "num_attention_heads: 1",
+    ):
+        lines = [
+            "run: {name: t}",
+            f"student: {{{student}}}",
+            "data: {stages: [{name: a, train: [x], max_length: 9}]}",
+            "training: {steps: 1, deepspeed: ds_configs/zero3_cpu.json}",
+        ]
         lines += [f"teacher: {{path: {teacher}}}"] if teacher else []
         lines += [f"tokenizer: {{path: {tokenizer}}}"] if tokenizer else []
         (tmp_path / "c.yaml").write_text("\n".join(lines))
@@ -42,15 +51,26 @@ def edited(tokenizer_folder, tmp_path):
     return edited
 
 
-def test_the_teachers_tokenizer_is_the_runs_unless_another_path_is_given(configure, teacher_folder, tokenizer_folder, tokenizer):
-    for config in (configure(teacher_folder), configure(teacher_folder, tokenizer_folder), configure(None, tokenizer_folder)):
+def test_the_teachers_tokenizer_is_the_runs_unless_another_path_is_given(
+    configure, teacher_folder, tokenizer_folder, tokenizer
+):
+    for config in (
+        configure(teacher_folder),
+        configure(teacher_folder, tokenizer_folder),
+        configure(None, tokenizer_folder),
+    ):
         assert load_tokenizer(config).get_vocab() == tokenizer.get_vocab()
-    assert load_tokenizer(configure(student=f"init: checkpoint, path: {teacher_folder}")).get_vocab() == tokenizer.get_vocab()
+    assert (
+        load_tokenizer(configure(student=f"init: checkpoint, path: {teacher_folder}")).get_vocab()
+        == tokenizer.get_vocab()
+    )
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(configure, teacher_folder, tmp_path):
     build_tokenizer(tmp_path / "other", vocab_size=620, num_records=100, seed=5)
-    with pytest.raises(TokenizerError, match=r"the teacher's tokenizer .* is not the run's .*: token .*leave tokenizer.path out"):
+    with pytest.raises(
+        TokenizerError, match=r"the teacher's tokenizer .* is not the run's .*: token .*leave tokenizer.path out"
+    ):
         load_tokenizer(configure(teacher_folder, tmp_path / "other"))
 
 
@@ -59,7 +79,10 @@ def test_a_checkpoint_with_another_tokenizer_is_refused_and_one_without_is_not(c
     student = f"init: checkpoint, path: {other}"
     assert load_tokenizer(configure(teacher_folder, student=student))
     build_tokenizer(other, vocab_size=620, num_records=100, seed=5)
-    with pytest.raises(TokenizerError, match=r"tokenizer of the student's checkpoint .* is not the run's .*: token .* for the student's checkpoint"):
+    with pytest.raises(
+        TokenizerError,
+        match=r"tokenizer of the student's checkpoint .* is not the run's .*: token .* for the student's checkpoint",
+    ):
         load_tokenizer(configure(teacher_folder, student=student))
     for file in other.glob("*token*"):
         file.unlink()
@@ -74,14 +97,24 @@ def test_a_teacher_narrower_than_the_tokenizer_is_refused(configure, teacher_fol
         load_tokenizer(configure(narrow))
 
 
-@pytest.mark.parametrize(("key", "extra"), [("teacher.top_k", "signal: topk, top_k: {}"), ("teacher.num_draws", "signal: sampled, num_draws: {}"),
-                                            ("teacher.cache.top_k", "cache: {{path: c, kind: topk, top_k: {}, temperatures: [2.0]}}")])
-def test_more_of_a_row_than_there_are_tokens_is_refused_before_anything_is_loaded(configure, teacher_folder, key, extra):
+@pytest.mark.parametrize(
+    ("key", "extra"),
+    [
+        ("teacher.top_k", "signal: topk, top_k: {}"),
+        ("teacher.num_draws", "signal: sampled, num_draws: {}"),
+        ("teacher.cache.top_k", "cache: {{path: c, kind: topk, top_k: {}, temperatures: [2.0]}}"),
+    ],
+)
+def test_more_of_a_row_than_there_are_tokens_is_refused_before_anything_is_loaded(
+    configure, teacher_folder, key, extra
+):
     """By a dry run too; capture loads the tokenizer before it measures its plan."""
     load_tokenizer(configure(f"{teacher_folder}, {extra.format(600)}"))
     config = configure(f"{teacher_folder}, {extra.format(601)}")
     for load in (load_tokenizer, lambda config: dry_run(config, 1)):
-        with pytest.raises(TokenizerError, match=f"{re.escape(key)}: 601 a row, and the tokenizer has 600 tokens: lower it"):
+        with pytest.raises(
+            TokenizerError, match=f"{re.escape(key)}: 601 a row, and the tokenizer has 600 tokens: lower it"
+        ):
             load(config)
 
 
@@ -103,8 +136,19 @@ def fewer_merges(data):
     data["model"]["merges"] = data["model"]["merges"][:-5]
 
 
-@pytest.mark.parametrize(("change", "said"), [(swap, r"token '.*' is 598 for the teacher and 599 here"), (extra, "'<extra>' .600. is unknown to the teacher"),
-                                              (other_pieces, "same vocabulary, but another pre-tokenizer"), (fewer_merges, "same vocabulary, but another model")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            swap,
+            r"token '.*' is 598 for the teacher and "
+            r"599 here",
+        ),
+        (extra, "'<extra>' .600. is unknown to the teacher"),
+        (other_pieces, "same vocabulary, but another pre-tokenizer"),
+        (fewer_merges, "same vocabulary, but another model"),
+    ],
+)
 def test_the_difference_is_named(edited, tokenizer, change, said):
     other = AutoTokenizer.from_pretrained(edited(change))
     assert first_difference(tokenizer, tokenizer) is None

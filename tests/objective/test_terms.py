@@ -36,14 +36,21 @@ def test_a_constant_has_no_end_and_others_need_one():
 
 
 def test_the_named_schedules_and_their_defaults():
-    assert adaptive_temperature(0, 100) == 3.0 and adaptive_temperature(99, 100) == 1.5 and adaptive_temperature(10**9, 100) == 1.5
+    assert (
+        adaptive_temperature(0, 100) == 3.0
+        and adaptive_temperature(99, 100) == 1.5
+        and adaptive_temperature(10**9, 100) == 1.5
+    )
     kl, hard, truth = loss_weight_schedule(0, 100)
     assert (kl, hard, truth) == pytest.approx((0.42, 0.28, 0.3)) and kl + hard + truth == pytest.approx(1)
     assert loss_weight_schedule(99, 100) == pytest.approx((0.18, 0.12, 0.7))
 
 
 def test_the_temperature_of_a_run_and_its_weights_follow_the_step():
-    section = loss(temperature={"schedule": "linear", "start": 3.0, "end": 1.5}, teacher_share={"schedule": "linear", "start": 0.7, "end": 0.3})
+    section = loss(
+        temperature={"schedule": "linear", "start": 3.0, "end": 1.5},
+        teacher_share={"schedule": "linear", "start": 0.7, "end": 0.3},
+    )
     first, last = (weights_at(section, step, 11, has_teacher=True) for step in (0, 10))
     assert first == pytest.approx((3.0, 0.42, 0.28, 0.3, 0.15, 0.15, 0.1, None))
     assert last == pytest.approx((1.5, 0.18, 0.12, 0.7, 0.15, 0.15, 0.1, None))
@@ -51,7 +58,12 @@ def test_the_temperature_of_a_run_and_its_weights_follow_the_step():
 
 
 def test_constant_weights_and_their_default():
-    given = weights_at(loss(weights={"kl": 0.1, "hard": 0.0, "truth": 0.9}, w_tool=0.5, w_args=0.0, w_integr=0.2), 3, 9, has_teacher=True)
+    given = weights_at(
+        loss(weights={"kl": 0.1, "hard": 0.0, "truth": 0.9}, w_tool=0.5, w_args=0.0, w_integr=0.2),
+        3,
+        9,
+        has_teacher=True,
+    )
     assert given[1:7] == (0.1, 0.0, 0.9, 0.5, 0.0, 0.2)
     assert weights_at(loss(), 3, 9, has_teacher=True)[1:4] == (0.5, 0.3, 0.2)
 
@@ -76,9 +88,14 @@ def test_each_end_of_the_entropy_weights_is_divided_by_its_sum():
         assert sum(pair[end] for pair in (weighting.kd, weighting.hard, weighting.truth)) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"h_min": 2, "h_max": 2}, "h_min < h_max"), ({"kd": (-0.1, 1)}, "0 or more"), ({"kd": (0, 1), "hard": (0, 1), "truth": (0, 1)}, "all 0 at one end"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"h_min": 2, "h_max": 2}, "h_min < h_max"),
+        ({"kd": (-0.1, 1)}, "0 or more"),
+        ({"kd": (0, 1), "hard": (0, 1), "truth": (0, 1)}, "all 0 at one end"),
+    ],
+)
 def test_entropy_weights_that_mean_nothing_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         entropy_weighting(**options)

@@ -18,19 +18,30 @@ GIB = 1 << 30
 # One layer, so that each number can be worked out: V=100, H=8, 2 heads of 4 (A=8), 1 kv head (K=4), MLP 16, untied.
 # embeddings and head 2*800; q 64, k 32, v 32, o 64, q/k norms 8; MLP 3*128; norms 2*8 + 8
 PARAMETERS = 1600 + 64 + 32 + 32 + 64 + 8 + 384 + 24
-TINY = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=4, vocab_size=100)
+TINY = dict(
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+    vocab_size=100,
+)
 SHAPE = Shape(PARAMETERS, 8, 16, 1, 8, 4, 2, 100, False)
 
 
 @pytest.fixture
 def configure(tmp_path):
     def configure(zero: dict, extra: str = "", overrides=()):
-        (tmp_path / "ds.json").write_text(json.dumps({"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": zero}))
+        (tmp_path / "ds.json").write_text(
+            json.dumps({"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": zero})
+        )
         path = tmp_path / "run.yaml"
         sizes = ", ".join(f"{key}: {value}" for key, value in TINY.items())
         path.write_text(
             f"run: {{name: tiny}}\ntokenizer: {{path: unused}}\nstudent: {{architecture: qwen3, {sizes}}}\n"
-            "data:\n  stages:\n    - {name: a, train: [x], max_length: 10, until: {steps: 30}}\n    - {name: b, train: [x], max_length: 20}\n"
+            "data:\n  stages:\n    - {name: a, train: [x], max_length: 10, until: {steps: 30}}\n    - {name: b, "
+            "train: [x], max_length: 20}\n"
             f"training: {{steps: 100, micro_batch_size: 3, gradient_accumulation: 5, deepspeed: ds.json}}\n{extra}"
         )
         return load_config(path, overrides)
@@ -41,10 +52,20 @@ def configure(tmp_path):
 def job(**changes) -> Job:
     zero = {"stage": 3, "reduce_bucket_size": 50, "stage3_max_live_parameters": 1000, "overlap_comm": True}
     values = dict(
-        student=SHAPE, teacher=None, world_size=4, student_dtype="bf16", teacher_dtype="bf16", teacher_sharded=True,
-        ds_config={"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": zero}, micro_batch_size=3, max_length=10,
-        gradient_checkpointing=False, eager_attention=False, chunk_rows=7, on_cpu=False,
-    )  # fmt: skip
+        student=SHAPE,
+        teacher=None,
+        world_size=4,
+        student_dtype="bf16",
+        teacher_dtype="bf16",
+        teacher_sharded=True,
+        ds_config={"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": zero},
+        micro_batch_size=3,
+        max_length=10,
+        gradient_checkpointing=False,
+        eager_attention=False,
+        chunk_rows=7,
+        on_cpu=False,
+    )
     return Job(**{**values, **changes})
 
 
@@ -69,7 +90,10 @@ def test_memory_by_hand():
 
 def test_memory_by_stage_offload_and_precision():
     def states(stage: int, dtype: str = "bf16", **zero):
-        settings = {"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": stage, "reduce_bucket_size": 50, **zero}}
+        settings = {
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "zero_optimization": {"stage": stage, "reduce_bucket_size": 50, **zero},
+        }
         device, host = memory(job(ds_config=settings, student_dtype=dtype))
         names = ("student weights", "student gradients", "fp32 master and Adam moments")
         return [device.get(name, 0) for name in names], host
@@ -81,7 +105,11 @@ def test_memory_by_stage_offload_and_precision():
     assert states(3, "fp32")[0] == [552 * 4, 552 * 4, 552 * 12]
     device, host = states(3, offload_optimizer={"device": "cpu"})
     assert device == [552 * 2, 0, 0]
-    assert host == {"student gradients": 552 * 4, "fp32 master and Adam moments": 552 * 12, "fp32 gradients of the optimizer step": 552 * 4}
+    assert host == {
+        "student gradients": 552 * 4,
+        "fp32 master and Adam moments": 552 * 12,
+        "fp32 gradients of the optimizer step": 552 * 4,
+    }
     assert states(3, offload_param={"device": "cpu"})[1] == {"student weights": 552 * 2}
     assert states(3, offload_optimizer={"device": "none"})[1] == {}
 
@@ -100,8 +128,12 @@ def test_packed_records_need_a_mask_unless_flash_attention_keeps_them_apart(conf
     assert memory(job(packing_mask=True))[0][mask] == 3 * 10 * 10 * (2 + 1)
     teacher = Shape(4000, 12, 24, 2, 12, 12, 3, 120, True)
     assert memory(job(packing_mask=True, teacher=teacher, teacher_dtype="fp32"))[0][mask] == 3 * 10 * 10 * (4 + 1)
-    assert plan_run(configure({"stage": 3}, overrides=["data.packing=length"]), 2).device_bytes[mask] == 3 * 20 * 20 * (2 + 1)
-    flash = configure({"stage": 3}, overrides=["data.packing=length", "student.attention_implementation=flash_attention_2"])
+    assert plan_run(configure({"stage": 3}, overrides=["data.packing=length"]), 2).device_bytes[mask] == 3 * 20 * 20 * (
+        2 + 1
+    )
+    flash = configure(
+        {"stage": 3}, overrides=["data.packing=length", "student.attention_implementation=flash_attention_2"]
+    )
     assert mask not in plan_run(flash, 2).device_bytes
 
 
@@ -129,7 +161,10 @@ def test_operations_by_hand():
 def test_tokens_and_time(configure):
     plan = plan_run(configure({"stage": 3}), 4, 80 * GIB, peak_flops=1e12)
     assert plan.student_parameters == PARAMETERS
-    assert [(stage.steps, stage.tokens_per_step) for stage in plan.stages] == [(30, 4 * 3 * 5 * 10), (70, 4 * 3 * 5 * 20)]
+    assert [(stage.steps, stage.tokens_per_step) for stage in plan.stages] == [
+        (30, 4 * 3 * 5 * 10),
+        (70, 4 * 3 * 5 * 20),
+    ]
     assert plan.tokens == 30 * 600 + 70 * 1200
     assert plan.flops == 30 * 600 * 3 * (2816 + 160) + 70 * 1200 * 3 * (2816 + 320)
     assert plan.tokens_per_second == pytest.approx(plan.tokens * 4 * 1e12 * 0.4 / plan.flops)
@@ -154,10 +189,15 @@ def test_a_machine_that_is_too_small_is_refused_with_what_to_change():
 
 
 def test_what_is_advised_is_enough():
-    config = load_config("configs/student_8b_gqa.yaml", ["student.gradient_checkpointing=false", "training.micro_batch_size=1", "training.gradient_accumulation=36"])
+    config = load_config(
+        "configs/student_8b_gqa.yaml",
+        ["student.gradient_checkpointing=false", "training.micro_batch_size=1", "training.gradient_accumulation=36"],
+    )
     (problem,) = plan_run(config, 8, 80 * GIB, 2000 * GIB).problems
     assert "any one of these makes it fit: student.gradient_checkpointing: true" in problem
-    mended = load_config("configs/student_8b_gqa.yaml", ["training.micro_batch_size=1", "training.gradient_accumulation=36"])
+    mended = load_config(
+        "configs/student_8b_gqa.yaml", ["training.micro_batch_size=1", "training.gradient_accumulation=36"]
+    )
     assert plan_run(mended, 8, 80 * GIB, 2000 * GIB).problems == ()
 
 
@@ -165,8 +205,14 @@ def test_a_teacher_on_this_machine_is_counted_and_another_is_noted(configure, tm
     Qwen3Config(**TINY).save_pretrained(tmp_path / "teacher")
     config = configure({"stage": 3}, f"teacher: {{path: {tmp_path / 'teacher'}}}\n")
     plan = plan_run(config, 2, 80 * GIB)
-    assert plan.teacher_parameters == PARAMETERS and plan.notes == () and plan.device_bytes["teacher weights"] == PARAMETERS // 2 * 2
-    config = configure({"stage": 2}, f"teacher: {{path: {tmp_path / 'teacher'}}}\n")  # the teacher's own engine is of ZeRO-3 all the same
+    assert (
+        plan.teacher_parameters == PARAMETERS
+        and plan.notes == ()
+        and plan.device_bytes["teacher weights"] == PARAMETERS // 2 * 2
+    )
+    config = configure(
+        {"stage": 2}, f"teacher: {{path: {tmp_path / 'teacher'}}}\n"
+    )  # the teacher's own engine is of ZeRO-3 all the same
     assert plan_run(config, 2, 80 * GIB).device_bytes["teacher weights"] == PARAMETERS // 2 * 2
     plan = plan_run(configure({"stage": 3}, "teacher: {path: nobody/nothing}\n"), 2, 80 * GIB)
     assert plan.teacher_parameters is None and "nobody/nothing is not on this machine" in plan.notes[0]
@@ -177,8 +223,15 @@ def test_a_teacher_in_host_memory_or_read_from_a_cache_takes_no_gpu(configure, t
     Qwen3Config(**TINY).save_pretrained(tmp_path / "teacher")
     path = f"path: {tmp_path / 'teacher'}"
     plan = plan_run(configure({"stage": 3}, f"teacher: {{{path}, placement: offloaded}}\n"), 2, 80 * GIB)
-    assert plan.host_bytes == {"teacher weights": PARAMETERS} and plan.device_bytes["teacher head, whole"] == 100 * 8 * 2
-    plan = plan_run(configure({"stage": 3}, f"teacher: {{{path}, cache: {{path: c, temperatures: [2.0]}}}}\n"), 2, 80 * GIB, cache=CacheSize(10**9, 41.5))
+    assert (
+        plan.host_bytes == {"teacher weights": PARAMETERS} and plan.device_bytes["teacher head, whole"] == 100 * 8 * 2
+    )
+    plan = plan_run(
+        configure({"stage": 3}, f"teacher: {{{path}, cache: {{path: c, temperatures: [2.0]}}}}\n"),
+        2,
+        80 * GIB,
+        cache=CacheSize(10**9, 41.5),
+    )
     assert plan.teacher_parameters == PARAMETERS and not any(name.startswith("teacher") for name in plan.device_bytes)
     assert plan.flops == plan_run(configure({"stage": 3}), 2, 80 * GIB).flops
     assert "cache     about 38.6 GiB on disk: 1,000,000,000 rows of 42 bytes, if the teacher" in format_plan(plan)
@@ -187,7 +240,10 @@ def test_a_teacher_in_host_memory_or_read_from_a_cache_takes_no_gpu(configure, t
 
 def test_a_teacher_too_large_may_be_offloaded(configure, tmp_path):
     Qwen3Config(**{**TINY, "num_hidden_layers": 400}).save_pretrained(tmp_path / "teacher")
-    config = configure({"stage": 3, "reduce_bucket_size": 50, "stage3_max_live_parameters": 1000}, f"teacher: {{path: {tmp_path / 'teacher'}}}\n")
+    config = configure(
+        {"stage": 3, "reduce_bucket_size": 50, "stage3_max_live_parameters": 1000},
+        f"teacher: {{path: {tmp_path / 'teacher'}}}\n",
+    )
     (problem,) = plan_run(config, 1, 400_000, GIB).problems
     assert "teacher.placement: offloaded" in problem
 

@@ -28,7 +28,12 @@ TOOL = {"name": "f", "parameters": {"type": "object", "properties": {"n": {"type
 
 def calling(name="f", arguments=None, **more):
     call = {"id": "c", "function": {"name": name, "arguments": {"n": 1} if arguments is None else arguments}}
-    return {"id": "r", "tools": [TOOL], "messages": [USER, {"role": "assistant", "content": "", "tool_calls": [call]}], **more}
+    return {
+        "id": "r",
+        "tools": [TOOL],
+        "messages": [USER, {"role": "assistant", "content": "", "tool_calls": [call]}],
+        **more,
+    }
 
 
 def lines(path):
@@ -41,7 +46,9 @@ def data(tmp_path):
 
     def write(*values):
         path = tmp_path / "data.jsonl"
-        path.write_bytes(b"\n".join(value if isinstance(value, bytes) else json.dumps(value).encode() for value in values) + b"\n")
+        path.write_bytes(
+            b"\n".join(value if isinstance(value, bytes) else json.dumps(value).encode() for value in values) + b"\n"
+        )
         return path
 
     return write
@@ -52,8 +59,24 @@ def run(tmp_path, tokenizer_folder):
     """launch/verify.py on data alone: (exit code, lines of --spans, verify.json)."""
 
     def run(path, *options):
-        code = verify.main(["--data", str(path), "--tokenizer", str(tokenizer_folder), "--spans", str(tmp_path / "spans.jsonl"), "--out", str(tmp_path / "out"), *options])
-        return code, lines(tmp_path / "spans.jsonl"), json.loads((tmp_path / "out" / "verify.json").read_text(encoding="utf-8"))
+        code = verify.main(
+            [
+                "--data",
+                str(path),
+                "--tokenizer",
+                str(tokenizer_folder),
+                "--spans",
+                str(tmp_path / "spans.jsonl"),
+                "--out",
+                str(tmp_path / "out"),
+                *options,
+            ]
+        )
+        return (
+            code,
+            lines(tmp_path / "spans.jsonl"),
+            json.loads((tmp_path / "out" / "verify.json").read_text(encoding="utf-8")),
+        )
 
     return run
 
@@ -66,29 +89,53 @@ def test_good_data_is_ready_and_its_spans_are_what_they_say(tmp_path, run, token
     assert list(read_records(tmp_path / "clean.jsonl")) == records
     for record, line in zip(records, spans, strict=True):
         calls = [c["function"] for m in record.messages for c in m.get("tool_calls", ())]
-        assert line["id"] == record.id and line["calls"] == [{"name": c["name"], "arguments": c["arguments"]} for c in calls]
-        assert tokenizer.decode(line["token_ids"]) == line["text"] and all(m["content"] in line["text"] for m in record.messages)
-        by_kind = {kind: [s for s in line["spans"] if s["kind"] == kind] for kind in ("TOOL", "ARGS", "INTEGRATION", "TRUTH")}
+        assert line["id"] == record.id and line["calls"] == [
+            {"name": c["name"], "arguments": c["arguments"]} for c in calls
+        ]
+        assert tokenizer.decode(line["token_ids"]) == line["text"] and all(
+            m["content"] in line["text"] for m in record.messages
+        )
+        by_kind = {
+            kind: [s for s in line["spans"] if s["kind"] == kind] for kind in ("TOOL", "ARGS", "INTEGRATION", "TRUTH")
+        }
         assert sum(map(len, by_kind.values())) == len(line["spans"])
         assert [s["text"] for s in by_kind["TOOL"]] == [c["name"] for c in calls]
         assert [json.loads(s["text"]) for s in by_kind["ARGS"]] == [c["arguments"] for c in calls]
-        assert len(by_kind["TRUTH"]) == sum(m["role"] == "assistant" for m in record.messages) and bool(by_kind["INTEGRATION"]) == bool(calls)
-        assert all(tokenizer.decode(line["token_ids"][s["start"]:s["end"]]) == s["text"] for s in line["spans"])
+        assert len(by_kind["TRUTH"]) == sum(m["role"] == "assistant" for m in record.messages) and bool(
+            by_kind["INTEGRATION"]
+        ) == bool(calls)
+        assert all(tokenizer.decode(line["token_ids"][s["start"] : s["end"]]) == s["text"] for s in line["spans"])
 
 
 BAD = {
-    "read": [b'{"id": "x", ', b"[]"], "reasoning": [calling(reasoning_content="so"), {"id": "r", "messages": [USER, {"role": "assistant", "content": "<think>a</think>b"}]}],
-    "special": [{"id": "r", "messages": [USER, {"role": "assistant", "content": "c<|end|>d"}]}, calling(arguments={"n": 1, "x": "<|end|>"})],
-    "located": [calling(tools=[{**TOOL, "parameters": {"type": "object", "properties": ["n"]}}])], "known": [calling(name="g")],
-    "arguments": [calling(arguments={"n": True}), calling(arguments={}), calling(tools=[{**TOOL, "parameters": {"type": "object", "properties": {"n": {"type": "objekt"}}}}])],
-}  # fmt: skip
+    "read": [b'{"id": "x", ', b"[]"],
+    "reasoning": [
+        calling(reasoning_content="so"),
+        {"id": "r", "messages": [USER, {"role": "assistant", "content": "<think>a</think>b"}]},
+    ],
+    "special": [
+        {"id": "r", "messages": [USER, {"role": "assistant", "content": "c<|end|>d"}]},
+        calling(arguments={"n": 1, "x": "<|end|>"}),
+    ],
+    "located": [calling(tools=[{**TOOL, "parameters": {"type": "object", "properties": ["n"]}}])],
+    "known": [calling(name="g")],
+    "arguments": [
+        calling(arguments={"n": True}),
+        calling(arguments={}),
+        calling(tools=[{**TOOL, "parameters": {"type": "object", "properties": {"n": {"type": "objekt"}}}}]),
+    ],
+}
 
 
 @pytest.mark.parametrize(("check", "bad"), [(check, bad) for check, several in BAD.items() for bad in several])
 def test_each_check_refuses_and_names_the_line(check, bad, data, run):
     code, (first, second), report = run(data(calling(), bad))
     assert code == 1 and not report["ready"] and "refused" not in first
-    assert set(second) == {"id", "file", "line", "refused"} and second["line"] == 2 and "data.jsonl:2: " in second["refused"]
+    assert (
+        set(second) == {"id", "file", "line", "refused"}
+        and second["line"] == 2
+        and "data.jsonl:2: " in second["refused"]
+    )
     assert {c["name"]: c["failed"] for c in report["checks"]} == {name: int(name == check) for name in CHECKS}
     assert report["failures"][0]["check"] == check
     assert run(data(calling(), bad), "--max-bad-fraction", "0.5")[0] == 0
@@ -96,7 +143,11 @@ def test_each_check_refuses_and_names_the_line(check, bad, data, run):
 
 def test_an_argument_that_the_schema_only_leaves_out_is_flagged_and_located(tmp_path, data, run):
     code, (line,), report = run(data(calling(arguments={"n": 1, "m": 2})), "--fix", str(tmp_path / "clean.jsonl"))
-    assert code == 1 and line["calls"] == [{"name": "f", "arguments": {"n": 1, "m": 2}}] and "unknown argument 'm'" in line["problems"][0]
+    assert (
+        code == 1
+        and line["calls"] == [{"name": "f", "arguments": {"n": 1, "m": 2}}]
+        and "unknown argument 'm'" in line["problems"][0]
+    )
     assert report["records"]["flagged"] == 1 and (tmp_path / "clean.jsonl").read_text() == ""
     (kept,) = lines(tmp_path / "out" / "bad.jsonl")
     assert kept["line"] == 1 and "unknown argument 'm'" in kept["reason"] and json.loads(kept["raw"])["id"] == "r"
@@ -109,7 +160,11 @@ def test_calls_of_records_without_tools_are_held_to_the_tools_given(tmp_path, da
     assert report["records"]["unchecked_calls"] == 1 and "give --tools" in capsys.readouterr().out
     (tmp_path / "tools.json").write_text(json.dumps([TOOL]))
     _, (first, second), report = run(path, "--tools", str(tmp_path / "tools.json"))
-    assert "refused" not in first and "unknown tool 'web.search'" in second["refused"] and report["records"].get("unchecked_calls", 0) == 0
+    assert (
+        "refused" not in first
+        and "unknown tool 'web.search'" in second["refused"]
+        and report["records"].get("unchecked_calls", 0) == 0
+    )
 
 
 def moved(annotated, kind, by):
@@ -126,13 +181,17 @@ def test_a_span_that_is_one_token_off_does_not_read_back(kind, by, tokenizer, mo
     record = demo.record("single", 3, seed=9)
     annotated = annotate(record, tokenizer)
     counts, problems = SpanReader(tokenizer).read_back(record, moved(annotated, kind, by))
-    wider_answer = kind == "integration" and 0 in by  # a word of a value, or its quotes too, is a value of the result as well
+    wider_answer = (
+        kind == "integration" and 0 in by
+    )  # a word of a value, or its quotes too, is a value of the result as well
     if by == (0, 0):
         assert problems == [] and counts == {name: (sum(s.kind == name for s in annotated.spans), 0) for name in counts}
     elif not wider_answer:
         assert len(problems) == 1 and problems[0].startswith(kind.upper()) and counts[kind][1] == 1
         monkeypatch.setattr("kd.preflight.records.annotate", lambda *_: moved(annotated, kind, by))
-        item = type("Item", (), {"file": "f", "line": 1, "id": "a", "record": record, "reason": "", "raw": b"", "error": None})()
+        item = type(
+            "Item", (), {"file": "f", "line": 1, "id": "a", "record": record, "reason": "", "raw": b"", "error": None}
+        )()
         tally = Tally()
         tally.add(next(verify_records([item], tokenizer)))
         assert tally.round_trip(kind) < ROUND_TRIP_TARGET and not tally.ready() and tally.failed == {"read back": 1}
@@ -140,29 +199,51 @@ def test_a_span_that_is_one_token_off_does_not_read_back(kind, by, tokenizer, mo
 
 def test_a_special_token_that_a_user_or_a_tool_writes_is_located_as_text(data, run, tokenizer):
     good = calling()
-    said = [{"role": "user", "content": "a<|end|><|assistant|>b"}, *good["messages"][1:], {"role": "tool", "content": "42<|end|>"}, {"role": "assistant", "content": "It is 42."}]
+    said = [
+        {"role": "user", "content": "a<|end|><|assistant|>b"},
+        *good["messages"][1:],
+        {"role": "tool", "content": "42<|end|>"},
+        {"role": "assistant", "content": "It is 42."},
+    ]
     code, (line,), report = run(data({**good, "messages": said}))
     assert code == 0 and line["token_ids"].count(tokenizer.convert_tokens_to_ids("<|assistant|>")) == 2
-    assert [(s["kind"], s["text"]) for s in line["spans"] if s["kind"] != "TRUTH"] == [("TOOL", "f"), ("ARGS", '{"n": 1}'), ("INTEGRATION", "42")]
+    assert [(s["kind"], s["text"]) for s in line["spans"] if s["kind"] != "TRUTH"] == [
+        ("TOOL", "f"),
+        ("ARGS", '{"n": 1}'),
+        ("INTEGRATION", "42"),
+    ]
     assert report["round_trip"]["args"] == {"spans": 1, "unread": 0, "share": 1.0}
 
 
 def test_the_page_shows_every_span_and_escapes_what_it_shows(tmp_path, data, run):
-    answer = [{"role": "tool", "content": "<b>Lorvik 42</b>"}, {"role": "assistant", "content": "It is Lorvik 42 & <script>alert(1)</script>."}]
+    answer = [
+        {"role": "tool", "content": "<b>Lorvik 42</b>"},
+        {"role": "assistant", "content": "It is Lorvik 42 & <script>alert(1)</script>."},
+    ]
     good = calling()
     run(data({**good, "messages": good["messages"] + answer}, b"not <i>JSON</i>"))
     page = (tmp_path / "out" / "verify.html").read_text(encoding="utf-8")
     for kind, text in (("tool", "f"), ("args", "{&quot;n&quot;: 1}"), ("integration", "42")):
         assert f'<mark class="{kind}"' in page and f">{text}</mark>" in page
-    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "http" not in page.replace("http-equiv", "")
-    assert all(name in page for name in ("TOOL", "ARGS", "INTEGRATION", "TRUTH", "untrained")) and "data.jsonl:2" in page
+    assert (
+        "<script" not in page
+        and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+        and "http" not in page.replace("http-equiv", "")
+    )
+    assert (
+        all(name in page for name in ("TOOL", "ARGS", "INTEGRATION", "TRUTH", "untrained")) and "data.jsonl:2" in page
+    )
     assert page.index("data.jsonl:2: not a line of JSON") < page.index('class="spans"')  # failures first
 
 
 def test_forms_and_compressed_files_are_found_without_being_named(tmp_path, run):
     import gzip
 
-    record = {"query": "q", "tools": json.dumps([{"name": "f", "parameters": {"n": {"type": "int"}}}]), "answers": '[{"name": "f", "arguments": {"n": 1}}]'}
+    record = {
+        "query": "q",
+        "tools": json.dumps([{"name": "f", "parameters": {"n": {"type": "int"}}}]),
+        "answers": '[{"name": "f", "arguments": {"n": 1}}]',
+    }
     with gzip.open(tmp_path / "d.jsonl.gz", "wt") as out:
         out.write(json.dumps(record))
     code, (line,), _ = run(tmp_path / "d.jsonl.gz")
@@ -170,11 +251,21 @@ def test_forms_and_compressed_files_are_found_without_being_named(tmp_path, run)
     assert run(tmp_path / "d.jsonl.gz", "--format", "sharegpt")[0] == 1
 
 
-@pytest.mark.parametrize("options", [
-    [], ["--data", "x"], ["--config", "a", "--data", "b"], ["--data", "x", "--tokenizer", "t", "--set", "a=b"], ["--data", "{file}", "--tokenizer", "{tok}", "--max-bad-fraction", "2"],
-    ["--data", "missing.jsonl", "--tokenizer", "{tok}"], ["--data", "{file}", "--tokenizer", "missing"], ["--data", "{file}", "--tokenizer", "{tok}", "--format", "alpaca"],
-    ["--data", "{file}", "--tokenizer", "{tok}", "--tools", "missing"], ["--config", "missing.yaml"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--data", "x"],
+        ["--config", "a", "--data", "b"],
+        ["--data", "x", "--tokenizer", "t", "--set", "a=b"],
+        ["--data", "{file}", "--tokenizer", "{tok}", "--max-bad-fraction", "2"],
+        ["--data", "missing.jsonl", "--tokenizer", "{tok}"],
+        ["--data", "{file}", "--tokenizer", "missing"],
+        ["--data", "{file}", "--tokenizer", "{tok}", "--format", "alpaca"],
+        ["--data", "{file}", "--tokenizer", "{tok}", "--tools", "missing"],
+        ["--config", "missing.yaml"],
+    ],
+)
 def test_wrong_use_is_exit_code_2(options, data, tokenizer_folder, capsys):
     options = [option.format(file=data(calling()), tok=tokenizer_folder) for option in options]
     try:
@@ -212,24 +303,48 @@ def test_a_run_that_is_ready_has_a_gradient_for_every_term(tmp_path, config, cap
     assert verify.main(["--config", config()]) == 0
     report = json.loads((tmp_path / "v" / "verify.json").read_text())
     names = {check["name"] for check in report["run"]}
-    assert {f"term {term} has a gradient" for term in ("kl", "hard", "truth", "tool", "args", "integration")} < names and all(check["ok"] for check in report["run"])
+    assert {
+        f"term {term} has a gradient" for term in ("kl", "hard", "truth", "tool", "args", "integration")
+    } < names and all(check["ok"] for check in report["run"])
     assert "READY" in capsys.readouterr().out and (tmp_path / "v" / "verify.html").exists()
 
 
-@pytest.mark.parametrize(("kind", "old", "new", "check", "said"), [
-    ("chat", "", "", "term tool has a gradient", "none of the first 64 steps has a row for it"),
-    ("single", "max_length: 1024", "max_length: 8", "forward, loss and gradient of one step", "no record of stage a fits"),
-    ("single", "dtype: fp32}\ndata", "dtype: fp32, vocab_size: 100}\ndata", "vocabulary fits", "vocabulary is 100 wide"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "check", "said"),
+    [
+        ("chat", "", "", "term tool has a gradient", "none of the first 64 steps has a row for it"),
+        (
+            "single",
+            "max_length: 1024",
+            "max_length: 8",
+            "forward, loss and gradient of one step",
+            "no record of stage a fits",
+        ),
+        (
+            "single",
+            "dtype: fp32}\ndata",
+            "dtype: fp32, vocab_size: 100}\ndata",
+            "vocabulary fits",
+            "vocabulary is 100 wide",
+        ),
+    ],
+)
 def test_a_run_that_is_not_ready_says_why(tmp_path, config, kind, old, new, check, said):
     assert verify.main(["--config", config(kind, old, new)]) == 1
     report = json.loads((tmp_path / "v" / "verify.json").read_text())
-    assert not report["ready"] and said in next(c["detail"] for c in report["run"] if c["name"] == check and c["ok"] is False)
+    assert not report["ready"] and said in next(
+        c["detail"] for c in report["run"] if c["name"] == check and c["ok"] is False
+    )
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [
-    ("loss:", "los:", "los"), ("train.jsonl", "gone.jsonl", "no such data file"), ("student:", "tokenizer: {{path: configs}}\nstudent:", "no tokenizer can be loaded"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("loss:", "los:", "los"),
+        ("train.jsonl", "gone.jsonl", "no such data file"),
+        ("student:", "tokenizer: {{path: configs}}\nstudent:", "no tokenizer can be loaded"),
+    ],
+)
 def test_a_configuration_that_cannot_be_used_is_not_ready(config, old, new, said, capsys):
     assert verify.main(["--config", config("single", old, new.replace("{{", "{").replace("}}", "}"))]) == 1
     assert said in capsys.readouterr().err
@@ -242,7 +357,7 @@ def test_data_alone_needs_neither_deepspeed_nor_a_process_group(tmp_path, data, 
         from launch import verify
         assert verify.main(["--data", {str(data(calling()))!r}, "--tokenizer", {str(tokenizer_folder)!r}, "--spans", {str(tmp_path / "spans.jsonl")!r}]) == 0
         import torch
-        assert not torch.distributed.is_initialized()"""
+        assert not torch.distributed.is_initialized()"""  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
 
@@ -256,15 +371,23 @@ def test_another_template_or_a_model_too_large_is_reported(tmp_path, config, tok
     loaded = load_config(config(), [f"tokenizer.path={tmp_path / 'tokenizer'}"])
     monkeypatch.setattr("kd.preflight.run.psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     checks = {check["name"]: check for check in check_run(loaded, other)}
-    assert checks["chat templates agree"]["ok"] is False and "another chat template" in checks["chat templates agree"]["detail"]
-    assert checks["forward, loss and gradient of one step"]["ok"] is None and "GiB are free" in checks["forward, loss and gradient of one step"]["detail"]
+    assert (
+        checks["chat templates agree"]["ok"] is False
+        and "another chat template" in checks["chat templates agree"]["detail"]
+    )
+    assert (
+        checks["forward, loss and gradient of one step"]["ok"] is None
+        and "GiB are free" in checks["forward, loss and gradient of one step"]["detail"]
+    )
 
 
 def test_the_first_batch_has_every_span_if_the_data_does(config, tokenizer, tmp_path):
     from kd.config.load import load_config
 
     path = config()
-    write_records(tmp_path / "train.jsonl", [demo.record("chat", index) for index in range(20)] + [demo.record("single", 1)])
+    write_records(
+        tmp_path / "train.jsonl", [demo.record("chat", index) for index in range(20)] + [demo.record("single", 1)]
+    )
     micro, step = first_batch(load_config(path), tokenizer)
     assert any("single" in name for name in micro.record_ids) or step > 0
     assert all((micro.bits & bit).any() for bit in (2, 4, 8))
@@ -273,6 +396,8 @@ def test_the_first_batch_has_every_span_if_the_data_does(config, tokenizer, tmp_
 def test_the_flat_record_is_held_to_the_default_tools(tokenizer):
     text = 'Look.\n<tool_call>{"name": "web.search", "arguments": {"q": "rain"}}</tool_call>'
     record = parse_record({"prompt": "Rain?", "teacher_text": text}, "f:1")
-    item = type("Item", (), {"file": "f", "line": 1, "id": "a", "record": record, "reason": "", "raw": b"", "error": None})()
+    item = type(
+        "Item", (), {"file": "f", "line": 1, "id": "a", "record": record, "reason": "", "raw": b"", "error": None}
+    )()
     (verified,) = verify_records([item], tokenizer, ToolRegistry.default())
     assert verified.ready and verified.unchecked_calls == 0

@@ -1,4 +1,6 @@
-"""Whatever a data file holds, its reader neither crashes nor hangs nor grows: good records come out, each bad line is named once."""
+"""Whatever a data file holds, its reader neither crashes nor hangs nor grows: good records come out, each bad line is
+named once.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 GOOD = {"id": "g", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 LINE = json.dumps(GOOD).encode()
-SETTINGS = settings(max_examples=150, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(
+    max_examples=150,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 def text(value: str) -> bytes:
@@ -40,20 +48,45 @@ def number(value: str) -> bytes:
 
 # Lines no record can come of, and what is said of each.
 BAD = {
-    "cut off": (LINE[:-9], "not a line of JSON"), "cut inside a string": (LINE[:20], "not a line of JSON"), "two on a line": (LINE + LINE, "Extra data"),
-    "text": (b"hello", "not a line of JSON"), "a number": (b"7", "a record is a JSON object, not int"), "a string": (b'"x"', "not str"), "null": (b"null", "not NoneType"),
-    "a list": (b"[" + LINE + b"]", "not list"), "nothing in it": (b"{}", "messages"), "a raw NUL": (LINE.replace(b"q", b"\0"), "control character"),
-    "NULs alone": (b"\0" * 50, "not a line of JSON"), "invalid UTF-8": (LINE.replace(b"q", b"\xff\xfe"), r"byte \d+ is 0xff"), "cut UTF-8": (LINE[:40] + b"\xe6\xbc", "byte 41 is 0xe6"),
-    "UTF-16": (json.dumps(GOOD).encode("utf-16-le").replace(b"\n", b""), "not a line of JSON"), "a key twice": (LINE[:-1] + b', "id": "h"}', "'id' twice"),
-    "a key twice inside": (text('", "y": {"a": 1, "a": 1}, "z": "'), "'a' twice"), "NaN": (number("NaN"), "NaN is not JSON"), "Infinity": (number("-Infinity"), "-Infinity is not JSON"),
-    "too large a float": (number("1e999"), "inf is not a JSON number"), "a lone surrogate": (text("\\ud83d"), r"half a surrogate pair \(\\ud83d\)"),
-    "surrogates the wrong way": (text("\\udc00\\ud800"), "half a surrogate pair"), "an int of 5000 digits": (number("9" * 5000), "digits"),
-    "65 levels": (number("[" * 64 + "]" * 64), "nested deeper than 64"), "100,000 levels": (b"[" * 100_000, "nested deeper than 64|not a line"),
-    "a million objects": (b'{"a":' * 800_000, "nested deeper than 64|not a line"), "10 MB string": (text("x" * 10_000_000), "more than the 4 MiB"), "10 MB of nothing": (b"\t" * 10_000_000 + b"x", "more than the 4 MiB"),
-    "wrong types": (json.dumps({**GOOD, "messages": {"role": "user"}}).encode(), "messages: a non-empty list"), "a header further down": (b'{"__header__": 1}', "messages"),
-}  # fmt: skip
-FINE = {"an int of 400 digits": number("9" * 400), "62 levels": number("[" * 61 + "]" * 61), "a BOM": b"\xef\xbb\xbf" + LINE, "spaces": b"  " + LINE + b" \t\r",
-        "an escaped NUL": text("\\u0000"), "a pair of surrogates": text("\\ud83d\\ude00"), "3 MB": text("y" * 3_000_000)}
+    "cut off": (LINE[:-9], "not a line of JSON"),
+    "cut inside a string": (LINE[:20], "not a line of JSON"),
+    "two on a line": (LINE + LINE, "Extra data"),
+    "text": (b"hello", "not a line of JSON"),
+    "a number": (b"7", "a record is a JSON object, not int"),
+    "a string": (b'"x"', "not str"),
+    "null": (b"null", "not NoneType"),
+    "a list": (b"[" + LINE + b"]", "not list"),
+    "nothing in it": (b"{}", "messages"),
+    "a raw NUL": (LINE.replace(b"q", b"\0"), "control character"),
+    "NULs alone": (b"\0" * 50, "not a line of JSON"),
+    "invalid UTF-8": (LINE.replace(b"q", b"\xff\xfe"), r"byte \d+ is 0xff"),
+    "cut UTF-8": (LINE[:40] + b"\xe6\xbc", "byte 41 is 0xe6"),
+    "UTF-16": (json.dumps(GOOD).encode("utf-16-le").replace(b"\n", b""), "not a line of JSON"),
+    "a key twice": (LINE[:-1] + b', "id": "h"}', "'id' twice"),
+    "a key twice inside": (text('", "y": {"a": 1, "a": 1}, "z": "'), "'a' twice"),
+    "NaN": (number("NaN"), "NaN is not JSON"),
+    "Infinity": (number("-Infinity"), "-Infinity is not JSON"),
+    "too large a float": (number("1e999"), "inf is not a JSON number"),
+    "a lone surrogate": (text("\\ud83d"), r"half a surrogate pair \(\\ud83d\)"),
+    "surrogates the wrong way": (text("\\udc00\\ud800"), "half a surrogate pair"),
+    "an int of 5000 digits": (number("9" * 5000), "digits"),
+    "65 levels": (number("[" * 64 + "]" * 64), "nested deeper than 64"),
+    "100,000 levels": (b"[" * 100_000, "nested deeper than 64|not a line"),
+    "a million objects": (b'{"a":' * 800_000, "nested deeper than 64|not a line"),
+    "10 MB string": (text("x" * 10_000_000), "more than the 4 MiB"),
+    "10 MB of nothing": (b"\t" * 10_000_000 + b"x", "more than the 4 MiB"),
+    "wrong types": (json.dumps({**GOOD, "messages": {"role": "user"}}).encode(), "messages: a non-empty list"),
+    "a header further down": (b'{"__header__": 1}', "messages"),
+}
+FINE = {
+    "an int of 400 digits": number("9" * 400),
+    "62 levels": number("[" * 61 + "]" * 61),
+    "a BOM": b"\xef\xbb\xbf" + LINE,
+    "spaces": b"  " + LINE + b" \t\r",
+    "an escaped NUL": text("\\u0000"),
+    "a pair of surrogates": text("\\ud83d\\ude00"),
+    "3 MB": text("y" * 3_000_000),
+}
 
 
 def ids_of(sources, quarantine=None, **options) -> list[str]:
@@ -96,11 +129,17 @@ def test_every_bad_line_is_in_the_quarantine_once(tmp_path):
     assert len(ids_of([DataFiles(str(path))], quarantine)) == len(BAD) == quarantine.num_bad
     lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     assert [line["line"] for line in lines] == list(range(2, 2 * len(BAD) + 1, 2))
-    assert all(line["file"] == str(path) and line["reason"].startswith(f"{path}:{line['line']}: ") and len(line["raw"]) <= 8000 for line in lines)
+    assert all(
+        line["file"] == str(path) and line["reason"].startswith(f"{path}:{line['line']}: ") and len(line["raw"]) <= 8000
+        for line in lines
+    )
     assert kept.stat().st_size < 300_000
 
 
-@pytest.mark.parametrize(("bad", "fraction", "raised_after"), [(1, 0.0, 1), (5, 0.05, None), (6, 0.05, 6), (3, 0.02, 3), (20, 0.05, 6), (99, 1.0, None)])
+@pytest.mark.parametrize(
+    ("bad", "fraction", "raised_after"),
+    [(1, 0.0, 1), (5, 0.05, None), (6, 0.05, 6), (3, 0.02, 3), (20, 0.05, 6), (99, 1.0, None)],
+)
 def test_more_than_max_bad_fraction_stops_the_run(tmp_path, bad, fraction, raised_after):
     path = tmp_path / "d.jsonl"
     path.write_bytes(b"\n".join([b"x"] * bad + [LINE] * (100 - bad)))
@@ -113,15 +152,88 @@ def test_more_than_max_bad_fraction_stops_the_run(tmp_path, bad, fraction, raise
     assert quarantine.num_bad == raised_after
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(
-    ["user", "assistant", "tool", "<tool_call>", "</tool_call>", "<tools>[]</tools>", "gpt", '{"name": "f", "arguments": {}}', "f(x=1)", "List[int]"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.sampled_from(
-        ["role", "content", "tool_calls", "function", "name", "arguments", "from", "value", "parameters", "properties", "type", "id", "tool_call_id"]), inner, max_size=4), max_leaves=12)
-FIELDS = ["messages", "tools", "id", "quality", "meta", "caws", "conversations", "system", "query", "answers", "question", "function", "ground_truth", "text", "prompt",
-          "teacher_text", "functions"]  # fmt: skip
-MESSAGES = st.lists(st.fixed_dictionaries({}, optional={"role": st.sampled_from(["system", "user", "assistant", "tool", "function", 1]), "content": JSON, "tool_calls": JSON,
-                                                        "function_call": JSON, "tool_call_id": JSON, "weight": JSON, "from": st.sampled_from(["human", "gpt", "function_call"]),
-                                                        "value": JSON}), max_size=3)  # fmt: skip
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(
+        [
+            "user",
+            "assistant",
+            "tool",
+            "<tool_call>",
+            "</tool_call>",
+            "<tools>[]</tools>",
+            "gpt",
+            '{"name": "f", "arguments": {}}',
+            "f(x=1)",
+            "List[int]",
+        ]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=4)
+            | st.sampled_from(
+                [
+                    "role",
+                    "content",
+                    "tool_calls",
+                    "function",
+                    "name",
+                    "arguments",
+                    "from",
+                    "value",
+                    "parameters",
+                    "properties",
+                    "type",
+                    "id",
+                    "tool_call_id",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+FIELDS = [
+    "messages",
+    "tools",
+    "id",
+    "quality",
+    "meta",
+    "caws",
+    "conversations",
+    "system",
+    "query",
+    "answers",
+    "question",
+    "function",
+    "ground_truth",
+    "text",
+    "prompt",
+    "teacher_text",
+    "functions",
+]
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": st.sampled_from(["system", "user", "assistant", "tool", "function", 1]),
+            "content": JSON,
+            "tool_calls": JSON,
+            "function_call": JSON,
+            "tool_call_id": JSON,
+            "weight": JSON,
+            "from": st.sampled_from(["human", "gpt", "function_call"]),
+            "value": JSON,
+        },
+    ),
+    max_size=3,
+)
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON | MESSAGES, max_size=5), st.sampled_from([None, *FORMATS]))
@@ -132,7 +244,11 @@ def test_any_value_in_any_field_is_a_record_or_a_named_refusal(data, form):
     except DataError as error:
         assert str(error).startswith("f:1: ")
         return
-    assert isinstance(record, Record) and isinstance(record.id, str) and all(isinstance(m["content"], str) for m in record.messages)
+    assert (
+        isinstance(record, Record)
+        and isinstance(record.id, str)
+        and all(isinstance(m["content"], str) for m in record.messages)
+    )
     assert parse_record(vars(record), "f:1", "chat") == record  # what is written reads back
 
 
@@ -146,7 +262,7 @@ def test_any_bytes_are_a_named_refusal(raw):
 @given(st.integers(1, len(LINE)), st.binary(max_size=6), st.integers(0, 4))
 @SETTINGS
 def test_a_damaged_line_never_harms_the_next(tmp_path, at, damage, cut):
-    damaged = (LINE[:at] + damage + LINE[at + cut:]).replace(b"\n", b" ")
+    damaged = (LINE[:at] + damage + LINE[at + cut :]).replace(b"\n", b" ")
     path = tmp_path / "d.jsonl"
     path.write_bytes(damaged + b"\n" + LINE)
     found = items(path)
@@ -166,7 +282,7 @@ def test_compressed_files_are_read_and_a_damaged_one_is_named(suffix, tmp_path):
     *_, last = items(path)
     assert last.record is None and ("damaged or cut off" if suffix else "not a line of JSON") in last.reason
     packed = PACK[suffix](data)
-    path.write_bytes(packed[:len(packed) // 2] + b"\0\xff" * 50)
+    path.write_bytes(packed[: len(packed) // 2] + b"\0\xff" * 50)
     bad = [item.line for item in items(path) if item.record is None]
     assert bad and len(set(bad)) == len(bad)
 
@@ -198,7 +314,11 @@ def test_parquet_and_arrow_need_their_package(suffix, tmp_path):
     import pyarrow.parquet
 
     call = {"function": {"name": "f", "arguments": '{"a": null}'}, "id": "c"}
-    rows = [GOOD, {**GOOD, "messages": [GOOD["messages"][0], {"role": "assistant", "tool_calls": [call]}]}, {**GOOD, "messages": []}]
+    rows = [
+        GOOD,
+        {**GOOD, "messages": [GOOD["messages"][0], {"role": "assistant", "tool_calls": [call]}]},
+        {**GOOD, "messages": []},
+    ]
     table = pa.Table.from_pylist(rows)
     if suffix == "parquet":
         pyarrow.parquet.write_table(table, path)
@@ -206,7 +326,9 @@ def test_parquet_and_arrow_need_their_package(suffix, tmp_path):
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     first, second, third = items(path)
-    assert first.record.messages == GOOD["messages"] and third.line == 3 and "messages: a non-empty list" in third.reason
+    assert (
+        first.record.messages == GOOD["messages"] and third.line == 3 and "messages: a non-empty list" in third.reason
+    )
     assert second.record.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": None}
     assert datasets.__version__
 
@@ -215,42 +337,70 @@ ARRAY = [LINE, json.dumps(GOOD, indent=2).encode(), LINE.replace(b'"q"', rb'"]},
 
 
 @pytest.mark.parametrize("chunk", [7, 64, 1 << 18])
-@pytest.mark.parametrize(("before", "between", "after"), [(b"[", b",", b"]"), (b"\xef\xbb\xbf [\n", b"\n,\n", b"\n]\n"), (b"", b"\n", b"\n")])
+@pytest.mark.parametrize(
+    ("before", "between", "after"), [(b"[", b",", b"]"), (b"\xef\xbb\xbf [\n", b"\n,\n", b"\n]\n"), (b"", b"\n", b"\n")]
+)
 def test_arrays_and_objects_over_several_lines(before, between, after, chunk, tmp_path, monkeypatch):
     monkeypatch.setattr("kd.records.lines._CHUNK", chunk)
     path = tmp_path / "d.json"
     parts = ARRAY[1:] + ARRAY[:1] if not before else ARRAY
     path.write_bytes(before + between.join(parts) + after)
     found = items(path)
-    assert [item.reason for item in found] == [""] * 3 and [item.record.messages for item in found] == [json.loads(part)["messages"] for part in parts]
+    assert [item.reason for item in found] == [""] * 3 and [item.record.messages for item in found] == [
+        json.loads(part)["messages"] for part in parts
+    ]
     content = path.read_bytes()
     starts = [content.index(part) for part in parts]
     assert [item.line for item in found] == [content[:start].count(b"\n") + 1 for start in starts]
 
 
-@pytest.mark.parametrize(("content", "good", "bad"), [
-    (b"[%s,{'a':1},%s]", [1, 3], [2]), (b"[%s, 7, %s]", [1, 3], [2]), (b"[%s, {\"a\": ]}, %s]", [1, 3], [2]), (b"[%s,%s,{\"messages\": [", [1, 2], [3]), (b"[%s,%s] and more", [1, 2], [3]),
-    (b"[%s,%s", [1, 2], []), (b"[]", [], []), (b"[", [], []), (b"[%s,,%s,]", [1, 2], []),
-    (b"[%s, {\"a\": [}, %s]", [1, 3], [2]), (b"[%s] ] } , %s", [1], [2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "good", "bad"),
+    [
+        (b"[%s,{'a':1},%s]", [1, 3], [2]),
+        (b"[%s, 7, %s]", [1, 3], [2]),
+        (b'[%s, {"a": ]}, %s]', [1, 3], [2]),
+        (b'[%s,%s,{"messages": [', [1, 2], [3]),
+        (b"[%s,%s] and more", [1, 2], [3]),
+        (b"[%s,%s", [1, 2], []),
+        (b"[]", [], []),
+        (b"[", [], []),
+        (b"[%s,,%s,]", [1, 2], []),
+        (b'[%s, {"a": [}, %s]', [1, 3], [2]),
+        (b"[%s] ] } , %s", [1], [2]),
+    ],
+)
 def test_a_broken_element_of_an_array_is_named_once(content, good, bad, tmp_path):
     path = tmp_path / "d.json"
     path.write_bytes(content.replace(b"%s", LINE))
     found = items(path)
-    assert [i for i, item in enumerate(found, 1) if item.record] == good and [i for i, item in enumerate(found, 1) if not item.record] == bad
+    assert [i for i, item in enumerate(found, 1) if item.record] == good and [
+        i for i, item in enumerate(found, 1) if not item.record
+    ] == bad
 
 
 def test_bfcl_files_are_joined_by_id(tmp_path):
-    question = {"question": [[{"role": "user", "content": "q"}]], "function": [{"name": "f", "parameters": {"type": "dict", "properties": {"x": {"type": "float"}}}}]}
+    question = {
+        "question": [[{"role": "user", "content": "q"}]],
+        "function": [{"name": "f", "parameters": {"type": "dict", "properties": {"x": {"type": "float"}}}}],
+    }
     (tmp_path / "possible_answer").mkdir()
     (tmp_path / "q.json").write_text("\n".join(json.dumps({"id": name, **question}) for name in ("a", "b", "c")))
-    (tmp_path / "possible_answer" / "q.json").write_text("\n".join(json.dumps({"id": name, "ground_truth": [{"f": {"x": [i]}}]}) for i, name in enumerate("ba")))
+    (tmp_path / "possible_answer" / "q.json").write_text(
+        "\n".join(json.dumps({"id": name, "ground_truth": [{"f": {"x": [i]}}]}) for i, name in enumerate("ba"))
+    )
     moved = tmp_path / "answers.jsonl"
-    for files in ([tmp_path / "q.json"], [tmp_path / "possible_answer" / "q.json", tmp_path / "q.json"], [tmp_path / "q.json", moved]):
+    for files in (
+        [tmp_path / "q.json"],
+        [tmp_path / "possible_answer" / "q.json", tmp_path / "q.json"],
+        [tmp_path / "q.json", moved],
+    ):
         if moved in files:
             (tmp_path / "possible_answer" / "q.json").rename(moved)
         found = list(read_all(files))
-        assert [item.record and item.record.messages[-1]["tool_calls"][0]["function"]["arguments"]["x"] for item in found] == [1, 0, None]
+        assert [
+            item.record and item.record.messages[-1]["tool_calls"][0]["function"]["arguments"]["x"] for item in found
+        ] == [1, 0, None]
         assert found[2].line == 3 and "no possible_answer file has this id" in found[2].reason
 
 
@@ -263,7 +413,9 @@ def test_weights_repeat_records_and_a_fraction_is_drawn_by_what_they_hold(tmp_pa
     (tmp_path / "moved").mkdir()
     for name in "ab":
         (tmp_path / f"{name}.jsonl").rename(tmp_path / "moved" / f"{name}.jsonl")
-    assert ids == ids_of([source._replace(pattern=source.pattern.replace(str(tmp_path), f"{tmp_path}/moved")) for source in sources])
+    assert ids == ids_of(
+        [source._replace(pattern=source.pattern.replace(str(tmp_path), f"{tmp_path}/moved")) for source in sources]
+    )
     assert {ids.count(f"a{i}") for i in range(400)} == {2, 3} and {ids.count(f"b{i}") for i in range(400)} == {0, 1}
     assert 860 < sum(i.startswith("a") for i in ids) < 940 and 160 < sum(i.startswith("b") for i in ids) < 240
     write_records(tmp_path / "same.jsonl", [Record("same", GOOD["messages"])] * 400)
@@ -274,10 +426,14 @@ def test_an_index_gives_the_records_of_every_kind_of_file_by_position(tmp_path):
     def line(name):
         return LINE.replace(b'"g"', json.dumps(name).encode())
 
-    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + line("a0") + b"\n\nbroken\n" + b"x" * (MAX_RECORD_BYTES + 9) + b"\n" + line("a1"))
+    (tmp_path / "a.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + line("a0") + b"\n\nbroken\n" + b"x" * (MAX_RECORD_BYTES + 9) + b"\n" + line("a1")
+    )
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(line("b0") + b"\n" + line("b1")))
     (tmp_path / "c.json").write_bytes(b"[" + line("c0") + b",\n" + line("c1") + b"]")
-    (tmp_path / "d.jsonl").write_text(json.dumps({"id": "d0", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}))
+    (tmp_path / "d.jsonl").write_text(
+        json.dumps({"id": "d0", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]})
+    )
     (tmp_path / "e.json").write_text(json.dumps({"id": "e0", "question": "q", "function": {"name": "f"}}))
     (tmp_path / "possible_answer").mkdir()
     (tmp_path / "possible_answer" / "e.json").write_text(json.dumps({"id": "e0", "ground_truth": [{"f": {}}]}))
@@ -306,7 +462,9 @@ def test_memory_stays_bounded(tmp_path):
         import resource
         from kd.records.files import read_each
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print([item.record is not None for item in read_each({str(path)!r})], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True)
+        print([item.record is not None for item in read_each({str(path)!r})], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"""  # noqa: E501
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True
+    )
     good, grown = done.stdout.rsplit(" ", 1)
     assert good == "[False, True]" and int(grown) < 100

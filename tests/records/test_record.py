@@ -12,7 +12,11 @@ from kd.records.record import Record, parse_record
 from kd.sources.file_index import RecordIndex
 
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"a": [1, "é"]}'}}]}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"a": [1, "é"]}'}}],
+}
 
 
 def line(**changes) -> str:
@@ -37,7 +41,9 @@ def read(request, tmp_path):
 
 
 def test_a_record_is_read_with_its_defaults(read):
-    first, second = read("\ufeff" + line(id="a", quality=0.5, meta={"k": 1}) + "\n\n" + line(messages=[USER, CALL]) + "\n")
+    first, second = read(
+        "\ufeff" + line(id="a", quality=0.5, meta={"k": 1}) + "\n\n" + line(messages=[USER, CALL]) + "\n"
+    )
     assert (first.id, first.quality, first.meta, first.tools) == ("a", 0.5, {"k": 1}, [])
     assert second.id.endswith("data.jsonl:3") and second.quality is None
     # the wire form (arguments as text, content null) becomes what a template renders
@@ -51,7 +57,17 @@ def test_arguments_that_are_the_text_of_a_text_are_read(read):
     (record,) = read(line(messages=[USER, {"role": "assistant", "tool_calls": calls}]))
     assert [call["function"]["arguments"] for call in record.messages[1]["tool_calls"]] == [{"a": "é"}, {}]
     with pytest.raises(DataError, match="an object is needed, not str"):
-        read(line(messages=[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": json.dumps(json.dumps("x"))}}]}]))
+        read(
+            line(
+                messages=[
+                    USER,
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"function": {"name": "f", "arguments": json.dumps(json.dumps("x"))}}],
+                    },
+                ]
+            )
+        )
 
 
 def test_a_bare_function_is_wrapped_as_a_tool(read):
@@ -60,7 +76,16 @@ def test_a_bare_function_is_wrapped_as_a_tool(read):
 
 
 def test_what_is_written_reads_back_equal(tmp_path, read):
-    records = [Record("a", [USER, parse_record({"messages": [CALL]}, "x").messages[0], ANSWER], [], 0.25, {"tier": 1}, {"é": [None]})]
+    records = [
+        Record(
+            "a",
+            [USER, parse_record({"messages": [CALL]}, "x").messages[0], ANSWER],
+            [],
+            0.25,
+            {"tier": 1},
+            {"é": [None]},
+        )
+    ]
     assert write_records(tmp_path / "w.jsonl", records) == 1
     assert read((tmp_path / "w.jsonl").read_bytes()) == records
 
@@ -68,8 +93,11 @@ def test_what_is_written_reads_back_equal(tmp_path, read):
 @pytest.mark.parametrize("name", sorted(COT_FIELDS))
 @pytest.mark.parametrize("place", ["record", "message", "call"])
 def test_every_chain_of_thought_field_is_refused_with_its_line(read, name, place):
-    bad = {"record": {name: "because"}, "message": {"messages": [USER, {**ANSWER, name: "because"}]},
-           "call": {"messages": [USER, {**CALL, "tool_calls": [{**CALL["tool_calls"][0], name: ["x"]}]}]}}[place]
+    bad = {
+        "record": {name: "because"},
+        "message": {"messages": [USER, {**ANSWER, name: "because"}]},
+        "call": {"messages": [USER, {**CALL, "tool_calls": [{**CALL["tool_calls"][0], name: ["x"]}]}]},
+    }[place]
     with pytest.raises(DataError, match=rf"data\.jsonl:2: .*{name}.*chain-of-thought is never trained on"):
         read(line() + "\n" + line(**bad) + "\n")
 
@@ -83,23 +111,57 @@ def test_reasoning_inside_a_text_is_refused_with_its_line(read, text, role):
 
 def test_an_empty_field_and_an_argument_of_that_name_are_no_reasoning(read):
     arguments = {"reasoning": "a value that the user asked for", "note": "<think>"}
-    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}], "reasoning_content": None}
+    call = {
+        "role": "assistant",
+        "tool_calls": [{"function": {"name": "f", "arguments": arguments}}],
+        "reasoning_content": None,
+    }
     (record,) = read(line(messages=[USER, call], thinking=""))
     assert record.messages[1]["tool_calls"][0]["function"]["arguments"] == arguments
 
 
-@pytest.mark.parametrize(("bad", "said"), [
-    ('{"messages": ', "not a line of JSON"), ("[]", "a record is a JSON object"), ("7", "a record is a JSON object"), ("{}", "messages: a non-empty list"),
-    (line(messages=[]), "messages: a non-empty list"), (line(messages=[[]]), r"messages\[0\]: role must be one of system"),
-    (line(messages=[{"role": "bot", "content": ""}]), r"messages\[0\]: role must be"), (line(messages=[USER]), "no assistant message"),
-    (line(messages=[{"role": "user", "content": [{"type": "text"}]}, ANSWER]), r"messages\[0\]\.content: text is needed, not list"),
-    (line(messages=[{**USER, "tool_calls": [1]}, ANSWER]), r"messages\[0\]\.tool_calls: a list, on assistant"),
-    (line(messages=[USER, {**ANSWER, "tool_calls": [{"name": "f"}]}]), r"tool_calls\[0\]: a tool call needs function\.name"),
-    (line(messages=[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]), r"arguments: not JSON"),
-    (line(messages=[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]), "an object is needed, not list"),
-    (line(tools={"f": 1}), "tools: a list"), (line(tools=["f"]), "tools: a list"), (line(quality=1.5), "quality: a number in"),
-    (line(quality="high"), "quality: a number in"), (line(quality=True), "quality: a number in"), (line(quality=float("nan")), "NaN is not JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ('{"messages": ', "not a line of JSON"),
+        ("[]", "a record is a JSON object"),
+        ("7", "a record is a JSON object"),
+        ("{}", "messages: a non-empty list"),
+        (line(messages=[]), "messages: a non-empty list"),
+        (
+            line(messages=[[]]),
+            r"messages\[0\]: role must be one "
+            r"of system",
+        ),
+        (line(messages=[{"role": "bot", "content": ""}]), r"messages\[0\]: role must be"),
+        (line(messages=[USER]), "no assistant message"),
+        (
+            line(messages=[{"role": "user", "content": [{"type": "text"}]}, ANSWER]),
+            r"messages\[0\]\.content: text is "
+            r"needed, not list",
+        ),
+        (line(messages=[{**USER, "tool_calls": [1]}, ANSWER]), r"messages\[0\]\.tool_calls: a list, on assistant"),
+        (
+            line(messages=[USER, {**ANSWER, "tool_calls": [{"name": "f"}]}]),
+            r"tool_calls\[0\]: a tool call needs "
+            r"function\.name",
+        ),
+        (
+            line(messages=[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]),
+            r"arguments: not JSON",
+        ),
+        (
+            line(messages=[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]),
+            "an object is needed, not list",
+        ),
+        (line(tools={"f": 1}), "tools: a list"),
+        (line(tools=["f"]), "tools: a list"),
+        (line(quality=1.5), "quality: a number in"),
+        (line(quality="high"), "quality: a number in"),
+        (line(quality=True), "quality: a number in"),
+        (line(quality=float("nan")), "NaN is not JSON"),
+    ],
+)
 def test_a_bad_line_is_named(read, bad, said):
     with pytest.raises(DataError, match=rf"data\.jsonl:3: .*{said}"):
         read(line() + "\n\n" + bad + "\n" + line() + "\n")

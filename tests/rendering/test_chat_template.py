@@ -43,7 +43,9 @@ def on(monkeypatch):
     return set_clock
 
 
-@pytest.mark.parametrize(("opening", "written"), [(AS_LLAMA_3, "Today Date: 26 Jul 2024"), (AS_GPT_OSS, "Current date: 2024-07-26")])
+@pytest.mark.parametrize(
+    ("opening", "written"), [(AS_LLAMA_3, "Today Date: 26 Jul 2024"), (AS_GPT_OSS, "Current date: 2024-07-26")]
+)
 def test_two_days_one_text(opening, written, tokenizer, on):
     dated = copy.deepcopy(tokenizer)
     dated.chat_template = opening + demo.CHAT_TEMPLATE
@@ -59,11 +61,15 @@ def test_two_days_one_text(opening, written, tokenizer, on):
     assert text.startswith(written) and found[0][1] and all(text.startswith(prompt) for prompt in found[0][1])
 
 
-@pytest.mark.parametrize("opening", ["", "\n", "\n\n  ", "  {% if true %}x{% endif %}\n", "{{- 'x' }}\n", "{# strftime_now #}\n"])
+@pytest.mark.parametrize(
+    "opening", ["", "\n", "\n\n  ", "  {% if true %}x{% endif %}\n", "{{- 'x' }}\n", "{# strftime_now #}\n"]
+)
 def test_only_the_date_is_another(opening, tokenizer, on):
     """White space before the template's own beginning is as transformers renders it."""
     dated = copy.deepcopy(tokenizer)
-    dated.chat_template = opening + "{% for m in messages %}{{ m.content }} {{ strftime_now('%A %-d. %B %y, %H:%M, %j %%') }}{% endfor %}"
+    dated.chat_template = (
+        opening + "{% for m in messages %}{{ m.content }} {{ strftime_now('%A %-d. %B %y, %H:%M, %j %%') }}{% endfor %}"
+    )
     on(datetime(2024, 7, 26))
     wanted = dated.apply_chat_template(CHAT, tokenize=False)
     assert "Friday 26. July 24, 00:00, 208 %" in wanted

@@ -1,11 +1,14 @@
-"""Records and chat templates that no one here wrote, given as files: every record is located, and rightly, or refused with a reason.
+"""Records and chat templates that no one here wrote, given as files: every record is located, and rightly, or refused
+with a reason.
 
     SPANWISE_CORPUS=DIR SPANWISE_TEMPLATES=DIR pytest tests/rendering/test_corpora.py
-    python tests/rendering/test_corpora.py --corpus DIR --templates DIR --records 50       the same as a table, by template
+    python tests/rendering/test_corpora.py --corpus DIR --templates DIR --records 50       the same as a table, by
+                                                                                           template
 
-CORPUS: a folder of data files of any form; BFCL's possible_answer folders stand beside their questions. TEMPLATES: a folder of
-*.jinja files. SPANWISE_RECORDS: how many records of each file, 10 by default, drawn with a fixed seed; 0 is all. The tokenizer
-is a byte-level BPE trained on the corpus here; what looks like a control token in a template is one.
+CORPUS: a folder of data files of any form; BFCL's possible_answer folders stand beside their questions. TEMPLATES: a
+folder of
+*.jinja files. SPANWISE_RECORDS: how many records of each file, 10 by default, drawn with a fixed seed; 0 is all. The
+tokenizer is a byte-level BPE trained on the corpus here; what looks like a control token in a template is one.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ from kd.rendering.encode import TokenSpan, annotate
 
 CORPUS, TEMPLATES = os.environ.get("SPANWISE_CORPUS"), os.environ.get("SPANWISE_TEMPLATES")
 NUM_RECORDS = int(os.environ.get("SPANWISE_RECORDS", "10"))
-_CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>]{1,40}｜>|\[/?[A-Z_]{3,30}\]|</?s>|<(?:start|end)_of_turn>|<[bep]os>")
+_CONTROL = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>]{1,40}｜>|\[/?[A-Z_]{3,30}\]|</?s>|<(?:start|end)_of_turn>|<[bep]os>"
+)
 
 
 class Outcome(NamedTuple):
@@ -47,7 +52,11 @@ class Outcome(NamedTuple):
 
 def read_corpus(folder: str | Path, num_records: int) -> dict[str, list[Record]]:
     """File -> records, at most so many of each; a line that is no record must have been refused with its place."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.suffix in (".json", ".jsonl", ".gz", ".parquet", ".zst"))
+    files = sorted(
+        path
+        for path in Path(folder).rglob("*")
+        if path.is_file() and path.suffix in (".json", ".jsonl", ".gz", ".parquet", ".zst")
+    )
     found: dict[str, list[Record]] = {}
     for item in read_all(files):
         if item.record is not None:
@@ -55,22 +64,36 @@ def read_corpus(folder: str | Path, num_records: int) -> dict[str, list[Record]]
         else:
             assert item.reason.startswith(f"{item.file}:{item.line}: ")
     rng = random.Random(1)
-    return {name: rng.sample(records, num_records) if 0 < num_records < len(records) else records for name, records in found.items()}
+    return {
+        name: rng.sample(records, num_records) if 0 < num_records < len(records) else records
+        for name, records in found.items()
+    }
 
 
 def trained_on(corpus: dict[str, list[Record]], vocab_size: int = 3000) -> str:
     """A byte-level BPE, as JSON."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    texts = (json.dumps([record.messages, record.tools], ensure_ascii=False) for records in corpus.values() for record in records[:40])
-    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    texts = (
+        json.dumps([record.messages, record.tools], ensure_ascii=False)
+        for records in corpus.values()
+        for record in records[:40]
+    )
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
     return core.to_str()
 
 
 def with_template(core: str, template: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer.from_str(core)
     tokenizer.add_special_tokens(sorted(set(_CONTROL.findall(template))))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )
     tokenizer.chat_template = template
     return tokenizer
 
@@ -82,7 +105,11 @@ def outcome(records: list[Record], tokenizer) -> Outcome:
             found = annotate(record, tokenizer)
         except DataError as error:
             assert str(error).startswith(f"record {record.id}: ")
-            refused[re.sub(r"messages\[\d+\]|of \S+(, \S+)* is not|\d+", "…", str(error).removeprefix(f"record {record.id}: "))[:110]] += 1
+            refused[
+                re.sub(
+                    r"messages\[\d+\]|of \S+(, \S+)* is not|\d+", "…", str(error).removeprefix(f"record {record.id}: ")
+                )[:110]
+            ] += 1
             continue
         located += 1
         try:
@@ -108,7 +135,11 @@ def given_templates() -> list[Path]:
     return sorted(Path(TEMPLATES).rglob("*.jinja")) if TEMPLATES else []
 
 
-@pytest.mark.parametrize("path", given_templates() or [None], ids=lambda path: "none given" if path is None else f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize(
+    "path",
+    given_templates() or [None],
+    ids=lambda path: "none given" if path is None else f"{path.parent.name}-{path.stem}",
+)
 def test_every_given_record_is_located_rightly_or_refused(path, request):
     if path is None:
         pytest.skip("SPANWISE_TEMPLATES names no folder of chat templates")
@@ -140,7 +171,9 @@ def test_the_check_sees_a_span_that_is_one_token_off(name, kind, by, small):
     at = next(i for i, span in enumerate(found.spans) if span.kind == kind)
     moved = TokenSpan(kind, found.spans[at].start + by[0], found.spans[at].end + by[1])
     with pytest.raises(Misplaced):
-        check_located(record, found._replace(spans=[moved if i == at else span for i, span in enumerate(found.spans)]), tokenizer)
+        check_located(
+            record, found._replace(spans=[moved if i == at else span for i, span in enumerate(found.spans)]), tokenizer
+        )
 
 
 def main() -> None:
@@ -155,9 +188,16 @@ def main() -> None:
     for path in sorted(Path(args.templates).rglob("*.jinja")):
         tokenizer = with_template(core, path.read_text(encoding="utf-8"))
         found = {name: outcome(records, tokenizer) for name, records in corpus.items()}
-        refused, wrong = sum((o.refused for o in found.values()), Counter()), [text for o in found.values() for text in o.wrong]
-        print(f"{path.parent.name}/{path.stem}: {sum(map(len, corpus.values()))} records, {sum(o.located for o in found.values())} located, "
-              f"{refused.total()} refused, {len(wrong)} wrong", flush=True)
+        refused, wrong = (
+            sum((o.refused for o in found.values()), Counter()),
+            [text for o in found.values() for text in o.wrong],
+        )
+        print(
+            f"{path.parent.name}/{path.stem}: {sum(map(len, corpus.values()))} records, "
+            f"{sum(o.located for o in found.values())} located, "
+            f"{refused.total()} refused, {len(wrong)} wrong",
+            flush=True,
+        )
         for reason, count in refused.most_common(3):
             print(f"    {count} refused: {reason}")
         for text in wrong[:3]:

@@ -32,8 +32,11 @@ def runs(encoded, bit: int, tokenizer) -> list[str]:
 
 def written(message) -> str:
     """What the demo's template has the assistant write, end-of-turn included."""
-    calls = "".join(f'<tool_call>{{"name": "{c["function"]["name"]}", "arguments": {json.dumps(c["function"]["arguments"])}}}</tool_call>'
-                    for c in message.get("tool_calls", ()))
+    calls = "".join(
+        f'<tool_call>{{"name": "{c["function"]["name"]}", "arguments": '
+        f"{json.dumps(c['function']['arguments'])}}}</tool_call>"
+        for c in message.get("tool_calls", ())
+    )
     return f"{message['content']}{calls}<|end|>"
 
 
@@ -69,16 +72,23 @@ def test_a_row_is_the_position_before_its_token(kind, tokenizer):
     assert (tokens[micro.rows + 1] == micro.labels).all()
     supervised = [(b * length + t - 1, bits, b) for b, e in enumerate(batch) for t, bits in enumerate(e.bits) if bits]
     assert list(zip(micro.rows.tolist(), micro.bits.tolist(), micro.record.tolist())) == supervised
-    # the first row of each record is the assistant's header: the last token of the prompt predicts the first of the answer
+    # the first row of each record is the assistant's header: the last token of the prompt predicts the first of the
+    # answer
     first = [int(tokens[micro.rows[micro.record == b][0]]) for b in range(4)]
     assert tokenizer.convert_ids_to_tokens(first) == ["<|assistant|>"] * 4
 
 
-@pytest.mark.parametrize(("each", "digest"), [
-    (12, "d0b99e8b26262ac1216af13c62e9edd774a7aa38bc7dfff0560561f1727fb8c3"),
-    pytest.param(112, "79bee6e65d24e5982acbe2307643a9f464624a11bcd7fbe672716aaf158629b9", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("each", "digest"),
+    [
+        (12, "d0b99e8b26262ac1216af13c62e9edd774a7aa38bc7dfff0560561f1727fb8c3"),
+        pytest.param(112, "79bee6e65d24e5982acbe2307643a9f464624a11bcd7fbe672716aaf158629b9", marks=pytest.mark.slow),
+    ],
+)
 def test_the_demo_corpus_is_encoded_as_the_shipped_teacher_was_trained_on_it(each, digest):
-    """Ids, bits and weights of 18 x `each` records under the shipped tokenizer, to the byte: its teacher and its runs rest on them."""
+    """Ids, bits and weights of 18 x `each` records under the shipped tokenizer, to the byte: its teacher and its runs
+    rest on them.
+    """
     shipped = AutoTokenizer.from_pretrained(REPOSITORY / "configs/demo_teacher")
     made = hashlib.sha256()
     for split in demo.SPLITS:

@@ -15,25 +15,43 @@ from kd.reports.plots import MAX_POINTS, thin
 from kd.reports.run_page import write_report
 
 SCORES = {
-    "tool_name_accuracy": 0.9, "exact_arguments": 0.625, "json_validity": 1.0, "schema_validity": 0.95, "over_calling": 0.1,
-    "integration": None, "num_records": 200, "counts": {"call_turns": 150, "no_tool_turns": 50, "integration_turns": 0},
-}  # fmt: skip
+    "tool_name_accuracy": 0.9,
+    "exact_arguments": 0.625,
+    "json_validity": 1.0,
+    "schema_validity": 0.95,
+    "over_calling": 0.1,
+    "integration": None,
+    "num_records": 200,
+    "counts": {"call_turns": 150, "no_tool_turns": 50, "integration_turns": 0},
+}
 CALL = {"name": "get_weather", "arguments": {"city": "Oslo", "days": 1}}
 
 
 def answer(correct=True, output=None, calls=None, problems=(), finished=True):
     calls = [CALL] if calls is None else calls
     output = "".join(f"<tool_call>{json.dumps(call)}</tool_call>" for call in calls) if output is None else output
-    return {"output": output, "calls": calls, "problems": list(problems), "correct": correct, "num_tokens": 9, "finished": finished}
+    return {
+        "output": output,
+        "calls": calls,
+        "problems": list(problems),
+        "correct": correct,
+        "num_tokens": 9,
+        "finished": finished,
+    }
 
 
 def case(number=0, split="unseen_values", kind="call", gold=None, user="Weather?", results=(), **models):
     gold = gold or {"calls": [CALL], "text": "", "carried": []}
     prompt = {"user": user, "tools": ["get_weather"], "results": list(results)}
     return {
-        "split": split, "record_id": f"r{number}", "turn": 1, "kind": kind, "prompt": prompt, "gold": gold,
+        "split": split,
+        "record_id": f"r{number}",
+        "turn": 1,
+        "kind": kind,
+        "prompt": prompt,
+        "gold": gold,
         "models": models or {"teacher": answer(), "student": answer()},
-    }  # fmt: skip
+    }
 
 
 class Reader(HTMLParser):
@@ -47,7 +65,9 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        self.outside += [f"{name}={value}" for name, value in attrs if name in ("src", "href") and not str(value).startswith("#")]
+        self.outside += [
+            f"{name}={value}" for name, value in attrs if name in ("src", "href") and not str(value).startswith("#")
+        ]
         if tag not in ("meta", "br", "path", "use"):
             self.open.append(tag)
         if tag in self.marks:
@@ -75,7 +95,9 @@ def run(tmp_path):
         folder = tmp_path / "my-run"
         folder.mkdir(exist_ok=True)
         if metrics is not None:
-            (folder / "metrics.jsonl").write_text(metrics if isinstance(metrics, str) else "\n".join(map(json.dumps, metrics)))
+            (folder / "metrics.jsonl").write_text(
+                metrics if isinstance(metrics, str) else "\n".join(map(json.dumps, metrics))
+            )
         if evaluation is not None:
             (folder / "evaluation.json").write_text(json.dumps(evaluation))
         if cases is not None:
@@ -90,7 +112,15 @@ def run(tmp_path):
 
 
 METRICS = [
-    {"step": step, "stage": "echo" if step < 5 else "main", "seconds": 2.0 * step, "loss": 3 / step, "kl": 2 / step, "lr": 1e-3, "odd": 4.0}
+    {
+        "step": step,
+        "stage": "echo" if step < 5 else "main",
+        "seconds": 2.0 * step,
+        "loss": 3 / step,
+        "kl": 2 / step,
+        "lr": 1e-3,
+        "odd": 4.0,
+    }
     for step in range(1, 11)
 ]
 
@@ -113,7 +143,13 @@ def test_the_page_stands_alone(run):
 
 
 def test_the_headline_says_sizes_time_and_notes(run):
-    facts = {"teacher_parameters": 1_500_000, "student_parameters": 600_000, "wall_seconds": 3725, "data": "Demo data", "notes": ["Cut."]}
+    facts = {
+        "teacher_parameters": 1_500_000,
+        "student_parameters": 600_000,
+        "wall_seconds": 3725,
+        "data": "Demo data",
+        "notes": ["Cut."],
+    }
     text = run(METRICS, facts=facts).text
     for said in ("my-run", "1.5 M", "600 k", "40% of the teacher's", "1 h 02 min", "Demo data", "Cut."):
         assert said in text
@@ -139,14 +175,22 @@ def test_a_resumed_run_counts_the_later_line(run):
 
 
 def test_not_finite_numbers_are_gaps(run):
-    assert "last 0.3" in run("\n".join(map(json.dumps, METRICS)) + '\n{"step": 11, "stage": "main", "loss": NaN, "kl": null}').text
+    assert (
+        "last 0.3"
+        in run("\n".join(map(json.dumps, METRICS)) + '\n{"step": 11, "stage": "main", "loss": NaN, "kl": null}').text
+    )
 
 
 def test_the_table_marks_the_best_student(run):
     def scores(exact, over):
         return {"unseen_values": {**SCORES, "exact_arguments": exact, "over_calling": over}}
 
-    evaluation = {"teacher": scores(0.99, 0), "student": scores(0.5, 0.2), "cross_entropy": scores(0.4, 0.1), "untrained": scores(0, 0)}
+    evaluation = {
+        "teacher": scores(0.99, 0),
+        "student": scores(0.5, 0.2),
+        "cross_entropy": scores(0.4, 0.1),
+        "untrained": scores(0, 0),
+    }
     text = run(evaluation=evaluation).text
     for said in ("50.0 % ★", "10.0 % ★", "200 records", "150 call turns", "not measured"):
         assert said in text
@@ -159,10 +203,17 @@ def test_nothing_a_record_or_model_says_becomes_markup(run):
     call = {"name": evil, "arguments": {evil: evil}}
     gold = {"calls": [], "text": f"{evil} 42", "carried": ["42"]}
     cases = [
-        case(0, split=evil, user=evil, results=[evil], gold={"calls": [call], "text": "", "carried": []},
-             teacher=answer(calls=[call]), student=answer(False, evil, [], [evil])),
+        case(
+            0,
+            split=evil,
+            user=evil,
+            results=[evil],
+            gold={"calls": [call], "text": "", "carried": []},
+            teacher=answer(calls=[call]),
+            student=answer(False, evil, [], [evil]),
+        ),
         case(1, kind="integration", gold=gold, teacher=answer(True, evil, []), student=answer(False, "x", [])),
-    ]  # fmt: skip
+    ]
     evaluation = {evil: {evil: SCORES}}
     page = run([{**METRICS[0], "stage": evil, evil: 1.0}], evaluation, cases, evil, {"data": evil, "notes": [evil]})
     assert page.outside == [] and not page.tags & {"script", "img"}
@@ -186,13 +237,17 @@ def test_parallel_calls_are_compared_with_their_counterparts(run):
 
 def test_a_call_where_an_answer_was_due_is_marked_whole(run):
     gold = {"calls": [], "text": "get_weather is not for that", "carried": []}
-    page = run(cases=[case(kind="no_tool", gold=gold, teacher=answer(output=gold["text"], calls=[]), student=answer(False))])
+    page = run(
+        cases=[case(kind="no_tool", gold=gold, teacher=answer(output=gold["text"], calls=[]), student=answer(False))]
+    )
     assert page.marks["ins"][1:] == ['get_weather\n  city: "Oslo"\n  days: 1'] and page.marks["del"][1:] == []
 
 
 def test_a_broken_call_is_shown_as_it_was_written(run):
     torn = '<tool_call>{"name": "get_weather", "arguments": {"city": "Os'
-    page = run(cases=[case(teacher=answer(), student=answer(False, torn, [], ["call 1: not valid JSON"], finished=False))])
+    page = run(
+        cases=[case(teacher=answer(), student=answer(False, torn, [], ["call 1: not valid JSON"], finished=False))]
+    )
     assert torn[:40] in page.text and "not valid JSON" in page.text and "cut after 9 tokens" in page.text
 
 
@@ -263,8 +318,10 @@ log = RunLog(Path(sys.argv[1]), 1)
 log.line({"step": 1, "stage": "a", "loss": 2.0, "temperature": 1.0, "lr": 0.1, "grad_norm": 1.0, "tokens_per_second": 1.0, "memory_gib": 1.0})
 log.close()
 write_report(sys.argv[1])
-"""
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+"""  # noqa: E501
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0, done.stderr
     assert "tensorboard is not installed" in done.stdout
     assert "matplotlib is not installed" in (tmp_path / "report.html").read_text()

@@ -24,7 +24,9 @@ WHOLE_VALUE = re.compile(r"[A-Z]{2}\d{3}|[A-Za-z]{3,}|\d{1,2}:\d{2}|\d{4}-\d{2}-
 
 
 def drawn_values(record) -> set[str]:
-    """Words, codes, dates, times and numbers of arguments and results; not enums and small counts, which all splits share."""
+    """Words, codes, dates, times and numbers of arguments and results; not enums and small counts, which all splits
+    share.
+    """
     enums = {value for p in demo.PARAMETERS.values() for value in p.schema.get("enum", ())}
     found = [leaf for call in calls_of(record) for leaf in leaves(call["arguments"])]
     found += [leaf for m in record.messages if m["role"] == "tool" for leaf in leaves(json.loads(m["content"]))]
@@ -70,7 +72,11 @@ def test_no_unseen_tool_and_no_held_out_value_is_in_training():
         for index in range(1000):
             record = demo.record(kind, index, seed=5, split="train", short=index % 3 == 0)
             training_tools |= {tool["function"]["name"] for tool in record.tools}
-            training_text |= set(WHOLE_VALUE.findall(" ".join(m["content"] + json.dumps(m.get("tool_calls", "")) for m in record.messages)))
+            training_text |= set(
+                WHOLE_VALUE.findall(
+                    " ".join(m["content"] + json.dumps(m.get("tool_calls", "")) for m in record.messages)
+                )
+            )
     assert len(training_tools) >= 150
     for split in ("unseen_values", "unseen_tools"):
         values, tools = set(), set()
@@ -83,7 +89,12 @@ def test_no_unseen_tool_and_no_held_out_value_is_in_training():
 
 
 def digest() -> str:
-    made = [demo.record(kind, index, seed=4, split=split) for split in demo.SPLITS for kind in demo.KINDS for index in range(20)]
+    made = [
+        demo.record(kind, index, seed=4, split=split)
+        for split in demo.SPLITS
+        for kind in demo.KINDS
+        for index in range(20)
+    ]
     made += [DemoSource(50, 3, {"single_short": 1, "echo": 0.5})[index] for index in range(50)]
     return hashlib.sha256(json.dumps([vars(r) for r in made]).encode()).hexdigest()
 
@@ -92,8 +103,15 @@ def digest() -> str:
 def test_every_process_makes_the_same_records(salt):
     """Whatever Python salts its hashes with."""
     script = "import sys; sys.path[:0] = ['tests']; from sources.test_demo import digest; print(digest())"
-    made = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, env=plain_environment(PYTHONHASHSEED=salt), check=True,
-                          capture_output=True, text=True, timeout=120)
+    made = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        env=plain_environment(PYTHONHASHSEED=salt),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert made.stdout.split()[-1] == digest()
 
 
@@ -116,9 +134,9 @@ def test_a_value_is_the_same_tokens_in_a_request_in_json_and_in_an_answer(tokeni
     """What makes copying learnable: no token straddles a value's edge."""
     for value in ("Kruntamor", "AB123", "2031-04-09", "417", "83.5"):
         ids = tokenizer.encode(value, add_special_tokens=False)
-        for text in (f'go to {value}, please', f'{{"city": "{value}"}}', f'["{value}", "x"]', f"Done: it is {value}."):
+        for text in (f"go to {value}, please", f'{{"city": "{value}"}}', f'["{value}", "x"]', f"Done: it is {value}."):
             around = tokenizer.encode(text, add_special_tokens=False)
-            assert any(around[at:at + len(ids)] == ids for at in range(len(around))), text
+            assert any(around[at : at + len(ids)] == ids for at in range(len(around))), text
 
 
 def test_the_tokenizer_reads_back_what_it_wrote(tokenizer):
@@ -128,14 +146,37 @@ def test_the_tokenizer_reads_back_what_it_wrote(tokenizer):
 
 
 def test_the_committed_teacher_renders_as_the_demo_does():
-    assert (REPOSITORY / "configs" / "demo_teacher" / "chat_template.jinja").read_text(encoding="utf-8") == demo.CHAT_TEMPLATE
+    assert (REPOSITORY / "configs" / "demo_teacher" / "chat_template.jinja").read_text(
+        encoding="utf-8"
+    ) == demo.CHAT_TEMPLATE
 
 
-@pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": {"box": {"type": "object"}, "rows": {"type": "array"}, "any": {}}}])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        None,
+        {},
+        {"type": "object"},
+        {"type": "object", "properties": {"box": {"type": "object"}, "rows": {"type": "array"}, "any": {}}},
+    ],
+)
 def test_tools_of_any_schema_are_rendered(parameters, tokenizer):
     """Other people's tools leave out what the demo's all have."""
     function = {"name": "f", "description": "..."} | ({} if parameters is None else {"parameters": parameters})
-    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"box": {"a": 1}}}}]}
-    record = parse_record({"id": "r", "messages": [{"role": "user", "content": "hi"}, call], "tools": [{"type": "function", "function": function}]}, "x")
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f", "arguments": {"box": {"a": 1}}}}],
+    }
+    record = parse_record(
+        {
+            "id": "r",
+            "messages": [{"role": "user", "content": "hi"}, call],
+            "tools": [{"type": "function", "function": function}],
+        },
+        "x",
+    )
     text = annotate(record, tokenizer).text
-    assert text.startswith("<|tools|>f(") and ('box?: {}, rows?: [], any?' in text) == bool((parameters or {}).get("properties"))
+    assert text.startswith("<|tools|>f(") and ("box?: {}, rows?: [], any?" in text) == bool(
+        (parameters or {}).get("properties")
+    )

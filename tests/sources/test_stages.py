@@ -1,4 +1,6 @@
-"""The records of each stage of a run: any form and file, checked once, refused lines kept, and told apart by their fingerprint."""
+"""The records of each stage of a run: any form and file, checked once, refused lines kept, and told apart by their
+fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +34,21 @@ data:
     - {{name: b, mix: {{chat: 1}}, max_length: 512, until: {{steps: 1}}}}
     - {{name: c, train: [{out}/a.jsonl, {{files: "{out}/b*", weight: 2}}], max_length: 1024}}
 training: {{steps: 5, deepspeed: ds_configs/zero3_cpu.json}}
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
 def config(tmp_path):
-    """A function from overrides to the configuration, over a plain file with a broken line, a compressed one and an array."""
+    """A function from overrides to the configuration, over a plain file with a broken line, a compressed one and an
+    array.
+    """
     made = [demo.record("chat", index) for index in range(6)]
     write_records(tmp_path / "a.jsonl", made[:2])
     with (tmp_path / "a.jsonl").open("a") as out:
-        out.write('broken\n{"query": "q", "tools": [{"name": "f", "parameters": {}}], "answers": [{"name": "f", "arguments": {}}]}\n')
+        out.write(
+            'broken\n{"query": "q", "tools": [{"name": "f", "parameters": {}}], "answers": [{"name": "f", '
+            '"arguments": {}}]}\n'
+        )
     write_records(tmp_path / "b", made[2:4])
     (tmp_path / "b1.jsonl.gz").write_bytes(gzip.compress((tmp_path / "b").read_bytes()))
     (tmp_path / "b").unlink()
@@ -63,8 +70,14 @@ def test_stages_read_what_verify_reads_and_share_what_they_share(config, tmp_pat
     assert first[2].messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {}}
     assert found.num_refused == 1 and found.quarantine == tmp_path / "runs" / "r" / "refused.jsonl"
     (refused,) = map(json.loads, found.quarantine.read_text().splitlines())
-    assert (refused["file"], refused["line"], refused["raw"]) == (f"{tmp_path}/a.jsonl", 3, "broken\n") and "not a line of JSON" in refused["reason"]
-    assert described(config().data.stages[0]) == f"{tmp_path}/a.jsonl, {tmp_path}/b*" and "demo corpus" in described(config().data.stages[1])
+    assert (refused["file"], refused["line"], refused["raw"]) == (
+        f"{tmp_path}/a.jsonl",
+        3,
+        "broken\n",
+    ) and "not a line of JSON" in refused["reason"]
+    assert described(config().data.stages[0]) == f"{tmp_path}/a.jsonl, {tmp_path}/b*" and "demo corpus" in described(
+        config().data.stages[1]
+    )
 
 
 def test_another_program_has_its_own_files_of_the_same_records(config, tmp_path):
@@ -75,7 +88,10 @@ def test_another_program_has_its_own_files_of_the_same_records(config, tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for kept in (None, tmp_path / "cache" / "refused.jsonl"):
         others = [sources_beside(allowed, where, kept) for where in (folder, tmp_path / "cache", folder)]
-        assert all(ids(other.stages[0]) == all_ids and other.stages[0].fingerprint() == training.stages[0].fingerprint() for other in others)
+        assert all(
+            ids(other.stages[0]) == all_ids and other.stages[0].fingerprint() == training.stages[0].fingerprint()
+            for other in others
+        )
         del others
         gc.collect()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and ids(training.stages[0]) == all_ids
@@ -97,7 +113,11 @@ def test_records_that_are_no_line_of_a_file_go_with_the_process_that_checked_the
 
 
 def test_by_default_the_first_bad_line_stops_the_run(config, tmp_path):
-    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.jsonl:3: .*1 of 3 lines are refused, more than max_bad_fraction 0 allows; they are in .*kept\.jsonl"):
+    with pytest.raises(
+        DataError,
+        match=rf"^{tmp_path}/a\.jsonl:3: .*1 of 3 lines are refused, more than max_bad_fraction 0 allows; they are in "
+        r".*kept\.jsonl",
+    ):
         run_sources(config(f"data.quarantine={tmp_path}/kept.jsonl"))
     assert json.loads((tmp_path / "kept.jsonl").read_text())["line"] == 3
     (tmp_path / "a.jsonl").write_text("")
@@ -136,11 +156,18 @@ def test_the_fingerprint_is_of_the_records_and_not_of_their_place(config, tmp_pa
     a, b = f"{tmp_path}/a.jsonl", f'"{tmp_path}/b*"'
     whole = of()
     assert whole == of() and len(whole) == 64
-    different = [of(a), of(b), of(a, b), of(b, a), of(a, f"{{files: {b}, weight: 3}}"), of(f"{{files: {a}, weight: 0.5}}", b)]
+    different = [
+        of(a),
+        of(b),
+        of(a, b),
+        of(b, a),
+        of(a, f"{{files: {b}, weight: 3}}"),
+        of(f"{{files: {a}, weight: 0.5}}", b),
+    ]
     assert len({whole, *different}) == 7
     (tmp_path / "c.jsonl").write_bytes(Path(a).read_bytes())
     assert of(f"{tmp_path}/c.jsonl") == of(a)
-    (tmp_path / "c.jsonl").write_bytes(Path(a).read_bytes().replace(b"broken", b"{\"mended\": 0}"))
+    (tmp_path / "c.jsonl").write_bytes(Path(a).read_bytes().replace(b"broken", b'{"mended": 0}'))
     assert of(f"{tmp_path}/c.jsonl") == of(a)  # refused either way
     (tmp_path / "c.jsonl").write_bytes(Path(a).read_bytes().replace(b'"q"', b'"p"'))
     assert of(f"{tmp_path}/c.jsonl") != of(a)
@@ -148,15 +175,23 @@ def test_the_fingerprint_is_of_the_records_and_not_of_their_place(config, tmp_pa
 
 def test_a_fraction_of_the_records_is_the_same_for_every_seed(config, tmp_path):
     """Else a cache would serve one seed."""
-    files = f"data.stages.0.train=[{{files: \"{tmp_path}/b*\", weight: 0.5}}]"
+    files = f'data.stages.0.train=[{{files: "{tmp_path}/b*", weight: 0.5}}]'
     assert len({stage_source(config(files, f"run.seed={seed}"), 0).fingerprint() for seed in range(4)}) == 1
 
 
 def test_the_demo_corpus_has_a_fingerprint_of_its_parameters_and_of_what_they_make(monkeypatch):
-    made = {(n, seed, kind): DemoSource(n, seed, {kind: 1.0}).fingerprint() for n in (50, 51) for seed in (1, 2) for kind in ("chat", "single")}
+    made = {
+        (n, seed, kind): DemoSource(n, seed, {kind: 1.0}).fingerprint()
+        for n in (50, 51)
+        for seed in (1, 2)
+        for kind in ("chat", "single")
+    }
     assert len(set(made.values())) == 8 and made[50, 1, "chat"] == DemoSource(50, 1, {"chat": 1.0}).fingerprint()
     monkeypatch.setattr(demo, "_CHAT", (("Hi", "Hello"),))
-    assert DemoSource(50, 1, {"chat": 1.0}).fingerprint() != made[50, 1, "chat"] and DemoSource(50, 1, {"single": 1.0}).fingerprint() == made[50, 1, "single"]
+    assert (
+        DemoSource(50, 1, {"chat": 1.0}).fingerprint() != made[50, 1, "chat"]
+        and DemoSource(50, 1, {"single": 1.0}).fingerprint() == made[50, 1, "single"]
+    )
 
 
 def test_no_record_at_all_is_refused(tmp_path):

@@ -1,4 +1,6 @@
-"""A cache as a source of the teacher's signal: what it must agree with, and that reading ahead changes nothing and hides no error."""
+"""A cache as a source of the teacher's signal: what it must agree with, and that reading ahead changes nothing and
+hides no error.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ teacher: {{path: {teacher}, dtype: fp32, placement: replicated, cache: {{path: {
 student: {{architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, vocab_size: 612}}
 data: {{stages: [{{name: a, train: [{out}/records.jsonl], max_length: 600}}]}}
 training: {{steps: 4}}
-"""
+"""  # noqa: E501
 CPU = torch.device("cpu")
 
 
@@ -44,7 +46,9 @@ def records():
 
 @pytest.fixture(scope="module", params=["sampled", "topk"])
 def captured(request, tmp_path_factory, teacher_folder, tokenizer, records):
-    """(configuration, micro-batch, the rows that were captured) of a cache with every record but the last, which is missing."""
+    """(configuration, micro-batch, the rows that were captured) of a cache with every record but the last, which is
+    missing.
+    """
     out = tmp_path_factory.mktemp(request.param)
     write_records(out / "records.jsonl", records)
     (out / "run.yaml").write_text(CONFIG.format(out=out, teacher=teacher_folder, kind=request.param))
@@ -80,7 +84,9 @@ def test_what_is_read_is_what_the_teacher_gave_in_any_order(captured, tokenizer,
         if found.kind == "sampled":
             m = (1.0, 2.0).index(temperature)
             width = found.ids.shape[1]
-            assert torch.equal(found.ids, rows.ids[m][at][:, :width]) and torch.equal(found.probs * 50, rows.counts[m][at][:, :width].float())
+            assert torch.equal(found.ids, rows.ids[m][at][:, :width]) and torch.equal(
+                found.probs * 50, rows.counts[m][at][:, :width].float()
+            )
     assert len(source.signal(first(micro, tokenizer, records), 1.0).ids) == 0
     source.close()
 
@@ -88,7 +94,10 @@ def test_what_is_read_is_what_the_teacher_gave_in_any_order(captured, tokenizer,
 def test_reading_ahead_gives_the_same_and_is_done_by_another_thread(captured, tokenizer, records):
     config, micro, _ = captured
     plain, ahead = (open_cache(config, tokenizer, CPU, quiet, run_sources(config).stages) for _ in range(2))
-    steps = [[first(micro, tokenizer, records, *w) for w in step] for step in (((0, 1), (2,)), ((3,), ()), ((4, 2), (1,)), ((2,), (2,)))]
+    steps = [
+        [first(micro, tokenizer, records, *w) for w in step]
+        for step in (((0, 1), (2,)), ((3,), ()), ((4, 2), (1,)), ((2,), (2,)))
+    ]
     readers, read = [], CacheReader.read
     ahead._reader.read = lambda *args: readers.append(threading.current_thread().name) or read(ahead._reader, *args)
     ahead.prefetch(steps[0], 2.0)
@@ -121,12 +130,20 @@ def test_a_missing_record_is_left_out_and_named(captured, tokenizer, records):
     said = []
     source = open_cache(config, tokenizer, CPU, said.append, run_sources(config).stages)
     assert "1 records got no signal and are left out" in said[0]
-    batches = StepBatches(run_sources(config).stages[0], tokenizer, max_length=600, micro_batch_size=6, gradient_accumulation=1,
-                          no_signal=source.missing)
+    batches = StepBatches(
+        run_sources(config).stages[0],
+        tokenizer,
+        max_length=600,
+        micro_batch_size=6,
+        gradient_accumulation=1,
+        no_signal=source.missing,
+    )
     (step,) = next(iter(batches))
     assert step.no_signal == (micro.record_ids[5],) and len(step.record_ids) == 5 and step.left_out == ()
     source.signal(step, 2.0)
-    with pytest.raises(ValueError, match=f"record {micro.record_ids[5]} got no signal when .* was captured: the server refused it"):
+    with pytest.raises(
+        ValueError, match=f"record {micro.record_ids[5]} got no signal when .* was captured: the server refused it"
+    ):
         source.signal(first(micro, tokenizer, records, 5), 1.0)
     source.close()
 
@@ -138,7 +155,10 @@ def test_the_nearest_temperature_of_the_cache_is_used(captured, tokenizer):
         source.temperature(1.5)
     source.close()
     # Where no term of the loss has a temperature in it, any of the cache's serves.
-    hard = load_config(Path(captured[0].teacher.cache.path).parent / "run.yaml", ["loss.weights={hard: 0.5, truth: 0.5}", "loss.temperature.start=9.0"])
+    hard = load_config(
+        Path(captured[0].teacher.cache.path).parent / "run.yaml",
+        ["loss.weights={hard: 0.5, truth: 0.5}", "loss.temperature.start=9.0"],
+    )
     source = open_cache(hard, tokenizer, CPU, quiet, run_sources(hard).stages)
     assert source.temperature(9.0) == 2.0
     source.close()
@@ -152,21 +172,45 @@ def test_every_difference_is_refused_at_once_with_both_values(captured, tokenize
     weights[-5] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     write_records(tmp_path / "records.jsonl", records[:5])
-    changed = {"kind": "topk", "top_k": 9, "precision": "fp32"} if cache.kind == "sampled" else {"kind": "sampled", "num_draws": 9}
+    changed = (
+        {"kind": "topk", "top_k": 9, "precision": "fp32"}
+        if cache.kind == "sampled"
+        else {"kind": "sampled", "num_draws": 9}
+    )
     overrides = [f"teacher.cache.{key}={value}" for key, value in changed.items()]
-    other = load_config(Path(cache.path).parent / "run.yaml", [
-        *overrides, "teacher.cache.temperatures=[1.0]", f"teacher.path={folder}", "teacher.revision=v2", "teacher.dtype=bf16",
-        f"data.stages.0.train=[{tmp_path}/records.jsonl]", "data.stages.0.max_length=500", "loss.temperature.start=1.0"])
+    other = load_config(
+        Path(cache.path).parent / "run.yaml",
+        [
+            *overrides,
+            "teacher.cache.temperatures=[1.0]",
+            f"teacher.path={folder}",
+            "teacher.revision=v2",
+            "teacher.dtype=bf16",
+            f"data.stages.0.train=[{tmp_path}/records.jsonl]",
+            "data.stages.0.max_length=500",
+            "loss.temperature.start=1.0",
+        ],
+    )
     another = AutoTokenizer.from_pretrained(teacher_folder)
     another.add_tokens(["<new>"])
     another.chat_template += " "
     with pytest.raises(ValueError) as caught:
         open_cache(other, another, CPU, quiet, run_sources(other).stages)
     text = str(caught.value)
-    for wanted in (f"kind was '{cache.kind}' and is '{changed['kind']}'", "temperatures was [1.0, 2.0] and is [1.0]",
-                   "vocab_size was 600 and is 601", "identity revision was 'none' and is 'v2'", "identity dtype was 'fp32' and is 'bf16'",
-                   "identity weights was", "identity tokenizer was", "identity template was", "identity data of stage a was",
-                   "6 records, max_length 600, too_long drop' and is", "5 records, max_length 500, too_long drop'", "or capture into another folder with launch/capture.py"):
+    for wanted in (
+        f"kind was '{cache.kind}' and is '{changed['kind']}'",
+        "temperatures was [1.0, 2.0] and is [1.0]",
+        "vocab_size was 600 and is 601",
+        "identity revision was 'none' and is 'v2'",
+        "identity dtype was 'fp32' and is 'bf16'",
+        "identity weights was",
+        "identity tokenizer was",
+        "identity template was",
+        "identity data of stage a was",
+        "6 records, max_length 600, too_long drop' and is",
+        "5 records, max_length 500, too_long drop'",
+        "or capture into another folder with launch/capture.py",
+    ):
         assert wanted in text, wanted
     assert weights_hash(str(teacher_folder), None) in text and weights_hash(str(folder), None) in text
 
@@ -174,9 +218,13 @@ def test_every_difference_is_refused_at_once_with_both_values(captured, tokenize
 def test_a_seed_batch_size_or_folder_of_training_is_free(captured, tokenizer, teacher_folder, tmp_path):
     config, _, _ = captured
     shutil.copytree(teacher_folder, tmp_path / "moved")
-    free = config.model_copy(update={"run": config.run.model_copy(update={"seed": 99}),
-                                     "training": config.training.model_copy(update={"micro_batch_size": 7}),
-                                     "teacher": config.teacher.model_copy(update={"path": str(tmp_path / "moved")})})
+    free = config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"seed": 99}),
+            "training": config.training.model_copy(update={"micro_batch_size": 7}),
+            "teacher": config.teacher.model_copy(update={"path": str(tmp_path / "moved")}),
+        }
+    )
     open_cache(free, tokenizer, CPU, quiet, run_sources(free).stages).close()
     # Without its weights the teacher's name is what is compared.
     (tmp_path / "moved" / "model.safetensors").unlink()
@@ -200,7 +248,9 @@ def test_another_tokenizer_is_refused_by_its_first_difference(captured, teacher_
     other = AutoTokenizer.from_pretrained(teacher_folder)
     other.add_tokens(["<new>"])
     other.save_pretrained(tmp_path / "tokenizer")
-    config = captured[0].model_copy(update={"tokenizer": captured[0].tokenizer.model_copy(update={"path": str(tmp_path / "tokenizer")})})
+    config = captured[0].model_copy(
+        update={"tokenizer": captured[0].tokenizer.model_copy(update={"path": str(tmp_path / "tokenizer")})}
+    )
     with pytest.raises(TokenizerError, match=r"token '<new>' \(600\) is unknown to the teacher"):
         load_tokenizer(config)
 
@@ -228,5 +278,9 @@ def test_a_live_teacher_draws_anew_in_each_step_and_the_same_in_the_same(capture
     teacher = config.teacher.model_copy(update={"cache": None, "signal": "sampled", "num_draws": 30})
     live = LiveTeacher(config.model_copy(update={"teacher": teacher}), {}, len(tokenizer), CPU)
     one, same, other = (live.signal(micro, 1.5, step) for step in (0, 0, 1))
-    assert torch.equal(one.probs, same.probs) and not (one.probs.shape == other.probs.shape and torch.equal(one.probs, other.probs))
-    assert torch.equal(one.entropy_t, other.entropy_t) and live.temperature(1.234) == 1.234 and live.missing == frozenset()
+    assert torch.equal(one.probs, same.probs) and not (
+        one.probs.shape == other.probs.shape and torch.equal(one.probs, other.probs)
+    )
+    assert (
+        torch.equal(one.entropy_t, other.entropy_t) and live.temperature(1.234) == 1.234 and live.missing == frozenset()
+    )

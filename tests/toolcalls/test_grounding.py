@@ -10,10 +10,21 @@ from kd.toolcalls.grounding import carried_values, occurs
 
 RESULT = json.dumps(
     {
-        "city": "Paris", "temp": 21, "n": 7, "ok": True, "none": None, "word": "the", "price": 1234.5, "delta": -5.25,
-        "sky": ["light rain", "rain"], "deep": [{"x": {"id": "A-12"}}], "day": "2024-05-12", "file": "src/a_b.py", "zip": "0042",
+        "city": "Paris",
+        "temp": 21,
+        "n": 7,
+        "ok": True,
+        "none": None,
+        "word": "the",
+        "price": 1234.5,
+        "delta": -5.25,
+        "sky": ["light rain", "rain"],
+        "deep": [{"x": {"id": "A-12"}}],
+        "day": "2024-05-12",
+        "file": "src/a_b.py",
+        "zip": "0042",
     }
-)  # fmt: skip
+)
 
 
 def texts(answer, *results):
@@ -56,18 +67,35 @@ def test_plain_text_results():
 def test_dates_and_times_as_answers_write_them():
     result = '{"at": "2025-12-31T14:05:00Z", "born": "2001-01-01", "no": "2024-02-30"}'
     answer = "31/12/2025 12/31/2025 31.12.2025 at 14:05 or 2:05 PM, Dec 31; 01/01/2001, January 1st, 2001; February 30"
-    assert texts(answer, result) == ["31/12/2025", "12/31/2025", "31.12.2025", "14:05", "2:05 PM", "Dec 31", "01/01/2001", "January 1st, 2001"]
+    assert texts(answer, result) == [
+        "31/12/2025",
+        "12/31/2025",
+        "31.12.2025",
+        "14:05",
+        "2:05 PM",
+        "Dec 31",
+        "01/01/2001",
+        "January 1st, 2001",
+    ]
     assert texts("On May 12 at 09:30.", "departs 2024-05-12 09:30, gate 4") == ["May 12", "09:30"]
 
 
-@pytest.mark.parametrize("value", ["with", "Success", "one", "1", "7", "a", "of the", "this and that", "ok", "...", "0", "true"])
+@pytest.mark.parametrize(
+    "value", ["with", "Success", "one", "1", "7", "a", "of the", "this and that", "ok", "...", "0", "true"]
+)
 def test_words_that_chance_puts_there_never_count(value):
     assert texts(f"It is {value} with {value}. One {value}", json.dumps({"x": value})) == []
 
 
 def test_numbers_as_answers_write_them():
     assert texts("21.50 21.5° $1,234.5 1,234.50 €21.5, 21.5%", RESULT.replace('"temp": 21', '"temp": 21.5')) == [
-        "21.50", "21.5", "1,234.5", "1,234.50", "21.5", "21.5"]
+        "21.50",
+        "21.5",
+        "1,234.5",
+        "1,234.50",
+        "21.5",
+        "21.5",
+    ]
 
 
 def test_json_inside_a_json_string_is_opened():
@@ -82,7 +110,13 @@ def test_odd_results_are_no_error(result):
 def test_a_value_rendered_into_an_answer_is_found_there():
     rng = random.Random(0)
     for _ in range(2000):
-        value = rng.choice([rng.randint(10, 10**6), round(rng.uniform(0.1, 999), 2), "".join(rng.choices("abcdé -_/.@7", k=9)).strip(" ")])
+        value = rng.choice(
+            [
+                rng.randint(10, 10**6),
+                round(rng.uniform(0.1, 999), 2),
+                "".join(rng.choices("abcdé -_/.@7", k=9)).strip(" "),
+            ]
+        )
         answer = f"{rng.choice(['So: ', '(', '', 'it is '])}{value}{rng.choice(['', ')', ', yes', ' now'])}"
         found = texts(answer, json.dumps({"x": [value]}))
         if isinstance(value, str) and not (value[:1].isalpha() and value[-1:].isalpha()):
@@ -90,7 +124,9 @@ def test_a_value_rendered_into_an_answer_is_found_there():
         assert str(value) in found
 
 
-@pytest.mark.parametrize("value, text, there", [("1", "21", False), ("21", "21 21.5", True), ("12.5", "12.50", False), ("", "a", False)])
+@pytest.mark.parametrize(
+    "value, text, there", [("1", "21", False), ("21", "21 21.5", True), ("12.5", "12.50", False), ("", "a", False)]
+)
 def test_occurs_means_whole(value, text, there):
     assert occurs(value, text) is there
 

@@ -26,7 +26,9 @@ def problem(arguments, parameters):
 def test_the_default_tools_take_valid_calls():
     registry = ToolRegistry.default()
     assert set(registry.names) == set(DEFAULT_CALLS)
-    assert {name: registry.validate_call(name, arguments) for name, arguments in DEFAULT_CALLS.items()} == dict.fromkeys(DEFAULT_CALLS, [])
+    assert {
+        name: registry.validate_call(name, arguments) for name, arguments in DEFAULT_CALLS.items()
+    } == dict.fromkeys(DEFAULT_CALLS, [])
 
 
 @pytest.mark.parametrize("name, arguments", DEFAULT_CALLS.items())
@@ -39,10 +41,18 @@ def test_the_default_tools_refuse_an_empty_and_a_misspelt_call(name, arguments):
 @pytest.mark.parametrize(
     "value, kind, ok",
     [
-        (True, "integer", False), (True, "number", False), (1, "integer", True), (1.0, "integer", True), (1.5, "integer", False),
-        (1, "number", True), ("1", "integer", False), (1, "boolean", False), (None, "string", False), ([], "object", False),
+        (True, "integer", False),
+        (True, "number", False),
+        (1, "integer", True),
+        (1.0, "integer", True),
+        (1.5, "integer", False),
+        (1, "number", True),
+        ("1", "integer", False),
+        (1, "boolean", False),
+        (None, "string", False),
+        ([], "object", False),
     ],
-)  # fmt: skip
+)
 def test_types_are_those_of_json(value, kind, ok):
     said = problem({"x": value}, {"type": "object", "properties": {"x": {"type": kind}}})
     assert said == "" if ok else said == f"t: argument 'x' must be {kind}, not {json.dumps(value)}"
@@ -51,12 +61,18 @@ def test_types_are_those_of_json(value, kind, ok):
 def test_problems_name_the_place_and_the_remedy():
     inner = {"type": "object", "properties": {"unit": {"enum": ["celsius", "kelvin"]}}, "required": ["unit"]}
     parameters = {"type": "object", "properties": {"days": {"type": "array", "items": inner}}, "required": ["days"]}
-    assert "argument 'days[1].unit' must be one of" in problem({"days": [{"unit": "kelvin"}, {"unit": "celsus"}]}, parameters)
+    assert "argument 'days[1].unit' must be one of" in problem(
+        {"days": [{"unit": "kelvin"}, {"unit": "celsus"}]}, parameters
+    )
     assert "did you mean 'celsius'?" in problem({"days": [{"unit": "celsus"}]}, parameters)
     assert "argument 'days[0].unit' is missing" in problem({"days": [{}]}, parameters)
-    assert "unknown argument 'days[0].units'; did you mean 'unit'?" in problem({"days": [{"unit": "kelvin", "units": 1}]}, parameters)
+    assert "unknown argument 'days[0].units'; did you mean 'unit'?" in problem(
+        {"days": [{"unit": "kelvin", "units": 1}]}, parameters
+    )
     assert "unknown argument 'day'; did you mean 'days'?" in problem({"days": [], "day": 1}, parameters)
-    assert "fits none of its alternatives" in problem({"a": []}, {"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}})
+    assert "fits none of its alternatives" in problem(
+        {"a": []}, {"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}
+    )
 
 
 def test_all_missing_arguments_are_named_once():
@@ -139,7 +155,9 @@ def test_a_reference_is_never_fetched(tmp_path):
 
 def test_tools_are_read_from_files_and_folders(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps({"type": "function", "function": {"name": "one"}}))
-    (tmp_path / "more.yaml").write_text("tools:\n- name: two\n  parameters: {type: object, properties: {n: {type: integer}}}\n- name: three\n")
+    (tmp_path / "more.yaml").write_text(
+        "tools:\n- name: two\n  parameters: {type: object, properties: {n: {type: integer}}}\n- name: three\n"
+    )
     (tmp_path / "README.md").write_text("not a tool")
     assert sorted(ToolRegistry.load(tmp_path).names) == ["one", "three", "two"]
     assert ToolRegistry.load(tmp_path / "more.yaml").validate_call("two", {"n": True})
@@ -159,7 +177,19 @@ def block(text):
 
 @pytest.mark.parametrize(
     "value",
-    ["}", "{", '"', "\\", '\\"}', "</tool_call>", "<tool_call>{}", "é\u2028\n", '{"name": "x"}', {"a": {"b": {"c": [{}, [[]]]}}}, 1e-7],
+    [
+        "}",
+        "{",
+        '"',
+        "\\",
+        '\\"}',
+        "</tool_call>",
+        "<tool_call>{}",
+        "é\u2028\n",
+        '{"name": "x"}',
+        {"a": {"b": {"c": [{}, [[]]]}}},
+        1e-7,
+    ],
 )
 def test_any_json_value_survives_in_an_argument(value):
     call = {"name": "f", "arguments": {"x": value}}
@@ -167,7 +197,10 @@ def test_any_json_value_survives_in_an_argument(value):
     parsed = parse_tool_calls(text)
     assert parsed.calls == [call, call] and parsed.problems == [] and parsed.valid
     assert parsed.text_outside == "So:  and\n."
-    assert [text[a:b].startswith("<tool_call>") and text[a:b].endswith("</tool_call>") for a, b in parsed.spans] == [True, True]
+    assert [text[a:b].startswith("<tool_call>") and text[a:b].endswith("</tool_call>") for a, b in parsed.spans] == [
+        True,
+        True,
+    ]
 
 
 GOOD = '{"name": "f", "arguments": {}}'
@@ -211,16 +244,32 @@ def test_a_broken_block_does_not_swallow_the_next():
 
 def test_text_without_blocks_calls_nothing():
     parsed = parse_tool_calls(f"{GOOD} </tool_call>")
-    assert (parsed.calls, parsed.problems, parsed.spans, parsed.valid, parsed.valid_after_repair) == ([], [], [], False, False)
+    assert (parsed.calls, parsed.problems, parsed.spans, parsed.valid, parsed.valid_after_repair) == (
+        [],
+        [],
+        [],
+        False,
+        False,
+    )
 
 
 @pytest.mark.parametrize(
     "left, right, same",
     [
-        (1, 1.0, True), (1, True, False), (0, False, False), (True, True, True), (None, False, False), ("1", 1, False),
-        ({"a": 1, "b": [1]}, {"b": [1.0], "a": 1}, True), ({"a": [True]}, {"a": [1]}, False), ([1, 2], [2, 1], False),
-        ([], {}, False), ({"a": None}, {}, False), ([1], [1, 2], False), (2**53, 2**53 + 1, False),
+        (1, 1.0, True),
+        (1, True, False),
+        (0, False, False),
+        (True, True, True),
+        (None, False, False),
+        ("1", 1, False),
+        ({"a": 1, "b": [1]}, {"b": [1.0], "a": 1}, True),
+        ({"a": [True]}, {"a": [1]}, False),
+        ([1, 2], [2, 1], False),
+        ([], {}, False),
+        ({"a": None}, {}, False),
+        ([1], [1, 2], False),
+        (2**53, 2**53 + 1, False),
     ],
-)  # fmt: skip
+)
 def test_equality_is_that_of_json(left, right, same):
     assert same_json(left, right) is same and same_json(right, left) is same

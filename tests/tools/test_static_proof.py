@@ -1,7 +1,8 @@
-"""The machine code of what can be launched: no spills, no stack, 16-byte accesses, and the bytes and exps that are stated.
+"""The machine code of what can be launched: no spills, no stack, 16-byte accesses, and the bytes and exps that are
+stated.
 
-Compiled in another process, because here triton interprets. The default run takes one layout of each kernel; every layout
-that a launcher can choose, on every architecture, is `pytest -m slow`.
+Compiled in another process, because here triton interprets. The default run takes one layout of each kernel; every
+layout that a launcher can choose, on every architecture, is `pytest -m slow`.
 """
 
 import itertools
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 triton = pytest.importorskip("triton")
-if not all((Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool).exists() for tool in ("cuobjdump", "nvdisasm")):
+if not all(
+    (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool).exists() for tool in ("cuobjdump", "nvdisasm")
+):
     pytest.skip("this triton comes without cuobjdump and nvdisasm", allow_module_level=True)
 
 from tools.kernel_proof.machine_code import instructions_of, read_amdgcn, read_sass, widest_loops  # noqa: E402
@@ -35,7 +38,9 @@ def proofs(*arguments):
 
 
 def operands(row):
-    """Logits (of student, teacher or gradient) that must be read or written for each one of the row's, over all sweeps."""
+    """Logits (of student, teacher or gradient) that must be read or written for each one of the row's, over all
+    sweeps.
+    """
     if row["kernel"] == "scale":
         return 2
     sparse, terms = row["kernel"].startswith("sparse"), row["terms"]
@@ -76,7 +81,9 @@ def test_representative_layouts(on_hopper):
 
 
 def test_the_readme_has_what_the_code_gives(on_hopper):
-    """Written by `python -m tools.kernel_proof.static_proof --write kernels/README.md`; another triton compiles other code."""
+    """Written by `python -m tools.kernel_proof.static_proof --write kernels/README.md`; another triton compiles other
+    code.
+    """
     from tools.kernel_proof.static_proof import table_line
 
     text = (ROOT / "kernels" / "README.md").read_text()
@@ -90,7 +97,7 @@ TOGETHER = """
 from pathlib import Path
 import subprocess
 import torch
-from kernels import static_proof
+from tools.kernel_proof import static_proof
 from tools.kernel_proof.machine_code import read_sass
 
 cases = list(static_proof.cases(("sm_90",), (torch.bfloat16,), (2,), ("ce",), ("row", "scale")))
@@ -117,12 +124,22 @@ print(sorted({p.name for k in _KERNELS.values() for p in k.params if not p.is_co
 
 
 def test_counts_and_row_vectors_choose_no_compilation():
-    """Else a step with one row, or a chunk that starts where 16 bytes do not, waits for the compiler; nor would this proof
-    be of what is launched."""
+    """Else a step with one row, or a chunk that starts where 16 bytes do not, waits for the compiler; nor would this
+    proof be of what is launched."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", SPECIALIZED], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.stdout.split() == ["['counters',", "'grad',", "'grad_stride',", "'partials',", "'stride',", "'student',",
-                                   "'student_stride',", "'teacher',", "'teacher_stride',", "'width']"], done.stderr  # fmt: skip
+    assert done.stdout.split() == [
+        "['counters',",
+        "'grad',",
+        "'grad_stride',",
+        "'partials',",
+        "'stride',",
+        "'student',",
+        "'student_stride',",
+        "'teacher',",
+        "'teacher_stride',",
+        "'width']",
+    ], done.stderr
 
 
 def test_only_what_lies_between_the_markers_is_written(tmp_path):
@@ -136,8 +153,20 @@ def test_only_what_lies_between_the_markers_is_written(tmp_path):
 
 
 def test_other_architectures_and_terms():
-    rows = [row for arguments in (("gfx942", "0", "float16", "all"), ("sm_100", "2", "float32", "hard"), ("sm_80", "1", "bfloat16", "eval"))
-            for row in proofs("--quick", "--kernel", "row", *itertools.chain(*zip(("--arch", "--temperature", "--dtype", "--terms"), arguments)))]  # fmt: skip
+    rows = [
+        row
+        for arguments in (
+            ("gfx942", "0", "float16", "all"),
+            ("sm_100", "2", "float32", "hard"),
+            ("sm_80", "1", "bfloat16", "eval"),
+        )
+        for row in proofs(
+            "--quick",
+            "--kernel",
+            "row",
+            *itertools.chain(*zip(("--arch", "--temperature", "--dtype", "--terms"), arguments)),
+        )
+    ]
     assert len(rows) == 3 + 1 + 3
     for row in rows:
         check(row)
@@ -152,7 +181,9 @@ def test_every_layout(arch):
 
 @pytest.mark.slow
 def test_every_three_choices_together():
-    """Of kernel, architecture, dtype, divergence, temperature, terms, warps and slots: every three of them that can be launched."""
+    """Of kernel, architecture, dtype, divergence, temperature, terms, warps and slots: every three of them that can be
+    launched.
+    """
     for row in proofs("--all", "--cover", "3"):
         check(row)
 
@@ -220,8 +251,8 @@ MOVED = """
 
 
 def test_what_a_compiler_moved_out_of_a_loop_is_of_the_loop():
-    """Its end, LBB0_1, stands before its beginning, LBB0_2, and LBB0_5 and LBB0_6 behind it; that LBB0_5 goes back to LBB0_3
-    makes no loop of those two."""
+    """Its end, LBB0_1, stands before its beginning, LBB0_2, and LBB0_5 and LBB0_6 behind it; that LBB0_5 goes back to
+    LBB0_3 makes no loop of those two."""
     usage = AMDGCN.split("\ts_endpgm\n")[1]
     (loop,) = read_amdgcn(MOVED + usage).loops
     assert (dict(loop.reads), dict(loop.writes), loop.exps, loop.num_instructions) == ({16: 2}, {16: 1}, 1, 10)

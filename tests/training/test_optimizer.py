@@ -25,14 +25,23 @@ def test_warm_up_rises_to_the_peak_in_equal_parts_and_is_never_zero():
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_decay_ends_at_its_fraction_on_the_last_step_and_stays(schedule):
     made = rates(21, schedule=schedule, final_lr_fraction=0.2)
-    assert made[0] == 1 and made[-1] == pytest.approx(0.2) and made[10] == pytest.approx(0.6) and made == sorted(made, reverse=True)
+    assert (
+        made[0] == 1
+        and made[-1] == pytest.approx(0.2)
+        and made[10] == pytest.approx(0.6)
+        and made == sorted(made, reverse=True)
+    )
     assert learning_rate(config(schedule=schedule, final_lr_fraction=0.2), 10**6, 21) == pytest.approx(0.2)
 
 
 def test_wsd_is_constant_and_then_falls_in_the_last_part():
     made = rates(100, schedule="wsd", warmup_steps=10, decay_fraction=0.2, final_lr_fraction=0.0)
     assert made[9:81] == pytest.approx([1.0] * 72)
-    assert made[-1] == pytest.approx(0) and made[80:] == sorted(made[80:], reverse=True) and made[90] == pytest.approx(1 - 10 / 19)
+    assert (
+        made[-1] == pytest.approx(0)
+        and made[80:] == sorted(made[80:], reverse=True)
+        and made[90] == pytest.approx(1 - 10 / 19)
+    )
 
 
 def test_a_decay_of_the_whole_run_begins_after_the_warm_up():
@@ -54,7 +63,12 @@ def test_matrices_decay_and_vectors_do_not(model):
     assert isinstance(optimizer, torch.optim.AdamW)
     found = decays(optimizer)
     assert {name: found[id(p)] for name, p in model.named_parameters()} == {
-        "embed.weight": 0.3, "linear.weight": 0.3, "linear.bias": 0.0, "norm.weight": 0.0, "norm.bias": 0.0}  # fmt: skip
+        "embed.weight": 0.3,
+        "linear.weight": 0.3,
+        "linear.bias": 0.0,
+        "norm.weight": 0.0,
+        "norm.bias": 0.0,
+    }
     assert all((g["lr"], g["betas"], g["eps"]) == (1.0, (0.8, 0.9), 1e-6) for g in optimizer.param_groups)
 
 

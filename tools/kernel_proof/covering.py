@@ -17,7 +17,8 @@ def covering(rows: Sequence[tuple[Hashable, ...]], strength: int) -> list[int]:
     def combinations(row):
         return set(itertools.combinations(enumerate(row), strength))
 
-    # A row's worth only falls as others are taken: what it was last found to be is a bound, and most need no second look.
+    # A row's worth only falls as others are taken: what it was last found to be is a bound, and most need no second
+    # look.
     queue = [(-len(combinations(row)), place) for place, row in enumerate(rows)]
     heapq.heapify(queue)
     held, taken = set(), []

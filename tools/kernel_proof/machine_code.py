@@ -1,4 +1,6 @@
-"""Reads compiled kernels: SASS by way of NVIDIA's tools, and AMD's assembly. Knows instructions, and nothing of our kernels."""
+"""Reads compiled kernels: SASS by way of NVIDIA's tools, and AMD's assembly. Knows instructions, and nothing of our
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Code(NamedTuple):
 
 _SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
 _SASS_JUMP = re.compile(r"\bBRA\b.*?0x([0-9a-f]+)")
-_SASS_END = re.compile(r"(EXIT|RET\S*|BRA(?:\.\w+)*\s+`?\(?(?:\.L_x_|0x))")  # without a predicate: what follows is not run next
+_SASS_END = re.compile(
+    r"(EXIT|RET\S*|BRA(?:\.\w+)*\s+`?\(?(?:\.L_x_|0x))"
+)  # without a predicate: what follows is not run next
 _SASS_GLOBAL = re.compile(r"\b(LDG|STG)\.E(?:\.[A-Z0-9]+)*")
 _SASS_WIDTH = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _AMD_GLOBAL = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(\w+)")
@@ -91,7 +95,11 @@ def read_sass(usage: str, listing: str) -> Code:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     lines = [(int(m[1], 16), m[2]) for m in _SASS_LINE.finditer(listing)]
     places = {at: index for index, (at, _) in enumerate(lines)}
-    jumps = {index: places.get(int(jump[1], 16)) for index, (_, text) in enumerate(lines) if (jump := _SASS_JUMP.search(text))}
+    jumps = {
+        index: places.get(int(jump[1], 16))
+        for index, (_, text) in enumerate(lines)
+        if (jump := _SASS_JUMP.search(text))
+    }
     ends = {index for index, (_, text) in enumerate(lines) if _SASS_END.match(text)}
     spills = sum(bool(re.search(r"\b(LDL|STL)\b", text)) for _, text in lines)
     texts = [text for _, text in lines]
@@ -121,14 +129,15 @@ def read_amdgcn(assembly: str) -> Code:
 
 
 def _bodies(num_lines: int, jumps: dict[int, int | None], ends: set[int]) -> list[set[int]]:
-    """The lines of each loop, wherever the compiler put them: it moves what is rarely run behind a loop, and a loop's end before it.
+    """The lines of each loop, wherever the compiler put them: it moves what is rarely run behind a loop, and a loop's
+    end before it.
 
     Args:
         jumps: line -> the line it may jump to.
         ends: lines after which the next is not run.
 
-    A depth-first search from the first line finds the ways back, whose target is among the lines it is still in; a loop is its
-    target and all that reaches a way back without it (natural loops; Aho, Lam, Sethi, Ullman 2006, section 9.6).
+    A depth-first search from the first line finds the ways back, whose target is among the lines it is still in; a loop
+    is its target and all that reaches a way back without it (natural loops; Aho, Lam, Sethi, Ullman 2006, section 9.6).
     """
     after = [[] if line in ends or line + 1 >= num_lines else [line + 1] for line in range(num_lines)]
     for line, target in jumps.items():
@@ -164,7 +173,9 @@ def _bodies(num_lines: int, jumps: dict[int, int | None], ends: set[int]) -> lis
 
 
 def widest_loops(code: Code, width: int) -> list[Loop]:
-    """The loops that read `width` bytes at once and have no loop within that does, in the order of their first lines."""
+    """The loops that read `width` bytes at once and have no loop within that does, in the order of their first
+    lines.
+    """
     readers = sorted((loop for loop in code.loops if loop.reads[width]), key=lambda loop: min(loop.lines))
     return [loop for loop in readers if not any(other.lines < loop.lines for other in readers)]
 

@@ -2,15 +2,18 @@
 
     python -m tools.kernel_proof.static_proof --write kernels/README.md    its table, between the two markers there
     python -m tools.kernel_proof.static_proof                     the same table, printed
-    python -m tools.kernel_proof.static_proof --quick             one layout of each kernel and divergence; --arch, --dtype, --kernel,
+    python -m tools.kernel_proof.static_proof --quick             one layout of each kernel and divergence; --arch,
+                                                                  --dtype, --kernel,
                                                        --temperature, --terms and --slots narrow or widen it as well
-    python -m tools.kernel_proof.static_proof --all --cover 3     of all layouts, dtypes, temperatures, terms and slots those few that
+    python -m tools.kernel_proof.static_proof --all --cover 3     of all layouts, dtypes, temperatures, terms and slots
+                                                                  those few that
                                                        have every three choices together
     python -m tools.kernel_proof.static_proof --json              one JSON object a line, for the tests
 
-Every layout that a launch can choose is compiled (forms.launchable, and the sparse kernel's own), with pointers and strides
-marked as multiples of 16, as the JIT finds them for vocabularies of a multiple of 16 columns, and with a vocab_size that
-is *not* one: widths are padded, tokenizers are not. Student and teacher have one dtype. Needs TRITON_INTERPRET unset.
+Every layout that a launch can choose is compiled (forms.launchable, and the sparse kernel's own), with pointers and
+strides marked as multiples of 16, as the JIT finds them for vocabularies of a multiple of 16 columns, and with a
+vocab_size that is *not* one: widths are padded, tokenizers are not. Student and teacher have one dtype. Needs
+TRITON_INTERPRET unset.
 """
 
 from __future__ import annotations
@@ -62,11 +65,22 @@ def _scale_layout(arch: str, dtype: torch.dtype, kind: int | None, gradient: boo
     return [forms.Compiled("scale", dict(BLOCK=dense._SCALE_BLOCK), dict(num_warps=dense._SCALE_WARPS))]
 
 
-# Each gives every layout that its launcher can choose: launchable(arch, dtype, kind, gradient). A new kernel joins here and above.
+# Each gives every layout that its launcher can choose: launchable(arch, dtype, kind, gradient). A new kernel joins here
+# and above.
 _REGISTRY = (forms.launchable, sparse.launchable, _scale_layout)
 _LOGITS = ("student", "teacher", "grad")
 _OTHERS = {"labels": "*i64", "choices": "*i32", "hits": "*u8", "counters": "*i32", "slot_ids": "*i32"}
-_INTEGERS = ("num_rows", "vocab", "lag", "num_slots", "width", "student_stride", "teacher_stride", "grad_stride", "stride")
+_INTEGERS = (
+    "num_rows",
+    "vocab",
+    "lag",
+    "num_slots",
+    "width",
+    "student_stride",
+    "teacher_stride",
+    "grad_stride",
+    "stride",
+)
 
 
 class Case(NamedTuple):
@@ -102,7 +116,9 @@ def cases(
     for arch, name, dtype in itertools.product(arches, terms, dtypes):
         distilled = TERMS[name]["HAS_KD"]
         for temperature, kind in itertools.product(temperatures, range(len(DIVERGENCES))) if distilled else [(1, None)]:
-            for found in (found for launchable in _REGISTRY for found in launchable(arch, dtype, kind, TERMS[name]["HAS_GRAD"])):
+            for found in (
+                found for launchable in _REGISTRY for found in launchable(arch, dtype, kind, TERMS[name]["HAS_GRAD"])
+            ):
                 constants = found.constants | TERMS[name] | dict(T=temperature)
                 used = {key: value for key, value in constants.items() if key in _KERNELS[found.kernel].arg_names}
                 what = (found.kernel, arch, dtype, *sorted(used.items()))
@@ -187,21 +203,53 @@ def as_dict(proof: Proof) -> dict:
     case, code = proof.case, proof.code
     loops = proof.statistics + proof.gradient if case.kernel != "cooperative" else []
     narrow = sum(count for loop in loops for width, count in (loop.reads + loop.writes).items() if width not in (16, 4))
-    bodies = [f"{loop.reads[16]}r {loop.writes[16]}w {loop.exps}e {loop.mufu}m" for loop in proof.statistics + proof.gradient]
+    bodies = [
+        f"{loop.reads[16]}r {loop.writes[16]}w {loop.exps}e {loop.mufu}m" for loop in proof.statistics + proof.gradient
+    ]
     return dict(
-        arch=case.arch, kernel=case.kernel + " sampled" * case.constants.get("SAMPLED", False),
-        divergence=DIVERGENCES[case.kind], block=case.constants["BLOCK"], warps=case.options["num_warps"],
-        registers=code.registers, stack=code.stack, spills=code.spills, shared=code.shared, loops=" + ".join(bodies),
-        bytes=round(proof.issued_bytes, 2), exps=round(proof.exps, 2), mufu=round(proof.mufu, 2),
-        instructions=round(proof.instructions, 1), bookkeeping=proof.bookkeeping, dtype=str(case.dtype).split(".")[1],
-        temperature=case.temperature or "run-time", terms=case.terms, slots=case.constants.get("SLOTS"),
-        statistics_loops=len(proof.statistics), gradient_loops=len(proof.gradient), narrow_accesses=narrow,
+        arch=case.arch,
+        kernel=case.kernel + " sampled" * case.constants.get("SAMPLED", False),
+        divergence=DIVERGENCES[case.kind],
+        block=case.constants["BLOCK"],
+        warps=case.options["num_warps"],
+        registers=code.registers,
+        stack=code.stack,
+        spills=code.spills,
+        shared=code.shared,
+        loops=" + ".join(bodies),
+        bytes=round(proof.issued_bytes, 2),
+        exps=round(proof.exps, 2),
+        mufu=round(proof.mufu, 2),
+        instructions=round(proof.instructions, 1),
+        bookkeeping=proof.bookkeeping,
+        dtype=str(case.dtype).split(".")[1],
+        temperature=case.temperature or "run-time",
+        terms=case.terms,
+        slots=case.constants.get("SLOTS"),
+        statistics_loops=len(proof.statistics),
+        gradient_loops=len(proof.gradient),
+        narrow_accesses=narrow,
         waits=sum(loop.barriers + loop.shuffles for loop in loops),
-    )  # fmt: skip
+    )
 
 
-COLUMNS = ("arch", "kernel", "divergence", "block", "warps", "registers", "stack", "spills", "shared", "loops", "bytes",
-           "exps", "mufu", "instructions", "bookkeeping")  # fmt: skip
+COLUMNS = (
+    "arch",
+    "kernel",
+    "divergence",
+    "block",
+    "warps",
+    "registers",
+    "stack",
+    "spills",
+    "shared",
+    "loops",
+    "bytes",
+    "exps",
+    "mufu",
+    "instructions",
+    "bookkeeping",
+)
 
 
 def table_line(row: dict) -> str:
@@ -212,12 +260,18 @@ def table(rows: list[dict]) -> str:
     """Markdown: what all compilations have in common, then one line for each."""
     common = ", ".join(f"{name}: " + " and ".join(sorted({str(row[name]) for row in rows})) for name in _COMMON)
     narrow = sum(row["narrow_accesses"] for row in rows)
-    head = f"triton {triton.__version__}; {common}. {len(rows)} compilations, accesses narrower than 16 bytes in a sweep: {narrow}."
+    head = (
+        f"triton {triton.__version__}; {common}. {len(rows)} compilations, accesses narrower than 16 bytes in a "
+        f"sweep: {narrow}."
+    )
     return "\n".join([head, "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *map(table_line, rows)])
 
 
 _COMMON = ("dtype", "temperature", "terms")
-MARKERS = ("<!-- static proof: written by python -m tools.kernel_proof.static_proof --write -->", "<!-- end of static proof -->")
+MARKERS = (
+    "<!-- static proof: written by python -m tools.kernel_proof.static_proof --write -->",
+    "<!-- end of static proof -->",
+)
 
 
 def write_between_markers(path: Path, text: str) -> None:
@@ -244,7 +298,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=[str(d).split(".")[1] for d in _POINTERS])
     parser.add_argument("--temperature", nargs="+", type=int, default=[2], help="0: known at run time")
     parser.add_argument("--terms", nargs="+", default=["all"], choices=list(TERMS))
-    parser.add_argument("--slots", nargs="+", type=int, default=[sparse._SLOTS[0]], choices=sparse._SLOTS, help="of the sparse kernel")
+    parser.add_argument(
+        "--slots", nargs="+", type=int, default=[sparse._SLOTS[0]], choices=sparse._SLOTS, help="of the sparse kernel"
+    )
     parser.add_argument("--kernel", nargs="+", default=list(_KERNELS), choices=list(_KERNELS))
     parser.add_argument("--all", action="store_true", help="every dtype, temperature, set of terms and number of slots")
     parser.add_argument("--cover", type=int, metavar="N", help="only so many that every N choices are in one together")

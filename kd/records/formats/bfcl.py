@@ -1,13 +1,15 @@
 """BFCL's records: a question, the functions offered, and for each expected call the values that count as right.
 
-The truth is in a second file (`possible_answer/`, the same name), joined by id in kd/records/files.py; here it is `ground_truth`:
+The truth is in a second file (`possible_answer/`, the same name), joined by id in kd/records/files.py; here it is
+`ground_truth`:
 
-    [{"hotel.book": {"city": ["Rome"], "nights": [2, "two"], "floor": ["", 1]}}]       every argument lists its alternatives
+    [{"hotel.book": {"city": ["Rome"], "nights": [2, "two"], "floor": ["", 1]}}]       every argument lists its
+                                                                                       alternatives
     ["hotel.book(city='Rome', nights=2)"]                                              or the calls, as Python
 
-The value taken is the first alternative that the function's schema accepts. "" means that the argument may be left out: it
-is, where "" comes first or nothing else is listed, unless the schema requires it. An object lists alternatives for each of
-its keys in turn.
+The value taken is the first alternative that the function's schema accepts. "" means that the argument may be left out:
+it is, where "" comes first or nothing else is listed, unless the schema requires it. An object lists alternatives for
+each of its keys in turn.
 """
 
 from __future__ import annotations
@@ -33,25 +35,45 @@ def from_bfcl_record(data: dict, where: str) -> dict:
     question = data.get("question")
     if isinstance(question, list) and question and isinstance(question[0], list):
         if len(question) > 1:
-            raise DataError(f"{where}: question: a dialogue of {len(question)} turns has no tool results in BFCL's files, so it cannot be trained on")
+            raise DataError(
+                f"{where}: question: a dialogue of {len(question)} turns has no tool results in BFCL's files, so it "
+                "cannot be trained on"
+            )
         question = question[0]
     if isinstance(question, str):
         question = [{"role": "user", "content": question}]
     functions = data.get("function")
     functions = [functions] if isinstance(functions, dict) else functions
-    if not isinstance(functions, list) or not functions or not all(isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions):
+    if (
+        not isinstance(functions, list)
+        or not functions
+        or not all(isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions)
+    ):
         raise DataError(f"{where}: function: a function, or a list of them, each with a name, is needed")
     functions = [{**f, "parameters": from_bfcl(f.get("parameters") or {})} for f in functions]
     truth = next((data[key] for key in ("ground_truth", "possible_answer", "possible_answers") if key in data), None)
     if truth is None:
-        raise DataError(f"{where}: ground_truth: none, and no possible_answer file has this id: there is nothing to train on; give that file too")
+        raise DataError(
+            f"{where}: ground_truth: none, and no possible_answer file has this id: there is nothing to train on; "
+            "give that file too"
+        )
     calls = _calls(truth, functions, where)
     if not isinstance(question, list) or not calls:
-        raise DataError(f"{where}: {'ground_truth: no call expected' if isinstance(question, list) else 'question: text or messages are needed'}: "
-                        "there is nothing to train on")
-    answer = {"role": "assistant", "content": "", "tool_calls": [
-        {"id": f"call_{index}", "type": "function", "function": call} for index, call in enumerate(calls)]}
-    return {"messages": [*question, answer], "tools": [{"type": "function", "function": function} for function in functions]}
+        lacks = (
+            "ground_truth: no call expected" if isinstance(question, list) else "question: text or messages are needed"
+        )
+        raise DataError(f"{where}: {lacks}: there is nothing to train on")
+    answer = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": f"call_{index}", "type": "function", "function": call} for index, call in enumerate(calls)
+        ],
+    }
+    return {
+        "messages": [*question, answer],
+        "tools": [{"type": "function", "function": function} for function in functions],
+    }
 
 
 def _calls(truth: Any, functions: list[dict], where: str) -> list[dict]:
@@ -63,7 +85,10 @@ def _calls(truth: Any, functions: list[dict], where: str) -> list[dict]:
             calls.append(_python_call(expected, by_name, spot))
             continue
         if not isinstance(expected, dict) or not expected:
-            raise DataError(f"{spot}: a call is an object {{name: {{argument: [values]}}}} or Python text, not {type(expected).__name__}")
+            raise DataError(
+                f"{spot}: a call is an object {{name: {{argument: [values]}}}} or Python text, not "
+                f"{type(expected).__name__}"
+            )
         for name, arguments in expected.items():
             if not isinstance(arguments, dict):
                 raise DataError(f"{spot}.{name}: an object of arguments is needed, not {type(arguments).__name__}")
@@ -93,7 +118,9 @@ def _value(options: Any, schema: Any, required: bool) -> Any:
 
 
 def _readings(option: Any, schema: Any) -> list[Any]:
-    """An alternative as a value: an object's own values are alternatives again, or, failing the schema, what they are."""
+    """An alternative as a value: an object's own values are alternatives again, or, failing the schema, what they
+    are.
+    """
     if isinstance(option, dict):
         return [_object(option, schema), option]
     if isinstance(option, list) and any(isinstance(item, dict) for item in option):
@@ -107,7 +134,12 @@ def _accepts(schema: Any, value: Any) -> bool:
         return True
     try:
         return Draft202012Validator(schema).is_valid(value)
-    except (SchemaError, TypeError, ValueError, AttributeError):  # the declaration is broken: kd/toolcalls/registry.py names it
+    except (
+        SchemaError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # the declaration is broken: kd/toolcalls/registry.py names it
         return True
 
 

@@ -1,12 +1,12 @@
-"""Hermes and Qwen text made structured: <tool_call> blocks into tool_calls, <tool_response> blocks into tool messages, and the
-<tools> of a system message into declarations, so that the run's own template writes each of them its own way.
+"""Hermes and Qwen text made structured: <tool_call> blocks into tool_calls, <tool_response> blocks into tool messages,
+and the <tools> of a system message into declarations, so that the run's own template writes each of them its own way.
 
     assistant   "Let me look.\\n<tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>"
-                Text may stand before the calls, and only there: the chat form has no place for text between or after them.
-                A call may be a Python literal ({'name': ...}), as older Hermes data has it.
+                Text may stand before the calls, and only there: the chat form has no place for text between or after
+                them. A call may be a Python literal ({'name': ...}), as older Hermes data has it.
     system      The section that offers the tools is cut out: the template writes it again. It goes from a known opening
-                ("# Tools", "You are a function calling AI model") or else from <tools>, to </tools> or the </tool_call> of its
-                example; what is around it stays.
+                ("# Tools", "You are a function calling AI model") or else from <tools>, to </tools> or the </tool_call>
+                of its example; what is around it stays.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def _split_tools(content: str, where: str) -> tuple[list[dict], str]:
     declared = declared if isinstance(declared, list) else [declared]
     if not all(isinstance(tool, dict) for tool in declared):
         raise DataError(f"{where}: <tools>: function declarations are needed")
-    start = min((at for at in (content.find(opening) for opening in _OPENINGS) if 0 <= at < block.start()), default=block.start())
+    start = min(
+        (at for at in (content.find(opening) for opening in _OPENINGS) if 0 <= at < block.start()),
+        default=block.start(),
+    )
     end = max(block.end(), content.rfind(CALL_CLOSE) + len(CALL_CLOSE))
     rest = content[:start].strip() + "\n\n" + content[end:].strip()
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in declared], rest.strip()
@@ -83,7 +86,10 @@ def _split_calls(content: str, where: str) -> tuple[str, list[dict]]:
     text, calls = content[:start].strip(), []
     while start < len(content):
         if not content.startswith(CALL_OPEN, start):
-            raise DataError(f"{where}: text after a <tool_call> block ({content[start:start + 40]!r}): the chat form keeps text before calls only")
+            raise DataError(
+                f"{where}: text after a <tool_call> block ({content[start : start + 40]!r}): the chat form keeps text "
+                "before calls only"
+            )
         call, end = _call(content, start + len(CALL_OPEN), f"{where}: <tool_call> {len(calls) + 1}")
         calls.append(call)
         start = _SPACE.match(content, end).end()

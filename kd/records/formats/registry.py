@@ -1,14 +1,16 @@
 """Other people's records, made into chat records: found from their fields, or named.
 
-    chat      {"messages": [...], "tools": [...]}: ours, and OpenAI's fine-tuning form (arguments as text or object, parallel
-              calls, the older function_call and functions, content in parts); assistant text with <tool_call> blocks too
+    chat      {"messages": [...], "tools": [...]}: ours, and OpenAI's fine-tuning form (arguments as text or object,
+              parallel calls, the older function_call and functions, content in parts); assistant text with <tool_call>
+              blocks too
     chatml    {"text": "<|im_start|>system\\n...<|im_end|>..."}: Hermes and Qwen text
-    sharegpt  {"conversations": [{"from": "human", "value": ...}, ...], "tools": "[...]"}, with function_call and observation;
-              messages of the chat form under that key are read as chat
+    sharegpt  {"conversations": [{"from": "human", "value": ...}, ...], "tools": "[...]"}, with function_call and
+              observation; messages of the chat form under that key are read as chat
     xlam      {"query": ..., "tools": [...], "answers": [...]}: xLAM, APIGen; lists or JSON text
-    bfcl      {"question": ..., "function": [...]}, the truth joined from the possible_answer file (kd/records/formats/bfcl.py)
-    flat      {"prompt": ..., "teacher_text": ...}: the first system's record; its token ids carry no positions and are dropped,
-              for spans are found again in the rendered text
+    bfcl      {"question": ..., "function": [...]}, the truth joined from the possible_answer file
+              (kd/records/formats/bfcl.py)
+    flat      {"prompt": ..., "teacher_text": ...}: the first system's record; its token ids carry no positions and are
+              dropped, for spans are found again in the rendered text
 
 A converter changes the form and nothing else. What it does not understand it refuses, naming the field.
 """
@@ -25,10 +27,24 @@ from kd.records.formats.hermes import from_hermes_messages
 from kd.records.formats.schemas import from_xlam
 
 _SHAREGPT_ROLES = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "bot": "assistant",
-    "chatgpt": "assistant", "model": "assistant", "observation": "tool", "tool": "tool", "function_response": "tool",
-    "tool_response": "tool", "function": "tool", "function_call": "calls", "function-call": "calls", "tool_call": "calls", "tool_calls": "calls",
-}  # fmt: skip
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "function": "tool",
+    "function_call": "calls",
+    "function-call": "calls",
+    "tool_call": "calls",
+    "tool_calls": "calls",
+}
 _CHAT_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _CHATML_TURN = re.compile(r"<\|im_start\|>[ \t]*(\w+)[ \t]*\n(.*?)<\|im_end\|>", re.DOTALL)
 _KEPT = ("id", "quality", "caws", "meta")
@@ -52,7 +68,8 @@ def format_of(data: dict) -> str:
 
 
 def to_chat(data: dict, where: str, format: str | None = None) -> dict:
-    """The record as {"messages", "tools", "id", "quality", "caws", "meta"}, not yet checked (kd.records.record.parse_record).
+    """The record as {"messages", "tools", "id", "quality", "caws", "meta"}, not yet checked
+    (kd.records.record.parse_record).
 
     Raises:
         DataError: names the field that the form does not allow; or no form has that name.
@@ -98,7 +115,10 @@ def _openai(message: Any, where: str) -> Any:
         message["role"] = "system" if role == "developer" else "tool"
     weight = message.pop("weight", 1)
     if isinstance(weight, bool) or weight != 1:
-        raise DataError(f"{where}.weight: {weight!r}: every assistant turn of a record is trained; split the record, or remove the field")
+        raise DataError(
+            f"{where}.weight: {weight!r}: every assistant turn of a record is trained; split the record, or remove "
+            "the field"
+        )
     if message.pop("refusal", ""):
         raise DataError(f"{where}.refusal: write what the assistant said as content, or remove the record")
     if legacy := message.pop("function_call", None):
@@ -106,7 +126,9 @@ def _openai(message: Any, where: str) -> Any:
             raise DataError(f"{where}: both function_call and tool_calls; keep one")
         message["tool_calls"] = [{"type": "function", "function": legacy}]
     content = message.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    ):
         message["content"] = "".join(part["text"] for part in content)
     return message
 
@@ -119,7 +141,10 @@ def _sharegpt(data: dict, where: str) -> dict:
         raise DataError(f"{where}: conversations: a non-empty list is needed")
     system = data.get("system")
     messages: list[dict] = [{"role": "system", "content": system}] if system else []
-    if all(isinstance(turn, dict) and turn.get("role") in _CHAT_ROLES and "from" not in turn and "value" not in turn for turn in turns):
+    if all(
+        isinstance(turn, dict) and turn.get("role") in _CHAT_ROLES and "from" not in turn and "value" not in turn
+        for turn in turns
+    ):
         return _chat({"messages": [*messages, *turns], "tools": data.get("tools") or data.get("functions")}, where)
     joins = False  # calls that follow calls are parallel ones of the same turn
     for index, turn in enumerate(turns):
@@ -130,7 +155,10 @@ def _sharegpt(data: dict, where: str) -> dict:
             raise DataError(f"{spot}.from: must be one of {', '.join(_SHAREGPT_ROLES)}, not {str(sender)[:40]!r}")
         value = turn.get("value", turn.get("content"))
         if turn.get("tool_calls") or turn.get("function_call"):
-            raise DataError(f"{spot}: calls beside from and value are not read; give them as a turn from function_call, or write the record as messages")
+            raise DataError(
+                f"{spot}: calls beside from and value are not read; give them as a turn from function_call, or write "
+                "the record as messages"
+            )
         if role != "calls":
             if not isinstance(value, str):
                 raise DataError(f"{spot}.value: text is needed, not {type(value).__name__}")
@@ -169,7 +197,13 @@ def _xlam(data: dict, where: str) -> dict:
     if not calls:
         raise DataError(f"{where}: answers: no call, and no answer text either: there is nothing to train on")
     calls = [{"id": f"call_{index}", **call} for index, call in enumerate(calls)]
-    return {"messages": [{"role": "user", "content": data["query"]}, {"role": "assistant", "content": "", "tool_calls": calls}], "tools": tools}
+    return {
+        "messages": [
+            {"role": "user", "content": data["query"]},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+        ],
+        "tools": tools,
+    }
 
 
 def _chatml(data: dict, where: str) -> dict:
@@ -178,7 +212,7 @@ def _chatml(data: dict, where: str) -> dict:
         raise DataError(f"{where}: text: text is needed, not {type(text).__name__}")
     messages, end = [], 0
     for turn in _CHATML_TURN.finditer(text):
-        if text[end:turn.start()].strip():
+        if text[end : turn.start()].strip():
             break
         messages.append({"role": turn[1], "content": turn[2].strip()})
         end = turn.end()
@@ -195,11 +229,21 @@ def _flat(data: dict, where: str) -> dict:
         raise DataError(f"{where}: prompt: text, or a list of messages, is needed")
     if not isinstance(text, str):
         raise DataError(f"{where}: teacher_text: text is needed, not {type(text).__name__}")
-    more = {"quality": data.get("quality", data.get("teacher_quality_score")), "meta": data.get("meta", data.get("metadata"))}
-    chat = from_hermes_messages([*prompt, {"role": "assistant", "content": text}], tools_of(data.get("tools"), f"{where}: tools"), where)
+    more = {
+        "quality": data.get("quality", data.get("teacher_quality_score")),
+        "meta": data.get("meta", data.get("metadata")),
+    }
+    chat = from_hermes_messages(
+        [*prompt, {"role": "assistant", "content": text}], tools_of(data.get("tools"), f"{where}: tools"), where
+    )
     return {**{key: value for key, value in more.items() if value is not None}, **chat}
 
 
 FORMATS: dict[str, Callable[[dict, str], dict]] = {
-    "chat": _chat, "chatml": _chatml, "sharegpt": _sharegpt, "xlam": _xlam, "bfcl": from_bfcl_record, "flat": _flat,
-}  # fmt: skip
+    "chat": _chat,
+    "chatml": _chatml,
+    "sharegpt": _sharegpt,
+    "xlam": _xlam,
+    "bfcl": from_bfcl_record,
+    "flat": _flat,
+}

@@ -1,8 +1,8 @@
 """Parameter declarations that are not JSON Schema, made into it.
 
     xLAM, APIGen  {"city": {"type": "str, optional", "description": ..., "default": ...}}: Python's type names
-    BFCL          {"type": "dict", "properties": {"x": {"type": "float"}, "at": {"type": "tuple", ...}}}: JSON Schema's form
-                  with Python's, Java's and JavaScript's type names
+    BFCL          {"type": "dict", "properties": {"x": {"type": "float"}, "at": {"type": "tuple", ...}}}: JSON Schema's
+                  form with Python's, Java's and JavaScript's type names
 
 A type that JSON Schema has no word for (any, Callable, a class) becomes no type: any value is then valid.
 """
@@ -26,7 +26,9 @@ _MAX_LEVELS = 16  # of a Python type
 
 
 def from_bfcl(schema: Any) -> Any:
-    """A BFCL schema with JSON Schema's type names; keys JSON Schema has no word for (`optional`) are kept, as annotations."""
+    """A BFCL schema with JSON Schema's type names; keys JSON Schema has no word for (`optional`) are kept, as
+    annotations.
+    """
     if not isinstance(schema, dict):
         return schema
     out = dict(schema)
@@ -43,8 +45,15 @@ def from_bfcl(schema: Any) -> Any:
         if key in out:
             out[key] = from_bfcl(out[key])
     choices = out.get("enum")
-    if out.get("type") == "array" and isinstance(choices, list) and not any(isinstance(choice, list) for choice in choices):
-        out["items"] = {**(out["items"] if isinstance(out.get("items"), dict) else {}), "enum": out.pop("enum")}  # the choices are its items'
+    if (
+        out.get("type") == "array"
+        and isinstance(choices, list)
+        and not any(isinstance(choice, list) for choice in choices)
+    ):
+        out["items"] = {
+            **(out["items"] if isinstance(out.get("items"), dict) else {}),
+            "enum": out.pop("enum"),
+        }  # the choices are its items'
     if not isinstance(out.get("required", []), list):
         del out["required"]  # the older form: a flag on the property
     return out
@@ -61,8 +70,12 @@ def from_xlam(parameters: Any) -> dict:
         declared = declared if isinstance(declared, dict) else {"type": declared}
         text = declared.get("type") if isinstance(declared.get("type"), str) else ""
         kind, _, rest = text.partition(", optional") if ", optional" in text else text.partition(" (optional")
-        optional = len(kind) < len(text) or kind.replace(" ", "").startswith("Optional[") or declared.get("required") is False
-        keep = {key: value for key, value in declared.items() if key not in ("type", "required") and value not in (None, "")}
+        optional = (
+            len(kind) < len(text) or kind.replace(" ", "").startswith("Optional[") or declared.get("required") is False
+        )
+        keep = {
+            key: value for key, value in declared.items() if key not in ("type", "required") and value not in (None, "")
+        }
         properties[name] = {**from_python_type(kind), **keep}
         if not optional and "default" not in declared:
             required.append(name)
@@ -81,7 +94,13 @@ def _schema(node: ast.AST, levels: int) -> dict:
     if levels == 0:
         return {}
     if isinstance(node, ast.Constant):
-        return {"type": "null"} if node.value is None else _schema(ast.Name(node.value), levels - 1) if isinstance(node.value, str) else {}
+        return (
+            {"type": "null"}
+            if node.value is None
+            else _schema(ast.Name(node.value), levels - 1)
+            if isinstance(node.value, str)
+            else {}
+        )
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _either([_schema(node.left, levels - 1), _schema(node.right, levels - 1)])
     if not isinstance(node, ast.Subscript):

@@ -3,17 +3,18 @@
     record(kind, index, seed=..., split="train")     one record, the same in every process
     build_tokenizer(folder)                           byte-level BPE and a Hermes-style chat template
 
-Splits: `train`; `unseen_values` (training's tools, argument values never drawn in training); `unseen_tools` (tools that no
-training record offers). Kinds: `echo` (copying practice without tools), `single`, `parallel`, `multi` (two rounds), `none`
-(no offered tool fits), `chat` (nothing to do). Numbers below ten, enums and wording are shared by all splits.
+Splits: `train`; `unseen_values` (training's tools, argument values never drawn in training); `unseen_tools` (tools that
+no training record offers). Kinds: `echo` (copying practice without tools), `single`, `parallel`, `multi` (two rounds),
+`none` (no offered tool fits), `chat` (nothing to do). Numbers below ten, enums and wording are shared by all splits.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from kd.records.files import write_records
 from kd.records.record import Record
@@ -24,14 +25,31 @@ SPLITS = ("train", "unseen_values", "unseen_tools")
 # The held-out splits hold every kind that a user meets; echo records are practice alone.
 EVALUATION_MIX = {"single": 0.5, "parallel": 0.15, "multi": 0.1, "none": 0.2, "chat": 0.05}
 
-_OPENINGS = ("", "", "", "please ", "could you ", "can you ", "I want you to ", "would you ", "now ", "go ahead and ", "I need you to ")
+_OPENINGS = (
+    "",
+    "",
+    "",
+    "please ",
+    "could you ",
+    "can you ",
+    "I want you to ",
+    "would you ",
+    "now ",
+    "go ahead and ",
+    "I need you to ",
+)
 _ENDINGS = (".", ".", "", "?", "!", ", thanks.", " please.")
 _JOINERS = (" and also ", ". Also ", ", then ", " and ", ". After that ")
 _DONE = ("Done", "All set", "Here you go", "Sure", "Okay", "Right")
 _NONE = ("None of my tools can do that.", "I have no tool for that.", "Sorry, no tool here fits that.")
-_CHAT = (("Hello there", "Hello! What can I do for you?"), ("Good morning", "Good morning! How can I help?"),
-         ("Thanks a lot", "You are welcome."), ("Who are you", "I am an assistant with tools."),
-         ("That is all for today", "Goodbye!"), ("What can you do", "I call tools and report their results."))
+_CHAT = (
+    ("Hello there", "Hello! What can I do for you?"),
+    ("Good morning", "Good morning! How can I help?"),
+    ("Thanks a lot", "You are welcome."),
+    ("Who are you", "I am an assistant with tools."),
+    ("That is all for today", "Goodbye!"),
+    ("What can you do", "I call tools and report their results."),
+)
 
 
 def split_tools(split: str) -> list[Tool]:
@@ -95,7 +113,9 @@ def _call(tool: Tool, arguments: dict, identity: str) -> dict:
 
 
 def _round(tools: list[Tool], draw: Draw, first_id: int) -> list[dict]:
-    """One exchange: a request for every tool in `tools`, the calls, their results and the answer that carries values."""
+    """One exchange: a request for every tool in `tools`, the calls, their results and the answer that carries
+    values.
+    """
     rng = draw.rng
     requests = [_request(t, draw) for t in tools]
     user = _dress(rng.choice(_JOINERS).join(text for text, _ in requests), rng)
@@ -124,7 +144,9 @@ def record(kind: str, index: int, *, seed: int = 0, split: str = "train", short:
         ValueError: an unknown kind or split.
     """
     if kind not in KINDS or split not in SPLITS:
-        raise ValueError(f"demo record kind {kind!r} in split {split!r}: kinds are {', '.join(KINDS)}, splits {', '.join(SPLITS)}")
+        raise ValueError(
+            f"demo record kind {kind!r} in split {split!r}: kinds are {', '.join(KINDS)}, splits {', '.join(SPLITS)}"
+        )
     rng = random.Random(f"{seed}:{split}:{kind}:{index}")
     draw = Draw(rng, held_out=split != "train")
     pool, wanted, forbidden = _TOOLS[split], [], ()
@@ -132,12 +154,17 @@ def record(kind: str, index: int, *, seed: int = 0, split: str = "train", short:
         messages = _echo(draw)
     elif kind == "chat":
         question, answer = rng.choice(_CHAT)
-        messages = [{"role": "user", "content": question + rng.choice(("", ".", "!"))}, {"role": "assistant", "content": answer}]
+        messages = [
+            {"role": "user", "content": question + rng.choice(("", ".", "!"))},
+            {"role": "assistant", "content": answer},
+        ]
     elif kind == "none":
         asked = rng.choice(pool)
         forbidden = (asked.name,)
-        messages = [{"role": "user", "content": _dress(_request(asked, draw)[0], rng)},
-                    {"role": "assistant", "content": rng.choice(_NONE)}]
+        messages = [
+            {"role": "user", "content": _dress(_request(asked, draw)[0], rng)},
+            {"role": "assistant", "content": rng.choice(_NONE)},
+        ]
     else:
         wanted = rng.sample(pool, 1 if kind == "single" else 2)
         if kind == "parallel":
@@ -153,7 +180,9 @@ def record(kind: str, index: int, *, seed: int = 0, split: str = "train", short:
         if short:
             offered = [t for t in offered if t in wanted] + [t for t in offered if t not in wanted][:1]
             rng.shuffle(offered)
-    return Record(id=f"{split}-{kind}-{seed}-{index}", messages=messages, tools=[t.schema() for t in offered], meta={"kind": kind})
+    return Record(
+        id=f"{split}-{kind}-{seed}-{index}", messages=messages, tools=[t.schema() for t in offered], meta={"kind": kind}
+    )
 
 
 def records(split: str, num_records: int, *, seed: int = 0, mix: dict[str, float] | None = None) -> Iterator[Record]:
@@ -164,23 +193,9 @@ def records(split: str, num_records: int, *, seed: int = 0, mix: dict[str, float
         yield record(kind, index, seed=seed, split=split)
 
 
-# Brackets, not dots: the sandbox that templates run in checks every attribute it reads, which costs a third of a rendering.
-CHAT_TEMPLATE = """\
-{%- macro kind(schema) -%}
-{%- set type = schema['type'] -%}
-{%- if schema['enum'] %}: {{ schema['enum'] | join('|') }}
-{%- elif type == 'array' %}: [{{ (schema['items'] or {})['type'] }}]
-{%- elif type == 'object' %}: {{ '{' }}{% for n, s in (schema['properties'] or {}).items() %}{{ n }}{{ kind(s) }}{% if not loop.last %}, {% endif %}{% endfor %}{{ '}' }}
-{%- elif type != 'string' %}: {{ type }}
-{%- endif %}
-{%- endmacro -%}
-{%- if tools %}<|tools|>{% for tool in tools %}{% set f = tool['function'] %}{% set parameters = f['parameters'] or {} %}{% set required = parameters['required'] or [] %}
-{{ f['name'] }}({% for n, s in (parameters['properties'] or {}).items() %}{{ n }}{% if n not in required %}?{% endif %}{{ kind(s) }}{% if not loop.last %}, {% endif %}{% endfor %}){% endfor %}<|end|>{% endif %}
-{%- for message in messages %}<|{{ message['role'] }}|>
-{{- message['content'] or '' }}
-{%- if message['role'] == 'assistant' %}{% for call in message['tool_calls'] or [] %}<tool_call>{"name": "{{ call['function']['name'] }}", "arguments": {{ call['function']['arguments'] | tojson }}}</tool_call>{% endfor %}{% endif %}<|end|>
-{%- endfor %}
-{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+# Brackets, not dots: the sandbox that templates run in checks every attribute it reads, which costs a third of a
+# rendering.
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8").removesuffix("\n")
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|tools|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 CALL_TOKENS = ("<tool_call>", "</tool_call>")
 
@@ -188,25 +203,34 @@ CALL_TOKENS = ("<tool_call>", "</tool_call>")
 def build_tokenizer(folder: str | Path, *, vocab_size: int = 1024, num_records: int = 3000, seed: int = 0):
     """Trains the demo's byte-level BPE tokenizer, saves it as a transformers tokenizer and returns it.
 
-    Words, digits and brackets are split apart, so a value is the same tokens in a request, in the JSON and in an answer, and
-    every quote or brace that bounds a span is a token of its own. Rare words stay in pieces: training sees the wording and
-    the schemas often, each drawn value once.
+    Words, digits and brackets are split apart, so a value is the same tokens in a request, in the JSON and in an
+    answer, and every quote or brace that bounds a span is a token of its own. Rare words stay in pieces: training sees
+    the wording and the schemas often, each drawn value once.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
     pieces = Regex(r'": "?|", "?|[A-Za-z]+|[0-9]|[{}\[\]"]|[ ,:.]+|[^A-Za-z0-9{}\[\]" ,:.]')
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pieces, "isolated"),
-                                                  pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS + CALL_TOKENS), show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS + CALL_TOKENS),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     mix = {"single": 0.6, "parallel": 0.2, "none": 0.15, "chat": 0.05}
     core.train_from_iterator((_plain_text(r) for r in records("train", num_records, seed=seed, mix=mix)), trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=list(SPECIAL_TOKENS[2:]),
-        clean_up_tokenization_spaces=False)
+        tokenizer_object=core,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[2:]),
+        clean_up_tokenization_spaces=False,
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -235,7 +259,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.tokenizer:
         print(f"{args.tokenizer}: {len(build_tokenizer(args.tokenizer, seed=args.seed))} tokens")
     if args.records:
-        print(f"{args.records}: {write_records(args.records, records(args.split, args.num_records, seed=args.seed))} records")
+        count = write_records(args.records, records(args.split, args.num_records, seed=args.seed))
+        print(f"{args.records}: {count} records")
     if not args.tokenizer and not args.records:
         parser.error("nothing to do: give --tokenizer FOLDER or --records FILE")
 

@@ -15,12 +15,17 @@ _FINGERPRINTED = 32  # records of the demo corpus, which its generator makes
 
 
 class DemoSource:
-    """The demo corpus, made record by record: kinds drawn from `mix`, or `short` records whose kind carries that suffix."""
+    """The demo corpus, made record by record: kinds drawn from `mix`, or `short` records whose kind carries that
+    suffix.
+    """
 
     def __init__(self, num_records: int, seed: int, mix: dict[str, float]):
         unknown = [k for k in mix if k.removesuffix("_short") not in demo.KINDS]
         if unknown:
-            raise DataError(f"data.stages: mix: no demo record kind {unknown[0]!r}; kinds are {', '.join(demo.KINDS)}, each also as kind_short")
+            raise DataError(
+                f"data.stages: mix: no demo record kind {unknown[0]!r}; kinds are {', '.join(demo.KINDS)}, each also "
+                "as kind_short"
+            )
         self._kinds = random.Random(f"{seed}:kinds").choices(list(mix), list(mix.values()), k=num_records)
         self._seed, self._mix = seed, mix
 
@@ -33,9 +38,14 @@ class DemoSource:
 
     def size_hint(self, index: int) -> int:
         record = self[index]
-        return sum(len(m["content"]) + 2 * len(str(m.get("tool_calls", ""))) for m in record.messages) + len(str(record.tools)) // 4
+        return (
+            sum(len(m["content"]) + 2 * len(str(m.get("tool_calls", ""))) for m in record.messages)
+            + len(str(record.tools)) // 4
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 over the parameters, and over the first records: another version of the corpus is another corpus."""
         first = [asdict(self[index]) for index in range(min(len(self), _FINGERPRINTED))]
-        return hashlib.sha256(json.dumps([len(self), self._seed, self._mix, first], ensure_ascii=False).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([len(self), self._seed, self._mix, first], ensure_ascii=False).encode()
+        ).hexdigest()

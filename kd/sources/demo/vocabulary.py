@@ -1,18 +1,43 @@
 """The demo corpus's tools: hand-written ones in several domains, and composed ones named verb_object.
 
-A parameter is declared once, with its JSON Schema, a generator of values and the ways people say it; a tool is a name, the
-wordings of a request for it and a list of parameters ("unit?" is optional). Composed tools cross VERBS with OBJECTS, so a
-model that memorises names fails on the held-out combinations and one that reads the menu does not.
+A parameter is declared once, with its JSON Schema, a generator of values and the ways people say it; a tool is a name,
+the wordings of a request for it and a list of parameters ("unit?" is optional). Composed tools cross VERBS with
+OBJECTS, so a model that memorises names fails on the held-out combinations and one that reads the menu does not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-_ONSETS = "b br d dr f g gr h j k kr l m n p r s st t tr v w z".split()
-_VOWELS = "a e i o u ai ou".split()
+_ONSETS = [
+    "b",
+    "br",
+    "d",
+    "dr",
+    "f",
+    "g",
+    "gr",
+    "h",
+    "j",
+    "k",
+    "kr",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "w",
+    "z",
+]
+_VOWELS = ["a", "e", "i", "o", "u", "ai", "ou"]
 _CODAS = ["", "", "n", "r", "l", "s", "m", "k"]
 HELD_OUT_VALUES = 5  # one value in five is kept for the held-out splits
 
@@ -62,7 +87,9 @@ def _phrase(draw: Draw) -> str:
 
 
 def _code(draw: Draw) -> str:
-    return draw.keep(lambda r: "".join(r.choice("ABCDEFGHJKLMNPRSTUVWXYZ") for _ in range(2)) + str(r.randrange(100, 1000)))
+    return draw.keep(
+        lambda r: "".join(r.choice("ABCDEFGHJKLMNPRSTUVWXYZ") for _ in range(2)) + str(r.randrange(100, 1000))
+    )
 
 
 def _date(draw: Draw) -> str:
@@ -70,7 +97,9 @@ def _date(draw: Draw) -> str:
 
 
 def _time(draw: Draw) -> str:
-    return draw.keep(lambda r: f"{r.randrange(0, 24):02d}:{r.choice((0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55)):02d}")
+    return draw.keep(
+        lambda r: f"{r.randrange(0, 24):02d}:{r.choice((0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55)):02d}"
+    )
 
 
 def _count(draw: Draw) -> int:
@@ -168,12 +197,27 @@ PARAMETERS: dict[str, Parameter] = {
     "names": _array("string", _name, "with {v}", "including {v}", "together with {v}"),
     "codes": _array("string", _code, "covering {v}", "with the codes {v}", "listing {v}"),
     "numbers": _array("integer", _integer, "using the numbers {v}", "over {v}", "with the values {v}"),
-    "range": _object("between {min} and {max}", "from {min} up to {max}", "ranging {min} to {max}",
-                     min=_whole(_integer), max=_whole(_integer)),
-    "place": _object("at {street} in {town}", "near {street}, {town}", "located on {street} in {town}",
-                     street=_string(_name), town=_string(_name)),
-    "window": _object("between {start} and {end}", "from {start} till {end}", "any time {start} to {end}",
-                      start=_string(_time), end=_string(_time)),
+    "range": _object(
+        "between {min} and {max}",
+        "from {min} up to {max}",
+        "ranging {min} to {max}",
+        min=_whole(_integer),
+        max=_whole(_integer),
+    ),
+    "place": _object(
+        "at {street} in {town}",
+        "near {street}, {town}",
+        "located on {street} in {town}",
+        street=_string(_name),
+        town=_string(_name),
+    ),
+    "window": _object(
+        "between {start} and {end}",
+        "from {start} till {end}",
+        "any time {start} to {end}",
+        start=_string(_time),
+        end=_string(_time),
+    ),
 }
 
 
@@ -186,10 +230,19 @@ class Tool(NamedTuple):
     def schema(self) -> dict:
         """The tool as an OpenAI-style function declaration."""
         names = [p.rstrip("?") for p in self.parameters]
-        parameters = {"type": "object", "properties": {n: PARAMETERS[n].schema for n in names},
-                      "required": [p for p in self.parameters if not p.endswith("?")]}
-        return {"type": "function", "function": {
-            "name": self.name, "description": f"{self.asks[0][0].upper()}{self.asks[0][1:]}.", "parameters": parameters}}
+        parameters = {
+            "type": "object",
+            "properties": {n: PARAMETERS[n].schema for n in names},
+            "required": [p for p in self.parameters if not p.endswith("?")],
+        }
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": f"{self.asks[0][0].upper()}{self.asks[0][1:]}.",
+                "parameters": parameters,
+            },
+        }
 
 
 # A result field: how its value is drawn, and how an answer says it.
@@ -303,7 +356,9 @@ def _written_tools() -> list[Tool]:
     tools = []
     for line in _WRITTEN.splitlines():
         name, asks, parameters, result = (part.strip() for part in line.split("|"))
-        tools.append(Tool(name, tuple(a.strip() for a in asks.split(";")), tuple(parameters.split()), tuple(result.split())))
+        tools.append(
+            Tool(name, tuple(a.strip() for a in asks.split(";")), tuple(parameters.split()), tuple(result.split()))
+        )
     return tools
 
 
@@ -326,4 +381,5 @@ ALL_TOOLS = {tool.name: tool for tool in WRITTEN_TOOLS + COMPOSED_TOOLS}
 # Never seen in training, not even as a distractor: a fifth of the composed names and a few written ones.
 UNSEEN_TOOLS = frozenset(
     [tool.name for tool in COMPOSED_TOOLS if stable_hash(f"tool:{tool.name}") % 5 == 0]
-    + ["find_train", "create_ticket", "track_parcel", "search_news", "order_taxi", "lock_door"])
+    + ["find_train", "create_ticket", "track_parcel", "search_news", "order_taxi", "lock_door"]
+)

@@ -14,20 +14,31 @@ _MOST_ENTROPY = 15.999  # nats, what 16 bits hold
 
 def slice_rows(signal: TeacherSamples | TeacherTopK, start: int, stop: int) -> TeacherSamples | TeacherTopK:
     """Rows [start, stop) of every field, on the CPU."""
-    by_temperature = {"log_probs_t", "log_tail", "entropy_t"} | ({"ids", "counts"} if isinstance(signal, TeacherSamples) else set())
-    cut = {name: (value[:, start:stop] if name in by_temperature else value[start:stop]).cpu()
-           for name, value in signal._asdict().items() if isinstance(value, Tensor)}
+    by_temperature = {"log_probs_t", "log_tail", "entropy_t"} | (
+        {"ids", "counts"} if isinstance(signal, TeacherSamples) else set()
+    )
+    cut = {
+        name: (value[:, start:stop] if name in by_temperature else value[start:stop]).cpu()
+        for name, value in signal._asdict().items()
+        if isinstance(value, Tensor)
+    }
     return signal._replace(**cut)
 
 
 def check_rows(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | None:
-    """Why these rows cannot be stored under the spec, or None: another kind or shape, a number that no teacher gives."""
+    """Why these rows cannot be stored under the spec, or None: another kind or shape, a number that no teacher
+    gives.
+    """
     wanted = TeacherSamples if spec.kind == "sampled" else TeacherTopK
     if not isinstance(rows, wanted):
         return f"a {spec.kind} cache takes {wanted.__name__}, not {type(rows).__name__}"
     if rows.temperatures != spec.temperatures:
         return f"its rows are at temperatures {rows.temperatures}, those of the cache at {spec.temperatures}"
-    return _misshapen(spec, rows) or _bad_entropies(spec, rows) or (_bad_samples if spec.kind == "sampled" else _bad_top_k)(spec, rows)
+    return (
+        _misshapen(spec, rows)
+        or _bad_entropies(spec, rows)
+        or (_bad_samples if spec.kind == "sampled" else _bad_top_k)(spec, rows)
+    )
 
 
 def _misshapen(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | None:
@@ -48,9 +59,14 @@ def _misshapen(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | Non
 def _bad_entropies(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | None:
     both = torch.cat([rows.entropy[None], rows.entropy_t])
     if not spec.has_entropy:
-        return None if both.isnan().all() else "its rows have entropies, and the cache is of an endpoint, which tells none"
+        return (
+            None if both.isnan().all() else "its rows have entropies, and the cache is of an endpoint, which tells none"
+        )
     if not ((both >= -1e-3) & (both <= _MOST_ENTROPY)).all():
-        return "an entropy is negative, too large or not finite: look for NaN in the teacher's weights, or give it a wider dtype"
+        return (
+            "an entropy is negative, too large or not finite: look for NaN in the teacher's weights, or give it a "
+            "wider dtype"
+        )
     return None
 
 

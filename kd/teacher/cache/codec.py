@@ -1,7 +1,8 @@
-"""Rows of a teacher's signal as bytes, and back: whole micro-batches at once, in numpy, with no loop over rows or tokens.
+"""Rows of a teacher's signal as bytes, and back: whole micro-batches at once, in numpy, with no loop over rows or
+tokens.
 
-The layout is described in kd/teacher/cache/format.py. Everything that comes from a file is checked here before it is used as a
-place or a token: a file with the right hash may still have been written by a faulty program.
+The layout is described in kd/teacher/cache/format.py. Everything that comes from a file is checked here before it is
+used as a place or a token: a file with the right hash may still have been written by a faulty program.
 
     pack_samples     [n, num_draws + 1] ids and counts -> bytes          unpack_samples   bytes -> [n, K] ids and counts
     pack_ids         [n, K] ids -> [n, ids_bytes]                        unpack_ids       and back
@@ -29,10 +30,12 @@ def pack_samples(spec: CacheSpec, ids: NDArray, counts: NDArray) -> tuple[NDArra
     """Bytes [E * entry_bytes] and E, the number of entries, of rows as TeacherSamples has them at one temperature."""
     used = ids != NO_TOKEN
     entries = ids[used].astype("<u4") | (counts[used].astype("<u4") << np.uint32(spec.id_bits))
-    return entries.view(np.uint8).reshape(-1, 4)[:, :spec.entry_bytes].ravel(), len(entries)
+    return entries.view(np.uint8).reshape(-1, 4)[:, : spec.entry_bytes].ravel(), len(entries)
 
 
-def unpack_samples(spec: CacheSpec, data: Sequence[NDArray], num_rows: NDArray, num_entries: NDArray) -> tuple[NDArray, NDArray]:
+def unpack_samples(
+    spec: CacheSpec, data: Sequence[NDArray], num_rows: NDArray, num_entries: NDArray
+) -> tuple[NDArray, NDArray]:
     """ids and counts [n, K] int32, the rows' argmax in column 0; K is the widest row's number of entries.
 
     Args:
@@ -40,7 +43,8 @@ def unpack_samples(spec: CacheSpec, data: Sequence[NDArray], num_rows: NDArray, 
         num_rows, num_entries: [R] of each record, sums n and E.
 
     Raises:
-        CacheError: counts that do not end every row at num_draws and every record with a row, or an id past the vocabulary.
+        CacheError: counts that do not end every row at num_draws and every record with a row, or an id past the
+            vocabulary.
     """
     entries = _entries(data, spec.entry_bytes)
     id_bits, n = np.uint32(spec.id_bits), int(num_rows.sum())
@@ -50,8 +54,11 @@ def unpack_samples(spec: CacheSpec, data: Sequence[NDArray], num_rows: NDArray, 
     ends = np.flatnonzero(rows_done[1:] != rows_done[:-1])  # the last entry of each row
     starts = np.zeros(len(ends) + 1, np.int64)
     np.add(ends, 1, out=starts[1:])
-    if (len(ends) != n or not np.array_equal(total[ends], np.arange(1, n + 1) * spec.num_draws)
-            or not np.array_equal(starts[np.cumsum(num_rows)], np.cumsum(num_entries))):
+    if (
+        len(ends) != n
+        or not np.array_equal(total[ends], np.arange(1, n + 1) * spec.num_draws)
+        or not np.array_equal(starts[np.cumsum(num_rows)], np.cumsum(num_entries))
+    ):
         raise CacheError(f"its counts do not add up to {spec.num_draws} draws in each of its rows")
     lengths = np.diff(starts)
     width = int(lengths.max(initial=1))
@@ -75,12 +82,16 @@ def _entries(data: Sequence[NDArray], entry_bytes: int) -> NDArray:
 def pack_ids(spec: CacheSpec, ids: NDArray) -> NDArray:
     """[n, ids_bytes] uint8: ids of id_bits bits, the lowest bit first, with no gap between them."""
     packed = np.zeros((len(ids), spec.ids_bytes + 3), np.uint8)
-    for first in range(min(8, spec.top_k)):  # every eighth id begins at the same bit of a byte, id_bits bytes after the one before
+    for first in range(
+        min(8, spec.top_k)
+    ):  # every eighth id begins at the same bit of a byte, id_bits bytes after the one before
         some = ids[:, first::8].astype(np.uint32)
         at, shift = divmod(first * spec.id_bits, 8)
         for byte in range(4):  # with up to 23 bits it ends within four
-            packed[:, at + byte::spec.id_bits][:, :some.shape[1]] |= ((some << np.uint32(shift)) >> np.uint32(8 * byte)).astype(np.uint8)
-    return packed[:, :spec.ids_bytes]
+            packed[:, at + byte :: spec.id_bits][:, : some.shape[1]] |= (
+                (some << np.uint32(shift)) >> np.uint32(8 * byte)
+            ).astype(np.uint8)
+    return packed[:, : spec.ids_bytes]
 
 
 def unpack_ids(spec: CacheSpec, packed: Sequence[NDArray]) -> NDArray:
@@ -104,7 +115,9 @@ def unpack_ids(spec: CacheSpec, packed: Sequence[NDArray]) -> NDArray:
 
 
 def pack_log_probs(log_probs: NDArray) -> NDArray:
-    """uint16 of nats, -inf to 0: half a step of 1/2048 off at most above -16, of 1/128 below; -272 and less becomes -271.98."""
+    """uint16 of nats, -inf to 0: half a step of 1/2048 off at most above -16, of 1/128 below; -272 and less becomes
+    -271.98.
+    """
     nats = np.maximum(-np.maximum(log_probs.astype(np.float64), -1e4), 0.0)
     far = np.minimum(_NEAR + np.rint((nats - 16) * _FAR_STEPS), _EXCLUDED - 1)
     near = np.rint(nats * _NEAR_STEPS)
@@ -117,7 +130,9 @@ def unpack_log_probs(codes: NDArray) -> NDArray:
 
 
 def pack_entropy(entropy: NDArray) -> NDArray:
-    """uint16 of nats in [0, 15.9997], half a step of 1/4096 off at most; NaN, an entropy that nobody knows, has a code."""
+    """uint16 of nats in [0, 15.9997], half a step of 1/4096 off at most; NaN, an entropy that nobody knows, has a
+    code.
+    """
     steps = np.rint(np.nan_to_num(entropy.astype(np.float64), nan=0.0) * ENTROPY_STEPS)
     return np.where(np.isnan(entropy), UNKNOWN, np.clip(steps, 0, UNKNOWN - 1)).astype("<u2")
 

@@ -33,7 +33,7 @@ def decode(spec: CacheSpec, parts: Sequence[Part], t: int) -> SparseTeacher:
         num_rows = np.array([shard.num_rows[i] for shard, i in parts])
         spans = [(shard, shard.first_entry[t, i], shard.first_entry[t, i + 1]) for shard, i in parts]
         size = spec.entry_bytes
-        data = [shard.tensors[f"data_{t}"][a * size:b * size] for shard, a, b in spans]
+        data = [shard.tensors[f"data_{t}"][a * size : b * size] for shard, a, b in spans]
         ids, counts = unpack_samples(spec, data, num_rows, np.array([b - a for _, a, b in spans]))
         probs = torch.from_numpy(counts).float().div_(spec.num_draws)
         log_tail = torch.full((len(ids),), -float("inf"))
@@ -46,7 +46,9 @@ def no_rows(spec: CacheSpec) -> SparseTeacher:
     nothing = torch.zeros(0)
     width = spec.top_k if spec.kind == "topk" else 1
     ids = torch.zeros(0, width, dtype=torch.int32)
-    return SparseTeacher(ids, torch.zeros(0, width), nothing, nothing.clone(), nothing.clone(), ids[:, 0].clone(), spec.kind)
+    return SparseTeacher(
+        ids, torch.zeros(0, width), nothing, nothing.clone(), nothing.clone(), ids[:, 0].clone(), spec.kind
+    )
 
 
 def _top_k_probs(spec: CacheSpec, stored: NDArray, log_tail: Tensor, temperature: float) -> Tensor:
@@ -69,4 +71,4 @@ def _rows(parts: Sequence[Part], name: str, t: int | None = None) -> NDArray:
 def _row_parts(parts: Sequence[Part], name: str, t: int | None = None) -> list[NDArray]:
     """Each record's rows of a tensor that has rows first, or behind a temperature's place. Views: nothing is copied."""
     whole = [shard.tensors[name] if t is None else shard.tensors[name][t] for shard, _ in parts]
-    return [tensor[shard.first_row[i]:shard.first_row[i + 1]] for tensor, (shard, i) in zip(whole, parts)]
+    return [tensor[shard.first_row[i] : shard.first_row[i + 1]] for tensor, (shard, i) in zip(whole, parts)]

@@ -1,4 +1,5 @@
-"""What a cache of the teacher's signal is of, in named strings: the teacher, what records are rendered with, and the data.
+"""What a cache of the teacher's signal is of, in named strings: the teacher, what records are rendered with, and the
+data.
 
 All but the teacher's name are hashes of content, so that a folder may move and a cache may not silently be another's.
 `seed` and `batches` are of the capture alone: a training run may have others.
@@ -22,25 +23,38 @@ CAPTURE_ALONE = ("seed", "batches")
 def cache_spec(config: RunConfig, vocab_size: int) -> CacheSpec:
     """What the configuration's cache holds of each row; vocab_size: len(tokenizer)."""
     cache = config.teacher.cache
-    return CacheSpec(cache.kind, vocab_size, cache.temperatures, cache.num_draws, cache.top_k, cache.precision or "16bit",
-                     has_entropy=config.teacher.endpoint is None)
+    return CacheSpec(
+        cache.kind,
+        vocab_size,
+        cache.temperatures,
+        cache.num_draws,
+        cache.top_k,
+        cache.precision or "16bit",
+        has_entropy=config.teacher.endpoint is None,
+    )
 
 
 def cache_identity(config: RunConfig, tokenizer, sources: Sequence[Source]) -> dict[str, str]:
-    """The identity of the cache that `config` names, but for CAPTURE_ALONE. All ranks call it; rank 0 reads, and tells the others.
+    """The identity of the cache that `config` names, but for CAPTURE_ALONE. All ranks call it; rank 0 reads, and tells
+    the others.
 
-    `weights` is left out where the teacher's weights are not on this machine, as when training on another than captured.
+    `weights` is left out where the teacher's weights are not on this machine, as when training on another than
+    captured.
     """
     return on_rank_0(lambda: _identity(config, tokenizer, sources))
 
 
 def _identity(config: RunConfig, tokenizer, sources: Sequence[Source]) -> dict[str, str]:
     data = config.data
-    identity = _teacher(config.teacher) | {"tokenizer": tokenizer_hash(tokenizer),
-                                           "template": _hash(json.dumps(tokenizer.chat_template, sort_keys=True))}
+    identity = _teacher(config.teacher) | {
+        "tokenizer": tokenizer_hash(tokenizer),
+        "template": _hash(json.dumps(tokenizer.chat_template, sort_keys=True)),
+    }
     for stage, source in zip(data.stages, sources, strict=True):
-        identity[f"data of stage {stage.name}"] = (f"{source.fingerprint()[:_SHOWN]}, {len(source)} records, max_length {stage.max_length}, "
-                                                   f"too_long {data.too_long}")
+        identity[f"data of stage {stage.name}"] = (
+            f"{source.fingerprint()[:_SHOWN]}, {len(source)} records, max_length {stage.max_length}, "
+            f"too_long {data.too_long}"
+        )
     return identity
 
 
@@ -54,12 +68,8 @@ def _teacher(teacher: Teacher) -> dict[str, str]:
 
 
 def tokenizer_hash(tokenizer) -> str:
-    """Of all that decides which ids a text has. How a batch is padded or cut is a setting of calls, and no part of it."""
+    """Of all that decides which ids a text has. How a batch is padded or cut is a setting of calls, and no part of
+    it.
+    """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     return _hash(json.dumps({k: v for k, v in content.items() if k not in ("padding", "truncation")}, sort_keys=True))
-
-
-
-
-
-

@@ -20,7 +20,10 @@ def damage(path: Path, info: ShardInfo, cache_digest: str, index: int) -> str | 
     except CacheError:  # it is missing, or too damaged to say what it is
         return problem
     if tag != shard_tag(cache_digest, index):
-        return f"{path} is a shard of another cache, or another shard of this one: it says that it is {tag}, not {shard_tag(cache_digest, index)}"
+        return (
+            f"{path} is a shard of another cache, or another shard of this one: it says that it is {tag}, not "
+            f"{shard_tag(cache_digest, index)}"
+        )
     return problem
 
 
@@ -33,19 +36,27 @@ def wrong_size(path: Path, info: ShardInfo) -> str | None:
     except OSError as error:
         return f"{path} cannot be read: {error}"
     if size != info.bytes:
-        return f"{path} has {size} bytes, not {info.bytes}" + (f": it ends at offset {size}" if size < info.bytes else "")
+        return f"{path} has {size} bytes, not {info.bytes}" + (
+            f": it ends at offset {size}" if size < info.bytes else ""
+        )
     return None
 
 
 def _changed(path: Path, info: ShardInfo) -> str | None:
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as raw:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole,
+            memoryview(whole) as raw,
+        ):
             if sha256_of(raw) == info.sha256:
                 return None
             blocks = blocks_of(raw)
     except (OSError, ValueError) as error:
         return f"{path} cannot be read: {error}"
-    changed = [at for at in range(0, len(blocks), 8) if info.blocks[at:at + 8] != blocks[at:at + 8]]
+    changed = [at for at in range(0, len(blocks), 8) if info.blocks[at : at + 8] != blocks[at : at + 8]]
     spans = [f"{at // 8 * BLOCK} to {min((at // 8 + 1) * BLOCK, info.bytes) - 1}" for at in changed]
     more = f" and {len(spans) - 5} more places" if len(spans) > 5 else ""
-    return f"{path} does not have the SHA-256 it was written with: it changed within offsets {', '.join(spans[:5])}{more}"
+    return (
+        f"{path} does not have the SHA-256 it was written with: it changed within offsets {', '.join(spans[:5])}{more}"
+    )

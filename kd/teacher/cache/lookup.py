@@ -40,4 +40,4 @@ class Lookup:
     def has_key(self, key: bytes) -> bool:
         """Whether a record of these tokens is there, with whatever rows."""
         at = np.searchsorted(self._pairs, np.frombuffer(key + bytes(DIGEST_BYTES), _PAIR))[0]
-        return self._pairs[at:at + 1].tobytes()[:KEY_BYTES] == key
+        return self._pairs[at : at + 1].tobytes()[:KEY_BYTES] == key

@@ -1,7 +1,8 @@
 """What a cache says of itself: JSON files that carry their own hash and appear whole or not at all.
 
-A file's text is canonical (keys sorted, no spaces, ASCII, one line) and its "sha256" is that of the canonical text without
-it. Read back, it must be the very bytes that its content would be written as, so that no bit of it can change unseen.
+A file's text is canonical (keys sorted, no spaces, ASCII, one line) and its "sha256" is that of the canonical text
+without it. Read back, it must be the very bytes that its content would be written as, so that no bit of it can change
+unseen.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Unreadable(CacheError):
 
 
 class Manifest(_Strict):
-    """manifest.json of a finished cache; a shard's sidecar, while there is none, has that shard alone and its own format."""
+    """manifest.json of a finished cache; a shard's sidecar, while there is none, has that shard alone and its own
+    format.
+    """
 
     format: str
     spec: _Spec
@@ -88,7 +91,9 @@ def shard_name(index: int) -> str:
     return f"shard-{index:06d}.safetensors"
 
 
-def make(spec: CacheSpec, identity: dict[str, str], shards: Sequence[ShardInfo], missing: Sequence[Missing] = ()) -> Manifest:
+def make(
+    spec: CacheSpec, identity: dict[str, str], shards: Sequence[ShardInfo], missing: Sequence[Missing] = ()
+) -> Manifest:
     """Raises CacheError for an identity that is not all text."""
     fields = spec._asdict() | {"temperatures": list(spec.temperatures), "id_bits": spec.id_bits}
     named = [_Missing(key=m.key.hex(), record_id=m.record_id, reason=m.reason) for m in missing]
@@ -98,7 +103,9 @@ def make(spec: CacheSpec, identity: dict[str, str], shards: Sequence[ShardInfo],
         raise CacheError(f"the cache cannot be described: {_shown(error)}") from error
 
 
-def make_sidecar(spec: CacheSpec, identity: dict[str, str], info: ShardInfo, missing: Sequence[Missing] = ()) -> Manifest:
+def make_sidecar(
+    spec: CacheSpec, identity: dict[str, str], info: ShardInfo, missing: Sequence[Missing] = ()
+) -> Manifest:
     """What stands beside one shard until all are there; `missing`: of its records."""
     return make(spec, identity, [], missing).model_copy(update={"format": SIDECAR_FORMAT, "shards": [info]})
 
@@ -109,13 +116,17 @@ def cache_digest(spec: CacheSpec, identity: dict[str, str]) -> str:
 
 
 def content_of(manifest: Manifest) -> dict[str, str]:
-    """What of a finished cache training depends on, in short: `signal`, of spec, identity and every byte of the shards; `missing`, of
-    which records have none. Where the cache lies is no part of it, nor the reasons of the missing.
+    """What of a finished cache training depends on, in short: `signal`, of spec, identity and every byte of the shards;
+    `missing`, of which records have none. Where the cache lies is no part of it, nor the reasons of the missing.
 
     Another cut into shards is another signal: telling that it is not would take reading all of them.
     """
     keys = sorted(m.key for m in manifest.missing)
-    said = {"spec": manifest.spec.model_dump(), "identity": manifest.identity, "shards": [info.sha256 for info in manifest.shards]}
+    said = {
+        "spec": manifest.spec.model_dump(),
+        "identity": manifest.identity,
+        "shards": [info.sha256 for info in manifest.shards],
+    }
     return {"signal": _short(said), "missing": f"{len(keys)} ({_short(keys)})"}
 
 
@@ -134,8 +145,10 @@ def read(path: Path, form: str = FORMAT) -> Manifest:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise Unreadable(f"{path} is not there: teacher.cache.path names no finished cache; write it, or go on writing it, with "
-                         "launch/capture.py") from None
+        raise Unreadable(
+            f"{path} is not there: teacher.cache.path names no finished cache; write it, or go on writing it, with "
+            "launch/capture.py"
+        ) from None
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error}") from error
     try:
@@ -148,7 +161,9 @@ def read(path: Path, form: str = FORMAT) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"{path} is damaged ({error}): restore it, or capture the cache again") from error
     if content.get("format") != form:
-        raise Unreadable(f"{path} is of format {content.get('format')!r} and this program reads {form!r}: capture the cache again")
+        raise Unreadable(
+            f"{path} is of format {content.get('format')!r} and this program reads {form!r}: capture the cache again"
+        )
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
@@ -156,9 +171,15 @@ def read(path: Path, form: str = FORMAT) -> Manifest:
 
 
 def differences(ours: Manifest, theirs: Manifest) -> str:
-    """'key was X and is Y' for each key of spec and identity that differs, X being theirs, the cache's; '' where none does."""
+    """'key was X and is Y' for each key of spec and identity that differs, X being theirs, the cache's; '' where none
+    does.
+    """
     was, now = ({**m.spec.model_dump(), **{f"identity {k}": v for k, v in m.identity.items()}} for m in (theirs, ours))
-    return "; ".join(f"{k} was {was.get(k)!r} and is {now.get(k)!r}" for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k))
+    return "; ".join(
+        f"{k} was {was.get(k)!r} and is {now.get(k)!r}"
+        for k in sorted(was.keys() | now.keys())
+        if was.get(k) != now.get(k)
+    )
 
 
 def _text(content: Any) -> bytes:

@@ -18,7 +18,8 @@ _REMEDY = "restore it, or start its capture again, which writes that shard anew"
 
 
 class CacheReader:
-    """A finished cache, memory-mapped. Threads may share one, and a process forked from one that has it may go on reading.
+    """A finished cache, memory-mapped. Threads may share one, and a process forked from one that has it may go on
+    reading.
 
     Attributes:
         spec, manifest: what it holds.
@@ -28,19 +29,24 @@ class CacheReader:
         identity, spec: what the cache must be of; None leaves it unasked.
 
     Raises:
-        CacheError: no finished cache; another spec or identity (every difference, with both values); a shard that is missing, truncated or
-            unreadable.
+        CacheError: no finished cache; another spec or identity (every difference, with both values); a shard that is
+            missing, truncated or unreadable.
     """
 
     def __init__(self, folder: str | Path, identity: dict[str, str] | None = None, spec: CacheSpec | None = None):
         self._folder = Path(folder)
         self.manifest = manifests.read(self._folder / MANIFEST)
         self.spec = self.manifest.cache_spec
-        wanted = manifests.make(self.spec if spec is None else checked(spec), self.manifest.identity if identity is None else identity, [])
+        wanted = manifests.make(
+            self.spec if spec is None else checked(spec), self.manifest.identity if identity is None else identity, []
+        )
         other = manifests.differences(wanted, self.manifest)
         if other:
-            raise CacheError(f"{self._folder} is a cache of something else: {other}; undo that change, or capture into another folder with "
-                             "launch/capture.py and name it in teacher.cache.path")
+            raise CacheError(
+                f"{self._folder} is a cache of something else: {other}; undo that change, or capture into another "
+                "folder with "
+                "launch/capture.py and name it in teacher.cache.path"
+            )
         self.missing = {bytes.fromhex(m.key): m.reason for m in self.manifest.missing}
         self._digest = manifests.cache_digest(self.spec, self.manifest.identity)
         self._paths = [self._folder / info.name for info in self.manifest.shards]
@@ -48,7 +54,9 @@ class CacheReader:
         self._whole = [False] * len(self._shards)
         self._lookup = Lookup(self._shards)
 
-    def read(self, keys: Sequence[bytes], row_digests: Sequence[bytes], num_rows: Sequence[int], temperature: float) -> SparseTeacher:
+    def read(
+        self, keys: Sequence[bytes], row_digests: Sequence[bytes], num_rows: Sequence[int], temperature: float
+    ) -> SparseTeacher:
         """The signal of some records' rows, one record after another, on the CPU.
 
         Args:
@@ -62,8 +70,11 @@ class CacheReader:
             CacheError: a record that is not there, or with other rows; a damaged shard; another temperature.
         """
         if float(temperature) not in self.spec.temperatures:
-            raise CacheError(f"{self._folder} has the temperatures {list(self.spec.temperatures)}, not {temperature}: ask for one of them, or "
-                             "capture it")
+            raise CacheError(
+                f"{self._folder} has the temperatures {list(self.spec.temperatures)}, not {temperature}: ask for one "
+                "of them, or "
+                "capture it"
+            )
         t = self.spec.temperatures.index(float(temperature))
         if not keys:
             return no_rows(self.spec)
@@ -74,8 +85,11 @@ class CacheReader:
         parts = [(checked[index], record) for index, record in zip(shards, records)]
         for (shard, record), key, wanted in zip(parts, keys, num_rows, strict=True):
             if shard.num_rows[record] != wanted:
-                raise CacheError(f"record {key.hex()} has {wanted} supervised positions and {shard.num_rows[record]} in {self._folder}: capture the "
-                                 "cache again")
+                raise CacheError(
+                    f"record {key.hex()} has {wanted} supervised positions and {shard.num_rows[record]} in "
+                    f"{self._folder}: capture the "
+                    "cache again"
+                )
         try:
             return decode(self.spec, parts, t)
         except CacheError:
@@ -84,8 +98,13 @@ class CacheReader:
             raise
 
     def verify(self) -> list[str]:
-        """What is wrong with the cache, every byte of every shard read: file and offset of each problem; nothing where all is well."""
-        found = (damage(path, info, self._digest, index) for index, (path, info) in enumerate(zip(self._paths, self.manifest.shards)))
+        """What is wrong with the cache, every byte of every shard read: file and offset of each problem; nothing where
+        all is well.
+        """
+        found = (
+            damage(path, info, self._digest, index)
+            for index, (path, info) in enumerate(zip(self._paths, self.manifest.shards))
+        )
         return [problem for problem in found if problem]
 
     def _open(self, index: int) -> Shard:
@@ -95,7 +114,10 @@ class CacheReader:
             shard = open_shard(path, self.spec)
             if (len(shard.num_rows), shard.first_row[-1]) == (info.records, info.rows) and not wrong_size(path, info):
                 return shard
-            problem = f"{path} has {len(shard.num_rows)} records and {shard.first_row[-1]} rows, the manifest {info.records} and {info.rows}"
+            problem = (
+                f"{path} has {len(shard.num_rows)} records and {shard.first_row[-1]} rows, the manifest "
+                f"{info.records} and {info.rows}"
+            )
         except CacheError as error:
             problem = str(error)
         raise CacheError(f"{damage(path, info, self._digest, index) or problem}; {_REMEDY}")
@@ -117,17 +139,27 @@ class CacheReader:
     def _not_there(self, key: bytes) -> CacheError:
         damaged = self.verify()  # a record whose key was damaged is not absent
         if damaged:
-            return CacheError(f"record {key.hex()} is not found, and the cache is damaged: {'; '.join(damaged[:5])}; {_REMEDY}")
+            return CacheError(
+                f"record {key.hex()} is not found, and the cache is damaged: {'; '.join(damaged[:5])}; {_REMEDY}"
+            )
         if self._lookup.has_key(key):
-            return CacheError(f"record {key.hex()} is in {self._folder} with other supervised positions: its spans changed since capture; undo that, "
-                              "or capture the cache again")
+            return CacheError(
+                f"record {key.hex()} is in {self._folder} with other supervised positions: its spans changed since "
+                "capture; undo that, "
+                "or capture the cache again"
+            )
         if key in self.missing:
             return CacheError(f"record {key.hex()} got no signal when {self._folder} was captured: {self.missing[key]}")
-        return CacheError(f"record {key.hex()} is not in {self._folder}: its text, the chat template, the tokenizer or max_length changed since "
-                          "capture, or its data was not captured; undo that, or capture the cache again")
+        return CacheError(
+            f"record {key.hex()} is not in {self._folder}: its text, the chat template, the tokenizer or max_length "
+            "changed since "
+            "capture, or its data was not captured; undo that, or capture the cache again"
+        )
 
     def _decode_alone(self, index: int, part: tuple[Shard, int], t: int) -> None:
         try:
             decode(self.spec, [part], t)
         except CacheError as error:
-            raise CacheError(f"{self._paths[index]}: record {part[1]}, though as it was written, cannot be read: {error}; {_REMEDY}") from error
+            raise CacheError(
+                f"{self._paths[index]}: record {part[1]}, though as it was written, cannot be read: {error}; {_REMEDY}"
+            ) from error

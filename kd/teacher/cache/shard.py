@@ -1,4 +1,6 @@
-"""One shard of a cache: the records of some capture batches as a safetensors file. The layout is described in kd/teacher/cache/format.py."""
+"""One shard of a cache: the records of some capture batches as a safetensors file. The layout is described in
+kd/teacher/cache/format.py.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +39,34 @@ def encode_shard(spec: CacheSpec, cache_digest: str, index: int, entries: Sequen
     assert 0 <= index <= MAX_INDEX
     for entry in entries:
         if len(entry.key) != KEY_BYTES or len(entry.row_digest) != DIGEST_BYTES:
-            raise CacheError(f"record {entry.key.hex()}: a key has {KEY_BYTES} bytes and a row digest {DIGEST_BYTES}: see kd.batching.record_key")
+            raise CacheError(
+                f"record {entry.key.hex()}: a key has {KEY_BYTES} bytes and a row digest {DIGEST_BYTES}: see "
+                "kd.batching.record_key"
+            )
         problem = check_rows(spec, entry.rows)
         if problem:
             raise CacheError(f"record {entry.key.hex()}: {problem}")
+    tensors = (
+        {
+            "keys": np.frombuffer(b"".join(e.key for e in entries), np.uint8).reshape(-1, KEY_BYTES),
+            "row_digests": np.frombuffer(b"".join(e.row_digest for e in entries), np.uint8).reshape(-1, DIGEST_BYTES),
+            "num_rows": np.array([len(e.rows.argmax) for e in entries], np.int32),
+        }
+        | (_samples if spec.kind == "sampled" else _top_k)(spec, entries)
+        | _entropies(spec, entries)
+    )
     tensors = {
-        "keys": np.frombuffer(b"".join(e.key for e in entries), np.uint8).reshape(-1, KEY_BYTES),
-        "row_digests": np.frombuffer(b"".join(e.row_digest for e in entries), np.uint8).reshape(-1, DIGEST_BYTES),
-        "num_rows": np.array([len(e.rows.argmax) for e in entries], np.int32),
-    } | (_samples if spec.kind == "sampled" else _top_k)(spec, entries) | _entropies(spec, entries)
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # of a view it would write other bytes, silently
+        name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()
+    }  # of a view it would write other bytes, silently
     raw = safetensors.numpy.save(tensors, {_TAG: shard_tag(cache_digest, index)})
-    return raw, ShardInfo(name=shard_name(index), bytes=len(raw), sha256=sha256_of(raw), blocks=blocks_of(raw), records=len(entries),
-                          rows=int(tensors["num_rows"].sum()))
+    return raw, ShardInfo(
+        name=shard_name(index),
+        bytes=len(raw),
+        sha256=sha256_of(raw),
+        blocks=blocks_of(raw),
+        records=len(entries),
+        rows=int(tensors["num_rows"].sum()),
+    )
 
 
 def sha256_of(raw: bytes | memoryview) -> str:
@@ -58,11 +75,14 @@ def sha256_of(raw: bytes | memoryview) -> str:
 
 def blocks_of(raw: bytes | memoryview) -> str:
     """The CRC-32 of each BLOCK bytes, 8 hex digits each."""
-    return "".join(f"{zlib.crc32(raw[at:at + BLOCK]):08x}" for at in range(0, len(raw), BLOCK))
+    return "".join(f"{zlib.crc32(raw[at : at + BLOCK]):08x}" for at in range(0, len(raw), BLOCK))
 
 
 def _samples(spec: CacheSpec, entries: Sequence[Entry]) -> dict[str, NDArray]:
-    packed = [[pack_samples(spec, e.rows.ids[t].numpy(), e.rows.counts[t].numpy()) for e in entries] for t in range(len(spec.temperatures))]
+    packed = [
+        [pack_samples(spec, e.rows.ids[t].numpy(), e.rows.counts[t].numpy()) for e in entries]
+        for t in range(len(spec.temperatures))
+    ]
     data = {f"data_{t}": _joined([raw for raw, _ in of_t], np.uint8) for t, of_t in enumerate(packed)}
     return data | {"num_entries": np.array([[n for _, n in of_t] for of_t in packed], np.int32)}
 
@@ -70,9 +90,17 @@ def _samples(spec: CacheSpec, entries: Sequence[Entry]) -> dict[str, NDArray]:
 def _top_k(spec: CacheSpec, entries: Sequence[Entry]) -> dict[str, NDArray]:
     exact = spec.precision == "fp32"
     ids = np.concatenate([np.zeros((0, spec.top_k), np.int32)] + [e.rows.ids.numpy() for e in entries])
-    log_probs = np.concatenate([np.zeros((0, spec.top_k), np.float32)] + [e.rows.log_probs.float().numpy() for e in entries])
-    log_tail = np.concatenate([np.zeros((len(spec.temperatures), 0), np.float32)] + [e.rows.log_tail.float().numpy() for e in entries], 1)
-    return {"ids": pack_ids(spec, ids), "log_probs": log_probs if exact else pack_log_probs(log_probs), "log_tail": log_tail}
+    log_probs = np.concatenate(
+        [np.zeros((0, spec.top_k), np.float32)] + [e.rows.log_probs.float().numpy() for e in entries]
+    )
+    log_tail = np.concatenate(
+        [np.zeros((len(spec.temperatures), 0), np.float32)] + [e.rows.log_tail.float().numpy() for e in entries], 1
+    )
+    return {
+        "ids": pack_ids(spec, ids),
+        "log_probs": log_probs if exact else pack_log_probs(log_probs),
+        "log_tail": log_tail,
+    }
 
 
 def _entropies(spec: CacheSpec, entries: Sequence[Entry]) -> dict[str, NDArray]:
@@ -80,7 +108,11 @@ def _entropies(spec: CacheSpec, entries: Sequence[Entry]) -> dict[str, NDArray]:
     at_one = {"entropy": pack(_joined([e.rows.entropy.numpy() for e in entries], np.float32))}
     if not spec.tempered:
         return at_one
-    return at_one | {"entropy_t": np.stack([pack(_joined([e.rows.entropy_t[t].numpy() for e in entries], np.float32)) for t in spec.tempered])}
+    return at_one | {
+        "entropy_t": np.stack(
+            [pack(_joined([e.rows.entropy_t[t].numpy() for e in entries], np.float32)) for t in spec.tempered]
+        )
+    }
 
 
 def _joined(parts: list[NDArray], dtype: type) -> NDArray:
@@ -105,7 +137,7 @@ def open_shard(path: Path, spec: CacheSpec) -> Shard:
     """
     with _opened(path) as file:
         tag = (file.metadata() or {}).get(_TAG, "")
-        tensors = {name: file.get_tensor(name).numpy() for name in file.keys()}
+        tensors = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 (not a dict)
     problem = _misshapen(spec, tensors)
     if problem:
         raise CacheError(f"{path} is no shard of this cache: {problem}")
@@ -115,7 +147,9 @@ def open_shard(path: Path, spec: CacheSpec) -> Shard:
 
 
 def read_tag(path: Path) -> str:
-    """Which shard of which cache the file says it is, as shard_tag; "" where it says nothing. Raises CacheError for an unreadable header."""
+    """Which shard of which cache the file says it is, as shard_tag; "" where it says nothing. Raises CacheError for an
+    unreadable header.
+    """
     with _opened(path) as file:
         return (file.metadata() or {}).get(_TAG, "")
 
@@ -141,12 +175,20 @@ def _misshapen(spec: CacheSpec, tensors: dict[str, NDArray]) -> str | None:
         return "num_rows has a negative number"
     rows = int(tensors["num_rows"].sum(dtype=np.int64))
     real = np.uint16 if spec.precision == "16bit" else np.float32
-    wanted = {"keys": (np.uint8, (records, KEY_BYTES)), "row_digests": (np.uint8, (records, DIGEST_BYTES)), "num_rows": (np.int32, (records,)),
-              "entropy": (real, (rows,))}
+    wanted = {
+        "keys": (np.uint8, (records, KEY_BYTES)),
+        "row_digests": (np.uint8, (records, DIGEST_BYTES)),
+        "num_rows": (np.int32, (records,)),
+        "entropy": (real, (rows,)),
+    }
     if spec.tempered:
         wanted["entropy_t"] = (real, (len(spec.tempered), rows))
     if spec.kind == "topk":
-        wanted |= {"ids": (np.uint8, (rows, spec.ids_bytes)), "log_probs": (real, (rows, spec.top_k)), "log_tail": (np.float32, (temps, rows))}
+        wanted |= {
+            "ids": (np.uint8, (rows, spec.ids_bytes)),
+            "log_probs": (real, (rows, spec.top_k)),
+            "log_tail": (np.float32, (temps, rows)),
+        }
     else:
         wanted["num_entries"] = (np.int32, (temps, records))
         found = tensors.get("num_entries")

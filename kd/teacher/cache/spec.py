@@ -78,13 +78,19 @@ def checked(spec: CacheSpec) -> CacheSpec:
     if not 1 <= spec.vocab_size <= MAX_VOCAB:
         problems.append(f"vocab_size is {spec.vocab_size}; it must lie between 1 and {MAX_VOCAB}")
     temperatures = tuple(float(t) for t in spec.temperatures)
-    if not temperatures or len(set(temperatures)) < len(temperatures) or not all(0 < t < math.inf for t in temperatures):
+    if (
+        not temperatures
+        or len(set(temperatures)) < len(temperatures)
+        or not all(0 < t < math.inf for t in temperatures)
+    ):
         problems.append(f"temperatures are {list(spec.temperatures)}: one or more distinct numbers above 0 are needed")
     if spec.kind == "sampled":
         if spec.num_draws is None or not 1 <= spec.num_draws <= MAX_DRAWS:
             problems.append(f"num_draws is {spec.num_draws}; it must lie between 1 and {MAX_DRAWS}")
         if spec.top_k is not None or spec.precision != "16bit":
-            problems.append("top_k and precision fp32 are of a topk cache; a sampled one stores its counts exactly as they are")
+            problems.append(
+                "top_k and precision fp32 are of a topk cache; a sampled one stores its counts exactly as they are"
+            )
     else:
         if spec.top_k is None or not 1 <= spec.top_k <= spec.vocab_size:
             problems.append(f"top_k is {spec.top_k}; it must lie between 1 and vocab_size, {spec.vocab_size}")

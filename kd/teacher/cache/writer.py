@@ -1,7 +1,10 @@
-"""Writing a cache: shard after shard, each whole or not there, then the manifest. The layout is in kd/teacher/cache/format.py."""
+"""Writing a cache: shard after shard, each whole or not there, then the manifest. The layout is in
+kd/teacher/cache/format.py.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,10 +34,13 @@ class CacheWriter:
         say: told, in words, which shards are written again and why.
 
     Raises:
-        CacheError: the folder holds a cache, finished or begun, of another spec or identity (both shown), or cannot be written.
+        CacheError: the folder holds a cache, finished or begun, of another spec or identity (both shown), or cannot be
+            written.
     """
 
-    def __init__(self, folder: str | Path, spec: CacheSpec, identity: dict[str, str], say: Callable[[str], None] = print):
+    def __init__(
+        self, folder: str | Path, spec: CacheSpec, identity: dict[str, str], say: Callable[[str], None] = print
+    ):
         self._folder, self._spec, self._identity, self._say = Path(folder), checked(spec), dict(identity), say
         self._digest = manifests.cache_digest(self._spec, self._identity)
         make_folder(self._folder)
@@ -44,7 +50,9 @@ class CacheWriter:
             self._begun(path)
 
     def published(self) -> set[int]:
-        """Indices of shards that are there and whole, every byte checked. Others are told of: they are to be written again."""
+        """Indices of shards that are there and whole, every byte checked. Others are told of: they are to be written
+        again.
+        """
         found = set()
         for path in sorted(self._folder.glob("shard-*.safetensors")):
             number = _SHARD.fullmatch(path.name)
@@ -67,8 +75,8 @@ class CacheWriter:
         return self._missing
 
     def write_shard(self, index: int, entries: Sequence[Entry], missing: Sequence[Missing] = ()) -> int:
-        """Publish the records of one fixed run of capture batches as shard `index`; gives its size in bytes. `missing`: those of
-        them that got no signal.
+        """Publish the records of one fixed run of capture batches as shard `index`; gives its size in bytes. `missing`:
+        those of them that got no signal.
 
         Raises:
             CacheError: rows that do not fit the spec, or a disk that does not take them; what was published stays.
@@ -95,7 +103,9 @@ class CacheWriter:
                 problems.append(str(error))
         if problems:
             shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-            raise CacheError(f"{self._folder} is not finished: {shown}; start the same capture again, which writes these")
+            raise CacheError(
+                f"{self._folder} is not finished: {shown}; start the same capture again, which writes these"
+            )
         try:
             manifests.write(self._folder / MANIFEST, manifests.make(self._spec, self._identity, infos, missing))
             wanted = {MANIFEST, *(info.name for info in infos)}
@@ -134,26 +144,35 @@ class CacheWriter:
         return {info.name: info for info in manifest.shards}
 
     def _begun(self, sidecar: Path) -> None:
-        try:
-            self._take(manifests.read(sidecar, manifests.SIDECAR_FORMAT), f"a cache that was begun, {sidecar.name} is there,")
-        except manifests.Unreadable:
-            pass  # `published` tells of it, and its shard is written again
+        with contextlib.suppress(manifests.Unreadable):  # `published` tells of it, and its shard is written again
+            begun = manifests.read(sidecar, manifests.SIDECAR_FORMAT)
+            self._take(begun, f"a cache that was begun, {sidecar.name} is there,")
 
     def _take(self, manifest: Manifest, what: str) -> None:
         """Its missing records, if it is of this cache."""
         other = manifests.differences(manifests.make(self._spec, self._identity, []), manifest)
         if other:
-            raise CacheError(f"{self._folder} holds {what} of something else ({other}): undo that change, choose another teacher.cache.path, or "
-                             "delete it")
-        self._missing |= {bytes.fromhex(m.key): Missing(bytes.fromhex(m.key), m.record_id, m.reason) for m in manifest.missing}
+            raise CacheError(
+                f"{self._folder} holds {what} of something else ({other}): undo that change, choose another "
+                "teacher.cache.path, or "
+                "delete it"
+            )
+        self._missing |= {
+            bytes.fromhex(m.key): Missing(bytes.fromhex(m.key), m.record_id, m.reason) for m in manifest.missing
+        }
 
     def _sidecar(self, index: int) -> Path:
         return (self._folder / shard_name(index)).with_suffix(".json")
 
     def _cannot_write(self, path: Path, error: OSError) -> CacheError:
-        return CacheError(f"{path} cannot be written ({error}): make room, or change teacher.cache.path, and start the same command again; shards "
-                          "that are there are kept")
+        return CacheError(
+            f"{path} cannot be written ({error}): make room, or change teacher.cache.path, and start the same command "
+            "again; shards "
+            "that are there are kept"
+        )
 
 
 _SHARD = re.compile(r"shard-(\d{6})\.safetensors")
-_OURS = re.compile(r"\.records-.*\.jsonl|shard-\d{6}\.(safetensors|json)|\.(shard-\d{6}\.(safetensors|json)|manifest\.json)\.[0-9a-f]{32}\.part")
+_OURS = re.compile(
+    r"\.records-.*\.jsonl|shard-\d{6}\.(safetensors|json)|\.(shard-\d{6}\.(safetensors|json)|manifest\.json)\.[0-9a-f]{32}\.part"
+)

@@ -25,8 +25,15 @@ class CaptureLog:
         self._new, self._started = 0, time.monotonic()
         self._said = self._started
         if self._active:
-            self._bar = tqdm(total=num_tokens, initial=num_done, unit="tok", unit_scale=True, dynamic_ncols=True, mininterval=1.0,
-                             disable=not sys.stderr.isatty())
+            self._bar = tqdm(
+                total=num_tokens,
+                initial=num_done,
+                unit="tok",
+                unit_scale=True,
+                dynamic_ncols=True,
+                mininterval=1.0,
+                disable=not sys.stderr.isatty(),
+            )
 
     def advance(self, tokens: int, num_bytes: int) -> None:
         self.num_bytes, self._new = self.num_bytes + num_bytes, self._new + tokens
@@ -37,8 +44,11 @@ class CaptureLog:
         if now - self._said >= _EVERY:
             self._said, rate = now, self._new / (now - self._started)
             left = self._total - self._done - self._new
-            self.say(f"{(self._done + self._new) / self._total:.1%} of {self._total:,} tokens, {rate:,.0f} tok/s, {size(self.num_bytes)} so far, "
-                     f"about {duration(left / max(rate, 1e-9))} left")
+            self.say(
+                f"{(self._done + self._new) / self._total:.1%} of {self._total:,} tokens, {rate:,.0f} tok/s, "
+                f"{size(self.num_bytes)} so far, "
+                f"about {duration(left / max(rate, 1e-9))} left"
+            )
 
     def say(self, text: str) -> None:
         """A line for the person watching, clear of the progress bar."""
@@ -49,7 +59,3 @@ class CaptureLog:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-
-

@@ -1,11 +1,13 @@
-"""What capture runs over: every record once, in batches and shards that the data and two numbers of the configuration fix.
+"""What capture runs over: every record once, in batches and shards that the data and two numbers of the configuration
+fix.
 
-Padded and unpadded logits differ in their last bits, so a record's neighbours and padding must not depend on how many ranks
-there are or where a capture was killed. Records are sorted by length and cut into batches of training.micro_batch_size, and
-batches, in that order, into shards of at least `shard_rows` rows; only then are shards dealt out to ranks.
+Padded and unpadded logits differ in their last bits, so a record's neighbours and padding must not depend on how many
+ranks there are or where a capture was killed. Records are sorted by length and cut into batches of
+training.micro_batch_size, and batches, in that order, into shards of at least `shard_rows` rows; only then are shards
+dealt out to ranks.
 
-Stages may show the same tokens: a record is captured once, where it first fits. What no stage has room for is left out, as
-training leaves it out, and so is what cannot be rendered or located where data.max_bad_fraction allows some.
+Stages may show the same tokens: a record is captured once, where it first fits. What no stage has room for is left out,
+as training leaves it out, and so is what cannot be rendered or located where data.max_bad_fraction allows some.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ from kd.rendering.encode import Encoded, encode
 from kd.sources.source import Source
 
 _MEASURED_TOGETHER = 64  # records a worker measures at once
-_LENGTH, _ROWS, _KEY, _CONTENT = 0, 1, slice(2, 4), slice(2, 5)  # columns of what is measured; a content is a key and a row digest
+_LENGTH, _ROWS, _KEY, _CONTENT = (
+    0,
+    1,
+    slice(2, 4),
+    slice(2, 5),
+)  # columns of what is measured; a content is a key and a row digest
 
 Place = tuple[int, int]  # a record: its stage, and its index there
 
@@ -71,13 +78,15 @@ class BatchMaker(NamedTuple):
         return collate([self.encoded(place) for place in places], padding_of(self.tokenizer), max(self.max_lengths))
 
     def encoded(self, place: Place) -> Encoded | None:
-        """As training would have it; None where it is too long. Raises DataError where it cannot be rendered or located."""
+        """As training would have it; None where it is too long. Raises DataError where it cannot be rendered or
+        located.
+        """
         stage, index = place
         return fitted(encode(self.sources[stage][index], self.tokenizer), self.max_lengths[stage], self.truncate)
 
     def measured(self, places: list[Place]) -> list[list[int]]:
-        """Tokens, rows and the content's three numbers of each record; zeros of one that is too long; of one that is refused
-        the tokens are -1."""
+        """Tokens, rows and the content's three numbers of each record; zeros of one that is too long; of one that is
+        refused the tokens are -1."""
         return [self._measured(place) for place in places]
 
     def _measured(self, place: Place) -> list[int]:
@@ -90,31 +99,51 @@ class BatchMaker(NamedTuple):
         if encoded is None:
             return [0, 0, 0, 0, 0]
         rows = supervised(encoded)
-        return [len(encoded.input_ids), len(rows), *np.frombuffer(record_key(encoded.input_ids) + rows_digest(rows), "<i8").tolist()]
+        return [
+            len(encoded.input_ids),
+            len(rows),
+            *np.frombuffer(record_key(encoded.input_ids) + rows_digest(rows), "<i8").tolist(),
+        ]
 
 
 def batch_maker(config: RunConfig, tokenizer, sources: Sequence[Source]) -> BatchMaker:
     """Over the records of each stage (kd/sources/stages.py)."""
-    return BatchMaker(tuple(sources), tokenizer, tuple(stage.max_length for stage in config.data.stages), config.data.too_long == "truncate",
-                      config.data.max_bad_fraction > 0)
+    return BatchMaker(
+        tuple(sources),
+        tokenizer,
+        tuple(stage.max_length for stage in config.data.stages),
+        config.data.too_long == "truncate",
+        config.data.max_bad_fraction > 0,
+    )
 
 
-def plan_capture(config: RunConfig, maker: BatchMaker, shard_rows: int, sum_over_ranks: Callable[[Tensor], Tensor], rank: int, world: int) -> CapturePlan:
+def plan_capture(
+    config: RunConfig,
+    maker: BatchMaker,
+    shard_rows: int,
+    sum_over_ranks: Callable[[Tensor], Tensor],
+    rank: int,
+    world: int,
+) -> CapturePlan:
     """The plan of all ranks; each reads its share of the records and `sum_over_ranks` adds up what they found."""
     counts = [len(source) for source in maker.sources]
-    places = np.stack([np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])], 1)
+    places = np.stack(
+        [np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])], 1
+    )
     measured = torch.zeros(len(places), 5, dtype=torch.int64)
     starts = range(0, len(places), _MEASURED_TOGETHER)[rank::world]
-    shares = ([tuple(p) for p in places[at:at + _MEASURED_TOGETHER].tolist()] for at in starts)
+    shares = ([tuple(p) for p in places[at : at + _MEASURED_TOGETHER].tolist()] for at in starts)
     for at, found in zip(starts, in_order(maker.measured, shares, num_workers(config.data.workers))):
-        measured[at:at + len(found)] = torch.tensor(found)
+        measured[at : at + len(found)] = torch.tensor(found)
     measured = sum_over_ranks(measured).numpy()
     refused = _refused(config, maker, places[measured[:, _LENGTH] < 0])
     return arranged(places, measured, config.training.micro_batch_size, shard_rows)._replace(refused=refused)
 
 
 def _refused(config: RunConfig, maker: BatchMaker, places: NDArray) -> str:
-    """Why the first of these records is refused. Raises DataError where there are more of them than training would allow."""
+    """Why the first of these records is refused. Raises DataError where there are more of them than training would
+    allow.
+    """
     reasons = []
     for index, (stage, source) in enumerate(zip(config.data.stages, maker.sources)):
         mine = places[places[:, 0] == index].tolist()
@@ -124,8 +153,11 @@ def _refused(config: RunConfig, maker: BatchMaker, places: NDArray) -> str:
             except DataError as error:
                 reasons.append(str(error))
         if len(mine) > config.data.max_bad_fraction * len(source):
-            raise DataError(f"stage {stage.name}: {reasons[-1]} ({len(mine)} of its {len(source)} records are refused, more than data.max_bad_fraction "
-                            f"({config.data.max_bad_fraction:g}) allows)")
+            raise DataError(
+                f"stage {stage.name}: {reasons[-1]} ({len(mine)} of its {len(source)} records are refused, more than "
+                "data.max_bad_fraction "
+                f"({config.data.max_bad_fraction:g}) allows)"
+            )
     return reasons[0] if reasons else ""
 
 
@@ -143,5 +175,14 @@ def arranged(places: NDArray, measured: NDArray, batch_size: int, shard_rows: in
         if held >= shard_rows or number == len(batches) - 1:
             shards.append(range(start, number + 1))
             start, held = number + 1, 0
-    return CapturePlan(places[chosen], measured[chosen, _LENGTH], rows, np.ascontiguousarray(measured[chosen, _KEY]), batch_size, shards,
-                       len(places) - len(fitting) - num_refused, num_refused, len(fitting) - len(first))
+    return CapturePlan(
+        places[chosen],
+        measured[chosen, _LENGTH],
+        rows,
+        np.ascontiguousarray(measured[chosen, _KEY]),
+        batch_size,
+        shards,
+        len(places) - len(fitting) - num_refused,
+        num_refused,
+        len(fitting) - len(first),
+    )

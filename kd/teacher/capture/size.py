@@ -40,9 +40,14 @@ def cache_size(config: RunConfig, tokenizer, sources: Sequence[Source]) -> Cache
     for number, (stage, source) in enumerate(zip(config.data.stages, sources)):
         chosen = rng.sample(range(len(source)), min(_SAMPLED_RECORDS, len(source)))
         found = sum(row for _, row, *_ in maker.measured([(number, index) for index in chosen])) / len(chosen)
-        name = ("files", *stage.train) if stage.train is not None else ("stage", number)  # stages that read the same files share their records
+        name = (
+            ("files", *stage.train) if stage.train is not None else ("stage", number)
+        )  # stages that read the same files share their records
         rows_of[name] = max(rows_of.get(name, (0.0, 0)), (found, len(source)))
-    num_rows, num_records = round(sum(row * count for row, count in rows_of.values())), sum(count for _, count in rows_of.values())
+    num_rows, num_records = (
+        round(sum(row * count for row, count in rows_of.values())),
+        sum(count for _, count in rows_of.values()),
+    )
     spec = cache_spec(config, len(tokenizer))
     return CacheSize(num_rows, row_bytes(spec) + num_records * record_bytes(spec) / max(num_rows, 1))
 
@@ -53,7 +58,9 @@ def record_bytes(spec: CacheSpec) -> int:
 
 
 def row_bytes(spec: CacheSpec) -> float:
-    """Bytes a row; of draws for as many distinct tokens as a language model's have, linear between two temperatures measured."""
+    """Bytes a row; of draws for as many distinct tokens as a language model's have, linear between two temperatures
+    measured.
+    """
     number = 2 if spec.precision == "16bit" else 4
     entropies = number * (1 + len(spec.tempered))
     if spec.kind == "topk":

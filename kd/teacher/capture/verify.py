@@ -1,9 +1,9 @@
 """Is a cache what its teacher says? Every byte by its hash, and a random sample of records computed again.
 
-A record is computed in the batch it was captured in, so on the same machine and software every number comes out equal. On
-others the last bits of the logits differ: a draw at the edge of a token may go to its neighbour, and a stored number to the
-next one. Such differences are shown with their size, for a person to judge. A server batches requests as they come, so of an
-endpoint's probabilities only those that differ by more than its rounding are told of.
+A record is computed in the batch it was captured in, so on the same machine and software every number comes out equal.
+On others the last bits of the logits differ: a draw at the edge of a token may go to its neighbour, and a stored number
+to the next one. Such differences are shown with their size, for a person to judge. A server batches requests as they
+come, so of an endpoint's probabilities only those that differ by more than its rounding are told of.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from kd.teacher.capture.capture import SHARD_ROWS, CaptureError, Job, entries_of
 from kernels import SparseTeacher
 
 _SHOWN = 20
-# bf16 has steps of 1/8 between logits of 16 and 32, so two of them may move by 1/8 against each other, twice over in two runs;
+# bf16 has steps of 1/8 between logits of 16 and 32, so two of them may move by 1/8 against each other, twice over in
+# two runs;
 # p (1 - p) of that is at most 1/16.
 _SERVERS_ROUNDING = 1 / 16
 
 
 def verify_cache(config: RunConfig, num_records: int) -> list[str]:
-    """Problems of the finished cache, by name; none where all is well. They are also printed. All ranks call it together.
+    """Problems of the finished cache, by name; none where all is well. They are also printed. All ranks call it
+    together.
 
     Raises:
         CacheError, CaptureError: there is no finished cache, or it is of something else.
@@ -45,7 +47,10 @@ def verify_cache(config: RunConfig, num_records: int) -> list[str]:
         reader = CacheReader(job.folder, job.identity, job.spec)
         problems = job.everyones(reader.verify() if job.rank == 0 else None)[0]
         shards = reader.manifest.shards
-        job.log.say(f"{len(shards)} shards, {sum(s.bytes for s in shards):,} bytes: " + (f"{len(problems)} damaged" if problems else "every hash is right"))
+        job.log.say(
+            f"{len(shards)} shards, {sum(s.bytes for s in shards):,} bytes: "
+            + (f"{len(problems)} damaged" if problems else "every hash is right")
+        )
         if not problems:  # from damaged shards no record is read
             problems = _computed_again(job, reader, num_records)
         for problem in problems[:_SHOWN]:
@@ -61,15 +66,19 @@ def verify_cache(config: RunConfig, num_records: int) -> list[str]:
 
 def _shard_rows(config: RunConfig) -> int:
     """As the cache was captured with; it is part of its identity."""
-    said = re.fullmatch(r"\d+ records, (\d+) rows a shard", read(Path(config.teacher.cache.path) / MANIFEST).identity.get("batches", ""))
+    said = re.fullmatch(
+        r"\d+ records, (\d+) rows a shard", read(Path(config.teacher.cache.path) / MANIFEST).identity.get("batches", "")
+    )
     return int(said[1]) if said else SHARD_ROWS
 
 
 def _computed_again(job: Job, reader: CacheReader, num_records: int) -> list[str]:
     total = len(job.plan.rows)
-    chosen = set(job.everyones(random.SystemRandom().sample(range(total), min(num_records, total)) if job.rank == 0 else None)[0])
+    chosen = set(
+        job.everyones(random.SystemRandom().sample(range(total), min(num_records, total)) if job.rank == 0 else None)[0]
+    )
     size = job.plan.batch_size
-    numbers = sorted({record // size for record in chosen})[job.rank::job.world]
+    numbers = sorted({record // size for record in chosen})[job.rank :: job.world]
     found: list[str] = []
     compared = 0
     for at, micro in enumerate(job.batches(numbers)):
@@ -78,15 +87,24 @@ def _computed_again(job: Job, reader: CacheReader, num_records: int) -> list[str
             if numbers[at] * size + i in chosen and entry.key not in reader.missing and i not in unanswered:
                 compared += 1
                 difference = _difference(job, reader, entry)
-                found += [f"record {micro.record_ids[i]}: {by_record_id(difference, {entry.key: micro.record_ids[i]})}"] if difference else []
+                found += (
+                    [f"record {micro.record_ids[i]}: {by_record_id(difference, {entry.key: micro.record_ids[i]})}"]
+                    if difference
+                    else []
+                )
     problems = [problem for of_rank in job.everyones(found) for problem in of_rank]
     compared = int(job.sum(torch.tensor(compared)))
-    job.log.say(f"{compared} records computed again by the teacher: " + (f"{len(problems)} differ" if problems else "all are equal"))
+    job.log.say(
+        f"{compared} records computed again by the teacher: "
+        + (f"{len(problems)} differ" if problems else "all are equal")
+    )
     return problems
 
 
 def _difference(job: Job, reader: CacheReader, entry: Entry) -> str | None:
-    """What differs between the cache's rows of a record and these, which go the same way through a cache of their own."""
+    """What differs between the cache's rows of a record and these, which go the same way through a cache of their
+    own.
+    """
     with tempfile.TemporaryDirectory() as folder:
         CacheWriter(folder, job.spec, job.identity).write_shard(0, [entry])
         writer = CacheWriter(folder, job.spec, job.identity)
@@ -94,7 +112,11 @@ def _difference(job: Job, reader: CacheReader, entry: Entry) -> str | None:
         again = CacheReader(folder)
         wanted = [entry.key], [entry.row_digest], [len(entry.rows.argmax)]
         for temperature in job.spec.temperatures:
-            difference = _rows_differ(again.read(*wanted, temperature), reader.read(*wanted, temperature), job.config.teacher.endpoint is not None)
+            difference = _rows_differ(
+                again.read(*wanted, temperature),
+                reader.read(*wanted, temperature),
+                job.config.teacher.endpoint is not None,
+            )
             if difference:
                 return f"at temperature {temperature:g} {difference}"
     return None

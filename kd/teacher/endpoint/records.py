@@ -1,4 +1,6 @@
-"""One record after another from an endpoint, on one event loop: which is answered, which is missing, and when to stop."""
+"""One record after another from an endpoint, on one event loop: which is answered, which is missing, and when to
+stop.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from kd.endpoint.vllm import AnswerError, NoPromptLogprobs, Prompt, answer_bytes
 from kernels import TeacherTopK
 
 _ENOUGH = 20  # tokens to compare, of one answer or of several: the first may have none that can be
-_DIFFERING = 0.1  # of the compared tokens, and of _ENOUGH, whose texts may differ: servers show a few in ways of their own
+_DIFFERING = (
+    0.1  # of the compared tokens, and of _ENOUGH, whose texts may differ: servers show a few in ways of their own
+)
 _REMEDY = "what was captured is kept: start the capture again once it is mended"
 
 
@@ -26,11 +30,20 @@ class Records:
         num_answers: prompts that were answered.
     """
 
-    def __init__(self, settings: Endpoint, top_k: int, vocab_size: int, num_records: int, decode: Callable[[int], str] | None,
-                 say: Callable[[str], None]):
+    def __init__(
+        self,
+        settings: Endpoint,
+        top_k: int,
+        vocab_size: int,
+        num_records: int,
+        decode: Callable[[int], str] | None,
+        say: Callable[[str], None],
+    ):
         self._settings, self._top_k, self._vocab, self._decode, self._say = settings, top_k, vocab_size, decode, say
         self._allowed = int(settings.max_missing * num_records)
-        self._good = Prompt("of two tokens", tuple(range(min(2, vocab_size))), (0,) if vocab_size > 1 else ())  # the last that was answered
+        self._good = Prompt(
+            "of two tokens", tuple(range(min(2, vocab_size))), (0,) if vocab_size > 1 else ()
+        )  # the last that was answered
         self._tasks: set[asyncio.Task] = set()
         self._texts: dict[int, tuple[str, str]] = {}  # of the tokens compared so far: the server's and ours
         self.missing: dict[Prompt, str] = {}
@@ -56,8 +69,12 @@ class Records:
 
     async def close(self) -> None:
         if self._decode is not None and self.num_answers > 1 and self.stopped is None:
-            self._say(f"endpoint: whether its tokenizer is the run's is not known: its answers showed the texts of {len(self._texts)} tokens that can be "
-                      f"compared, and {_ENOUGH} are needed; see to it that it serves the teacher that tokenizer.path belongs to")
+            self._say(
+                "endpoint: whether its tokenizer is the run's is not known: its answers showed the texts of "
+                f"{len(self._texts)} tokens that can be "
+                f"compared, and {_ENOUGH} are needed; see to it that it serves the teacher that tokenizer.path "
+                "belongs to"
+            )
         self.stopped = self.stopped or EndpointError(f"{self.wire.name}: closed while records were asked for")
         self._cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -100,8 +117,10 @@ class Records:
         self.missing[prompt] = reason
         self._say(f"endpoint: record {prompt.name} is left out: {reason}")
         if len(self.missing) > self._allowed:
-            raise EndpointError(f"{self.wire.name}: {len(self.missing)} records have no signal, more than teacher.endpoint.max_missing "
-                                f"({self._settings.max_missing:g}) allows; the last is {prompt.name}: {reason}; {_REMEDY}")
+            raise EndpointError(
+                f"{self.wire.name}: {len(self.missing)} records have no signal, more than teacher.endpoint.max_missing "
+                f"({self._settings.max_missing:g}) allows; the last is {prompt.name}: {reason}; {_REMEDY}"
+            )
         return None
 
     async def _test(self, failed: Prompt, reason: str, num_answers: int) -> None:
@@ -115,21 +134,28 @@ class Records:
                 return
             except (Refused, Failed, AnswerError) as error:
                 again = str(error)
-        raise EndpointError(f"{self.wire.name} answers no more. Record {failed.name}: {reason}. Then the prompt {good.name}, which it had answered: "
-                            f"{again}; {_REMEDY}")
+        raise EndpointError(
+            f"{self.wire.name} answers no more. Record {failed.name}: {reason}. Then the prompt {good.name}, which it "
+            "had answered: "
+            f"{again}; {_REMEDY}"
+        )
 
     async def _ask(self, prompt: Prompt) -> TeacherTopK:
         body = request_body(self._settings.model, prompt.token_ids, self._top_k)
         try:
-            answer = await self.wire.ask("POST", "/completions", body, max_bytes=answer_bytes(len(prompt.token_ids), self._top_k))
+            answer = await self.wire.ask(
+                "POST", "/completions", body, max_bytes=answer_bytes(len(prompt.token_ids), self._top_k)
+            )
             rows = read_answer(answer, prompt, self._top_k, self._vocab)
         except NoPromptLogprobs as error:
             raise EndpointError(f"{self.wire.name}: {error}; a server is needed that has it, vLLM for one") from None
         except Refused as error:
             if "logprobs" not in str(error):
                 raise
-            raise EndpointError(f"{self.wire.name}: {error}; start the server with --max-logprobs {self._top_k}, or lower "
-                                "teacher.cache.top_k") from None
+            raise EndpointError(
+                f"{self.wire.name}: {error}; start the server with --max-logprobs {self._top_k}, or lower "
+                "teacher.cache.top_k"
+            ) from None
         self._compare_tokens(answer, prompt)
         self._good, self.num_answers = prompt, self.num_answers + 1
         return rows
@@ -139,25 +165,45 @@ class Records:
             return
         self._texts |= shown_texts(answer, prompt, self._decode)
         differing = [(token, *texts) for token, texts in self._texts.items() if texts[0] != texts[1]]
-        if len(differing) > _DIFFERING * max(len(self._texts), _ENOUGH):  # what is still to come could not make up for it
-            shown = "; ".join(f"token {token} is {self.wire.hide(theirs)!r} there and {ours!r} here" for token, theirs, ours in differing[:3])
+        if len(differing) > _DIFFERING * max(
+            len(self._texts), _ENOUGH
+        ):  # what is still to come could not make up for it
+            shown = "; ".join(
+                f"token {token} is {self.wire.hide(theirs)!r} there and {ours!r} here"
+                for token, theirs, ours in differing[:3]
+            )
             before = self.num_answers - 1
-            anew = f", and capture into another folder: the answers to {before} records before showed too few texts to tell" if before else ""
-            raise EndpointError(f"{self.wire.name}: its tokenizer is not the run's ({len(differing)} of {len(self._texts)} tokens differ): {shown}; "
-                                f"serve the teacher that tokenizer.path belongs to{anew}")
+            anew = (
+                f", and capture into another folder: the answers to {before} records before showed too few "
+                "texts to tell"
+                if before
+                else ""
+            )
+            raise EndpointError(
+                f"{self.wire.name}: its tokenizer is not the run's ({len(differing)} of {len(self._texts)} tokens "
+                f"differ): {shown}; "
+                f"serve the teacher that tokenizer.path belongs to{anew}"
+            )
         if len(self._texts) >= _ENOUGH:
             self._decode = None
 
     def _check_model(self, listed: Any, longest: int) -> None:
-        """That the server lists the model; and whether it has room for the longest record and the one token that it generates."""
+        """That the server lists the model; and whether it has room for the longest record and the one token that it
+        generates.
+        """
         data = listed.get("data") if isinstance(listed, dict) else None
         cards = {str(card.get("id")): card for card in data if isinstance(card, dict)} if isinstance(data, list) else {}
         if self._settings.model not in cards:
             near = difflib.get_close_matches(self._settings.model, cards, n=1, cutoff=0.4)
-            raise EndpointError(f"{self.wire.name}: teacher.endpoint.model: no model {self._settings.model!r} there; it has "
-                                f"{self.wire.hide(', '.join(map(repr, cards)) or 'none')}"
-                                + (f"; did you mean {self.wire.hide(near[0])!r}?" if near else ""))
+            raise EndpointError(
+                f"{self.wire.name}: teacher.endpoint.model: no model {self._settings.model!r} there; it has "
+                f"{self.wire.hide(', '.join(map(repr, cards)) or 'none')}"
+                + (f"; did you mean {self.wire.hide(near[0])!r}?" if near else "")
+            )
         room = cards[self._settings.model].get("max_model_len")
         if isinstance(room, int) and longest + 1 > room:
-            self._say(f"endpoint: its context is {room} tokens and the longest record needs {longest + 1}: records that do not fit will be missing; "
-                      f"start the server with --max-model-len {longest + 1}")
+            self._say(
+                f"endpoint: its context is {room} tokens and the longest record needs {longest + 1}: records that do "
+                "not fit will be missing; "
+                f"start the server with --max-model-len {longest + 1}"
+            )

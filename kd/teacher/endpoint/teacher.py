@@ -1,22 +1,25 @@
-"""An OpenAI-compatible endpoint as the teacher: top-k log-probs of every supervised row, one request a record, at capture.
+"""An OpenAI-compatible endpoint as the teacher: top-k log-probs of every supervised row, one request a record, at
+capture.
 
 It speaks vLLM's form (kd/endpoint/vllm.py): /v1/completions with the prompt as token ids and `prompt_logprobs`. The
-OpenAI API itself has no log-probs of a prompt, nor has `transformers serve`; a server that ignores the option is refused at
-once. Tried with vLLM 0.32.0 on a CPU. Start vLLM with
+OpenAI API itself has no log-probs of a prompt, nor has `transformers serve`; a server that ignores the option is
+refused at once. Tried with vLLM 0.32.0 on a CPU. Start vLLM with
 
     vllm serve MODEL --max-logprobs K --max-model-len L
 
-K is teacher.cache.top_k or more (vLLM's own limit is 20), L the longest record in tokens and one more. vLLM makes the logits
-of all prompt tokens of one of its steps, so --max-num-batched-tokens bounds their memory (4 bytes x vocabulary a token, at
-least). The model must have the run's tokenizer; the texts of 20 tokens or more are compared. teacher.path is still read for
-tokenizer and configuration, and for its weights by nothing but evaluation.baselines and student.init: teacher_layers.
+K is teacher.cache.top_k or more (vLLM's own limit is 20), L the longest record in tokens and one more. vLLM makes the
+logits of all prompt tokens of one of its steps, so --max-num-batched-tokens bounds their memory (4 bytes x vocabulary a
+token, at least). The model must have the run's tokenizer; the texts of 20 tokens or more are compared. teacher.path is
+still read for tokenizer and configuration, and for its weights by nothing but evaluation.baselines and student.init:
+teacher_layers.
 
-A server tells K probabilities at temperature 1 and no entropy: what needs another temperature or an entropy is refused (see
-kd/config/conflicts_teacher.py). Their last bits depend on what else is in its batch, so two captures agree to its rounding.
+A server tells K probabilities at temperature 1 and no entropy: what needs another temperature or an entropy is refused
+(see kd/config/conflicts_teacher.py). Their last bits depend on what else is in its batch, so two captures agree to its
+rounding.
 
-A record that the server refuses, or that it fails at with all attempts while it still answers another, is missing, with the
-reason. Where it then fails at that other one too, the circuit opens: all requests end, with one EndpointError, and no record is
-called missing for it.
+A record that the server refuses, or that it fails at with all attempts while it still answers another, is missing, with
+the reason. Where it then fails at that other one too, the circuit opens: all requests end, with one EndpointError, and
+no record is called missing for it.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import torch
 
 from kd.batching.micro_batch import MicroBatch
 from kd.config.schema import Endpoint
-from kd.endpoint.http import Clock, EndpointError
+from kd.endpoint.http import SYSTEM_CLOCK, Clock, EndpointError
 from kd.endpoint.vllm import Prompt
 from kd.teacher.endpoint.records import Records
 from kernels import TeacherTopK
@@ -55,10 +58,22 @@ class EndpointTeacher:
 
     temperatures = (1.0,)
 
-    def __init__(self, settings: Endpoint, *, top_k: int, vocab_size: int, num_records: int, longest: int = 0,
-                 decode: Callable[[int], str] | None = None, say: Callable[[str], None] = print, clock: Clock = Clock()):
+    def __init__(
+        self,
+        settings: Endpoint,
+        *,
+        top_k: int,
+        vocab_size: int,
+        num_records: int,
+        longest: int = 0,
+        decode: Callable[[int], str] | None = None,
+        say: Callable[[str], None] = print,
+        clock: Clock = SYSTEM_CLOCK,
+    ):
         if not 1 <= top_k <= vocab_size:
-            raise EndpointError(f"teacher.cache.top_k is {top_k}; it must lie between 1 and the vocabulary, {vocab_size}")
+            raise EndpointError(
+                f"teacher.cache.top_k is {top_k}; it must lie between 1 and the vocabulary, {vocab_size}"
+            )
         self._top_k = top_k
         self._records = Records(settings, top_k, vocab_size, num_records, decode, say)
         self._asked: dict[Prompt, Future] = {}
@@ -77,7 +92,9 @@ class EndpointTeacher:
         return self._records.wire.num_requests
 
     def prefetch(self, micro_batches: Iterable[MicroBatch]) -> None:
-        """Begin to ask for records that `signal_rows` will be called with, so that more are under way than one micro-batch has."""
+        """Begin to ask for records that `signal_rows` will be called with, so that more are under way than one
+        micro-batch has.
+        """
         for micro in micro_batches:
             for prompt in prompts(micro):
                 if prompt not in self._asked:
@@ -94,10 +111,18 @@ class EndpointTeacher:
         parts = [self._result(prompt) for prompt in asked]
         for prompt in set(asked):
             del self._asked[prompt]
-        return _joined([_nothing(len(prompt.positions), self._top_k) if part is None else part for prompt, part in zip(asked, parts)], self._top_k)
+        return _joined(
+            [
+                _nothing(len(prompt.positions), self._top_k) if part is None else part
+                for prompt, part in zip(asked, parts)
+            ],
+            self._top_k,
+        )
 
     def missing(self, micro: MicroBatch) -> dict[int, str]:
-        """Which records (indices into micro.record_ids) of a micro-batch that `signal_rows` was called with have no signal, and why."""
+        """Which records (indices into micro.record_ids) of a micro-batch that `signal_rows` was called with have no
+        signal, and why.
+        """
         missing = self._records.missing
         return {i: missing[prompt] for i, prompt in enumerate(prompts(micro)) if prompt in missing}
 
@@ -126,24 +151,35 @@ class EndpointTeacher:
 def prompts(micro: MicroBatch) -> list[Prompt]:
     """The records of a micro-batch, padded or packed, in the order of micro.record_ids."""
     width, mask = micro.input_ids.shape[1], micro.attention_mask.flatten().tolist()
-    starts = range(0, len(mask), width) if micro.packed is None else [s for s in micro.packed.cu_seq_lens.tolist()[:-1] if mask[s]]
+    starts = (
+        range(0, len(mask), width)
+        if micro.packed is None
+        else [s for s in micro.packed.cu_seq_lens.tolist()[:-1] if mask[s]]
+    )
     ends = [*starts[1:], len(mask)]
     ids, rows, record = micro.input_ids.flatten().tolist(), micro.rows.tolist(), micro.record.tolist()
     positions: list[list[int]] = [[] for _ in micro.record_ids]
     for row, i in zip(rows, record):
         positions[i].append(row - starts[i])
-    return [Prompt(name, tuple(ids[t] for t in range(start, end) if mask[t]), tuple(of))
-            for name, start, end, of in zip(micro.record_ids, starts, ends, positions)]
+    return [
+        Prompt(name, tuple(ids[t] for t in range(start, end) if mask[t]), tuple(of))
+        for name, start, end, of in zip(micro.record_ids, starts, ends, positions)
+    ]
 
 
 def _nothing(num_rows: int, k: int) -> TeacherTopK:
     """Rows of which nothing is known."""
     ids, unknown = torch.zeros(num_rows, k, dtype=torch.int32), torch.full((num_rows, k), float("nan"))
-    return TeacherTopK(ids, unknown, unknown[None], unknown[None, :, 0], unknown[:, 0], unknown[None, :, 0], ids[:, 0], (1.0,))
+    return TeacherTopK(
+        ids, unknown, unknown[None], unknown[None, :, 0], unknown[:, 0], unknown[None, :, 0], ids[:, 0], (1.0,)
+    )
 
 
 def _joined(parts: list[TeacherTopK], k: int) -> TeacherTopK:
     by_temperature = ("log_probs_t", "log_tail", "entropy_t")
-    fields = {name: torch.cat([getattr(part, name) for part in parts or [_nothing(0, k)]], int(name in by_temperature))
-              for name in TeacherTopK._fields if name != "temperatures"}
+    fields = {
+        name: torch.cat([getattr(part, name) for part in parts or [_nothing(0, k)]], int(name in by_temperature))
+        for name in TeacherTopK._fields
+        if name != "temperatures"
+    }
     return TeacherTopK(**fields, temperatures=(1.0,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Iterator
+from collections.abc import Iterator
 
 from kd.toolcalls.json_scan import ARGUMENT_KEYS, NAME_KEYS, Member, arguments_of, members
 from kd.toolcalls.json_values import same_json
@@ -19,7 +19,11 @@ def read_object(text: str, start: int, end: int, name: str, arguments: dict) -> 
         named = next((m for m in found if m.key in NAME_KEYS and m.value == name), None)
         given = next((m for m in found if m.key in ARGUMENT_KEYS and _equals(m, arguments)), None)
         if named and given:
-            return Place((named.value_at[0] + 1, named.value_at[1] - 1), given.value_at, max(named.value_at[1], given.value_at[1]))
+            return Place(
+                (named.value_at[0] + 1, named.value_at[1] - 1),
+                given.value_at,
+                max(named.value_at[1], given.value_at[1]),
+            )
         keyed = next((m for m in found if m.key == name and _equals(m, arguments)), None)
         if keyed:
             return Place((keyed.key_at[0] + 1, keyed.key_at[1] - 1), keyed.value_at, keyed.value_at[1])

@@ -1,6 +1,8 @@
-"""Calls written as Python (form 4 of kd/toolcalls/locate.py): f(city="Paris", days=3), alone, in a list, or as f.call(...).
+"""Calls written as Python (form 4 of kd/toolcalls/locate.py): f(city="Paris", days=3), alone, in a list, or as
+f.call(...).
 
-Arguments are named, in any order. A value is a Python or JSON literal, True or true, or a string between quotes as it is.
+Arguments are named, in any order. A value is a Python or JSON literal, True or true, or a string between quotes as it
+is.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def _literal_end(text: str, at: int) -> int | None:
         elif depth and part[0] in "])}":
             depth -= 1
         elif not depth and part[0] in "])},":
-            return at + len(text[at:part.start()].rstrip())
+            return at + len(text[at : part.start()].rstrip())
     return None
 
 

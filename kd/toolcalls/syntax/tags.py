@@ -1,14 +1,15 @@
 """Calls written with tags (form 3 of kd/toolcalls/locate.py).
 
 The name stands in an opening tag, as its own name (<f>), after a sign of equality (<function=f>) or as an attribute
-(<invoke name="f">), or it is a tag's text (<tool_call>f). The parameters follow at once, in any order, nothing but space
-between them, each with its key in one of these places and its value up to a closing tag:
+(<invoke name="f">), or it is a tag's text (<tool_call>f). The parameters follow at once, in any order, nothing but
+space between them, each with its key in one of these places and its value up to a closing tag:
 
-    <parameter=k>v</parameter>   <parameter name="k">v</parameter>   <k>v</k>   <arg_key>k</arg_key><arg_value>v</arg_value>
+    <parameter=k>v</parameter>   <parameter name="k">v</parameter>   <k>v</k>
+                                 <arg_key>k</arg_key><arg_value>v</arg_value>
 
-What stands between the tags must be the value: a string as it is, or as JSON, or with its markup escaped; anything else as
-JSON or as Python writes it. Templates put space around a value or strip it, so space at its edges does not count. Types are
-not seen: "5" and 5 are written alike.
+What stands between the tags must be the value: a string as it is, or as JSON, or with its markup escaped; anything else
+as JSON or as Python writes it. Templates put space around a value or strip it, so space at its edges does not count.
+Types are not seen: "5" and 5 are written alike.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def read_tags(text: str, start: int, end: int, name: str, arguments: dict) -> Pl
     """Form 3: the first tagged call of text[start:end] that is this one."""
     for at in whole_names(text, start, end, name):
         after = at + len(name)
-        before = text[max(at - _CHARS_OF_A_TAG, start):at]
+        before = text[max(at - _CHARS_OF_A_TAG, start) : at]
         if _NAME_IN_TAG.search(before):
             head = _REST_OF_TAG.match(text, after)
             begins = head and (head.end(), _past(_OPENS, text, head.end()))
@@ -55,7 +56,9 @@ def _past(tag: re.Pattern, text: str, at: int) -> int:
 
 
 def _parameters(text: str, at: int, arguments: dict) -> tuple[int, int] | None:
-    """Characters of the parameters that begin at `at` (space apart) when they are all of `arguments` and a closing tag follows."""
+    """Characters of the parameters that begin at `at` (space apart) when they are all of `arguments` and a closing tag
+    follows.
+    """
     left = dict(arguments)
     first = last = None
     while left:
@@ -76,11 +79,15 @@ def _parameters(text: str, at: int, arguments: dict) -> tuple[int, int] | None:
 @lru_cache(maxsize=4096)
 def _opening(key: str) -> re.Pattern:
     key = "(?:" + "|".join(dict.fromkeys(map(re.escape, (key, html.escape(key))))) + ")"
-    return re.compile(rf"<{_TAG}={key}>|<{_TAG}\s(?:[^<>]*\s)?{_TAG}=\"{key}\"(?:\s[^<>]*)?>|<{key}>|<({_TAG})>\s*{key}\s*</\1>\s*<{_TAG}>")
+    return re.compile(
+        rf"<{_TAG}={key}>|<{_TAG}\s(?:[^<>]*\s)?{_TAG}=\"{key}\"(?:\s[^<>]*)?>|<{key}>|<({_TAG})>\s*{key}\s*</\1>\s*<{_TAG}>"
+    )
 
 
 def _value_end(text: str, at: int, value: object) -> int | None:
-    """The end of the closing tag of the value that begins at `at`, or None where what is written there is not `value`."""
+    """The end of the closing tag of the value that begins at `at`, or None where what is written there is not
+    `value`.
+    """
     begins = dict.fromkeys((at, at + text.startswith("\n", at), skip_space(text, at)))
     if not isinstance(value, str):
         found = value_at(text, skip_space(text, at))
@@ -97,5 +104,14 @@ def _forms(value: object) -> dict[str, None]:
     if not isinstance(value, str):
         return {str(value): None}
     bare = value.strip()
-    return dict.fromkeys((value, bare, json.dumps(value, ensure_ascii=False), json.dumps(value), html.escape(bare), html.escape(bare, quote=False),
-                          html.escape(bare).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")))
+    return dict.fromkeys(
+        (
+            value,
+            bare,
+            json.dumps(value, ensure_ascii=False),
+            json.dumps(value),
+            html.escape(bare),
+            html.escape(bare, quote=False),
+            html.escape(bare).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
+        )
+    )

@@ -78,7 +78,9 @@ def test_topk_in_16_bits(tmp_path, temperature):
     there = wanted.probs > 0
     error = (found.probs.log() - wanted.probs.log())[there].abs()
     assert error.max() <= 2 * 0.5 / 2048 / temperature + 1e-5 and error.max() > 1e-6
-    torch.testing.assert_close(found.probs.double().sum(-1), -torch.expm1(found.log_tail.double()), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        found.probs.double().sum(-1), -torch.expm1(found.log_tail.double()), rtol=1e-6, atol=1e-7
+    )
     assert ((found.probs == 0) == ~there).all()
 
 
@@ -95,7 +97,11 @@ def test_topk_in_32_bits(tmp_path):
 def test_the_loss_from_the_cache_is_the_loss_from_the_teacher(tmp_path, divergence):
     records = three_shards(tmp_path, EXACT)
     n = sum(LENGTHS)
-    logits, labels, weights = torch.randn(n, EXACT.vocab_size), torch.zeros(n, dtype=torch.int64), RowWeights(*torch.rand(4, n))
+    logits, labels, weights = (
+        torch.randn(n, EXACT.vocab_size),
+        torch.zeros(n, dtype=torch.int64),
+        RowWeights(*torch.rand(4, n)),
+    )
     outputs, gradients = [], []
     for teacher in (read(CacheReader(tmp_path), records, 4.0), expected(records, 4.0)):
         student = logits.clone().requires_grad_()
@@ -110,14 +116,22 @@ def test_deep_and_unknown_numbers(tmp_path):
     """Log-probabilities past 16 nats, of -inf, and of a tail of nothing; entropies that an endpoint does not know."""
     spec = CacheSpec("topk", 70, (1.0,), top_k=6, has_entropy=False)
     log_probs = torch.tensor([[-1e-6, -15.9, -16.1, -80.0, -1000.0, -float("inf")]])
-    signal = signal_of(spec, 1)._replace(log_probs=log_probs, log_probs_t=log_probs[None], log_tail=torch.tensor([[-float("inf")]]),
-                                         entropy=torch.tensor([float("nan")]), entropy_t=torch.tensor([[float("nan")]]))
+    signal = signal_of(spec, 1)._replace(
+        log_probs=log_probs,
+        log_probs_t=log_probs[None],
+        log_tail=torch.tensor([[-float("inf")]]),
+        entropy=torch.tensor([float("nan")]),
+        entropy_t=torch.tensor([[float("nan")]]),
+    )
     records = records_of(signal, (1,))
     write(tmp_path, spec, [records])
     found = read(CacheReader(tmp_path), records, 1.0)
     assert found.entropy.isnan().all() and found.entropy_t.isnan().all() and found.log_tail.isneginf().all()
     stored = found.probs[0].double().log()
-    assert ((stored - log_probs[0].double()).abs()[:4] <= torch.tensor([0.5 / 2048, 0.5 / 2048, 0.5 / 128, 0.5 / 128]) + 1e-5).all()
+    assert (
+        (stored - log_probs[0].double()).abs()[:4]
+        <= torch.tensor([0.5 / 2048, 0.5 / 2048, 0.5 / 128, 0.5 / 128]) + 1e-5
+    ).all()
     assert found.probs[0, 4:].tolist() == [0.0, 0.0]  # e^-272 is none in fp32
 
 
@@ -144,9 +158,13 @@ def test_what_is_not_there(tmp_path):
     assert reader.missing == {lost: "longer than the server takes"}
     with pytest.raises(CacheError, match=f"{lost.hex()} got no signal when .*: longer than the server takes"):
         reader.read([entry.key, lost], [entry.row_digest, rows_digest([1])], [n, 1], 1.0)
-    with pytest.raises(CacheError, match=f"{entry.key.hex()} is in .* with other supervised positions: its spans changed since capture"):
+    with pytest.raises(
+        CacheError, match=f"{entry.key.hex()} is in .* with other supervised positions: its spans changed since capture"
+    ):
         reader.read([entry.key], [rows_digest([4])], [n], 1.0)
-    with pytest.raises(CacheError, match="is not in .* its text, the chat template, the tokenizer or max_length changed"):
+    with pytest.raises(
+        CacheError, match="is not in .* its text, the chat template, the tokenizer or max_length changed"
+    ):
         reader.read([b"x" * 16], [entry.row_digest], [n], 1.0)
     with pytest.raises(CacheError, match=f"has {n + 1} supervised positions and {n} in"):
         reader.read([entry.key], [entry.row_digest], [n + 1], 1.0)
@@ -157,9 +175,17 @@ def test_what_is_not_there(tmp_path):
 def test_another_cache_is_refused_with_all_differences(tmp_path):
     three_shards(tmp_path)
     with pytest.raises(CacheError) as refused:
-        CacheReader(tmp_path, IDENTITY | {"revision": "9b1c", "template": "t"}, SAMPLED._replace(temperatures=(1.0,), num_draws=20))
-    for shown in ("identity revision was '3f2a' and is '9b1c'", "identity template was None and is 't'", "num_draws was 50 and is 20",
-                  "temperatures was [1.0, 2.0] and is [1.0]"):
+        CacheReader(
+            tmp_path,
+            IDENTITY | {"revision": "9b1c", "template": "t"},
+            SAMPLED._replace(temperatures=(1.0,), num_draws=20),
+        )
+    for shown in (
+        "identity revision was '3f2a' and is '9b1c'",
+        "identity template was None and is 't'",
+        "num_draws was 50 and is 20",
+        "temperatures was [1.0, 2.0] and is [1.0]",
+    ):
         assert shown in str(refused.value)
     with pytest.raises(CacheError, match="manifest.json is not there: .* launch/capture.py"):
         CacheReader(tmp_path / "elsewhere")
@@ -173,7 +199,11 @@ def test_the_same_bytes_from_any_writer(tmp_path):
         writers[index % 2].write_shard(index, [r.entry for r in some])
     writers[0].finish(3)
     names = sorted(os.listdir(tmp_path / "one"))
-    assert names == ["manifest.json", *(f"shard-00000{i}.safetensors" for i in range(3))] == sorted(os.listdir(tmp_path / "two"))
+    assert (
+        names
+        == ["manifest.json", *(f"shard-00000{i}.safetensors" for i in range(3))]
+        == sorted(os.listdir(tmp_path / "two"))
+    )
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -193,7 +223,10 @@ def test_processes_read_at_once(tmp_path):
     read(reader, records[:2], 1.0)
     fork = multiprocessing.get_context("fork")
     results = fork.Queue()
-    children = [fork.Process(target=_reads, args=(CacheReader(tmp_path) if i < 2 else reader, records, 30, results)) for i in range(4)]
+    children = [
+        fork.Process(target=_reads, args=(CacheReader(tmp_path) if i < 2 else reader, records, 30, results))
+        for i in range(4)
+    ]
     for child in children:
         child.start()
     for some in itertools.combinations(records, 3):

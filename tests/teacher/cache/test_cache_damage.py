@@ -27,17 +27,19 @@ SHARD = "shard-000001.safetensors"
 
 @pytest.mark.parametrize("spec", [SAMPLED, TOP_K], ids=["sampled", "topk"])
 def test_one_flipped_bit_at_200_places(tmp_path, spec):
-    """Each is named: by the manifest, by reading, and by `verify`, which says where; nothing is reported that is not there."""
+    """Each is named: by the manifest, by reading, and by `verify`, which says where; nothing is reported that is not
+    there.
+    """
     records = three_shards(tmp_path, spec)
     files = sorted(tmp_path.iterdir())
     sizes = [path.stat().st_size for path in files]
     rng = random.Random(20)
     for place in rng.sample(range(8 * sum(sizes)), 180) + rng.sample(range(8 * sizes[0]), 20):
         byte, bit = divmod(place, 8)
-        file = next(i for i in range(len(files)) if byte < sum(sizes[:i + 1]))
+        file = next(i for i in range(len(files)) if byte < sum(sizes[: i + 1]))
         at, path = byte - sum(sizes[:file]), files[file]
         whole = path.read_bytes()
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1:])
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
         message = refused(tmp_path, records)
         assert str(path) in message and "restore it" in message, (path, at, bit, message)
         if path.name != "manifest.json":
@@ -62,7 +64,7 @@ def test_a_shard_mended_after_it_was_opened_is_read_as_it_is_now(tmp_path):
     path, wanted = tmp_path / SHARD, expected(records, 1.0)
     whole = path.read_bytes()
     begin = 8 + int.from_bytes(whole[:8], "little") + 36  # of the entropies
-    path.write_bytes(whole[:begin] + bytes(byte ^ 1 for byte in whole[begin:begin + 96]) + whole[begin + 96:])
+    path.write_bytes(whole[:begin] + bytes(byte ^ 1 for byte in whole[begin : begin + 96]) + whole[begin + 96 :])
     reader = CacheReader(tmp_path)
     mended = tmp_path / "mended"
     mended.write_bytes(whole)
@@ -90,7 +92,9 @@ def test_a_shard_cut_short(tmp_path, left):
     whole = (tmp_path / SHARD).read_bytes()
     (tmp_path / SHARD).write_bytes(whole[:left])
     size = len(whole[:left])
-    assert f"{tmp_path / SHARD} has {size} bytes, not {len(whole)}: it ends at offset {size}" in refused(tmp_path, records)
+    assert f"{tmp_path / SHARD} has {size} bytes, not {len(whole)}: it ends at offset {size}" in refused(
+        tmp_path, records
+    )
 
 
 def test_a_shard_with_more_behind_it(tmp_path):
@@ -156,5 +160,7 @@ def test_a_damaged_key_is_not_reported_as_absence(tmp_path):
     key = records[4].entry.key
     assert raw.count(key) == 1
     (tmp_path / SHARD).write_bytes(raw.replace(key, bytes([key[0] ^ 1]) + key[1:]))
-    with pytest.raises(CacheError, match=f"record {key.hex()} is not found, and the cache is damaged: .*{SHARD} .* SHA-256"):
+    with pytest.raises(
+        CacheError, match=f"record {key.hex()} is not found, and the cache is damaged: .*{SHARD} .* SHA-256"
+    ):
         read(CacheReader(tmp_path), [records[4]], 1.0)

@@ -1,4 +1,6 @@
-"""A cache whose hashes all fit, from a program that is faulty or hostile: bounds hold, and what is wrong is refused by file."""
+"""A cache whose hashes all fit, from a program that is faulty or hostile: bounds hold, and what is wrong is refused by
+file.
+"""
 
 import hashlib
 import json
@@ -33,13 +35,29 @@ def with_shard(folder, raw, records=None):
     """The shard's bytes changed, and hashed again in the manifest."""
     (folder / SHARD).write_bytes(raw)
     old = manifests.read(folder / "manifest.json").shards[1]
-    info = {"name": SHARD, "bytes": len(raw), "sha256": sha256_of(raw), "blocks": blocks_of(raw),
-            "records": old.records if records is None else records, "rows": old.rows}
+    info = {
+        "name": SHARD,
+        "bytes": len(raw),
+        "sha256": sha256_of(raw),
+        "blocks": blocks_of(raw),
+        "records": old.records if records is None else records,
+        "rows": old.rows,
+    }
     with_manifest(folder, lambda content: content["shards"].__setitem__(1, info))
 
 
-NAMES = ["../shard-000001.safetensors", "/etc/passwd", "a/shard-000001.safetensors", "shard-000001.safetensors\n", "shard-000001.pt", "..", "",
-         "shard-000007.safetensors", "shard-0000010.safetensors", "shard-\u0660\u0660\u0660\u0660\u0660\u0661.safetensors"]  # fmt: skip
+NAMES = [
+    "../shard-000001.safetensors",
+    "/etc/passwd",
+    "a/shard-000001.safetensors",
+    "shard-000001.safetensors\n",
+    "shard-000001.pt",
+    "..",
+    "",
+    "shard-000007.safetensors",
+    "shard-0000010.safetensors",
+    "shard-\u0660\u0660\u0660\u0660\u0660\u0661.safetensors",
+]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
@@ -50,16 +68,39 @@ def test_names_do_not_leave_the_folder(tmp_path, name):
         CacheReader(tmp_path)
 
 
-@pytest.mark.parametrize("path, value", [
-    (("spec", "vocab_size"), 0), (("spec", "vocab_size"), 10**30), (("spec", "vocab_size"), "500"), (("spec", "num_draws"), 256),
-    (("spec", "num_draws"), 0), (("spec", "num_draws"), None), (("spec", "top_k"), 3), (("spec", "kind"), "dense"), (("spec", "id_bits"), 10),
-    (("spec", "temperatures"), []), (("spec", "temperatures"), [1.0, 1.0]), (("spec", "temperatures"), [-1.0]),
-    (("spec", "temperatures"), [float("nan")]), (("spec", "temperatures"), [float("inf")]), (("spec", "precision"), "fp32"),
-    (("spec", "precision"), 16), (("spec",), None), (("identity",), {"a": 1}), (("identity",), []), (("shards",), {}),
-    (("shards", 0, "bytes"), -1), (("shards", 0, "bytes"), 1.5), (("shards", 0, "sha256"), "../x"), (("shards", 0, "blocks"), "xyz"),
-    (("shards", 0, "records"), -2), (("shards", 0, "more"), 1), (("missing",), [{"key": "00", "record_id": "a", "reason": "b"}]),
-    (("more",), 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        (("spec", "vocab_size"), 0),
+        (("spec", "vocab_size"), 10**30),
+        (("spec", "vocab_size"), "500"),
+        (("spec", "num_draws"), 256),
+        (("spec", "num_draws"), 0),
+        (("spec", "num_draws"), None),
+        (("spec", "top_k"), 3),
+        (("spec", "kind"), "dense"),
+        (("spec", "id_bits"), 10),
+        (("spec", "temperatures"), []),
+        (("spec", "temperatures"), [1.0, 1.0]),
+        (("spec", "temperatures"), [-1.0]),
+        (("spec", "temperatures"), [float("nan")]),
+        (("spec", "temperatures"), [float("inf")]),
+        (("spec", "precision"), "fp32"),
+        (("spec", "precision"), 16),
+        (("spec",), None),
+        (("identity",), {"a": 1}),
+        (("identity",), []),
+        (("shards",), {}),
+        (("shards", 0, "bytes"), -1),
+        (("shards", 0, "bytes"), 1.5),
+        (("shards", 0, "sha256"), "../x"),
+        (("shards", 0, "blocks"), "xyz"),
+        (("shards", 0, "records"), -2),
+        (("shards", 0, "more"), 1),
+        (("missing",), [{"key": "00", "record_id": "a", "reason": "b"}]),
+        (("more",), 1),
+    ],
+)
 def test_manifests_that_no_cache_has(tmp_path, path, value):
     three_shards(tmp_path)
 
@@ -73,7 +114,17 @@ def test_manifests_that_no_cache_has(tmp_path, path, value):
         CacheReader(tmp_path)
 
 
-NO_MANIFESTS = [b"", b"\xff\xfe", b"{}", b"[]\n", b"null\n", b"[" * 100_000, b'{"a":' * 50_000, b"9" * 10_000, b'{"sha256":1}\n']
+NO_MANIFESTS = [
+    b"",
+    b"\xff\xfe",
+    b"{}",
+    b"[]\n",
+    b"null\n",
+    b"[" * 100_000,
+    b'{"a":' * 50_000,
+    b"9" * 10_000,
+    b'{"sha256":1}\n',
+]
 
 
 @pytest.mark.parametrize("text", NO_MANIFESTS, ids=range(len(NO_MANIFESTS)))
@@ -86,7 +137,9 @@ def test_manifests_that_are_no_manifest(tmp_path, text):
 def test_a_format_of_another_version(tmp_path):
     three_shards(tmp_path)
     with_manifest(tmp_path, lambda content: content.update(format="spanwise teacher cache 9"))
-    with pytest.raises(CacheError, match="is of format 'spanwise teacher cache 9' and this program reads 'spanwise teacher cache 1'"):
+    with pytest.raises(
+        CacheError, match="is of format 'spanwise teacher cache 9' and this program reads 'spanwise teacher cache 1'"
+    ):
         CacheReader(tmp_path)
 
 
@@ -99,17 +152,31 @@ def test_a_sidecar_is_no_manifest(tmp_path):
 
 def _header(raw):
     (size,) = struct.unpack("<Q", raw[:8])
-    return json.loads(raw[8:8 + size]), raw[8 + size:]
+    return json.loads(raw[8 : 8 + size]), raw[8 + size :]
 
 
-@pytest.mark.parametrize("change", [
-    lambda h: h["data_0"].update(data_offsets=[0, 2**63]), lambda h: h["data_0"].update(data_offsets=[2**64 - 8, 2**64 - 1]),
-    lambda h: h["data_0"].update(data_offsets=[5, 0]), lambda h: h["data_0"].update(shape=[2**40, 2**40]),
-    lambda h: h["data_0"].update(shape=[-1]), lambda h: h["keys"].update(dtype="F8_E4M3"), lambda h: h["keys"].update(dtype="F4"),
-    lambda h: h["entropy"].update(dtype="BF16"), lambda h: h["entropy"].update(dtype="F16"), lambda h: h["entropy"].update(shape=[1, 48]),
-    lambda h: h["keys"].update(shape=[24, 2]), lambda h: h.pop("keys"), lambda h: h.update(more=h["keys"]), lambda h: h.clear(),
-    lambda h: h["__metadata__"].update(cache=7), lambda h: h.update(data_2=h.pop("data_1")),
-], ids=range(16))  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h["data_0"].update(data_offsets=[0, 2**63]),
+        lambda h: h["data_0"].update(data_offsets=[2**64 - 8, 2**64 - 1]),
+        lambda h: h["data_0"].update(data_offsets=[5, 0]),
+        lambda h: h["data_0"].update(shape=[2**40, 2**40]),
+        lambda h: h["data_0"].update(shape=[-1]),
+        lambda h: h["keys"].update(dtype="F8_E4M3"),
+        lambda h: h["keys"].update(dtype="F4"),
+        lambda h: h["entropy"].update(dtype="BF16"),
+        lambda h: h["entropy"].update(dtype="F16"),
+        lambda h: h["entropy"].update(shape=[1, 48]),
+        lambda h: h["keys"].update(shape=[24, 2]),
+        lambda h: h.pop("keys"),
+        lambda h: h.update(more=h["keys"]),
+        lambda h: h.clear(),
+        lambda h: h["__metadata__"].update(cache=7),
+        lambda h: h.update(data_2=h.pop("data_1")),
+    ],
+    ids=range(16),
+)
 def test_headers_that_no_shard_has(tmp_path, change):
     records = three_shards(tmp_path)
     header, body = _header((tmp_path / SHARD).read_bytes())
@@ -133,6 +200,7 @@ def _changed(name, at, value):
     def change(tensors):
         tensors[name] = tensors[name].copy()
         tensors[name][at] = value
+
     return change
 
 
@@ -156,7 +224,10 @@ def _a_draw_in_the_next_row(tensors):
 TENSORS = [
     (_changed("num_rows", 0, -1), "num_rows has a negative number"),
     (_changed("num_rows", 0, 2**31 - 1), "entropy is"),
-    (_changed("num_rows", slice(0, 2), [2, 6]), "counts do not add up"),  # the sum is right: rows of two records are confused
+    (
+        _changed("num_rows", slice(0, 2), [2, 6]),
+        "counts do not add up",
+    ),  # the sum is right: rows of two records are confused
     (_changed("num_entries", (0, 0), -5), "num_entries has a negative number"),
     (_changed("num_entries", (0, 0), 2**31 - 1), "data_0 is"),
     (_changed("num_entries", (0, slice(0, 2)), [1, 39]), "data_0 is|counts do not add up"),
@@ -177,7 +248,9 @@ def test_tensors_that_no_writer_makes(tmp_path, change, problem):
     with_shard(tmp_path, safetensors.numpy.save(tensors, {"cache": tag}))
     with pytest.raises(CacheError, match=f"{SHARD}.*({problem}).*; {REMEDY}"):
         entries = [record.entry for record in records[3:6]]
-        CacheReader(tmp_path).read([e.key for e in entries], [e.row_digest for e in entries], tensors["num_rows"].tolist(), 1.0)
+        CacheReader(tmp_path).read(
+            [e.key for e in entries], [e.row_digest for e in entries], tensors["num_rows"].tolist(), 1.0
+        )
 
 
 @pytest.mark.parametrize("spec", [SAMPLED, TOP_K], ids=["sampled", "topk"])
@@ -221,4 +294,7 @@ def test_random_headers_never_crash(tmp_path):
 def test_the_number_of_records_must_be_the_manifests(tmp_path):
     records = three_shards(tmp_path)
     with_shard(tmp_path, (tmp_path / SHARD).read_bytes(), records=2)
-    assert f"{tmp_path / SHARD} has 3 records and {sum(LENGTHS[3:6])} rows, the manifest 2 and {sum(LENGTHS[3:6])}" in refused(tmp_path, records)
+    assert (
+        f"{tmp_path / SHARD} has 3 records and {sum(LENGTHS[3:6])} rows, the manifest 2 and {sum(LENGTHS[3:6])}"
+        in refused(tmp_path, records)
+    )

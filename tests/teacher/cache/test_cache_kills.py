@@ -30,11 +30,22 @@ from kd.teacher.cache.spec import CacheError
 from kd.teacher.cache.writer import CacheWriter
 
 SHARD = "shard-000001.safetensors"
-FILE_OPERATIONS = {"open", "write", "flush", "__exit__", "rename", "close", "unlink", "mkdir"}  # what changes a folder, as C calls
+FILE_OPERATIONS = {
+    "open",
+    "write",
+    "flush",
+    "__exit__",
+    "rename",
+    "close",
+    "unlink",
+    "mkdir",
+}  # what changes a folder, as C calls
 
 
 def killed_at(step, work):
-    """Run `work` in a forked process that dies, with no clean-up, before its nth file operation; whether it got so far."""
+    """Run `work` in a forked process that dies, with no clean-up, before its nth file operation; whether it got so
+    far.
+    """
     child = os.fork()
     if child:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -60,8 +71,11 @@ def killed_at(step, work):
 @pytest.mark.parametrize("begun", ["one shard", "a damaged shard"])
 def test_a_kill_between_any_two_steps(tmp_path, begun, monkeypatch):
     """Two shards and the manifest, of a cache that has one; or one damaged shard of a finished cache. Nothing that was
-    published is lost, what can be opened is right, and going on ends in the same bytes, with nothing left lying about."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # a process's end loses nothing that was written; this is the slow part
+    published is lost, what can be opened is right, and going on ends in the same bytes, with nothing left lying
+    about."""
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: None
+    )  # a process's end loses nothing that was written; this is the slow part
     records = three_shards(tmp_path / "whole")
     whole, base, folder = files(tmp_path / "whole"), tmp_path / "base", tmp_path / "cache"
     if begun == "a damaged shard":
@@ -88,8 +102,8 @@ def test_a_kill_between_any_two_steps(tmp_path, begun, monkeypatch):
 
 
 def test_random_lives(tmp_path, monkeypatch):
-    """Shards written in any order and twice, files damaged, lost and mixed up, kills: at no time is anything wrong read, and the
-    capture that follows makes the whole cache of it."""
+    """Shards written in any order and twice, files damaged, lost and mixed up, kills: at no time is anything wrong
+    read, and the capture that follows makes the whole cache of it."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     records = three_shards(tmp_path / "whole")
     whole, folder, rng = files(tmp_path / "whole"), tmp_path / "cache", random.Random(8)
@@ -99,7 +113,9 @@ def test_random_lives(tmp_path, monkeypatch):
             there = sorted(folder.iterdir()) if folder.exists() else []
             act, index = rng.choice(("write", "write", "finish", "kill", "flip", "lose", "swap")), rng.randrange(3)
             if act == "write":
-                CacheWriter(folder, SAMPLED, IDENTITY, lambda text: None).write_shard(index, [r.entry for r in records[CUTS[index]]])
+                CacheWriter(folder, SAMPLED, IDENTITY, lambda text: None).write_shard(
+                    index, [r.entry for r in records[CUTS[index]]]
+                )
             elif act == "finish":
                 go_on(folder, records)
             elif act == "kill":
@@ -113,7 +129,7 @@ def test_random_lives(tmp_path, monkeypatch):
                 rng.choice(there).unlink()
             elif there:
                 shutil.copy(rng.choice(there), folder / f"shard-00000{index}.{rng.choice(('json', 'safetensors'))}")
-            try:
+            try:  # noqa: SIM105
                 assert_same(read(CacheReader(folder, IDENTITY), records, 2.0), expected(records, 2.0), SAMPLED)
             except CacheError:
                 pass  # which file, is asked elsewhere
@@ -150,7 +166,10 @@ def test_a_full_disk_leaves_what_was_published(tmp_path, size):
     writer = CacheWriter(folder, SAMPLED, IDENTITY)
     writer.write_shard(0, [r.entry for r in records[CUTS[0]]])
     before = files(folder)
-    with no_file_above(size), pytest.raises(CacheError, match=f"{SHARD} cannot be written .*: make room.* shards that are there are kept"):
+    with (
+        no_file_above(size),
+        pytest.raises(CacheError, match=f"{SHARD} cannot be written .*: make room.* shards that are there are kept"),
+    ):
         writer.write_shard(1, [r.entry for r in records[CUTS[1]]])
     assert files(folder) == before and writer.published() == {0}
     for index in (1, 2):

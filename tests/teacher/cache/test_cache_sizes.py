@@ -9,7 +9,9 @@ from benchmarks import cache_reading
 
 @pytest.mark.parametrize("vocab", cache_reading.VOCABS)
 def test_bytes_a_row_with_everything_counted(tmp_path, vocab):
-    """Shards and manifest. Sampled: 3 bytes for each distinct token drawn and 5 more, for each temperature; topk of 32: 150."""
+    """Shards and manifest. Sampled: 3 bytes for each distinct token drawn and 5 more, for each temperature; topk of 32:
+    150.
+    """
     for row in cache_reading.sizes(tmp_path, vocab, rows=48, records_a_shard=200):
         print(row)
         assert row["bytes_a_row"] <= row["most"], row
@@ -22,11 +24,28 @@ def test_bytes_a_row_with_everything_counted(tmp_path, vocab):
 
 def test_the_benchmark(tmp_path):
     out = tmp_path / "results.json"
-    arguments = ["--vocabs", "3000", "--pool", "30", "--shards", "2", "--records", "6", "--repeats", "3", "--out", str(out)]
+    arguments = [
+        "--vocabs",
+        "3000",
+        "--pool",
+        "30",
+        "--shards",
+        "2",
+        "--records",
+        "6",
+        "--repeats",
+        "3",
+        "--out",
+        str(out),
+    ]
     cache_reading.main(arguments)
     results = json.loads(out.read_text())
     assert {"schema", "date", "device", "versions", "commit", "shape"} <= set(results)
-    assert [(row["kind"], row["temperature"]) for row in results["reading"]] == [("sampled", 1.0), ("sampled", 2.0), ("topk", 2.0)]
+    assert [(row["kind"], row["temperature"]) for row in results["reading"]] == [
+        ("sampled", 1.0),
+        ("sampled", 2.0),
+        ("topk", 2.0),
+    ]
     for row in results["reading"]:
         assert row["rows"] == 2400 and row["profile"][0]["share"] > 0
         for which in ("first", "later"):

@@ -35,7 +35,11 @@ def test_damaged_shards_are_written_again_and_those_of_something_else_kept(tmp_p
     theirs = CacheWriter(folder, SAMPLED, IDENTITY | {"revision": "of another"})
     theirs.write_shard(0, [r.entry for r in records[CUTS[0]]])
     begun = files(folder)
-    with pytest.raises(CacheError, match=r"cache that was begun, shard-000000.json is there, of something else \(identity revision was 'of another' and is '3f2a'\)"):
+    with pytest.raises(
+        CacheError,
+        match=r"cache that was begun, shard-000000.json is there, of something else \(identity revision was 'of "
+        r"another' and is '3f2a'\)",
+    ):
         CacheWriter(folder, SAMPLED, IDENTITY)
     assert files(folder) == begun
     (folder / "shard-000000.json").unlink()  # it is of nobody then
@@ -46,10 +50,14 @@ def test_damaged_shards_are_written_again_and_those_of_something_else_kept(tmp_p
     assert ours.published() == {0, 1, 2} and not said
     (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-1] + b"x")
     (folder / "shard-000002.json").write_bytes((folder / "shard-000002.json").read_bytes()[:-2])
-    with pytest.raises(CacheError, match=f"is not finished: .*{SHARD} does not have the SHA-256.*; .*000002.json is damaged"):
+    with pytest.raises(
+        CacheError, match=f"is not finished: .*{SHARD} does not have the SHA-256.*; .*000002.json is damaged"
+    ):
         ours.finish(3)
     assert go_on(folder, records, said) == {0}
-    assert len(said) == 2 and "written again" in said[0] and SHARD in said[0] and "shard-000002.json is damaged" in said[1]
+    assert (
+        len(said) == 2 and "written again" in said[0] and SHARD in said[0] and "shard-000002.json is damaged" in said[1]
+    )
     assert files(folder) == files(tmp_path / "whole")
 
 
@@ -57,16 +65,25 @@ def test_shards_that_were_not_written_are_named(tmp_path):
     records = three_shards(tmp_path / "whole")
     writer = CacheWriter(tmp_path / "cache", SAMPLED, IDENTITY)
     writer.write_shard(1, [r.entry for r in records[CUTS[1]]])
-    with pytest.raises(CacheError, match="shard-000000.safetensors was not published; .*000002.safetensors was not published; start the same"):
+    with pytest.raises(
+        CacheError,
+        match="shard-000000.safetensors was not published; .*000002.safetensors was not published; start the same",
+    ):
         writer.finish(3)
 
 
 def test_a_finished_cache_is_kept(tmp_path):
-    """Of the same teacher it is gone on from; of another it is refused; a damaged manifest is written again from shards anew."""
+    """Of the same teacher it is gone on from; of another it is refused; a damaged manifest is written again from shards
+    anew.
+    """
     records = three_shards(tmp_path)
     whole = files(tmp_path)
     assert go_on(tmp_path, records) == {0, 1, 2} and files(tmp_path) == whole
-    with pytest.raises(CacheError, match=r"holds a finished cache of something else \(identity revision was '3f2a' and is 'x'\): undo that change, choose"):
+    with pytest.raises(
+        CacheError,
+        match=r"holds a finished cache of something else \(identity revision was '3f2a' and is 'x'\): undo that "
+        r"change, choose",
+    ):
         CacheWriter(tmp_path, SAMPLED, IDENTITY | {"revision": "x"})
     with pytest.raises(CacheError, match="num_draws was 50 and is 20"):
         CacheWriter(tmp_path, SAMPLED._replace(num_draws=20), IDENTITY)
@@ -89,6 +106,7 @@ def _put(field, at, value):
         tensor = getattr(rows, field).clone()
         tensor[at] = value
         return rows._replace(**{field: tensor})
+
     return change
 
 
@@ -111,7 +129,11 @@ REFUSED = [
     ("topk", _put("log_probs", (2, 0), -inf), "above 0 or NaN"),
     ("topk", _put("log_tail", (1, 2), nan), "above 0 or NaN"),
     ("topk", lambda rows: _put("ids", (0, 1), rows.ids[0, 0])(rows), "a token is there twice"),
-    ("topk", lambda rows: _put("ids", (0, slice(0, 2)), rows.ids[0, :2].flip(0))(rows), "the first token is not the argmax"),
+    (
+        "topk",
+        lambda rows: _put("ids", (0, slice(0, 2)), rows.ids[0, :2].flip(0))(rows),
+        "the first token is not the argmax",
+    ),
     ("topk", _put("ids", (0, 4), -1), "kept token is not below"),
     ("topk", _put("entropy", slice(None), nan), "an entropy is negative"),
     ("topk", lambda rows: signal_of(SAMPLED, 5), "takes TeacherTopK, not TeacherSamples"),
@@ -130,14 +152,21 @@ def test_rows_that_no_teacher_gives(tmp_path, kind, change, problem):
     assert files(tmp_path) == {}
 
 
-@pytest.mark.parametrize("spec, problem", [
-    (CacheSpec("dense", 500, (1.0,)), "kind is 'dense'; it is one of sampled, topk"),
-    (CacheSpec("sampled", 500, (1.0,)), "num_draws is None"), (CacheSpec("sampled", 500, (1.0,), 256), "between 1 and 255"),
-    (CacheSpec("sampled", 500, (), 50), "one or more distinct numbers above 0"), (CacheSpec("sampled", 500, (1.0, 1), 50), "distinct"),
-    (CacheSpec("sampled", 2**23 + 1, (1.0,), 50), "vocab_size is 8388609"), (CacheSpec("sampled", 500, (1.0,), 50, 3), "are of a topk cache"),
-    (CacheSpec("topk", 500, (1.0,), None, 501), "top_k is 501; it must lie between 1 and vocab_size, 500"),
-    (CacheSpec("topk", 500, (1.0,), 50, 3), "num_draws is of a sampled cache"), (CacheSpec("topk", 500, (1.0,), None, 3, "fp16"), "16bit, fp32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec, problem",
+    [
+        (CacheSpec("dense", 500, (1.0,)), "kind is 'dense'; it is one of sampled, topk"),
+        (CacheSpec("sampled", 500, (1.0,)), "num_draws is None"),
+        (CacheSpec("sampled", 500, (1.0,), 256), "between 1 and 255"),
+        (CacheSpec("sampled", 500, (), 50), "one or more distinct numbers above 0"),
+        (CacheSpec("sampled", 500, (1.0, 1), 50), "distinct"),
+        (CacheSpec("sampled", 2**23 + 1, (1.0,), 50), "vocab_size is 8388609"),
+        (CacheSpec("sampled", 500, (1.0,), 50, 3), "are of a topk cache"),
+        (CacheSpec("topk", 500, (1.0,), None, 501), "top_k is 501; it must lie between 1 and vocab_size, 500"),
+        (CacheSpec("topk", 500, (1.0,), 50, 3), "num_draws is of a sampled cache"),
+        (CacheSpec("topk", 500, (1.0,), None, 3, "fp16"), "16bit, fp32"),
+    ],
+)
 def test_specs_that_cannot_be(tmp_path, spec, problem):
     with pytest.raises(CacheError, match=problem):
         CacheWriter(tmp_path, spec, IDENTITY)
@@ -155,7 +184,9 @@ def test_an_identity_that_is_not_all_text(tmp_path):
 def test_numbers_of_a_wider_teacher(tmp_path, spec):
     """An fp64 head gives fp64 floats; the cache keeps fp32."""
     signal = signal_of(spec, 8)
-    wide = signal._replace(**{k: v.double() for k, v in signal._asdict().items() if isinstance(v, torch.Tensor) and v.is_floating_point()})
+    wide = signal._replace(
+        **{k: v.double() for k, v in signal._asdict().items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    )
     records = records_of(signal, (8,))
     write(tmp_path / "a", spec, [records])
     write(tmp_path / "b", spec, [records_of(wide, (8,))])

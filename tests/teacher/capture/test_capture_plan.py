@@ -20,13 +20,17 @@ BAD = Record("bad", [{"role": "user", "content": "a"}, {"role": "assistant", "co
 
 
 def test_a_record_is_captured_once_for_each_set_of_rows():
-    """Columns: tokens, rows, the key's halves, the rows' digest. Record 1 repeats 0; record 2 has its tokens, and other rows."""
-    measured = np.array([[9, 3, 1, 1, 5], [9, 3, 1, 1, 5], [9, 2, 1, 1, 6], [4, 2, 7, 7, 5], [0, 0, 0, 0, 0], [-1, 0, 0, 0, 0]])
+    """Columns: tokens, rows, the key's halves, the rows' digest. Record 1 repeats 0; record 2 has its tokens, and other
+    rows.
+    """
+    measured = np.array(
+        [[9, 3, 1, 1, 5], [9, 3, 1, 1, 5], [9, 2, 1, 1, 6], [4, 2, 7, 7, 5], [0, 0, 0, 0, 0], [-1, 0, 0, 0, 0]]
+    )
     places = np.array([(0, i) for i in range(len(measured))])
     plan = arranged(places, measured, 2, 1)
     assert plan.places.tolist() == [[0, 3], [0, 0], [0, 2]] and plan.rows.tolist() == [2, 3, 2]
     assert (plan.num_repeated, plan.num_too_long, plan.num_refused) == (1, 1, 1)
-    assert plan.shards == [range(0, 1), range(1, 2)] and plan.keys.tolist() == [[7, 7], [1, 1], [1, 1]]
+    assert plan.shards == [range(1), range(1, 2)] and plan.keys.tolist() == [[7, 7], [1, 1], [1, 1]]
 
 
 def test_a_record_that_cannot_be_rendered(tokenizer):
@@ -45,11 +49,18 @@ def test_more_refused_records_than_training_would_take(tokenizer):
 
     def planned(fraction):
         stages = [SimpleNamespace(name=name) for name in "ab"]
-        config = SimpleNamespace(data=SimpleNamespace(stages=stages, max_bad_fraction=fraction, workers=0), training=SimpleNamespace(micro_batch_size=2))
+        config = SimpleNamespace(
+            data=SimpleNamespace(stages=stages, max_bad_fraction=fraction, workers=0),
+            training=SimpleNamespace(micro_batch_size=2),
+        )
         return plan_capture(config, maker, 1, lambda values: values, 0, 1)
 
     assert planned(0.25).num_refused == 1 and "bad" in planned(0.25).refused
-    with pytest.raises(DataError, match=r"stage a: record bad: half a surrogate.*\(1 of its 4 records are refused, more than data.max_bad_fraction \(0.2\) allows\)"):
+    with pytest.raises(
+        DataError,
+        match=r"stage a: record bad: half a surrogate.*\(1 of its 4 records are refused, more than "
+        r"data.max_bad_fraction \(0.2\) allows\)",
+    ):
         planned(0.2)
 
 
@@ -80,7 +91,9 @@ def test_what_is_missing_is_what_was_said_to_be(tmp_path):
 
 @pytest.mark.parametrize("other", ["lacks one", "has another"])
 def test_a_shard_of_other_records_is_no_shard_with_missing_ones(tmp_path, other):
-    """Data, tokenizer and template are the same, and yet a record is rendered otherwise: nothing is called missing for that."""
+    """Data, tokenizer and template are the same, and yet a record is rendered otherwise: nothing is called missing for
+    that.
+    """
     records = three_shards(tmp_path)
     whole = files(tmp_path)
     if other == "lacks one":
@@ -89,7 +102,9 @@ def test_a_shard_of_other_records_is_no_shard_with_missing_ones(tmp_path, other)
     else:
         records, cuts = records[:-1], (slice(0, 3), slice(3, 6), slice(6, 7))
     writer = CacheWriter(tmp_path, SAMPLED, IDENTITY)
-    with pytest.raises(CaptureError, match=r"shard-00000\d.safetensors does not hold the records that the data gives now \(1 differ\)"):
+    with pytest.raises(
+        CaptureError, match=r"shard-00000\d.safetensors does not hold the records that the data gives now \(1 differ\)"
+    ):
         _missing_before(job_over(tmp_path, records, cuts), writer, [0, 1, 2])
     assert files(tmp_path) == whole
 

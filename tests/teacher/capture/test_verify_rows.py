@@ -1,4 +1,6 @@
-"""By how much the probabilities of a cache's rows differ from those computed again: against whole rows of the vocabulary."""
+"""By how much the probabilities of a cache's rows differ from those computed again: against whole rows of the
+vocabulary.
+"""
 
 import torch
 

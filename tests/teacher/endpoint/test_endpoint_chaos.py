@@ -10,7 +10,9 @@ from helpers.endpoint_cases import FakeClock, micro_batches, opened, own_rows, t
 from helpers.endpoint_server import Server
 
 
-@pytest.mark.parametrize(("num", "seed"), [(10, 1), *(pytest.param(100, seed, marks=pytest.mark.slow) for seed in range(2, 12))])
+@pytest.mark.parametrize(
+    ("num", "seed"), [(10, 1), *(pytest.param(100, seed, marks=pytest.mark.slow) for seed in range(2, 12))]
+)
 def test_connections_that_break(num, seed):
     batches, said = micro_batches(num, size=2), []
     with Server(table_logits) as server, Chaos(server.port, seed, most_bytes=20_000) as chaos:

@@ -1,4 +1,6 @@
-"""The demo teacher behind an endpoint gives what the demo teacher itself gives, for the demo's records, padded and packed."""
+"""The demo teacher behind an endpoint gives what the demo teacher itself gives, for the demo's records, padded and
+packed.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,24 @@ K = 32
 def test_the_demo_teacher():
     said = []
     with demo_server() as (server, model, tokenizer):
-        encoded = [encode(demo.record(kind, i, seed=3), tokenizer) for i, kind in enumerate(("single", "parallel", "multi", "chat"))]
-        batches = [collate(encoded[:2], 0), collate_packed([encoded[2:3], encoded[3:]], 0, 1024), collate_packed([encoded[2:]], 0, 2048)]
-        teacher = EndpointTeacher(settings_of(server, concurrency=2), top_k=K, vocab_size=len(tokenizer), num_records=len(encoded), say=said.append,
-                                  longest=max(len(e.input_ids) for e in encoded), decode=lambda i: tokenizer.decode([i]))
+        encoded = [
+            encode(demo.record(kind, i, seed=3), tokenizer)
+            for i, kind in enumerate(("single", "parallel", "multi", "chat"))
+        ]
+        batches = [
+            collate(encoded[:2], 0),
+            collate_packed([encoded[2:3], encoded[3:]], 0, 1024),
+            collate_packed([encoded[2:]], 0, 2048),
+        ]
+        teacher = EndpointTeacher(
+            settings_of(server, concurrency=2),
+            top_k=K,
+            vocab_size=len(tokenizer),
+            num_records=len(encoded),
+            say=said.append,
+            longest=max(len(e.input_ids) for e in encoded),
+            decode=lambda i: tokenizer.decode([i]),
+        )
         teacher.prefetch(batches[:2])
         head = Head(head_of(model).weight.detach())
         for micro in batches:
@@ -34,6 +50,8 @@ def test_the_demo_teacher():
             # Rounding swaps tokens that are nearly as likely, at most next to one another; nothing else may differ.
             assert torch.equal(rows.argmax, wanted.argmax) and (rows.ids == wanted.ids).float().mean() > 0.99
             assert (rows.log_probs - wanted.log_probs).abs().max() < 1e-4
-            assert (rows.log_tail.exp() - wanted.log_tail.exp()).abs().max() < 1e-5  # what fp32 log-probs tell of 1 - sum, and less for small ones
+            assert (
+                rows.log_tail.exp() - wanted.log_tail.exp()
+            ).abs().max() < 1e-5  # what fp32 log-probs tell of 1 - sum, and less for small ones
         teacher.close()
     assert said == [] and len(server.requests) == 1 + len(encoded) + 2
