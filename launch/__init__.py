@@ -1,0 +1,1 @@
+"""Entry points: train, capture, verify, evaluate."""
