@@ -1,19 +1,29 @@
 # make demo    distil the demo's student and write runs/demo/report.html
 # make test    run the tests
-# Each makes .venv, installs requirements.txt into it once, and runs; a second run installs nothing.
+# make check   lint, check the format and the types
+# make docs    build the pages of docs/ into site/
+# Each makes .venv, installs requirements.txt into it once, and runs; a second run installs nothing. check and docs add their
+# own tools to the same .venv.
 
 PYTHON ?= python3
 VENV := .venv
-STAMP := $(VENV)/installed-$(shell cksum < requirements.txt | cut -d' ' -f1)
+# A stamp for each file of requirements, named by its content: a changed file is installed again.
+stamp = $(VENV)/$(1)-$(shell cksum < $(2) | cut -d' ' -f1)
+STAMP := $(call stamp,installed,requirements.txt)
+DEV_STAMP := $(call stamp,dev,requirements-dev.txt)
+DOCS_STAMP := $(call stamp,docs,requirements-docs.txt)
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -r
 BIN := $(abspath $(VENV))/bin
 # One rank a GPU; two ranks share the cores where there is none.
 RANKS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 || echo --num_accelerators 2)
 TRAIN = PATH="$(BIN):$$PATH" deepspeed $(RANKS) launch/train.py
 
-.PHONY: help demo test teacher clean
+.PHONY: help demo test check docs teacher clean
 help:
 	@echo "make demo      distil the demo's student from its teacher; the report is runs/demo/report.html"
 	@echo "make test      run all tests"
+	@echo "make check     ruff (lint and format) and pyright on the sources"
+	@echo "make docs      build the documentation; it opens at site/index.html"
 	@echo "make teacher   train the demo's teacher again (configs/demo_teacher/)"
 	@echo "make clean     remove .venv (runs/ is yours and stays)"
 
@@ -22,6 +32,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+
+check: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(BIN):$$PATH" $(BIN)/pyright
+
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 teacher: $(STAMP)
 	$(BIN)/python -m kd.sources.demo.corpus --tokenizer runs/demo_tokenizer
@@ -41,7 +60,15 @@ $(STAMP): requirements.txt
 	if [ -n "$$missing" ]; then echo "missing:$$missing; install them first, nothing was changed" >&2; exit 1; fi
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	$(PIP_INSTALL) $<
+	touch $@
+
+$(DEV_STAMP): requirements-dev.txt $(STAMP)
+	$(PIP_INSTALL) $<
+	touch $@
+
+$(DOCS_STAMP): requirements-docs.txt $(STAMP)
+	$(PIP_INSTALL) $<
 	touch $@
 
 clean:
