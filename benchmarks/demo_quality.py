@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from kd.evaluation.metrics import METRICS  # noqa: E402
 
-TRUTH_ALONE = ["loss.weights.kl=0", "loss.weights.truth=1", "loss.w_tool=0", "loss.w_args=0", "loss.w_integr=0"]
+TRUTH_ALONE = ["loss.weights.kd=0", "loss.weights.truth=1", "loss.w_tool=0", "loss.w_args=0", "loss.w_integr=0"]
 SCRATCH = [
     "student={init: scratch, architecture: llama, hidden_size: 192, intermediate_size: 512, num_hidden_layers: 3, "
     "num_attention_heads: 3, num_key_value_heads: 1, head_dim: 64, tie_word_embeddings: true, "

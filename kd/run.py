@@ -70,7 +70,7 @@ def dry_run(config: RunConfig, world_size: int) -> str:
     """
     cached = config.teacher is not None and config.teacher.cache is not None
     tokenizer = (
-        load_tokenizer(config) if cached or config.teacher is not None and config.teacher.signal != "dense" else None
+        load_tokenizer(config) if cached or config.teacher is not None and config.teacher.targets != "dense" else None
     )
     size = cache_size(config, tokenizer, sources_to_look_at(config)) if cached else None
     return format_plan(plan_here(config, world_size, cache=size))

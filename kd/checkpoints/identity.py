@@ -13,8 +13,8 @@ from kd.config.schema import RunConfig
 
 CACHE = "content of teacher.cache"
 _FREE = {
-    "training": {"log_every", "save_every", "time_budget_seconds"},
-    "run": {"output_dir"},
+    "training": {"log_every", "save_every", "time_budget_seconds", "checkpoint_format"},
+    "run": {"output_dir", "extensions"},
     "data": {"evaluation", "workers", "max_bad_fraction", "quarantine"},
     "teacher": {"endpoint"},
 }

@@ -209,7 +209,7 @@ def _loss(config: RunConfig) -> Iterator[Conflict]:
                     f"the {name} values of kd, hard and truth are all 0: give one of them a value above 0",
                 )
     spans = loss.w_tool + loss.w_args + loss.w_integr
-    if loss.weights is not None and loss.weights.kl + loss.weights.hard + loss.weights.truth + spans <= 0:
+    if loss.weights is not None and loss.weights.kd + loss.weights.hard + loss.weights.truth + spans <= 0:
         yield Conflict(
             ("loss.weights", "loss.w_tool", "loss.w_args", "loss.w_integr"),
             "every weight of the loss is 0: nothing would be learned",

@@ -1,10 +1,12 @@
-"""Contradictions between the teacher's keys and others; for the rest see config_checks.py."""
+"""Contradictions between the teacher's keys and others; for the rest see conflicts.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kd.config.derived import uses_temperature
 from kd.config.problems import Conflict
+from kd.config.schedules import scheduled
 from kd.config.schema import RunConfig, TeacherCache
 
 
@@ -23,30 +25,37 @@ def teacher_conflicts(config: RunConfig) -> Iterator[Conflict]:
         yield from _live(config)
     else:
         yield from _cached(config, teacher.cache)
+    if teacher.source in ("live", "cache") and (teacher.source == "cache") != (teacher.cache is not None):
+        yield Conflict(
+            ("teacher.source", "teacher.cache"),
+            "needs teacher.cache: add `cache: {path: ...}`, or remove this key"
+            if teacher.source == "cache"
+            else "runs the model, and teacher.cache takes its place: remove one of the two",
+        )
     if teacher.endpoint is not None:
         yield from _endpoint(config)
 
 
 def _live(config: RunConfig) -> Iterator[Conflict]:
-    teacher, signal = config.teacher, config.teacher.signal or "dense"
+    teacher, targets = config.teacher, config.teacher.targets or "dense"
     for name, kind in (("top_k", "topk"), ("num_draws", "sampled")):
-        if getattr(teacher, name) is not None and signal != kind:
+        if getattr(teacher, name) is not None and targets != kind:
             yield Conflict(
-                (f"teacher.{name}", "teacher.signal"),
-                f"only with signal: {kind} (here {signal}): remove it, or change signal",
+                (f"teacher.{name}", "teacher.targets"),
+                f"only with targets: {kind} (here {targets}): remove it, or change targets",
             )
-    if signal == "sampled":
-        yield from _forward_kl_alone(config, "teacher.signal", "signal")
+    if targets == "sampled":
+        yield from _forward_kl_alone(config, "teacher.targets", "targets")
 
 
 def _cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conflict]:
-    for name in ("signal", "top_k", "num_draws"):
+    for name in ("targets", "top_k", "num_draws"):
         if getattr(config.teacher, name) is not None:
             yield Conflict(
                 (f"teacher.{name}", "teacher.cache"),
                 "is of a teacher that runs beside the student, and teacher.cache takes its place: remove one of "
                 "the two "
-                f"(the cache has its own {'kind' if name == 'signal' else name})",
+                f"(the cache has its own {'kind' if name == 'targets' else name})",
             )
     for name, kind in (("num_draws", "sampled"), ("top_k", "topk"), ("precision", "topk")):
         if getattr(cache, name) is not None and cache.kind != kind:
@@ -103,9 +112,6 @@ def _forward_kl_alone(config: RunConfig, key: str, name: str) -> Iterator[Confli
 
 
 def _schedule_is_cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conflict]:
-    from kd.config.derived import uses_temperature  # brings torch, which reading a YAML otherwise does without
-    from kd.config.schedules import scheduled  # brings torch, which reading a YAML otherwise does without
-
     t, steps = config.loss.temperature, config.training.steps
     if (
         not uses_temperature(config.loss) or t.schedule != "constant" and t.end is None
@@ -148,7 +154,7 @@ def _without_teacher(config: RunConfig) -> Iterator[Conflict]:
             "required without a teacher: the folder or hub id of the tokenizer",
         )
     weights = config.loss.weights
-    for name in ("kl", "hard"):
+    for name in ("kd", "hard"):
         if weights is not None and getattr(weights, name) > 0:
             yield Conflict(
                 (f"loss.weights.{name}", "teacher"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd.config.schema import EntropyWeighting, RunConfig, Section, Teacher, Weights
+from kd.config.fields import Section
+from kd.config.schema import EntropyWeighting, RunConfig, Teacher, Weights
 from kd.dtypes import multiplies_bf16
 
 
@@ -14,7 +15,7 @@ def _filled(config: RunConfig) -> RunConfig:
     if student.dtype == "auto":
         student = student.model_copy(update={"dtype": "bf16" if multiplies_bf16() else "fp32"})
     if loss.weights is None and loss.teacher_share is None and loss.entropy_weighting is None:
-        weights = Weights(truth=1.0) if config.teacher is None else Weights(kl=0.5, hard=0.3, truth=0.2)
+        weights = Weights(truth=1.0) if config.teacher is None else Weights(kd=0.5, hard=0.3, truth=0.2)
         loss = loss.model_copy(update={"weights": weights})
     if loss.entropy_weighting is not None:
         loss = loss.model_copy(update={"entropy_weighting": _normalised(loss.entropy_weighting)})
@@ -26,11 +27,16 @@ def _filled(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"student": student, "loss": loss, "optimizer": optimizer, "teacher": teacher})
 
 
+def teacher_source(teacher: Teacher) -> str:
+    """Return the name of the source that gives the targets (kd.config.registries.TEACHER_SOURCES)."""
+    return teacher.source or ("live" if teacher.cache is None else "cache")
+
+
 def _filled_teacher(teacher: Teacher) -> Teacher:
     if teacher.cache is None:
-        signal = teacher.signal or "dense"
-        defaults = {"dense": {}, "topk": {"top_k": 64}, "sampled": {"num_draws": 50}}[signal]
-        return teacher.model_copy(update={"signal": signal, **_missing(teacher, defaults)})
+        targets = teacher.targets or "dense"
+        defaults = {"dense": {}, "topk": {"top_k": 64}, "sampled": {"num_draws": 50}}[targets]
+        return teacher.model_copy(update={"targets": targets, **_missing(teacher, defaults)})
     defaults = {"topk": {"top_k": 32, "precision": "16bit"}, "sampled": {"num_draws": 50}}[teacher.cache.kind]
     return teacher.model_copy(update={"cache": teacher.cache.model_copy(update=_missing(teacher.cache, defaults))})
 

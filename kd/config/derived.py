@@ -12,7 +12,7 @@ def uses_teacher(config: RunConfig) -> bool:
     loss = config.loss
     if config.teacher is None:
         return False
-    return loss.weights is None or loss.weights.kl > 0 or loss.weights.hard > 0
+    return loss.weights is None or loss.weights.kd > 0 or loss.weights.hard > 0
 
 
 def uses_temperature(loss: Loss) -> bool:
@@ -23,7 +23,7 @@ def uses_temperature(loss: Loss) -> bool:
         return max(loss.entropy_weighting.kd) > 0
     if loss.teacher_share is not None:
         return max(loss.teacher_share.start, loss.teacher_share.end) > 0
-    return loss.weights is None or loss.weights.kl > 0
+    return loss.weights is None or loss.weights.kd > 0
 
 
 def run_folder(config: RunConfig) -> Path:

@@ -2,7 +2,7 @@
 
 Strict: every unknown or duplicate key, wrong type, value out of range and contradiction is reported in one ConfigError,
 a line each, with the line in the file, the dotted key, the remedy, and the nearest key that exists. The keys and their
-documentation are in config_schema.py, contradictions in config_checks.py.
+documentation are in schema.py, contradictions in conflicts.py, old names of keys in renamed.py.
 
 The DeepSpeed JSONs in ds_configs/ hold what this YAML does not: ZeRO stage, offload, buckets, and
 `data_types.grad_accum_dtype: fp32` (micro-batches otherwise accumulate in bf16). zero3.json keeps everything on the
@@ -23,6 +23,8 @@ from kd.config import yaml as config_yaml
 from kd.config.conflicts import conflicts
 from kd.config.defaults import _filled
 from kd.config.problems import ConfigError, Report, dotted, explain, field_at, undotted
+from kd.config.registries import import_extension
+from kd.config.renamed import check_overrides, rename_key, rename_keys
 from kd.config.schema import RunConfig
 from kd.config.yaml import Path
 
@@ -37,9 +39,12 @@ def load_config(path: str | os.PathLike, overrides: Iterable[str] = ()) -> RunCo
     weights left out are filled in and entropy weights normalised, so the result says what the run does.
     """
     report = Report(os.fspath(path))
-    data = _read(report)
+    overrides = list(overrides)
+    data = rename_keys(_read(report), report)
+    check_overrides(overrides, report)
     for override in overrides:
-        data = _override(data, override, report)
+        data = rename_keys(_override(data, override, report), report)
+    _import_extensions(data, report)
     config = _validate(data, report)
     if config is not None:
         for conflict in conflicts(config):
@@ -89,6 +94,7 @@ def _override(data: dict, override: str, report: Report) -> dict:
     except config_yaml.YamlError as error:
         report.add_override(override, f"the value is not valid YAML: {error}")
         return data
+    path = rename_key(path)
     changed = _placed(data, path, parsed.data)
     if changed is _MISSING:
         report.add_override(
@@ -115,6 +121,15 @@ def _placed(data: Any, path: Path, value: Any) -> Any:
         inner = _placed(data[head], rest, value)
         return inner if inner is _MISSING else (*data[:head], inner, *data[head + 1 :])
     return _MISSING
+
+
+def _import_extensions(data: dict, report: Report) -> None:
+    """Import the modules of run.extensions; what is no list of texts is left to the schema."""
+    run = data.get("run")
+    modules = run.get("extensions") if isinstance(run, dict) else None
+    for index, module in enumerate(modules if isinstance(modules, tuple) else ()):
+        if isinstance(module, str) and module and (fault := import_extension(module)):
+            report.add(("run", "extensions", index), fault)
 
 
 def _validate(data: dict, report: Report) -> RunConfig | None:

@@ -50,6 +50,19 @@ class Report:
             order, where = self._where(paths[0])
             self._problems.append((order, f"{where}: {keys[0]}: {message}"))
 
+    def locate(self, path: Path) -> str:
+        """Return where a key was written, as "file:line" or "--set key"."""
+        return self._where(path)[1]
+
+    def move(self, old: Path, new: Path) -> None:
+        """Look for a key, and all that is in it, where another name of it was written."""
+
+        def moved(path: Path) -> Path:
+            return (*new, *path[len(old) :]) if path[: len(old)] == old else path
+
+        self.positions = {moved(path): line for path, line in self.positions.items()}
+        self.overridden = set(map(moved, self.overridden))
+
     def is_bad(self, path: Path) -> bool:
         return path in self._bad
 

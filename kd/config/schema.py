@@ -1,35 +1,25 @@
 """Every key of a run's YAML, declared once: its type, range, unit, default and what it does.
 
-The text under a key is its documentation, and the remedy an error prints when the value is out of range. What no single
-key can tell (two keys that contradict each other) is in config_checks.py; reading the file is config.py.
+The text under a key is its documentation, and the remedy an error prints when the value is out of range. Contradictions
+between keys are in conflicts.py; load.py reads the file; a key's old name is in renamed.py.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
-Pair = tuple[NotNegative, NotNegative]
-Dtype = Literal["auto", "bf16", "fp16", "fp32"]
+from kd.config.fields import Choice, Count, Dtype, Fraction, NotNegative, Pair, Positive, Section, Text
+from kd.config.registries import CHECKPOINT_FORMATS, FORMATS, SCHEDULES, TEACHER_SOURCES
+from kernels.contract import DIVERGENCES
 
-
-class Section(BaseModel):
-    """A mapping of the YAML: unknown keys are errors, no value is converted, nothing changes after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
+Format = Annotated[str, Choice(FORMATS.names)]
+Divergence = Annotated[str, Choice(lambda: DIVERGENCES)]
+Schedule = Annotated[str, Choice(SCHEDULES.names)]
+MovingSchedule = Annotated[str, Choice(lambda: (name for name in SCHEDULES.names() if name != "constant"))]
+TeacherSource = Annotated[str, Choice(TEACHER_SOURCES.names)]
+CheckpointFormat = Annotated[str, Choice(CHECKPOINT_FORMATS.names)]
 
 
 class Run(Section):
@@ -39,10 +29,13 @@ class Run(Section):
     """Folder that holds all runs; made when missing."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1337
     """Seeds initial weights, data order and dropout; from 0 to 4294967295."""
+    extensions: tuple[Text, ...] = ()
+    """Modules of your own that register formats, divergences, rewards and the like, as import paths: every rank, and
+    every worker process, imports them before the rest of this file is checked."""
 
 
 class TeacherCache(Section):
-    """The teacher's signal on disk: launch/capture.py writes it once, training then reads it and runs no teacher."""
+    """The teacher's targets on disk: launch/capture.py writes them once, training then reads them without a teacher."""
 
     path: Text = Field(examples=["runs/cache/mine"])
     """Folder of the cache; capture makes it."""
@@ -92,7 +85,7 @@ class Endpoint(Section):
     again.
     """
     max_missing: Fraction = 0.01
-    """Part of the records, from 0 to 1, that may end without a signal and are listed as missing; with more, capture
+    """Part of the records, from 0 to 1, that may end without targets and are listed as missing; with more, capture
     stops.
     """
 
@@ -113,19 +106,22 @@ class Teacher(Section):
     deepspeed: Text | None = None
     """DeepSpeed JSON of a teacher that is not replicated; by default the settings of training.deepspeed without an
     optimizer. Its stage is 3, whatever the JSON says."""
-    signal: Literal["dense", "topk", "sampled"] | None = None
+    targets: Literal["dense", "topk", "sampled"] | None = None
     """What a teacher that runs beside the student gives of each token's distribution, without a cache. dense (the
     default): all of it; topk: its best top_k tokens and the mass of all others; sampled: num_draws draws, for
     divergence: forward_kl."""
     top_k: Count | None = None
-    """Tokens of signal: topk; 64 by default."""
+    """Tokens of targets: topk; 64 by default."""
     num_draws: Count | None = None
-    """Draws of signal: sampled; 50 by default."""
+    """Draws of targets: sampled; 50 by default."""
     cache: TeacherCache | None = None
-    """Read the signal from disk instead of running the teacher; launch/capture.py writes it."""
+    """Read the targets from disk instead of running the teacher; launch/capture.py writes them."""
     endpoint: Endpoint | None = None
-    """Ask a server for the signal at capture, in place of running the model at path, which is then read for its
+    """Ask a server for the targets at capture, in place of running the model at path, which is then read for its
     tokenizer and configuration alone. With cache, kind: topk and temperatures: [1.0]."""
+    source: TeacherSource | None = None
+    """Source of the targets; by default cache where teacher.cache is given, and live (the model runs beside the
+    student) where it is not. Others come from run.extensions."""
 
 
 class Tokenizer(Section):
@@ -201,8 +197,8 @@ class TrainFiles(Section):
 
     files: Text = Field(examples=["train/*.jsonl"])
     """A file, or a glob, of records: JSON lines, JSON, Parquet or Arrow, compressed or not."""
-    format: Literal["chat", "chatml", "sharegpt", "xlam", "bfcl", "flat"] | None = None
-    """Form of the records; by default found from their fields."""
+    format: Format | None = None
+    """Format of the records; by default found from their fields."""
     weight: Annotated[float, Field(gt=0, lt=1e6)] = 1.0
     """How often each record is read in an epoch: 2 twice, 0.5 every other one, drawn by run.seed; above 0."""
 
@@ -253,7 +249,7 @@ class Data(Section):
 
 
 class Temperature(Section):
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     """constant: start; linear and cosine: from start at the first optimizer step to end at the last."""
     start: Annotated[float, Field(gt=0, le=100)] = 2.0
     """Temperature of both softmaxes in the distillation term; above 0, at most 100, usual 1 to 4."""
@@ -262,7 +258,7 @@ class Temperature(Section):
 
 
 class Weights(Section):
-    kl: NotNegative = 0.0
+    kd: NotNegative = 0.0
     """Weight of the divergence from the teacher's distribution; 0 or more."""
     hard: NotNegative = 0.0
     """Weight of cross-entropy against the teacher's own choice; 0 or more."""
@@ -271,9 +267,9 @@ class Weights(Section):
 
 
 class TeacherShare(Section):
-    """Scheduled weights: truth = 1 - share, and the share is split 60/40 into kl and hard."""
+    """Scheduled weights: truth = 1 - share, and the share is split 60/40 into kd and hard."""
 
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: MovingSchedule = "linear"
     """Path from start at the first optimizer step to end at the last."""
     start: Fraction = 0.7
     """The teacher's share at the first step, from 0 to 1."""
@@ -298,14 +294,14 @@ class EntropyWeighting(Section):
 
 
 class Loss(Section):
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-    """Which divergence from the teacher; jsd needs beta."""
+    divergence: Divergence = "forward_kl"
+    """Divergence of the student from the teacher; jsd needs beta."""
     beta: Fraction | None = None
     """For jsd alone: the teacher's share of the mixture, from 0 (forward KL) to 1 (reverse KL)."""
     temperature: Temperature = Temperature()
     """Temperature of the distillation term; truth and spans always use 1."""
     weights: Weights | None = None
-    """Constant weights. Give one of weights, teacher_share, entropy_weighting; by default kl .5, hard .3, truth .2 with
+    """Constant weights. Give one of weights, teacher_share, entropy_weighting; by default kd .5, hard .3, truth .2 with
     a teacher, truth 1 without."""
     teacher_share: TeacherShare | None = None
     """Weights that move from the teacher to the truth over the run."""
@@ -361,6 +357,8 @@ class Training(Section):
     it."""
     time_budget_seconds: Positive | None = None
     """Stop, save and export after this many seconds of training; above 0."""
+    checkpoint_format: CheckpointFormat = "deepspeed"
+    """Format of checkpoints; others come from run.extensions."""
 
 
 class Evaluation(Section):

@@ -74,8 +74,8 @@ def _check_width(path: str, revision: str | None, num_tokens: int) -> None:
 
 def _check_kept(teacher: Teacher, num_tokens: int) -> None:
     kept = [
-        ("teacher.top_k", teacher.top_k, "of all of them is teacher.signal: dense"),
-        ("teacher.num_draws", teacher.num_draws, "more is known, for less, from teacher.signal: dense"),
+        ("teacher.top_k", teacher.top_k, "of all of them is teacher.targets: dense"),
+        ("teacher.num_draws", teacher.num_draws, "more is known, for less, from teacher.targets: dense"),
         ("teacher.cache.top_k", teacher.cache and teacher.cache.top_k, "the usual is 32 to 64"),
     ]
     for key, number, remark in kept:

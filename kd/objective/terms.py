@@ -83,5 +83,5 @@ def weights_at(loss: Loss, step: int, num_steps: int, *, has_teacher: bool) -> T
         kl, hard, truth = loss_weight_schedule(step, num_steps, start=s.start, end=s.end, schedule=s.schedule)
     else:
         w = loss.weights
-        kl, hard, truth = (0.5, 0.3, 0.2) if w is None else (w.kl, w.hard, w.truth)
+        kl, hard, truth = (0.5, 0.3, 0.2) if w is None else (w.kd, w.hard, w.truth)
     return TermWeights(temperature, kl, hard, truth, loss.w_tool, loss.w_args, loss.w_integr, entropy)

@@ -81,7 +81,7 @@ class LiveTeacher:
     def __init__(self, config: RunConfig, ds_config: dict, vocab_size: int, device: torch.device):
         teacher = config.teacher
         self._model = TeacherModel(config, ds_config, device, packed=config.data.packing != "none")
-        self._form = SparseForm(teacher.signal, teacher.top_k, teacher.num_draws, vocab_size, config.run.seed)
+        self._form = SparseForm(teacher.targets, teacher.top_k, teacher.num_draws, vocab_size, config.run.seed)
 
     def temperature(self, wanted: float) -> float:
         return wanted

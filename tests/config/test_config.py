@@ -11,65 +11,14 @@ from hypothesis import strategies as st
 from kd.config import yaml as config_yaml
 from kd.config.load import dump_config, load_config
 from kd.config.problems import ConfigError, all_keys
-
-# Every key has its own line, so that a test can replace one and know the line of the error.
-GOOD = """\
-run:
-  name: test
-teacher:
-  path: some/teacher
-student:
-  architecture: qwen3
-  hidden_size: 64
-  intermediate_size: 128
-  num_hidden_layers: 2
-  num_attention_heads: 4
-  num_key_value_heads: 2
-data:
-  stages:
-    - name: first
-      train: [a.jsonl]
-      max_length: 128
-      until: {steps: 10}
-    - name: second
-      train: [b.jsonl]
-      max_length: 256
-loss:
-  w_tool: 0.2
-optimizer:
-  lr: 3e-4
-training:
-  steps: 100
-  deepspeed: ds_configs/zero3_cpu.json
-"""
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text: str) -> str:
-        path = tmp_path / "run.yaml"
-        path.write_text(text)
-        return str(path)
-
-    return write
-
-
-def problems(path: str, overrides=()) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        load_config(path, overrides)
-    return [line.strip().removeprefix(path).removeprefix(":") for line in str(caught.value).splitlines()[1:]]
-
-
-def changed(old: str, new: str) -> str:
-    assert GOOD.count(old) == 1
-    return GOOD.replace(old, new)
+from tests.helpers.config_cases import GOOD, changed, problems
 
 
 def test_good_file(write):
     config = load_config(write(GOOD))
     assert config.optimizer.lr == 3e-4 and isinstance(config.optimizer.lr, float)  # PyYAML alone reads text here
     assert [stage.max_length for stage in config.data.stages] == [128, 256]
-    assert (config.loss.weights.kl, config.loss.weights.hard, config.loss.weights.truth) == (0.5, 0.3, 0.2)
+    assert (config.loss.weights.kd, config.loss.weights.hard, config.loss.weights.truth) == (0.5, 0.3, 0.2)
     assert config.optimizer.final_lr_fraction == 0.1
 
 
@@ -208,12 +157,12 @@ def test_faults_of_one_key(write, old, new, expected):
         ("w_tool: 0.2", "temperature: {end: 1.0}", "22: loss.temperature.end: a constant temperature has no end"),
         (
             "w_tool: 0.2",
-            "weights: {kl: 1}\n  teacher_share: {}",
+            "weights: {kd: 1}\n  teacher_share: {}",
             "23: loss.teacher_share: loss.weights sets the same weights",
         ),
         (
             "w_tool: 0.2",
-            "weights: {kl: 1}\n  entropy_weighting: {}",
+            "weights: {kd: 1}\n  entropy_weighting: {}",
             "23: loss.entropy_weighting: loss.weights sets the same weights",
         ),
         (
@@ -292,10 +241,10 @@ def test_without_a_teacher(write):
         "1: tokenizer.path: required without a teacher: the folder or hub id of the tokenizer"
     ]
     config = load_config(write("tokenizer: {path: tok}\n" + text))
-    assert (config.loss.weights.kl, config.loss.weights.hard, config.loss.weights.truth) == (0, 0, 1)
-    found = problems(write("tokenizer: {path: tok}\n" + text.replace("w_tool: 0.2", "weights: {kl: 1, truth: 1}")))
+    assert (config.loss.weights.kd, config.loss.weights.hard, config.loss.weights.truth) == (0, 0, 1)
+    found = problems(write("tokenizer: {path: tok}\n" + text.replace("w_tool: 0.2", "weights: {kd: 1, truth: 1}")))
     assert len(found) == 1 and found[0].startswith(
-        "21: loss.weights.kl: this term learns from a teacher and there is none"
+        "21: loss.weights.kd: this term learns from a teacher and there is none"
     )
     found = problems(write("tokenizer: {path: tok}\n" + text.replace("w_tool: 0.2", "teacher_share: {}")))
     assert found == ["21: loss.teacher_share: needs a teacher: remove it, or add `teacher: {path: ...}`"]
@@ -371,11 +320,11 @@ def test_overrides(write):
             "optimizer.lr=1e-3",
             "data.stages.1.max_length=64",
             "evaluation.baselines=false",
-            "loss.weights={kl: 1}",
+            "loss.weights={kd: 1}",
         ],
     )
     assert (config.training.steps, config.optimizer.lr, config.data.stages[1].max_length) == (50, 1e-3, 64)
-    assert config.evaluation.baselines is False and config.loss.weights.kl == 1
+    assert config.evaluation.baselines is False and config.loss.weights.kd == 1
     assert load_config(path, ["training.steps=50", "training.steps=60"]).training.steps == 60
     assert load_config(path, ["data.evaluation.held_out=x.jsonl"]).data.evaluation == {"held_out": "x.jsonl"}
 
@@ -476,12 +425,12 @@ CACHE = "teacher:\n  path: some/teacher\n  cache: {path: c, temperatures: [2.0],
 
 def test_what_the_teacher_gives_is_filled_in(write):
     teacher = load_config(write(GOOD)).teacher
-    assert (teacher.signal, teacher.top_k, teacher.num_draws, teacher.cache) == ("dense", None, None, None)
-    teacher = load_config(write(GOOD), ["teacher.signal=topk"]).teacher
-    assert (teacher.signal, teacher.top_k, teacher.num_draws) == ("topk", 64, None)
-    assert load_config(write(GOOD), ["teacher.signal=sampled"]).teacher.num_draws == 50
+    assert (teacher.targets, teacher.top_k, teacher.num_draws, teacher.cache) == ("dense", None, None, None)
+    teacher = load_config(write(GOOD), ["teacher.targets=topk"]).teacher
+    assert (teacher.targets, teacher.top_k, teacher.num_draws) == ("topk", 64, None)
+    assert load_config(write(GOOD), ["teacher.targets=sampled"]).teacher.num_draws == 50
     teacher = load_config(write(changed("teacher:\n  path: some/teacher\n", CACHE + "kind: topk}\n"))).teacher
-    assert teacher.signal is None
+    assert teacher.targets is None
     assert (teacher.cache.top_k, teacher.cache.precision, teacher.cache.num_draws) == (32, "16bit", None)
     config = load_config(write(changed("teacher:\n  path: some/teacher\n", CACHE + "}\n")))
     assert (config.teacher.cache.kind, config.teacher.cache.num_draws, config.teacher.cache.precision) == (
@@ -495,10 +444,13 @@ def test_what_the_teacher_gives_is_filled_in(write):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["teacher.top_k=5"], ["teacher.top_k: only with signal: topk (here dense)"]),
-        (["teacher.signal=topk", "teacher.num_draws=5"], ["teacher.num_draws: only with signal: sampled (here topk)"]),
+        (["teacher.top_k=5"], ["teacher.top_k: only with targets: topk (here dense)"]),
         (
-            ["teacher.signal=sampled", "loss.divergence=reverse_kl"],
+            ["teacher.targets=topk", "teacher.num_draws=5"],
+            ["teacher.num_draws: only with targets: sampled (here topk)"],
+        ),
+        (
+            ["teacher.targets=sampled", "loss.divergence=reverse_kl"],
             ["loss.divergence: reverse_kl cannot be estimated from draws"],
         ),
         (
@@ -506,9 +458,9 @@ def test_what_the_teacher_gives_is_filled_in(write):
             ["loss.divergence: jsd cannot be estimated from draws"],
         ),
         (
-            ["teacher.cache={path: c, temperatures: [2.0]}", "teacher.signal=topk", "teacher.top_k=8"],
+            ["teacher.cache={path: c, temperatures: [2.0]}", "teacher.targets=topk", "teacher.top_k=8"],
             [
-                "teacher.signal: is of a teacher that runs beside the student",
+                "teacher.targets: is of a teacher that runs beside the student",
                 "teacher.top_k: is of a teacher that runs",
             ],
         ),
@@ -778,12 +730,13 @@ FROZEN_KEYS = [
     "run.name",
     "run.output_dir",
     "run.seed",
+    "run.extensions",
     "teacher.path",
     "teacher.revision",
     "teacher.dtype",
     "teacher.placement",
     "teacher.deepspeed",
-    "teacher.signal",
+    "teacher.targets",
     "teacher.top_k",
     "teacher.num_draws",
     "teacher.cache.path",
@@ -802,6 +755,7 @@ FROZEN_KEYS = [
     "teacher.endpoint.record_deadline_seconds",
     "teacher.endpoint.deadline_seconds",
     "teacher.endpoint.max_missing",
+    "teacher.source",
     "tokenizer.path",
     "student.init",
     "student.path",
@@ -843,7 +797,7 @@ FROZEN_KEYS = [
     "loss.temperature.schedule",
     "loss.temperature.start",
     "loss.temperature.end",
-    "loss.weights.kl",
+    "loss.weights.kd",
     "loss.weights.hard",
     "loss.weights.truth",
     "loss.teacher_share.schedule",
@@ -874,6 +828,7 @@ FROZEN_KEYS = [
     "training.save_every",
     "training.deepspeed",
     "training.time_budget_seconds",
+    "training.checkpoint_format",
     "evaluation.num_records",
     "evaluation.batch_size",
     "evaluation.max_new_tokens",

@@ -22,7 +22,7 @@ teacher: {{path: {teacher}, dtype: fp32}}
 student: {{architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
           num_key_value_heads: 2, head_dim: 8, vocab_size: 612, dtype: fp32}}
 data: {{stages: [{{name: a, train: [{out}/records.jsonl], max_length: {max_length}}}]}}
-loss: {{temperature: {{start: 2.0}}, weights: {{kl: 0.5, hard: 0.3, truth: 0.2}}, w_tool: 0.15, w_args: 0.15, w_integr: 0.1}}
+loss: {{temperature: {{start: 2.0}}, weights: {{kd: 0.5, hard: 0.3, truth: 0.2}}, w_tool: 0.15, w_args: 0.15, w_integr: 0.1}}
 optimizer: {{lr: 1024, schedule: constant, clip: 1.0e+9, weight_decay: 0}}
 training: {{steps: 1, log_every: 1, micro_batch_size: 1, deepspeed: {out}/ds.json}}
 """  # noqa: E501
@@ -120,8 +120,8 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
         "data.packing=length",
         "data.stages.0.max_length=560",
     )
-    everything = ("teacher.signal=topk", f"teacher.top_k={len(tokenizer)}")
-    sampled = ("teacher.signal=sampled", "teacher.num_draws=20")
+    everything = ("teacher.targets=topk", f"teacher.top_k={len(tokenizer)}")
+    sampled = ("teacher.targets=sampled", "teacher.num_draws=20")
 
     def cached(name, world, kind, *overrides, **extra):
         cache = f"teacher.cache={{path: {out}/world{world}/{name}_cache, temperatures: [2.0], {kind}}}"

@@ -100,8 +100,8 @@ def test_a_teacher_narrower_than_the_tokenizer_is_refused(configure, teacher_fol
 @pytest.mark.parametrize(
     ("key", "extra"),
     [
-        ("teacher.top_k", "signal: topk, top_k: {}"),
-        ("teacher.num_draws", "signal: sampled, num_draws: {}"),
+        ("teacher.top_k", "targets: topk, top_k: {}"),
+        ("teacher.num_draws", "targets: sampled, num_draws: {}"),
         ("teacher.cache.top_k", "cache: {{path: c, kind: topk, top_k: {}, temperatures: [2.0]}}"),
     ],
 )

@@ -59,7 +59,7 @@ def test_the_temperature_of_a_run_and_its_weights_follow_the_step():
 
 def test_constant_weights_and_their_default():
     given = weights_at(
-        loss(weights={"kl": 0.1, "hard": 0.0, "truth": 0.9}, w_tool=0.5, w_args=0.0, w_integr=0.2),
+        loss(weights={"kd": 0.1, "hard": 0.0, "truth": 0.9}, w_tool=0.5, w_args=0.0, w_integr=0.2),
         3,
         9,
         has_teacher=True,

@@ -281,7 +281,7 @@ teacher: {{path: {teacher}, dtype: fp32}}
 student: {{architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 4,
           num_key_value_heads: 2, head_dim: 8, dtype: fp32}}
 data: {{stages: [{{name: a, train: [{data}], max_length: 1024}}]}}
-loss: {{weights: {{kl: 0.5, hard: 0.3, truth: 0.2}}}}
+loss: {{weights: {{kd: 0.5, hard: 0.3, truth: 0.2}}}}
 training: {{steps: 2, micro_batch_size: 2, deepspeed: ds_configs/zero3_cpu.json}}
 """
 

@@ -275,7 +275,7 @@ def test_seeds_are_of_record_and_position_alone(tokenizer, records):
 
 def test_a_live_teacher_draws_anew_in_each_step_and_the_same_in_the_same(captured, tokenizer, records):
     config, micro, _ = captured
-    teacher = config.teacher.model_copy(update={"cache": None, "signal": "sampled", "num_draws": 30})
+    teacher = config.teacher.model_copy(update={"cache": None, "targets": "sampled", "num_draws": 30})
     live = LiveTeacher(config.model_copy(update={"teacher": teacher}), {}, len(tokenizer), CPU)
     one, same, other = (live.signal(micro, 1.5, step) for step in (0, 0, 1))
     assert torch.equal(one.probs, same.probs) and not (

@@ -1,0 +1,52 @@
+"""Building blocks of the schema: the base of every section, number types with their range, registered choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+Pair = tuple[NotNegative, NotNegative]
+Dtype = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+class Section(BaseModel):
+    """A mapping of the YAML: unknown keys are errors, no value is converted, nothing changes after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Choice:
+    """Text that must be one of `names()`, with the error of a Literal: `Annotated[str, Choice(FORMATS.names)]`.
+
+    `names` is called at each validation, so that a name that a user's module registered before it counts.
+    """
+
+    def __init__(self, names: Callable[[], Iterable[str]]):
+        self.names = names
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def _check(self, value: Any) -> str:
+        names = tuple(self.names())
+        if isinstance(value, str) and value in names:
+            return value
+        quoted = [repr(name) for name in names]
+        raise PydanticKnownError(
+            "literal_error", {"expected": " or ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))}
+        )
