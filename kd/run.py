@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import deepspeed
 import psutil
@@ -15,12 +17,13 @@ from transformers import AutoConfig
 
 from kd.checkpoints.export_hf import export_student
 from kd.checkpoints.identity import run_identity
-from kd.checkpoints.store import Checkpoints, listed
-from kd.config.derived import run_folder, uses_teacher
+from kd.checkpoints.store import Checkpoints, list_checkpoints
+from kd.config.derived import quarantine_file, run_folder, uses_teacher
 from kd.config.load import dump_config
 from kd.config.schema import RunConfig
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.deepspeed_json import resolved_ds_config
+from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.dtypes import multiplies_bf16
 from kd.evaluation.files import format_table
@@ -34,11 +37,22 @@ from kd.sources.stages import Sources, described, run_sources, sources_to_look_a
 from kd.teacher.cached import require_captured
 from kd.teacher.capture.size import CacheSize, cache_size
 from kd.teacher.open import open_teacher
+from kd.training.curriculum import Curriculum
 from kd.training.engine import StudentEngine
 from kd.training.log import RunLog
+from kd.training.tally import REFUSED
 from kd.training.trainer import Trainer, TrainingResult
 
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
+
+
+class Outcome(NamedTuple):
+    """End of a run, as its report tells it."""
+
+    result: TrainingResult
+    wall_seconds: float
+    sources: Sources
+    no_teacher: str | None  # why the evaluation leaves the teacher out
 
 
 def plan_here(
@@ -105,18 +119,19 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
             log.say(f"evaluation: {no_teacher}")
         if sources.num_refused:
             log.say(f"data: {sources.num_refused} lines are refused; they are in {sources.quarantine}")
-        result, student, device = _train(config, tokenizer, run_dir, log, sources)
+        result, device = _train(config, tokenizer, run_dir, log, sources)
         if result.stopped == "signal":
             log.say("the same command goes on from here")
             return run_dir
         metrics = (
-            evaluate_run(config, tokenizer, student, run_dir, splits, log, device, teacher=no_teacher is None)
+            evaluate_run(
+                config, tokenizer, run_dir / "student", run_dir, splits, log, device, teacher=no_teacher is None
+            )
             if splits
             else None
         )
-        on_rank_0(
-            lambda: _finish(config, run_dir, result, time.monotonic() - started, log, metrics, sources, no_teacher)
-        )
+        outcome = Outcome(result, time.monotonic() - started, sources, no_teacher)
+        on_rank_0(lambda: _finish(config, run_dir, outcome, metrics, log.say))
     finally:
         log.close()
     dist.barrier()
@@ -138,44 +153,54 @@ def _warn_of_emulation(config: RunConfig, log: RunLog) -> None:
 
 def _train(
     config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: Sources
-) -> tuple[TrainingResult, Path, torch.device]:
+) -> tuple[TrainingResult, torch.device]:
+    """Train, and export the student unless a signal stopped the run; returns the device that it was trained on too."""
     ds_config = resolved_ds_config(config)
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = build_student(
         config, work_dir=run_dir, ds_config=ds_config, tokenizer_length=len(tokenizer), token_ids=token_ids
     )
-    engine = StudentEngine(model, config, ds_config, len(tokenizer))
+    packed = config.data.packing != "none"
+    engine = StudentEngine(model, config.loss, config.optimizer, ds_config, len(tokenizer), packed=packed)
     teacher = None
     if uses_teacher(config):
         teacher = open_teacher(config, ds_config, tokenizer, engine.device, log.say, sources.stages)
-    # Counts, flags and checkpoints travel over the CPU; NCCL cannot carry that.
-    group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    checkpoints = Checkpoints(
-        run_dir / "checkpoints", engine.engine, group, run_identity(config, teacher and teacher.content), log.say
+    ranks = Ranks.over_cpu()
+    identity = run_identity(config, teacher.content if teacher is not None else None)
+    written_as = config.training.checkpoint_format
+    checkpoints = Checkpoints(run_dir / "checkpoints", engine, ranks, identity, log.say, format=written_as)
+    missing = teacher.missing if teacher is not None else frozenset()
+    curriculum = Curriculum(
+        config.data,
+        config.training,
+        sources.stages,
+        tokenizer,
+        seed=config.run.seed,
+        missing=missing,
+        ranks=ranks,
+        say=log.say,
     )
+    quarantine = quarantine_file(config)
     try:
-        result = Trainer(config, engine, teacher, tokenizer, log, group, checkpoints, sources=sources.stages).run()
+        trainer = Trainer(
+            config, engine, teacher, curriculum, log, ranks, quarantine=quarantine, checkpoints=checkpoints
+        )
+        result = trainer.run()
     finally:
         if teacher is not None:
             teacher.close()
-    log.say(
-        f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
-        + (f"; stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else "")
-        + (f"; {result.num_too_long} records were longer than max_length and left out" if result.num_too_long else "")
-        + (f"; {result.num_no_signal} had no signal from the teacher and were left out" if result.num_no_signal else "")
-        + (f"; {result.num_truncated} were cut to it" if result.num_truncated else "")
-        + (f"; {result.num_refused} could not be rendered or located and were left out" if result.num_refused else "")
-    )
-    student = run_dir / "student"
+    done = f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
+    stopped = f"stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else None
+    log.say("; ".join(filter(None, [done, stopped, *result.tally.describe()])))
     if result.stopped != "signal":
-        export_student(model, tokenizer, student)
-    engine.engine.destroy()
-    return result, student, engine.device
+        export_student(model, tokenizer, run_dir / "student")
+    engine.close()
+    return result, engine.device
 
 
 def _prepare(run_dir: Path, config: RunConfig, fresh: bool) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
-    if fresh or (run_dir / "run.json").exists() or not listed(run_dir / "checkpoints"):
+    if fresh or (run_dir / "run.json").exists() or not list_checkpoints(run_dir / "checkpoints"):
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
         for name in ("metrics.jsonl", "run.json", "evaluation.json", "cases.jsonl", "report.html"):
@@ -184,18 +209,13 @@ def _prepare(run_dir: Path, config: RunConfig, fresh: bool) -> None:
 
 
 def _finish(
-    config: RunConfig,
-    run_dir: Path,
-    result: TrainingResult,
-    wall_seconds: float,
-    log: RunLog,
-    metrics: dict | None,
-    sources: Sources,
-    no_teacher: str | None,
+    config: RunConfig, run_dir: Path, outcome: Outcome, metrics: dict | None, say: Callable[[str], None]
 ) -> None:
-    facts = {
+    """Write run.json and the report, and say where they are."""
+    result = outcome.result
+    facts: dict[str, Any] = {
         "student_parameters": count_parameters(AutoConfig.from_pretrained(run_dir / "student")),
-        "wall_seconds": wall_seconds,
+        "wall_seconds": outcome.wall_seconds,
         "training_seconds": result.seconds,
         "steps": result.steps,
         "tokens": result.tokens,
@@ -203,39 +223,31 @@ def _finish(
         "data": "; ".join(f"{stage.name}: {described(stage)}" for stage in config.data.stages),
         "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__},
         "world_size": dist.get_world_size(),
-        "notes": [],
+        "notes": _write_notes(config, outcome),
     }
     if config.teacher is not None:
-        facts["teacher_parameters"] = count_parameters(
-            AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision)
-        )
-    if config.student.init == "teacher_layers":
-        facts["notes"].append(
-            "The student started from layers of the teacher (student.init: teacher_layers), not from random weights."
-        )
-    if no_teacher:
-        facts["notes"].append(f"{no_teacher[0].upper()}{no_teacher[1:]}.")
-    if sources.num_refused or result.num_refused:
-        facts["notes"].append(
-            f"{sources.num_refused} lines of the data were refused, and {result.num_refused} records that could not "
-            "be rendered or "
-            f"located; they are in {sources.quarantine}."
-        )
-    if result.num_too_long:
-        facts["notes"].append(
-            f"{result.num_too_long} records were longer than their stage's max_length and were left out."
-        )
-    if result.num_no_signal:
-        facts["notes"].append(
-            f"{result.num_no_signal} records had no signal from the teacher (its cache says why) and were left out."
-        )
-    if result.num_truncated:
-        facts["notes"].append(
-            f"{result.num_truncated} records were longer than their stage's max_length and were cut after an "
-            "assistant turn."
-        )
+        model_config = AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision)
+        facts["teacher_parameters"] = count_parameters(model_config)
     (run_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     report = write_report(run_dir)
     if metrics:
-        log.say(format_table(metrics))
-    log.say(f"student  {run_dir / 'student'}\nreport   {report}")
+        say(format_table(metrics))
+    say(f"student  {run_dir / 'student'}\nreport   {report}")
+
+
+def _write_notes(config: RunConfig, outcome: Outcome) -> list[str]:
+    """Write what a reader of the report must know to read its numbers."""
+    notes = []
+    if config.student.init == "teacher_layers":
+        notes.append(
+            "The student started from layers of the teacher (student.init: teacher_layers), not from random weights."
+        )
+    if outcome.no_teacher:
+        notes.append(f"{outcome.no_teacher[0].upper()}{outcome.no_teacher[1:]}.")
+    sources, tally = outcome.sources, outcome.result.tally
+    if sources.num_refused:
+        notes.append(f"{sources.num_refused} lines of the data were refused.")
+    notes += [f"{sentence}." for sentence in tally.describe()]
+    if sources.num_refused or tally.count(REFUSED):
+        notes.append(f"All that was refused is in {sources.quarantine}.")
+    return notes

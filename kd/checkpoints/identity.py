@@ -1,7 +1,6 @@
-"""What a checkpoint must agree with to be gone on from: the configuration that decides training, and what the teacher's
-cache holds.
+"""Identity of a run: settings, and content of the teacher's cache, that must match before a checkpoint is resumed.
 
-Where and how often things are written, evaluation, and where the cache lies and who was asked for it are free.
+Free to change: where and how often things are written, evaluation, where the cache lies and who was asked for it.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from kd.config.renamed import RENAMED
 from kd.config.schema import RunConfig
 
 CACHE = "content of teacher.cache"
@@ -21,8 +21,10 @@ _FREE = {
 
 
 def run_identity(config: RunConfig, cache: dict[str, str] | None) -> dict[str, Any]:
-    """By key, as JSON gives it back. `cache`: kd.teacher.cache.manifest.content_of of the cache that training reads;
-    None where it reads none.
+    """Return what decides training, by dotted key, as JSON gives it back.
+
+    Args:
+        cache: kd.teacher.cache.manifest.content_of of the cache that training reads; None where it reads none.
     """
     sections = config.model_dump(exclude={"evaluation": True, "teacher": {"cache": {"path"}}})
     found = {
@@ -36,32 +38,48 @@ def run_identity(config: RunConfig, cache: dict[str, str] | None) -> dict[str, A
 
 
 def difference(was: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """How a checkpoint of identity `was` differs from a run of identity `now`, and the remedy; None where it does
-    not.
-    """
-    other = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
+    """Say how a checkpoint of identity `was` differs from a run of identity `now`, and the remedy, or return None."""
+    was = _with_current_names(was)
+    other = [key for key in sorted(was.keys() | now.keys()) if _differ(was.get(key), now.get(key))]
     if CACHE in other and CACHE not in was:
         return (
             "an earlier version of this program wrote it, which did not note what was in the teacher's cache, so that "
-            "it cannot be told whether this "
-            "is the same: give --fresh to begin again, or finish the run with that version"
+            "it cannot be told whether this is the same: give --fresh to begin again, or finish the run with that "
+            "version"
         )
     if other == [CACHE]:
         return (
-            f"it was trained from another teacher.cache ({'; '.join(_of_cache(was[CACHE], now[CACHE]))}): put the old "
-            "cache back, choose another "
-            "run.name, or give --fresh to begin again"
+            f"it was trained from another teacher.cache ({'; '.join(_compare_caches(was[CACHE], now[CACHE]))}): put "
+            "the old cache back, choose another run.name, or give --fresh to begin again"
         )
+    if not other:
+        return None
     shown = "; ".join(f"{key} was {was.get(key)!r} and is {now.get(key)!r}" for key in other[:5])
     return (
-        f"it was written with another configuration ({shown}): restore it, choose another run.name, or give --fresh "
-        "to begin again"
-        if other
-        else None
+        f"it was written with another configuration ({shown}): restore it, choose another run.name, or give --fresh to "
+        "begin again"
     )
 
 
-def _of_cache(was: dict[str, str], now: dict[str, str]) -> list[str]:
+def _differ(was: Any, now: Any) -> bool:
+    """Tell whether two settings differ; one that an earlier version did not have was unset, or an empty list."""
+    return was != now and not (was in (None, []) and now in (None, []))
+
+
+def _with_current_names(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity that may have been written before keys were renamed (kd/config/renamed.py)."""
+    found = {key: dict(value) if isinstance(value, dict) else value for key, value in identity.items()}
+    for old, new in RENAMED.items():
+        section, _, name = old.rpartition(".")
+        inner = found if old in found else found.get(section)  # a key of a section, or of a section inside one
+        if inner is found:
+            found[new] = found.pop(old)
+        elif isinstance(inner, dict) and name in inner:
+            inner[new.rpartition(".")[2]] = inner.pop(name)
+    return found
+
+
+def _compare_caches(was: dict[str, str], now: dict[str, str]) -> list[str]:
     found = []
     if was["missing"] != now["missing"]:
         found.append(f"other records have no signal: {was['missing']} then, {now['missing']} now")

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and going on from one: every rank resumes the same step, or none does.
+"""Checkpoints of a run: every rank resumes the same step, or none does.
 
 Invariants
   A checkpoint is visible only when it is complete on all ranks: it is written to a hidden folder, each file's SHA-256
@@ -17,38 +17,54 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
+from typing import Any, Protocol
 
 from kd.atomic_files import flush
+from kd.checkpoints.format import CheckpointFormat
 from kd.checkpoints.identity import difference
+from kd.config.registries import CHECKPOINT_FORMATS
+from kd.distributed.ranks import Ranks
 from kd.errors import SpanwiseError
 from kd.hashing import sha256
 
 MANIFEST = "manifest.json"
+VERSION = 2  # of the manifest and of the state; 1 had neither this key nor the format's
 KEEP = 2
-_TAG = "state"  # DeepSpeed's folder inside a checkpoint
 _NAME = re.compile(r"step-(\d{8})")
 
 
 class CheckpointError(SpanwiseError, ValueError):
-    """A checkpoint cannot be written or gone on from; the message names it and the remedy."""
+    """A checkpoint cannot be written or resumed; the message names it and the remedy."""
+
+
+class Engine(Protocol):
+    """Writer and loader of weights and optimizer (kd.training.engine.StudentEngine)."""
+
+    def save(self, folder: Path, state: dict[str, Any], written_as: CheckpointFormat) -> None: ...
+    def load(self, folder: Path, written_as: CheckpointFormat) -> dict[str, Any]: ...
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. All ranks make one and call `save` and `load` together.
+    """Checkpoints of one run folder. All ranks make one and call `save` and `load` together.
 
     Args:
-        engine: the DeepSpeed engine.
-        group: a process group that carries Python objects over the CPU.
-        identity: what must be equal for a checkpoint to be gone on from (kd/checkpoints/identity.py).
-        say: told, in words, of anything a person should know.
+        identity: settings that must be equal for a checkpoint to be resumed (kd/checkpoints/identity.py).
+        format: name in CHECKPOINT_FORMATS of what `save` writes; `load` reads what the manifest names.
+        say: told, in words, what a person should know.
     """
 
-    def __init__(self, folder: Path, engine, group, identity: dict[str, Any], say: Callable[[str], None]):
-        self._folder, self._engine, self._group, self._identity, self._say = folder, engine, group, identity, say
-        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+    def __init__(
+        self,
+        folder: Path,
+        engine: Engine,
+        ranks: Ranks,
+        identity: dict[str, Any],
+        say: Callable[[str], None],
+        *,
+        format: str = "deepspeed",
+    ):
+        self._folder, self._engine, self._ranks, self._identity, self._say = folder, engine, ranks, identity, say
+        self._format = format
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the engine and this rank's `state` as the checkpoint of `step`.
@@ -57,106 +73,113 @@ class Checkpoints:
             CheckpointError: on every rank, when any rank could not write; earlier checkpoints are untouched.
         """
         part, whole = self._folder / f".step-{step:08d}.part", self._folder / f"step-{step:08d}"
-        if self._everywhere(whole.exists)[0]:
+        if self._ranks.gather(whole.exists())[0]:
             return
-        self._together(lambda: self._rank == 0 and _empty(part), f"step {step}: cannot make {part}")
+        written_as = CHECKPOINT_FORMATS[self._format]
+        self._together(lambda: self._on_rank_0(lambda: _empty(part)), f"step {step}: cannot make {part}")
+        self._together(lambda: self._engine.save(part, state, written_as), f"step {step}: cannot write {part}")
         self._together(
-            lambda: self._engine.save_checkpoint(str(part), tag=_TAG, client_state={"run": state}, save_latest=False),
-            f"step {step}: cannot write {part}",
-        )
-        self._together(
-            lambda: self._rank == 0 and self._publish(part, whole, step), f"step {step}: cannot publish {whole}"
+            lambda: self._on_rank_0(lambda: self._publish(part, whole, step)), f"step {step}: cannot publish {whole}"
         )
 
     def load(self) -> dict[str, Any] | None:
-        """Restore the newest good checkpoint into the engine; returns this rank's `state`, or None where there is none.
+        """Load the newest good checkpoint into the engine; returns this rank's `state`, or None where there is none.
 
         Raises:
             CheckpointError: checkpoints exist but all are damaged, or the newest good one is of another configuration,
-                cache or world size.
+                cache, world size or version.
         """
-        found: list[Any] = [None, None]
-        if self._rank == 0:
+        found: tuple[str | None, str | None, str | None] = None, None, None  # path, format, error
+        if self._ranks.rank == 0:
             try:
-                found[0] = self._newest_good()
+                found = (*self._newest_good(), None)
             except CheckpointError as error:
-                found[1] = str(error)
-        dist.broadcast_object_list(found, src=0, group=self._group)
-        path, error = found
+                found = None, None, str(error)
+        path, written_as, error = self._ranks.broadcast(found)
         if error:
             raise CheckpointError(error)
-        if path is None:
+        if path is None or written_as is None:
             return None
         state: dict[str, Any] = {}
-
-        def restore() -> None:
-            loaded, client = self._engine.load_checkpoint(path, tag=_TAG, load_lr_scheduler_states=False)
-            if loaded is None:
-                raise CheckpointError("DeepSpeed found nothing to load")
-            state.update(client["run"])
-
-        self._together(restore, f"cannot go on from {path}")
+        self._together(
+            lambda: state.update(self._engine.load(Path(path), CHECKPOINT_FORMATS[written_as])),
+            f"cannot go on from {path}",
+        )
         return state
 
-    def _newest_good(self) -> str | None:
-        candidates = listed(self._folder)
+    def _newest_good(self) -> tuple[str, str] | tuple[None, None]:
+        """Find the newest checkpoint that is whole, and its format."""
+        candidates = list_checkpoints(self._folder)
         for path in candidates:
-            problem = damage(path)
+            problem = find_damage(path)
             if problem:
                 self._say(f"checkpoint {path} is damaged and left aside: {problem}")
                 continue
             manifest = json.loads((path / MANIFEST).read_text())
-            if manifest["world_size"] != self._world:
+            version, written_as = manifest.get("version", 1), manifest.get("format", "deepspeed")
+            if version > VERSION or written_as not in CHECKPOINT_FORMATS:
                 raise CheckpointError(
-                    f"{path} was written by {manifest['world_size']} ranks and this run has {self._world}: start "
-                    "it with "
-                    f"{manifest['world_size']}, or give --fresh to begin again"
+                    f"{path} is of version {version} and format {written_as}, and this program reads versions up to "
+                    f"{VERSION} and {', '.join(CHECKPOINT_FORMATS.names())}: resume it with the program that wrote it, "
+                    "or give --fresh to begin again"
+                )
+            if manifest["world_size"] != self._ranks.world_size:
+                raise CheckpointError(
+                    f"{path} was written by {manifest['world_size']} ranks and this run has {self._ranks.world_size}: "
+                    f"start it with {manifest['world_size']}, or give --fresh to begin again"
                 )
             other = difference(manifest["identity"], self._identity)
             if other:
                 raise CheckpointError(f"cannot go on from {path}: {other}")
-            return str(path)
+            return str(path), written_as
         if candidates:
             raise CheckpointError(f"{self._folder}: no checkpoint is whole; give --fresh to begin again from the start")
-        return None
+        return None, None
 
     def _publish(self, part: Path, whole: Path, step: int) -> None:
         files = {
             str(p.relative_to(part)): [sha256(p), p.stat().st_size] for p in sorted(part.rglob("*")) if p.is_file()
         }
-        manifest = {"step": step, "world_size": self._world, "identity": self._identity, "files": files}
+        manifest = {
+            "version": VERSION,
+            "format": self._format,
+            "step": step,
+            "world_size": self._ranks.world_size,
+            "identity": self._identity,
+            "files": files,
+        }
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for path in [*part.rglob("*"), part]:
             flush(path)
         os.rename(part, whole)
         flush(self._folder)
-        for old in listed(self._folder)[KEEP:]:
+        for old in list_checkpoints(self._folder)[KEEP:]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def _on_rank_0(self, work: Callable[[], Any]) -> None:
+        if self._ranks.rank == 0:
+            work()
+
     def _together(self, work: Callable[[], Any], what: str) -> None:
+        """Do `work` on every rank, and raise on all of them where it failed on any."""
         message = None
         try:
             work()
         except Exception as error:  # told to all ranks below: one that raised alone would leave the others waiting
-            message = f"rank {self._rank}: {type(error).__name__}: {error}"
-        problems = [m for m in self._everywhere(lambda: message) if m]
+            message = f"rank {self._ranks.rank}: {type(error).__name__}: {error}"
+        problems = [problem for problem in self._ranks.gather(message) if problem]
         if problems:
             raise CheckpointError(f"{what} ({problems[0]})")
 
-    def _everywhere(self, value: Callable[[], Any]) -> list[Any]:
-        values: list[Any] = [None] * self._world
-        dist.all_gather_object(values, value(), group=self._group)
-        return values
 
-
-def listed(folder: Path) -> list[Path]:
-    """The visible checkpoints of a folder, newest first."""
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the visible checkpoints of a folder, newest first."""
     found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
     return sorted(found, key=lambda p: p.name, reverse=True)
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint at `path`, naming the file, or None."""
+def find_damage(path: Path) -> str | None:
+    """Say what is wrong with the checkpoint at `path`, naming the file, or return None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files = manifest["files"]

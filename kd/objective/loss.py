@@ -1,6 +1,6 @@
 """The training loss: terms weighted by spans and normalisers, computed by one fused call into `kernels`.
 
-    kl, hard, truth      over every supervised row
+    kd, hard, truth      over every supervised row
     tool, args, integration   cross-entropy over the rows whose token carries that span bit
 
 Each term is divided by the number of rows it applies to in the *whole optimizer step* (over micro-batches and ranks; by
@@ -62,7 +62,7 @@ def row_weights(bits: Tensor, weight: Tensor, counts: Tensor, terms: TermWeights
     integration = of(terms.integration, num_integration, INTEGRATION)
     spans = [s for s in (tool, args, integration) if s is not None]
     rows = RowWeights(
-        kd=of(terms.kl, num_truth, TRUTH),
+        kd=of(terms.kd, num_truth, TRUTH),
         truth=of(terms.truth, num_truth, TRUTH),
         span=torch.stack(spans).sum(0) if spans else None,
         hard=of(terms.hard, num_truth, TRUTH),
@@ -116,7 +116,7 @@ def term_sums(out: DistillOutput, weights: SpanRows, temperature: float) -> Tens
         return zero if weight is None else (weight * value.masked_fill(weight == 0, 0)).sum()
 
     sums = {
-        "kl": total(used.kd, out.divergence) * temperature**2,
+        "kd": total(used.kd, out.divergence) * temperature**2,
         "hard": total(used.hard, out.hard_nll),
         "truth": total(used.truth, out.nll),
         "tool": total(weights.tool, out.nll),

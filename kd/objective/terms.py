@@ -13,16 +13,16 @@ from kd.config.schema import Loss
 from kernels import EntropyWeighting
 
 SOFT_SHARE = 0.6  # of the teacher's share; the rest goes to its own choice (hard)
-TERMS = ("kl", "hard", "truth", "tool", "args", "integration")
+TERMS = ("kd", "hard", "truth", "tool", "args", "integration")
 
 
 class TermWeights(NamedTuple):
-    """Weights of the terms at one step; `entropy`, where set, replaces kl, hard and truth token by token (they are then
+    """Weights of the terms at one step; `entropy`, where set, replaces kd, hard and truth token by token (they are then
     1).
     """
 
     temperature: float
-    kl: float
+    kd: float
     hard: float
     truth: float
     tool: float
@@ -34,7 +34,7 @@ class TermWeights(NamedTuple):
 def loss_weight_schedule(
     step: int, num_steps: int, *, start: float = 0.7, end: float = 0.3, schedule: str = "linear"
 ) -> tuple[float, float, float]:
-    """(kl, hard, truth) at an optimizer step: the teacher's share goes from start to end and is split 60/40 into kl and
+    """(kd, hard, truth) at an optimizer step: the teacher's share goes from start to end and is split 60/40 into kd and
     hard.
     """
     share = scheduled(schedule, start, end, step, num_steps)
@@ -73,15 +73,15 @@ def weights_at(loss: Loss, step: int, num_steps: int, *, has_teacher: bool) -> T
     temperature = scheduled(t.schedule, t.start, t.end, step, num_steps)
     entropy = None
     if not has_teacher:
-        kl, hard, truth = 0.0, 0.0, 1.0 if loss.weights is None else loss.weights.truth
+        kd, hard, truth = 0.0, 0.0, 1.0 if loss.weights is None else loss.weights.truth
     elif loss.entropy_weighting is not None:
         e = loss.entropy_weighting
         entropy = entropy_weighting(h_min=e.h_min, h_max=e.h_max, kd=e.kd, hard=e.hard, truth=e.truth)
-        kl = hard = truth = 1.0
+        kd = hard = truth = 1.0
     elif loss.teacher_share is not None:
         s = loss.teacher_share
-        kl, hard, truth = loss_weight_schedule(step, num_steps, start=s.start, end=s.end, schedule=s.schedule)
+        kd, hard, truth = loss_weight_schedule(step, num_steps, start=s.start, end=s.end, schedule=s.schedule)
     else:
         w = loss.weights
-        kl, hard, truth = (0.5, 0.3, 0.2) if w is None else (w.kd, w.hard, w.truth)
-    return TermWeights(temperature, kl, hard, truth, loss.w_tool, loss.w_args, loss.w_integr, entropy)
+        kd, hard, truth = (0.5, 0.3, 0.2) if w is None else (w.kd, w.hard, w.truth)
+    return TermWeights(temperature, kd, hard, truth, loss.w_tool, loss.w_args, loss.w_integr, entropy)

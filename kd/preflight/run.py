@@ -230,7 +230,7 @@ def _gradient(
 ) -> tuple[float, float]:
     """(loss, L2 norm of its gradient over all of the student's parameters)."""
     student.zero_grad(set_to_none=True)
-    used = teacher if terms.kl or terms.hard or terms.entropy is not None else None
+    used = teacher if terms.kd or terms.hard or terms.entropy is not None else None
     out = combined_kd_loss(
         hidden_rows(student, micro),
         head_of(student),

@@ -10,7 +10,8 @@ them; `StepReport.skipped` says so, and `suspects` names this rank's records who
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import deepspeed
 import torch
@@ -18,7 +19,8 @@ from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
 from kd.batching.micro_batch import MicroBatch
-from kd.config.schema import RunConfig
+from kd.checkpoints.format import CheckpointFormat
+from kd.config.schema import Loss, Optimizer
 from kd.models.hidden_states import check_packable, hidden_rows
 from kd.models.lm_head import head_of
 from kd.objective.loss import CombinedLoss, SpanRows, combined_kd_loss, row_weights
@@ -41,12 +43,11 @@ class StepReport(NamedTuple):
 
 
 class _StudentWithLoss(nn.Module):
-    """What DeepSpeed wraps: tokens and the teacher's signal in, the loss and its rows out."""
+    """Module that DeepSpeed wraps: tokens and the teacher's targets in, the loss and its rows out."""
 
-    def __init__(self, model: nn.Module, config: RunConfig, vocab_size: int):
+    def __init__(self, model: nn.Module, loss: Loss, vocab_size: int):
         super().__init__()
         self.model = model
-        loss = config.loss
         self._options = {
             "divergence": loss.divergence,
             "beta": loss.beta,
@@ -69,31 +70,69 @@ class _StudentWithLoss(nn.Module):
 
 
 class StudentEngine:
-    """Owns the DeepSpeed engine of the student.
+    """The student's DeepSpeed engine.
 
     Args:
         model: from `kd.models.student.build_student`, made with the same `ds_config`.
+        ds_config: settings of kd/distributed/deepspeed_json.py.
         vocab_size: len(tokenizer); padded columns beyond it get no probability.
+        packed: whether sequences hold several records, which must not see one another.
+
+    Raises:
+        UnpackableModel: `packed`, and this model's attention cannot keep records apart.
     """
 
-    def __init__(self, model: nn.Module, config: RunConfig, ds_config: dict, vocab_size: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: Optimizer,
+        ds_config: dict,
+        vocab_size: int,
+        *,
+        packed: bool = False,
+    ):
         self.model = model
-        if config.data.packing != "none":
+        if packed:
             check_packable(model)
         if not torch.cuda.is_available():
             _gather_whole_layers(model)
-        optimizer = build_optimizer(model, config.optimizer, ds_config)
-        self.engine, *_ = deepspeed.initialize(
-            model=_StudentWithLoss(model, config, vocab_size), optimizer=optimizer, config=ds_config
+        self._engine, *_ = deepspeed.initialize(
+            model=_StudentWithLoss(model, loss, vocab_size),
+            optimizer=build_optimizer(model, optimizer, ds_config),
+            config=ds_config,
         )
         # a loaded model comes in evaluation mode, where gradient checkpointing and dropout silently do nothing
-        self.engine.train()
-        self.device = self.engine.device
+        self._engine.train()
+        self.device: torch.device = self._engine.device
         self.world_size = torch.distributed.get_world_size()
 
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the loss is scaled (fp16), so that an overflow now and then is no fault."""
+        return bool(self._engine.fp16_enabled())
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps that were skipped since the run began, as their gradient was not finite."""
+        return int(self._engine.skipped_steps)
+
     def set_learning_rate(self, value: float) -> None:
-        for group in self.engine.optimizer.param_groups:
+        """Set the learning rate of every parameter group."""
+        for group in self._engine.optimizer.param_groups:
             group["lr"] = value
+
+    def save(self, folder: Path, state: dict[str, Any], written_as: CheckpointFormat) -> None:
+        """Write weights, optimizer and this rank's `state` into `folder`; all ranks together."""
+        written_as.save(self._engine, folder, state)
+
+    def load(self, folder: Path, written_as: CheckpointFormat) -> dict[str, Any]:
+        """Load what `save` wrote, and return this rank's state; all ranks together."""
+        return written_as.load(self._engine, folder)
+
+    def close(self) -> None:
+        """Free the engine's hooks and buffers."""
+        self._engine.destroy()
 
     def train_step(
         self,
@@ -111,29 +150,29 @@ class StudentEngine:
             teacher: where the teacher's signal comes from, or None.
             step: the optimizer step, from 0.
         """
-        skipped_before = self.engine.skipped_steps
+        skipped_before = self.skipped_steps
         sums = torch.zeros(len(SUMS), device=self.device)
         seen: list[tuple[MicroBatch, Tensor]] = []
         for micro in micro_batches:
             micro = micro.to(self.device)
             weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
             signal = teacher.signal(micro, terms.temperature, step) if teacher is not None else None
-            out = self.engine(micro, weights, terms, signal, self._grad_scale())
-            self.engine.backward(out.loss, scale_wrt_gas=False)
-            self.engine.step()
+            out = self._engine(micro, weights, terms, signal, self._grad_scale())
+            self._engine.backward(out.loss, scale_wrt_gas=False)
+            self._engine.step()
             sums += self._sums(micro, out)
             # With forward_kl a teacher's NaN is in its entropy and not in the divergence.
             seen.append((micro, out.rows.nll + out.rows.divergence + out.rows.hard_nll + out.rows.teacher_entropy))
-        skipped = self.engine.skipped_steps > skipped_before
+        skipped = self.skipped_steps > skipped_before
         return StepReport(sums, skipped, _suspects(seen) if skipped else ())
 
     def grad_norm(self) -> float:
         """Global L2 norm of the last step's gradient before clipping."""
-        return float(self.engine.get_global_grad_norm())
+        return float(self._engine.get_global_grad_norm())
 
     def _grad_scale(self) -> float:
         # fp16: gradients made in forward are scaled with the loss, or they underflow once 1/N is in the weights.
-        return float(getattr(self.engine.optimizer, "cur_scale", 1.0)) if self.engine.fp16_enabled() else 1.0
+        return float(getattr(self._engine.optimizer, "cur_scale", 1.0)) if self.scales_loss else 1.0
 
     def _sums(self, micro: MicroBatch, out: CombinedLoss) -> Tensor:
         rows = out.rows

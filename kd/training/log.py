@@ -19,7 +19,7 @@ try:
 except ModuleNotFoundError:  # a machine that was lent may lack it, and metrics.jsonl has the same numbers
     SummaryWriter = None
 
-_SHOWN = ("loss", "kl", "hard", "truth", "tool", "args", "integration")
+_SHOWN = ("loss", "kd", "hard", "truth", "tool", "args", "integration")
 
 
 class RunLog:
@@ -70,8 +70,8 @@ class RunLog:
         terms = "  ".join(f"{name} {values[name]:.4f}" for name in _SHOWN if name in values)
         self.say(
             f"step {values['step']:>6}  {values['stage']}  {terms}  T {values['temperature']:.2f}  lr "
-            f"{values['lr']:.2e}  "
-            f"grad {values['grad_norm']:.2f}  {values['tokens_per_second']:.0f} tok/s  {values['memory_gib']:.1f} GiB"
+            f"{values['lr']:.2e}  grad {values['grad_norm']:.2f}  {values['tokens_per_second']:.0f} tok/s  "
+            f"{values['memory_gib']:.1f} GiB"
         )
 
     def close(self) -> None:

@@ -11,8 +11,9 @@ import torch.distributed as dist
 
 from helpers.cache_cases import CUTS, IDENTITY, SAMPLED, three_shards, write
 from kd.checkpoints.identity import CACHE, run_identity
-from kd.checkpoints.store import MANIFEST, CheckpointError, Checkpoints, listed
+from kd.checkpoints.store import MANIFEST, CheckpointError, Checkpoints, list_checkpoints
 from kd.config.load import load_config
+from kd.distributed.ranks import Ranks
 from kd.teacher.cache.manifest import content_of
 from kd.teacher.cache.reader import CacheReader
 from kd.teacher.cache.spec import Missing
@@ -32,13 +33,13 @@ LATER = Missing(b"\1" * 16, "r9", "status 503")
 
 
 class Engine:
-    """Stands for DeepSpeed's: it saves and loads nothing but the state."""
+    """Stands for the student's: it saves and loads nothing but the state."""
 
-    def save_checkpoint(self, folder, tag, client_state, save_latest):
-        self.state = client_state
+    def save(self, folder, state, written_as):
+        self.state = state
 
-    def load_checkpoint(self, path, tag, load_lr_scheduler_states):
-        return path, self.state
+    def load(self, folder, written_as):
+        return self.state
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def saved(tmp_path):
     def checkpoints(cache, *overrides):
         content = content_of(CacheReader(tmp_path / cache).manifest)
         identity = run_identity(load_config(tmp_path / "run.yaml", overrides), content)
-        return Checkpoints(folder, engine, dist.group.WORLD, identity, lambda text: pytest.fail(text))
+        return Checkpoints(folder, engine, Ranks(), identity, lambda text: pytest.fail(text))
 
     checkpoints("cache").save(2, {"step": 2})
     yield lambda *overrides, cache="cache": checkpoints(cache, *overrides).load()
@@ -123,7 +124,7 @@ def test_another_configuration_is_named(saved):
 
 def test_a_checkpoint_that_does_not_say_which_cache_is_refused(saved, tmp_path):
     """As earlier versions wrote them."""
-    path = listed(tmp_path / "checkpoints")[0] / MANIFEST
+    path = list_checkpoints(tmp_path / "checkpoints")[0] / MANIFEST
     manifest = json.loads(path.read_text())
     del manifest["identity"][CACHE]
     manifest["identity"]["teacher.cache"]["path"] = "cache"

@@ -6,38 +6,29 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
+from distributed.scenario_table import CONFIG, DS, Table
 from helpers.jobs import Job, wait_for_all
 from kd.records.files import write_records
 from kd.records.record import Record
 from kd.rendering.encode import encode
 from kd.sources.demo import corpus as demo
 
-CONFIG = """\
-run: {{name: t, output_dir: {out}, seed: 3}}
-teacher: {{path: {teacher}, dtype: fp32}}
-student: {{architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
-          num_key_value_heads: 2, head_dim: 8, vocab_size: 612, dtype: fp32}}
-data: {{stages: [{{name: a, train: [{out}/records.jsonl], max_length: {max_length}}}]}}
-loss: {{temperature: {{start: 2.0}}, weights: {{kd: 0.5, hard: 0.3, truth: 0.2}}, w_tool: 0.15, w_args: 0.15, w_integr: 0.1}}
-optimizer: {{lr: 1024, schedule: constant, clip: 1.0e+9, weight_decay: 0}}
-training: {{steps: 1, log_every: 1, micro_batch_size: 1, deepspeed: {out}/ds.json}}
-"""  # noqa: E501
-# Every weight is partitioned, and SGD may stand in for AdamW.
-DS = {
-    "zero_allow_untested_optimizer": True,
-    "data_types": {"grad_accum_dtype": "fp32"},
-    "steps_per_print": 10**9,
-    "zero_optimization": {
-        "stage": 3,
-        "overlap_comm": False,
-        "stage3_param_persistence_threshold": 0,
-        "reduce_bucket_size": 10**6,
-    },
-}
+
+@dataclass(frozen=True)
+class Runs:
+    """Results of the scenarios, in a folder a world size."""
+
+    folder: Path
+
+    def __call__(self, world: int, name: str, rank: int = 0) -> dict:
+        """Read what a scenario wrote."""
+        return torch.load(self.folder / f"world{world}" / f"{name}.{rank}.pt", weights_only=False)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +44,7 @@ def records(tokenizer) -> list[Record]:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory, records, tokenizer, teacher_folder):
+def runs(tmp_path_factory, records, tokenizer, teacher_folder) -> Runs:
     """runs(world, name, rank=0): what the scenario wrote."""
     out = tmp_path_factory.mktemp("runs")
     limit = max(len(encode(r, tokenizer).input_ids) for r in records[:4])
@@ -69,148 +60,19 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder):
         write_records(out / f"{name}.jsonl", chosen)
 
     # The same four records compressed, as an array, and as lines of which one is broken.
-    (out / "forms1.jsonl.gz").write_bytes(gzip.compress((out / "records.jsonl").read_bytes().split(b"\n")[0]))
-    (out / "forms2.json").write_text(json.dumps([vars(record) for record in records[1:3]]))
-    (out / "forms3.jsonl").write_text("broken\n" + json.dumps(vars(records[3])))
+    (out / "formats1.jsonl.gz").write_bytes(gzip.compress((out / "records.jsonl").read_bytes().split(b"\n")[0]))
+    (out / "formats2.json").write_text(json.dumps([vars(record) for record in records[1:3]]))
+    (out / "formats3.jsonl").write_text("broken\n" + json.dumps(vars(records[3])))
 
     spoiled = Record("spoiled", [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "bye<|end|>"}])
     write_records(out / "spoiled.jsonl", [*records[:4], spoiled])
 
-    def scenario(name, *overrides, accumulation=1, optimizer="sgd", **extra):
-        overrides = [f"training.gradient_accumulation={accumulation}", *overrides]
-        return {"name": name, "config": str(out / "run.yaml"), "overrides": overrides, "optimizer": optimizer, **extra}
-
-    def file(name):
-        return f"data.stages.0.train=[{out}/{name}.jsonl]"
-
-    tied = "student.tie_word_embeddings=true"
-    entropy = (
-        "loss.weights=null",
-        "loss.entropy_weighting={h_min: 0.5, h_max: 5.0, kd: [0.2, 0.6], hard: [0.3, 0.2], truth: [0.5, 0.2]}",
-    )
-    two_steps = (
-        "training.steps=2",
-        "optimizer.lr=0.5",
-        "loss.temperature={schedule: linear, start: 3.0, end: 1.5}",
-        "loss.weights=null",
-        "loss.teacher_share={start: 0.7, end: 0.3}",
-    )
-    source = (
-        "student.init=checkpoint",
-        f"student.path={teacher_folder}",
-        "student.gradient_checkpointing=true",
-        *(
-            f"student.{key}=null"
-            for key in (
-                "architecture",
-                "hidden_size",
-                "intermediate_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "num_key_value_heads",
-                "head_dim",
-                "vocab_size",
-            )
-        ),
-    )
-    poisoned = dict(optimizer="adamw", export=True, poison=[1, records[1].id])
-    # The four records in two rows of 524 and 464 tokens, and the fifth left out.
-    packed = (
-        f"data.stages.0.train=[{out}/records.jsonl, {out}/toolong.jsonl]",
-        "data.packing=length",
-        "data.stages.0.max_length=560",
-    )
-    everything = ("teacher.targets=topk", f"teacher.top_k={len(tokenizer)}")
-    sampled = ("teacher.targets=sampled", "teacher.num_draws=20")
-
-    def cached(name, world, kind, *overrides, **extra):
-        cache = f"teacher.cache={{path: {out}/world{world}/{name}_cache, temperatures: [2.0], {kind}}}"
-        return scenario(name, cache, "training.micro_batch_size=2", *overrides, capture=60, **extra)
-
-    full_cache, draws = f"kind: topk, precision: fp32, top_k: {len(tokenizer)}", "kind: sampled, num_draws: 20"
-    adamw = ("optimizer.lr=0.01", "training.steps=2", "training.micro_batch_size=2")
-    scenarios = {
-        1: [
-            scenario("split", accumulation=4),
-            scenario("split_tied", tied, accumulation=4),
-            scenario("lonely", file("lonely"), accumulation=2),
-            scenario("entropy", *entropy, accumulation=4),
-            scenario("replicated", "teacher.placement=replicated", accumulation=4),
-            scenario("live_topk", *everything, accumulation=4),
-            scenario("sampled", *sampled, accumulation=4),
-            cached("cached_topk", 1, full_cache, accumulation=2),
-            cached("cached_sampled", 1, draws, accumulation=2),
-            cached("cached_packed", 1, draws, *packed),
-            scenario("zero2", f"training.deepspeed={out}/ds2.json", accumulation=4),
-            scenario("one", file("one"), accumulation=2),
-            scenario("packed", *packed, accumulation=2),
-            scenario("packed_eager", *packed, "student.attention_implementation=eager", "training.micro_batch_size=2"),
-        ],
-        2: [
-            scenario("split", accumulation=2, export=True),
-            scenario("split_tied", tied, accumulation=2, export=True),
-            scenario("wide", "training.micro_batch_size=2"),
-            scenario("wide_tied", tied, "training.micro_batch_size=2"),
-            scenario("zero2", f"training.deepspeed={out}/ds2.json", accumulation=2),
-            scenario("lonely", file("lonely")),
-            scenario("one", file("one")),
-            scenario("toolong", file("toolong"), "training.micro_batch_size=2"),
-            scenario("live_topk", *everything, accumulation=2),
-            scenario("offloaded", "teacher.placement=offloaded", accumulation=2),
-            scenario("sampled", *sampled, accumulation=2),
-            scenario("sampled_packed", *packed, *sampled),
-            scenario("sampled_twice", *sampled, "training.steps=2", "optimizer.lr=1e-30", accumulation=2),
-            cached("cached_topk", 2, full_cache, "loss.temperature={start: 2.04}"),
-            cached("cached_two_steps", 2, full_cache, *two_steps, "teacher.cache.temperatures=[1.5, 3.0]"),
-            cached("cached_sampled", 2, draws),
-            scenario("checkpoint", *source, "teacher=null", "loss.weights={truth: 1}", accumulation=2),
-            scenario("two_steps", *two_steps, accumulation=2),
-            scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
-            scenario("packed", *packed, "data.workers=1"),
-            scenario("nan_packed", *packed, *adamw, "training.micro_batch_size=1", **poisoned),
-            scenario("truncated", "data.too_long=truncate", "data.stages.0.max_length=424", accumulation=2),
-            scenario(
-                "forms",
-                f"data.stages.0.train=[{out}/forms*]",
-                "run.name=forms",
-                "data.max_bad_fraction=0.2",
-                "data.workers=1",
-                accumulation=2,
-            ),
-            scenario(
-                "left_out",
-                file("spoiled"),
-                "run.name=left_out",
-                "data.max_bad_fraction=0.2",
-                "training.steps=3",
-                "optimizer.lr=0.01",
-            ),
-            scenario(
-                "too_many",
-                file("spoiled"),
-                "run.name=too_many",
-                "data.max_bad_fraction=0.1",
-                "training.steps=3",
-                "optimizer.lr=0.01",
-            ),
-            scenario("refused", f"data.stages.0.train=[{out}/forms*]", "run.name=refused"),
-            scenario(
-                "truth", "teacher=null", f"tokenizer.path={teacher_folder}", "loss.weights={truth: 1}", accumulation=2
-            ),
-            scenario("nan_fp32", *adamw, **poisoned),
-            scenario("nan_bf16", *adamw, "student.dtype=bf16", "teacher.dtype=bf16", **poisoned),
-        ],
-    }
     jobs = []
-    for world, chosen in scenarios.items():
+    for world, scenarios in Table(out, teacher_folder, len(tokenizer), records[1].id).scenarios().items():
         folder = out / f"world{world}"
         folder.mkdir()
-        (out / f"world{world}.json").write_text(json.dumps({"out": str(folder), "scenarios": chosen}))
+        job = {"out": str(folder), "scenarios": [scenario.as_job(out / "run.yaml") for scenario in scenarios]}
+        (out / f"world{world}.json").write_text(json.dumps(job))
         jobs.append(Job(["tests/distributed/scenarios.py", str(out / f"world{world}.json")], world))
     wait_for_all(jobs)
-
-    def read(world: int, name: str, rank: int = 0) -> dict:
-        return torch.load(out / f"world{world}" / f"{name}.{rank}.pt", weights_only=False)
-
-    read.folder = out
-    return read
+    return Runs(out)

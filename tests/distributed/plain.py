@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from kd.rendering.encode import encode
 
 # What the scenarios weigh each term with (tests/distributed/conftest.py).
-SHARES = {"kl": 0.5, "hard": 0.3, "truth": 0.2, "tool": 0.15, "args": 0.15, "integration": 0.1}
+SHARES = {"kd": 0.5, "hard": 0.3, "truth": 0.2, "tool": 0.15, "args": 0.15, "integration": 0.1}
 BITS = {"truth": 1, "tool": 2, "args": 4, "integration": 8}
 
 
@@ -32,7 +32,7 @@ def plain_step(
 
     Args:
         weights: the student's parameters before the step. shares: the weight of each of the six terms.
-        entropy: (h_min, h_max, {term: (first, second)}) replaces the shares of kl, hard and truth at each token.
+        entropy: (h_min, h_max, {term: (first, second)}) replaces the shares of kd, hard and truth at each token.
     """
     student = AutoModelForCausalLM.from_config(model_config, attn_implementation="eager").double()
     named = dict(student.named_parameters())
@@ -55,7 +55,7 @@ def plain_step(
         kl = F.kl_div(torch.log_softmax(z / temperature, -1), torch.softmax(u / temperature, -1), reduction="none").sum(
             -1
         )
-        values = {"kl": temperature**2 * kl, "hard": hard, "truth": nll, "tool": nll, "args": nll, "integration": nll}
+        values = {"kd": temperature**2 * kl, "hard": hard, "truth": nll, "tool": nll, "args": nll, "integration": nll}
         factors = dict.fromkeys(values, 1.0)
         if entropy is not None:
             h_min, h_max, ends = entropy

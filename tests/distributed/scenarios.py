@@ -25,17 +25,23 @@ import torch.distributed as dist
 
 import kd.training.engine
 from kd.checkpoints.export_hf import export_student
+from kd.config.derived import quarantine_file
 from kd.config.load import load_config
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.deepspeed_json import resolved_ds_config
+from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.models.student import build_student
 from kd.models.tokenizer import load_tokenizer
 from kd.sources.stages import run_sources
 from kd.teacher.capture.capture import capture
 from kd.teacher.open import open_teacher
+from kd.training.curriculum import Curriculum
 from kd.training.engine import StudentEngine
+from kd.training.tally import NO_TARGETS, REFUSED, TOO_LONG, TRUNCATED
 from kd.training.trainer import Trainer
+
+COUNTED = {"too_long": TOO_LONG, "no_signal": NO_TARGETS, "refused": REFUSED, "truncated": TRUNCATED}
 
 
 class Lines:
@@ -83,7 +89,8 @@ def run(scenario: dict, out: Path) -> dict:
     try:
         tokenizer, settings = load_tokenizer(config), resolved_ds_config(config)
         model = build_student(config, work_dir=out, ds_config=settings, tokenizer_length=len(tokenizer))
-        engine = StudentEngine(model, config, settings, len(tokenizer))
+        packed = config.data.packing != "none"
+        engine = StudentEngine(model, config.loss, config.optimizer, settings, len(tokenizer), packed=packed)
     finally:
         kd.training.engine.build_optimizer = build
     partitioned = [name for name, p in model.named_parameters() if p.numel() == 0]
@@ -106,7 +113,19 @@ def run(scenario: dict, out: Path) -> dict:
     reports: list = []
     engine.train_step = train_step
     log = Lines()
-    result = Trainer(config, engine, teacher, tokenizer, log, dist.group.WORLD, sources=sources).run()
+    ranks, missing = Ranks(), teacher.missing if teacher is not None else frozenset()
+    curriculum = Curriculum(
+        config.data,
+        config.training,
+        sources,
+        tokenizer,
+        seed=config.run.seed,
+        missing=missing,
+        ranks=ranks,
+        say=log.say,
+    )
+    result = Trainer(config, engine, teacher, curriculum, log, ranks, quarantine=quarantine_file(config)).run()
+    counts = {f"num_{name}": result.tally.count(reason) for name, reason in COUNTED.items()}
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")
     return {
@@ -116,7 +135,7 @@ def run(scenario: dict, out: Path) -> dict:
         "reports": reports,
         "partitioned": partitioned,
         "training": all(module.training for module in model.modules()),
-        "result": result._asdict(),
+        "result": {**result._replace(tally=None)._asdict(), **counts},
         "world": dist.get_world_size(),
     }
 

@@ -44,5 +44,5 @@ def test_a_skipped_step_is_counted_and_left_out_of_the_logged_loss(both):
     for row, (skipped, _) in zip(rows, both[0]["reports"]):
         assert ("loss" in row) == (not skipped)
         assert all(
-            math.isfinite(row[name]) for name in ("loss", "kl", "truth", "grad_norm") if name in row and not skipped
+            math.isfinite(row[name]) for name in ("loss", "kd", "truth", "grad_norm") if name in row and not skipped
         )

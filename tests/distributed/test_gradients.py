@@ -115,7 +115,7 @@ def test_packed_records_have_the_gradient_and_the_terms_of_records_apart(runs, p
     assert_same(gradients(run), expected)
     assert logged(run) == pytest.approx(terms, rel=1e-5)
     assert run["result"]["num_too_long"] == 4 and any(
-        "8 records of 988 tokens, packed into rows of 560" in text for text in run["said"]
+        "8 records of 988 tokens, packed into sequences of 560" in text for text in run["said"]
     )
 
 
@@ -173,8 +173,8 @@ def test_a_cache_of_draws_teaches_the_same_at_both_world_sizes_and_packed(runs):
     one, two, dense = runs(1, "cached_sampled"), runs(2, "cached_sampled"), logged(runs(1, "split"))
     assert_same(gradients(one), gradients(two))
     assert_same(gradients(runs(1, "cached_packed")), gradients(two))
-    assert {**logged(one), "kl": 0} == pytest.approx({**dense, "kl": 0}, rel=1e-5)
-    assert logged(one)["kl"] == pytest.approx(dense["kl"], rel=0.1)
+    assert {**logged(one), "kd": 0} == pytest.approx({**dense, "kd": 0}, rel=1e-5)
+    assert logged(one)["kd"] == pytest.approx(dense["kd"], rel=0.1)
     files = [
         {path.name: path.read_bytes() for path in (runs.folder / f"world{world}" / "cached_sampled_cache").iterdir()}
         for world in (1, 2)
@@ -188,27 +188,27 @@ def test_draws_are_of_the_step_and_the_record_and_not_of_the_split(runs):
         assert_same(gradients(runs(2, name)), gradients(one))
         assert logged(runs(2, name)) == pytest.approx(logged(one), rel=1e-5)
     dense = logged(runs(1, "split"))
-    assert {**logged(one), "kl": 0} == pytest.approx({**dense, "kl": 0}, rel=1e-5)
-    assert logged(one)["kl"] == pytest.approx(dense["kl"], rel=0.1) and logged(one)["kl"] != pytest.approx(
-        dense["kl"], rel=1e-4
+    assert {**logged(one), "kd": 0} == pytest.approx({**dense, "kd": 0}, rel=1e-5)
+    assert logged(one)["kd"] == pytest.approx(dense["kd"], rel=0.1) and logged(one)["kd"] != pytest.approx(
+        dense["kd"], rel=1e-4
     )
     # The second step has the same records and weights, and new draws.
     first, second = (logged(runs(2, "sampled_twice"), step) for step in (0, 1))
     assert first == pytest.approx(logged(one), rel=1e-5)
-    assert {**first, "kl": 0} == pytest.approx({**second, "kl": 0}, rel=1e-5) and first["kl"] != pytest.approx(
-        second["kl"], rel=1e-4
+    assert {**first, "kd": 0} == pytest.approx({**second, "kd": 0}, rel=1e-5) and first["kd"] != pytest.approx(
+        second["kd"], rel=1e-4
     )
 
 
 def test_jsd_is_another_gradient_of_the_same_step(runs, plain):
     run, terms = runs(2, "jsd"), plain(2, "jsd")[0]
     assert "error" not in run
-    assert 0 < logged(run)["kl"] < terms["kl"]  # JSD is below KL times beta, and not 0
-    assert {**logged(run), "kl": 0} == pytest.approx({**terms, "kl": 0}, rel=1e-5)
+    assert 0 < logged(run)["kd"] < terms["kd"]  # JSD is below KL times beta, and not 0
+    assert {**logged(run), "kd": 0} == pytest.approx({**terms, "kd": 0}, rel=1e-5)
 
 
 def test_entropy_weights_reach_the_loss(runs, plain):
-    ends = {"kl": (0.2, 0.6), "hard": (0.3, 0.2), "truth": (0.5, 0.2)}
+    ends = {"kd": (0.2, 0.6), "hard": (0.3, 0.2), "truth": (0.5, 0.2)}
     shares = SHARES | dict.fromkeys(ends, 1.0)
     terms, expected = plain(1, "entropy", shares=shares, entropy=(0.5, 5.0, ends))
     assert_same(gradients(runs(1, "entropy")), expected)
@@ -216,7 +216,7 @@ def test_entropy_weights_reach_the_loss(runs, plain):
 
 
 def test_without_a_teacher_only_the_truth_is_learned(runs, plain):
-    shares = SHARES | {"kl": 0.0, "hard": 0.0, "truth": 1.0}
+    shares = SHARES | {"kd": 0.0, "hard": 0.0, "truth": 1.0}
     terms, expected = plain(2, "truth", shares=shares)
     assert_same(gradients(runs(2, "truth")), expected)
     assert logged(runs(2, "truth")) == pytest.approx(terms, rel=1e-5)
@@ -225,7 +225,7 @@ def test_without_a_teacher_only_the_truth_is_learned(runs, plain):
 def test_a_student_from_a_checkpoint_is_in_training_mode_and_recomputes(runs, plain):
     """A loaded model comes in evaluation mode, in which gradient checkpointing silently does nothing."""
     run = runs(2, "checkpoint")
-    terms, expected = plain(2, "checkpoint", shares=SHARES | {"kl": 0.0, "hard": 0.0, "truth": 1.0})
+    terms, expected = plain(2, "checkpoint", shares=SHARES | {"kd": 0.0, "hard": 0.0, "truth": 1.0})
     assert_same(gradients(run), expected)
     assert logged(run) == pytest.approx(terms, rel=1e-5)
     assert run["training"]
@@ -237,7 +237,7 @@ def test_schedules_reach_student_teacher_and_both_ranks(runs, plain):
     """
     run = runs(2, "two_steps")
     for step, (temperature, share) in enumerate([(3.0, 0.7), (1.5, 0.3)]):
-        shares = SHARES | {"kl": 0.6 * share, "hard": 0.4 * share, "truth": 1 - share}
+        shares = SHARES | {"kd": 0.6 * share, "hard": 0.4 * share, "truth": 1 - share}
         terms, expected = plain(2, "two_steps", step=step, temperature=temperature, shares=shares)
         assert run["lines"][step]["temperature"] == temperature
         assert logged(run, step) == pytest.approx(terms, rel=1e-5)
@@ -246,17 +246,17 @@ def test_schedules_reach_student_teacher_and_both_ranks(runs, plain):
 
 
 def test_two_ranks_train_on_files_of_any_form_and_keep_each_refused_line_once(runs):
-    run = runs(2, "forms")
+    run = runs(2, "formats")
     assert_same(gradients(run), gradients(runs(2, "split")), 1e-12)
-    (refused,) = map(json.loads, (runs.folder / "forms" / "refused.jsonl").read_text().splitlines())
-    assert refused["file"].endswith("forms3.jsonl") and refused["line"] == 1
-    assert not list((runs.folder / "forms").glob("records-*"))
+    (refused,) = map(json.loads, (runs.folder / "formats" / "refused.jsonl").read_text().splitlines())
+    assert refused["file"].endswith("formats3.jsonl") and refused["line"] == 1
+    assert not list((runs.folder / "formats").glob("records-*"))
 
 
 def test_one_bad_line_stops_every_rank_with_its_place(runs):
     for rank in (0, 1):
         assert re.match(
-            r"DataError: .*forms3\.jsonl:1: not a line of JSON.*max_bad_fraction 0 allows",
+            r"DataError: .*formats3\.jsonl:1: not a line of JSON.*max_bad_fraction 0 allows",
             runs(2, "refused", rank)["error"],
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kd.checkpoints.store import damage, listed
+from kd.checkpoints.store import find_damage, list_checkpoints
 from kd.sources.demo import corpus as demo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def finish(out: Path, name: str, ranks: int, *arguments: str, code: int = 0, **o
 
 def kill_after_two_checkpoints(processes: list[subprocess.Popen], checkpoints: Path) -> None:
     deadline = time.monotonic() + 180
-    while len(listed(checkpoints)) < 2 and time.monotonic() < deadline and processes[0].poll() is None:
+    while len(list_checkpoints(checkpoints)) < 2 and time.monotonic() < deadline and processes[0].poll() is None:
         time.sleep(0.01)
     for process in processes:
         process.kill()
@@ -100,12 +100,12 @@ def test_killed_and_damaged_it_ends_with_the_same_bits(tmp_path, ranks, data):
     killed = tmp_path / "killed"
     kill_after_two_checkpoints(start(tmp_path, "killed", ranks, data=data), killed / "checkpoints")
     assert not (killed / "run.json").exists(), "it finished before it was killed"
-    newest, older = listed(killed / "checkpoints")[:2]
+    newest, older = list_checkpoints(killed / "checkpoints")[:2]
     file = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert file.name in damage(newest) and damage(older) is None
+    assert file.name in find_damage(newest) and find_damage(older) is None
 
     said = finish(tmp_path, "killed", ranks, data=data)
     assert f"{newest} is damaged and left aside" in said
@@ -131,12 +131,12 @@ def test_every_damage_is_named(tmp_path):
     shard.write_bytes(b"weights" * 1000)
     manifest = {"step": 4, "world_size": 1, "identity": {}, "files": {"state/shard.pt": [sha256(shard), 7000]}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    assert damage(folder) is None
+    assert find_damage(folder) is None
     shard.write_bytes(b"weights" * 999)
-    assert damage(folder) == "state/shard.pt has 6993 bytes, not 7000"
+    assert find_damage(folder) == "state/shard.pt has 6993 bytes, not 7000"
     shard.write_bytes(b"weighty" * 1000)
-    assert "state/shard.pt does not have the hash" in damage(folder)
+    assert "state/shard.pt does not have the hash" in find_damage(folder)
     shard.unlink()
-    assert damage(folder) == "state/shard.pt is missing"
+    assert find_damage(folder) == "state/shard.pt is missing"
     (folder / MANIFEST).write_text("{")
-    assert MANIFEST in damage(folder)
+    assert MANIFEST in find_damage(folder)

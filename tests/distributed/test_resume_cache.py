@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 
 from helpers.jobs import Job
-from kd.checkpoints.store import listed
+from kd.checkpoints.store import list_checkpoints
 
 CONFIG = """\
 run: {{name: r, output_dir: {out}}}
@@ -44,7 +44,7 @@ def test_a_run_goes_on_with_its_own_cache_alone(tmp_path, teacher_folder):
         while (
             job.running()
             and time.monotonic() < deadline
-            and not any(int(path.name[5:]) >= step for path in listed(tmp_path / "r" / "checkpoints"))
+            and not any(int(path.name[5:]) >= step for path in list_checkpoints(tmp_path / "r" / "checkpoints"))
         ):
             time.sleep(0.01)
         assert job.running(), job.wait(expect=0)
@@ -62,4 +62,4 @@ def test_a_run_goes_on_with_its_own_cache_alone(tmp_path, teacher_folder):
 
     weights.write_bytes(old)
     killed_at(12, f"teacher.cache.path={tmp_path / 'kept'}")
-    assert int(listed(tmp_path / "r" / "checkpoints")[0].name[5:]) >= 12
+    assert int(list_checkpoints(tmp_path / "r" / "checkpoints")[0].name[5:]) >= 12

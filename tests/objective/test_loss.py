@@ -90,7 +90,7 @@ def test_row_weights_sum_to_the_terms_weights_over_the_whole_step():
 
 
 def test_a_term_that_weighs_nothing_is_off_and_one_without_rows_is_zero():
-    weights = row_weights(BITS, torch.ones(N), torch.zeros(4), TERM_WEIGHTS._replace(kl=0.0, hard=0.0, tool=0.0))
+    weights = row_weights(BITS, torch.ones(N), torch.zeros(4), TERM_WEIGHTS._replace(kd=0.0, hard=0.0, tool=0.0))
     assert weights.rows.kd is None and weights.rows.hard is None and weights.tool is None
     assert (weights.rows.truth == 0).all() and (weights.args == 0).all()  # a count of 0 divides nothing
     assert (
@@ -116,7 +116,7 @@ def textbook(hidden, weight, teacher, labels, divergence, terms):
         name: (nll * ((BITS & bit) != 0)).sum() / ((BITS & bit) != 0).sum()
         for name, bit in (("tool", TOOL), ("args", ARGS), ("integration", INTEGRATION))
     }
-    values = {"kl": t**2 * d.mean(), "hard": F.cross_entropy(z, u.argmax(-1)), "truth": nll.mean(), **span}
+    values = {"kd": t**2 * d.mean(), "hard": F.cross_entropy(z, u.argmax(-1)), "truth": nll.mean(), **span}
     return torch.stack([getattr(terms, name) * values[name] for name in TERMS])
 
 

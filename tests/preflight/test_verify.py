@@ -304,7 +304,7 @@ def test_a_run_that_is_ready_has_a_gradient_for_every_term(tmp_path, config, cap
     report = json.loads((tmp_path / "v" / "verify.json").read_text())
     names = {check["name"] for check in report["run"]}
     assert {
-        f"term {term} has a gradient" for term in ("kl", "hard", "truth", "tool", "args", "integration")
+        f"term {term} has a gradient" for term in ("kd", "hard", "truth", "tool", "args", "integration")
     } < names and all(check["ok"] for check in report["run"])
     assert "READY" in capsys.readouterr().out and (tmp_path / "v" / "verify.html").exists()
 

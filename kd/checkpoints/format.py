@@ -1,0 +1,26 @@
+"""Checkpoint formats: how the state of a DeepSpeed engine is written into a folder, and loaded from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class CheckpointFormat(Protocol):
+    """One way to write a checkpoint; registered in kd/config/registries.py under the name that its manifest says.
+
+    Every rank calls each method with the same folder, which is empty at first and on a file system that all ranks see.
+    Hashes, publishing and retries are the caller's (kd/checkpoints/store.py).
+    """
+
+    def save(self, engine: Any, folder: Path, state: dict[str, Any]) -> None:
+        """Write the DeepSpeed `engine` (weights, optimizer, loss scale) and this rank's `state`."""
+        ...
+
+    def load(self, engine: Any, folder: Path) -> dict[str, Any]:
+        """Load them into `engine` and return this rank's state.
+
+        Raises:
+            Exception: of any kind, where that cannot be done; the caller tells all ranks.
+        """
+        ...

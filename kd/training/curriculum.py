@@ -1,0 +1,120 @@
+"""Curriculum: the micro-batches of each optimizer step, stage after stage, the next step made ahead of the one that is
+trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from kd.batching.micro_batch import MicroBatch
+from kd.batching.prefetch import Ahead
+from kd.batching.steps import StepBatches, measure
+from kd.batching.workers import num_workers
+from kd.config.schema import Data, Stage, Training
+from kd.distributed.ranks import Ranks
+from kd.sources.source import Source
+from kd.sources.stages import described
+from kd.training.progress import Progress
+
+
+class StageStep(NamedTuple):
+    """Data of one optimizer step on this rank."""
+
+    stage: Stage
+    num_records: int  # of the stage
+    micro_batches: list[MicroBatch]
+    state: dict[str, Any]  # of the data, once the step is taken
+    following: list[MicroBatch]  # of the stage's next step; empty where there is none, or making it failed
+
+
+class Curriculum:
+    """Steps of a run from its progress on; iterating makes them, and the caller advances the progress after each.
+
+    Args:
+        sources: records of each stage, the same on every rank.
+        seed: of the order of records.
+        missing: keys of records that the teacher has no targets for.
+        say: told, in words, what a person should know.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        training: Training,
+        sources: Sequence[Source],
+        tokenizer,
+        *,
+        seed: int,
+        missing: frozenset[bytes],
+        ranks: Ranks,
+        say: Callable[[str], None],
+    ):
+        self._data, self._training, self._sources, self._tokenizer = data, training, sources, tokenizer
+        self._seed, self._missing, self._ranks, self._say = seed, missing, ranks, say
+
+    def steps(self, at: Progress) -> Iterator[StageStep]:
+        """Yield the steps that remain. A stage that is done is left before the next step is made."""
+        num_steps = self._training.steps
+        while at.step < num_steps:
+            stage, source = self._data.stages[at.stage], self._sources[at.stage]
+            self._say(f"stage {stage.name}: {described(stage)}")
+            made = Ahead(self._batches(source, stage, at.data))
+            while at.step < num_steps and not _is_over(stage, at):
+                micro_batches, state = made.take()
+                if at.step + 1 < num_steps and not _is_last_step(stage, at):
+                    made.look()
+                yield StageStep(stage, len(source), micro_batches, state, made.following)
+            made.close()  # its workers end here
+            at.next_stage()
+
+    def _batches(self, source: Source, stage: Stage, state: dict[str, Any] | None) -> StepBatches:
+        fitting = {
+            "max_length": stage.max_length,
+            "too_long": self._data.too_long,
+            "rank": self._ranks.rank,
+            "world_size": self._ranks.world_size,
+            "workers": num_workers(self._data.workers),
+            "no_signal": self._missing,
+            "refuse": self._data.max_bad_fraction > 0,
+        }
+        lengths = None
+        if self._data.packing == "length":
+            lengths = self._ranks.sum(measure(source, self._tokenizer, **fitting)).tolist()
+            self._say(
+                f"stage {stage.name}: {len(source)} records of {sum(lengths):,} tokens, packed into sequences of "
+                f"{stage.max_length}"
+            )
+        batches = StepBatches(
+            source,
+            self._tokenizer,
+            micro_batch_size=self._training.micro_batch_size,
+            gradient_accumulation=self._training.gradient_accumulation,
+            seed=self._seed,
+            lengths=lengths,
+            **fitting,
+        )
+        if state is not None:
+            batches.load_state_dict(state)
+        return batches
+
+
+def _is_over(stage: Stage, at: Progress) -> bool:
+    """Tell whether the stage is over by its own rule; the same on every rank."""
+    if stage.until is None:
+        return False
+    mean, weight = at.loss_mean
+    low = stage.until.loss_below is not None and weight > 0.5 and mean / weight < stage.until.loss_below
+    return low or at.stage_step >= _most_steps(stage)
+
+
+def _is_last_step(stage: Stage, at: Progress) -> bool:
+    """Tell whether the stage ends with the step that is being taken, whatever its loss."""
+    return stage.until is not None and at.stage_step + 1 >= _most_steps(stage)
+
+
+def _most_steps(stage: Stage) -> int:
+    assert stage.until is not None and (stage.until.steps or stage.until.max_steps), (
+        "kd/config/conflicts.py requires it"
+    )
+    return stage.until.steps or stage.until.max_steps or 0

@@ -1,0 +1,98 @@
+"""Progress: all that a run is besides weights and optimizer, which a checkpoint holds so that a resumed run has the
+same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd.rendering.spans import BIT_NAMES
+from kd.training.engine import SUMS
+from kd.training.tally import NO_TARGETS, REFUSED, TOO_LONG, TRUNCATED, Tally
+
+LOSS_MEAN_DECAY = 0.98  # of the running mean that stage.until.loss_below looks at
+
+
+@dataclass
+class Window:
+    """Sums since the last line of metrics."""
+
+    sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS) + len(BIT_NAMES), dtype=torch.float64))
+    steps: int = 0
+    tokens: int = 0
+    began: float = 0.0  # seconds of training
+
+    def restart(self, seconds: float) -> None:
+        """Begin a new window at `seconds` of training."""
+        self.sums.zero_()
+        self.steps, self.tokens, self.began = 0, 0, seconds
+
+
+@dataclass
+class Progress:
+    """Place of a run after an optimizer step; the same on every rank, `window.sums` and the random state aside."""
+
+    step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    loss_mean: tuple[float, float] = (0.0, 0.0)  # of the stage: running mean of the loss and its weight
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped_in_a_row: int = 0
+    data: dict[str, Any] | None = None  # of the stage: StepBatches.state_dict after the last step
+    tally: Tally = field(default_factory=Tally)
+    window: Window = field(default_factory=Window)
+
+    def next_stage(self) -> None:
+        """Move to the first step of the stage that follows."""
+        self.stage, self.stage_step, self.loss_mean, self.data = self.stage + 1, 0, (0.0, 0.0), None
+
+    def see_loss(self, loss: float) -> None:
+        """Update the stage's running mean."""
+        mean, weight = self.loss_mean
+        kept = LOSS_MEAN_DECAY
+        self.loss_mean = (kept * mean + (1 - kept) * loss, kept * weight + 1 - kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the progress and this process's random state as plain values and tensors."""
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        random_state = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        return vars(self) | {
+            "tally": self.tally.state_dict(),
+            "window": vars(self.window),
+            "random_state": random_state,
+        }
+
+    @classmethod
+    def resume(cls, state: Mapping[str, Any]) -> Progress:
+        """Make the progress that `state_dict` described, and set this process's random state to what it was."""
+        state = dict(state)
+        random_state = state.pop("random_state")
+        torch.set_rng_state(random_state["cpu"])
+        if random_state["cuda"] is not None:
+            torch.cuda.set_rng_state(random_state["cuda"])
+        if "tally" not in state:
+            state = _upgrade(state)
+        return cls(**state | {"tally": Tally.from_state(state["tally"]), "window": Window(**state["window"])})
+
+
+def _upgrade(state: dict[str, Any]) -> dict[str, Any]:
+    """Read the state of a checkpoint of version 1, which had a counter for each reason."""
+    names = ("num_too_long", "num_truncated", "num_no_signal", "refused")
+    too_long, num_truncated, no_targets, refusals = (state.pop(name) for name in names)
+    counts: dict[str, dict[str, int]] = {}
+    for reason, by_stage in ((TOO_LONG, too_long), (NO_TARGETS, no_targets)):
+        for stage, num in by_stage.items():
+            counts.setdefault(stage, {})[reason] = num
+    for stage, reasons in refusals.items():
+        counts.setdefault(stage, {})[REFUSED] = len(reasons)
+    if num_truncated:  # it was of no stage in particular
+        counts.setdefault("", {})[TRUNCATED] = num_truncated
+    window = {name: state.pop(f"window_{name}") for name in ("steps", "tokens")}
+    window |= {"began": state.pop("window_seconds"), "sums": state["window"]}
+    return state | {"tally": {"counts": counts, "refusals": refusals}, "window": window}
