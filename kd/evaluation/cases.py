@@ -1,4 +1,4 @@
-"""The questions of an evaluation: each assistant turn of each held-out record, with the true history before it.
+"""Cases of an evaluation: each assistant turn of each held-out record, with the true history before it.
 
     call         the record calls tools here, at first or after earlier results
     no_tool      tools are offered, none was used since the user spoke, and the record answers without one
@@ -14,18 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
-from kd.records.checks import DataError
 from kd.records.record import Record
-from kd.rendering.chat_template import apply_template
-from kd.rendering.template_needs import in_form, template_form, tools_in_form
+from kd.rendering.turns import render_prompt
 from kd.toolcalls.grounding import carried_values
 
 
 @dataclass(frozen=True)
 class Case:
-    """One turn to generate. `index` orders the cases of a split; results made on several ranks are merged by it."""
+    """Turn to generate. `index` orders the cases of a split; results made on several ranks are merged by it."""
 
     index: int
     record: int  # position of the record in its split
@@ -42,7 +38,7 @@ class Case:
 
 
 def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
-    """All cases of one split, in the order of the records. `tokenizer` must have a chat template.
+    """Build all cases of one split, in the order of the records. `tokenizer` must have a chat template.
 
     Raises:
         DataError: the template refuses a record.
@@ -51,7 +47,6 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
     (kd/evaluation/evaluate.py).
     """
     cases: list[Case] = []
-    form = template_form(tokenizer)  # as in training (kd/rendering/turns.py)
     for number, record in enumerate(records):
         for turn, message in enumerate(record.messages):
             if message["role"] != "assistant":
@@ -73,29 +68,21 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
             else:
                 kind = "no_tool" if record.tools and user_at >= 0 else ""
             if kind:
-                try:
-                    prompt = apply_template(
-                        tokenizer, in_form(history, form), tools_in_form(record.tools, form), prompt=True
-                    )
-                except (TemplateError, TypeError) as error:
-                    raise DataError(
-                        f"record {record.id}: messages[{turn}]: the chat template refuses it: {error}"
-                    ) from error
                 user = history[user_at]["content"] if user_at >= 0 else ""
                 cases.append(
                     Case(
-                        len(cases),
-                        number,
-                        record.id,
-                        turn,
-                        kind,
-                        prompt,
-                        user,
-                        results,
-                        record.tools,
-                        calls,
-                        text,
-                        carried,
+                        index=len(cases),
+                        record=number,
+                        record_id=record.id,
+                        turn=turn,
+                        kind=kind,
+                        prompt=render_prompt(record, turn, tokenizer),
+                        user=user,
+                        results=results,
+                        tools=record.tools,
+                        gold_calls=calls,
+                        gold_text=text,
+                        carried=carried,
                     )
                 )
     return cases

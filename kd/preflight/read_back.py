@@ -18,7 +18,7 @@ from typing import Any
 from kd.records.record import Record
 from kd.rendering.encode import Annotated
 from kd.rendering.tokens import tokenize
-from kd.rendering.turns import whole
+from kd.rendering.turns import render_text
 from kd.toolcalls.grounding import carried_values, occurs
 from kd.toolcalls.json_values import same_json
 
@@ -30,7 +30,7 @@ _MAX_PYTHON = 100_000  # characters
 
 def offsets_of(record: Record, annotated: Annotated, tokenizer) -> list[tuple[int, int]]:
     """The characters of each token of a record."""
-    return tokenize(record, annotated.text, tokenizer, lambda other: whole(other, tokenizer))[1]
+    return tokenize(record, annotated.text, tokenizer, lambda other: render_text(other, tokenizer))[1]
 
 
 class SpanReader:

@@ -1,5 +1,4 @@
-"""The tokenizer's chat template, applied: the one place that does, so that whatever renders a record renders the same
-text.
+"""Chat template of the tokenizer, applied here alone, so that a record has one text everywhere.
 
 Some templates write today's date (`strftime_now`, as those of Llama 3 and gpt-oss do). A record would then have other
 tokens on another day, and a cache captured before midnight none of the records trained after it: here every day is
@@ -9,14 +8,15 @@ DATE.
 from __future__ import annotations
 
 from datetime import date
-from typing import Any
+from typing import Any, overload
+
+from jinja2 import TemplateError
 
 DATE = date(2024, 7, 26)  # the one that Llama 3's templates name where they are given none
 _CODES = [code for letter in "YymdBbAaeHIMSpjUWwxXF" for code in (f"%{letter}", f"%-{letter}")] + ["%%"]
 # transformers gives a template its own strftime_now and takes no other as an argument (it turns functions into text),
-# but a
-# macro of that name goes before it. The line's end after a block is dropped, so the template behind it begins as it
-# did.
+# but a macro of that name goes before it. The line's end after a block is dropped, so the template behind it begins as
+# it did.
 _CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set day = namespace(said=format) -%}"
     f"{{%- for code, value in {[(code, DATE.strftime(code)) for code in _CODES]!r} -%}}"
@@ -24,13 +24,28 @@ _CLOCK = (
 )
 
 
+REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)  # errors of a template that takes no record
+
+
+@overload
 def apply_template(
-    tokenizer, messages: list, tools: list[dict[str, Any]] | None, *, prompt: bool = False
-) -> str | list[str]:
-    """The text of a conversation, or of each of several; `prompt`: the generation prompt after it.
+    tokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, prompt: bool = False
+) -> str: ...
+
+
+@overload
+def apply_template(
+    tokenizer, messages: list[list[dict[str, Any]]], tools: list[dict[str, Any]] | None, *, prompt: bool = False
+) -> list[str]: ...
+
+
+def apply_template(tokenizer, messages, tools, *, prompt=False):
+    """Render a conversation to its text, or each of several, whose tools are then prepared once.
+
+    prompt: write the generation prompt after it.
 
     Raises:
-        TemplateError, TypeError, ValueError, KeyError, AttributeError: the template refuses it, or there is none.
+        REFUSALS: the template refuses the conversation, or there is no template.
     """
     template = tokenizer.get_chat_template(tools=tools)
     if "strftime_now" in template:

@@ -1,4 +1,4 @@
-"""A record rendered by the tokenizer's own chat template, tokenized once, with its spans."""
+"""Tokens of a record with their span bits: rendered by the tokenizer's own chat template, tokenized once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.rendering.spans import BIT_NAMES, TRUTH, Call, find, token_ranges
 from kd.rendering.tokens import check_special_tokens, tokenize
-from kd.rendering.turns import render, whole
+from kd.rendering.turns import render, render_text
 
 _KINDS = {bit: name for name, bit in BIT_NAMES.items()}
 
 
 class Encoded(NamedTuple):
-    """One record as tokens. `bits[t]` is the span mask of token t (kd/rendering/spans.py)."""
+    """Record as tokens. `bits[t]` is the span mask of token t (kd/rendering/spans.py)."""
 
     record_id: str
     input_ids: list[int]
@@ -31,7 +31,7 @@ class TokenSpan(NamedTuple):
 
 
 class Annotated(NamedTuple):
-    """One record as a person checks it. Spans of tool and args stand in the order of `calls`."""
+    """Record as a person checks it. Spans of tool and args stand in the order of `calls`."""
 
     encoded: Encoded
     text: str  # as rendered
@@ -40,7 +40,7 @@ class Annotated(NamedTuple):
 
 
 def annotate(record: Record, tokenizer) -> Annotated:
-    """Render, tokenize and locate. `tokenizer` is a fast tokenizer with a chat template.
+    """Render a record, tokenize it, and locate its spans. `tokenizer` is a fast one with a chat template.
 
     Raises:
         DataError: see `check_special_tokens`, `render`, `find_spans` and `tokenize`; or the text is no Unicode, or
@@ -57,7 +57,7 @@ def annotate(record: Record, tokenizer) -> Annotated:
             "write the whole character, or remove it"
         ) from None
     calls, spans = find(record, text, turns)
-    input_ids, offsets = tokenize(record, text, tokenizer, lambda other: whole(other, tokenizer))
+    input_ids, offsets = tokenize(record, text, tokenizer, lambda other: render_text(other, tokenizer))
     ranges = token_ranges(offsets, spans)
     bits = [0] * len(input_ids)
     for span, (start, end) in zip(spans, ranges):
@@ -70,5 +70,5 @@ def annotate(record: Record, tokenizer) -> Annotated:
 
 
 def encode(record: Record, tokenizer) -> Encoded:
-    """The tokens of a record and their bits; as `annotate`."""
+    """Encode a record to tokens and their bits; as `annotate`."""
     return annotate(record, tokenizer).encoded

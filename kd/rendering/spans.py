@@ -1,4 +1,4 @@
-"""Which tokens of a rendered conversation are supervised, and for what.
+"""Spans of a rendered conversation: the tokens that are supervised, and for what.
 
 A span set is a bit mask per token:
 
@@ -28,6 +28,7 @@ from kd.toolcalls.grounding import CarriedIndex
 from kd.toolcalls.json_scan import TextCall, text_calls
 from kd.toolcalls.locate import locate_calls
 from kd.toolcalls.place import Place
+from kd.toolcalls.syntax.registry import SYNTAXES
 
 TRUTH, TOOL, ARGS, INTEGRATION = 1, 2, 4, 8
 BIT_NAMES = {"truth": TRUTH, "tool": TOOL, "args": ARGS, "integration": INTEGRATION}
@@ -42,7 +43,7 @@ class Span(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call as understood: from the record's `tool_calls`, or from the text of an assistant that has none."""
+    """Call as understood: from the record's `tool_calls`, or from the text of an assistant that has none."""
 
     message: int
     name: str
@@ -50,14 +51,14 @@ class Call(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a rendered record holds. TOOL and ARGS spans stand in the order of the calls."""
+    """Calls and spans of a rendered record. TOOL and ARGS spans stand in the order of the calls."""
 
     calls: list[Call]
     spans: list[Span]
 
 
 def find_spans(record: Record, text: str, turns: list[tuple[int, int, int]]) -> list[Span]:
-    """The spans of a rendered record. `turns`: (index of the assistant message, start, end) in characters of `text`.
+    """Find the spans of a rendered record. `turns`: (index of the assistant message, start, end), characters of `text`.
 
     Raises:
         DataError: a call, or an answer, of the record is not in the text as the template should have written it.
@@ -66,7 +67,7 @@ def find_spans(record: Record, text: str, turns: list[tuple[int, int, int]]) -> 
 
 
 def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
-    """The calls and the spans of a rendered record; as `find_spans`."""
+    """Find the calls and the spans of a rendered record; as `find_spans`."""
     calls: list[Call] = []
     spans: list[Span] = []
     names = {
@@ -86,10 +87,10 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
         else:
             written = text_calls(content, names)
             said = _only_place(text, start, end, content)
+            functions = [{"name": call.name, "arguments": call.arguments} for call in written]
             if written and said is None:
                 raise DataError(f"{where}.content is not in the rendered turn; the chat template rewrites it")
-            functions = [{"name": call.name, "arguments": call.arguments} for call in written]
-            places = [_moved(call, said) for call in written]
+            places = [_moved(call, said) for call in written] if said is not None else []
         for function, place in zip(functions, places):
             calls.append(Call(index, function["name"], function["arguments"]))
             spans += [Span(TOOL, *place.name), Span(ARGS, *place.arguments)]
@@ -97,7 +98,7 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
             if result["role"] == "tool":
                 results.add(result["content"])
         seen = index
-        carried = list(results.carried(content)) if content else []
+        carried = list(results.find(content)) if content else []
         if carried and said is None and not message.get("tool_calls"):
             raise DataError(
                 f"{where}.content is not in the rendered turn, or stands there more than once; the chat template "
@@ -115,10 +116,10 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
 def _structured(
     text: str, start: int, end: int, functions: list[dict], content: str, where: str
 ) -> tuple[list[Place], int | None]:
-    """The places of a turn's calls, and where its content stands; None where the template leaves it out.
+    """Locate a turn's calls, and the first character of its content; None where the template leaves that out.
 
-    Content comes before the calls, or else after them. What the assistant says is never searched for calls: it may
-    quote one, and where it may as well be the call itself (its exact text, written twice) the record is refused.
+    Content comes before the calls, or else after them. The assistant's own words are never searched for calls: they may
+    quote one, and where they may as well be the call itself (its exact text, written twice) the record is refused.
     """
     first, last = text.find(content, start, end), text.rfind(content, start, end)
     places = None
@@ -141,16 +142,15 @@ def _structured(
     if not places:
         named = ", ".join(dict.fromkeys(function["name"] for function in functions))
         raise DataError(
-            f"{where}: the call of {named} is not in the rendered turn with these arguments, in order, as JSON, tags "
-            "or Python; "
-            "this chat template leaves calls out or writes them in a form that is not read (the forms: "
-            "kd/toolcalls/locate.py)"
+            f"{where}: the call of {named} is not in the rendered turn with these arguments, in order; this chat "
+            "template leaves calls out, or writes them in a syntax that is not read (those that are: "
+            f"{', '.join(SYNTAXES.names())}; see kd/toolcalls/locate.py)"
         )
     return places, None
 
 
 def _apart(text: str, start: int, end: int, content: str, places: list[Place]) -> bool:
-    """Whether only the calls' own text repeats the content, so that its place beside them is certain."""
+    """Check that only the calls' own text repeats the content, so that its place beside them is certain."""
     inside = min(min(p.name[0], p.arguments[0]) for p in places), max(p.end for p in places)
     return text.count(content, start, inside[0]) + text.count(content, inside[1], end) == 1
 
@@ -172,8 +172,9 @@ def _overlaps(span: Span, places: list[Place]) -> bool:
 
 
 def token_ranges(offsets: list[tuple[int, int]], spans: list[Span]) -> list[tuple[int, int]]:
-    """The tokens [first, end) of each span, in the order of `spans`; `offsets` are the tokenizer's (start, end) in
-    characters, ascending.
+    """Map each span to its tokens [first, end), in the order of `spans`.
+
+    offsets: the tokenizer's (start, end) of each token in characters, ascending.
     """
     ranges: list[tuple[int, int]] = [(0, 0)] * len(spans)
     first = 0
@@ -196,7 +197,7 @@ def token_ranges(offsets: list[tuple[int, int]], spans: list[Span]) -> list[tupl
 
 
 def token_bits(offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
-    """The bit mask of each token; as `token_ranges`."""
+    """Map spans to the bit mask of each token; as `token_ranges`."""
     bits = [0] * len(offsets)
     for span, (begin, end) in zip(spans, token_ranges(offsets, spans)):
         for token in range(begin, end):

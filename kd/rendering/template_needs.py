@@ -1,9 +1,7 @@
-"""The form in which a chat template takes messages and tools.
-
-Templates disagree on a few things, and a template given the wrong one fails, or leaves a part out without a word:
+"""Needs of a chat template: changes to messages and tools without which it fails, or leaves a part out.
 
   text_arguments   a call's arguments are its JSON text, not an object: only where the template fails on the object, or
-                   prints it as Python does. One that writes objects in a way of its own would write the text wrongly
+                   prints it as Python does. A template that writes objects in its own way would write text wrongly
   no_content       a message that only calls has no content at all, rather than an empty one
   short_ids        ids of calls are nine letters and digits, and there is one
   system_in_user   there is no system role, or only before a user's last message: the system prompt opens the first user
@@ -11,9 +9,9 @@ Templates disagree on a few things, and a template given the wrong one fails, or
   described        every function and every property has a description, be it an empty one
   listed           where no tools are offered there is an empty list of them, rather than none
 
-Which form a template takes is found by rendering one small conversation, in each combination, plainest first, until its
-call and its system prompt are in the text. A template that takes none gets the plain form, and its own refusal is then
-what a record is told.
+They are found by rendering one small conversation with each combination, the plainest first, until its call and its
+system prompt are in the text. A template that takes no combination gets plain messages, and its own refusal is then the
+record's error.
 """
 
 from __future__ import annotations
@@ -24,14 +22,12 @@ import json
 import re
 from functools import lru_cache
 
-from jinja2 import TemplateError
-
-from kd.rendering.chat_template import apply_template
+from kd.rendering.chat_template import REFUSALS, apply_template
 from kd.toolcalls.locate import locate_calls
+from kd.toolcalls.syntax.registry import SYNTAXES
 
 CHANGES = ("text_arguments", "no_content", "short_ids", "system_in_user")
-TOOL_CHANGES = ("described", "listed")  # each looked for alone, once the messages' form is found
-_REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+TOOL_CHANGES = ("described", "listed")  # each looked for alone, once the changes to messages are found
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _CALL = {"name": "find_place", "arguments": {"place": "Tromsø", "days": 3}}
 _PROBE = [
@@ -56,18 +52,18 @@ _TOOLS = [
 ]
 
 
-def template_form(tokenizer) -> tuple[str, ...]:
-    """The changes of CHANGES and TOOL_CHANGES that this tokenizer's chat template needs."""
+def template_needs(tokenizer) -> tuple[str, ...]:
+    """Find the changes of CHANGES and TOOL_CHANGES that this tokenizer's chat template needs; kept once found."""
     template = tokenizer.get_chat_template(tools=_TOOLS) if tokenizer.chat_template else ""
-    return _form(_Rendering(tokenizer, template))
+    return _needs(_Rendering(tokenizer, template))
 
 
 class _Rendering:
-    """A tokenizer as a key: equal where the template and the special tokens it may write are."""
+    """Tokenizer as a key: equal where the template, the special tokens it may write and the call syntaxes are."""
 
     def __init__(self, tokenizer, template: str):
         self.tokenizer = tokenizer
-        self._key = (template, tuple(map(str, tokenizer.special_tokens_map.items())))
+        self._key = (template, tuple(map(str, tokenizer.special_tokens_map.items())), SYNTAXES.names())
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -77,34 +73,35 @@ class _Rendering:
 
 
 @lru_cache(maxsize=64)
-def _form(rendering: _Rendering) -> tuple[str, ...]:
+def _needs(rendering: _Rendering) -> tuple[str, ...]:
     for count in range(len(CHANGES) + 1):
-        for form in itertools.combinations(CHANGES, count):
-            text = _probed(rendering, form)
-            if "text_arguments" in form and text is not None:
-                plain = _probed(rendering, tuple(change for change in form if change != "text_arguments"))
+        for needs in itertools.combinations(CHANGES, count):
+            text = _probe(rendering, needs)
+            if "text_arguments" in needs and text is not None:
+                plain = _probe(rendering, tuple(change for change in needs if change != "text_arguments"))
                 if plain is not None and str(_CALL["arguments"]) not in plain:
                     continue
             if text is not None and _PROBE[0]["content"] in text and locate_calls(text, 0, len(text), [_CALL]):
-                return (*form, *_tool_changes(rendering, form))
+                return (*needs, *_tool_changes(rendering, needs))
     return ()
 
 
-def _tool_changes(rendering: _Rendering, form: tuple[str, ...]) -> list[str]:
+def _tool_changes(rendering: _Rendering, needs: tuple[str, ...]) -> list[str]:
     chat = [_PROBE[1], _PROBE[4]]
     changes = []
-    if _rendered(rendering, in_form(_PROBE, form), _TOOLS) is None:
+    if _render(rendering, adapt_messages(_PROBE, needs), _TOOLS) is None:
         changes.append("described")  # as the probe's tools were
-    if _rendered(rendering, chat, None) is None and _rendered(rendering, chat, []) is not None:
+    if _render(rendering, chat, None) is None and _render(rendering, chat, []) is not None:
         changes.append("listed")
     return changes
 
 
-def _probed(rendering: _Rendering, form: tuple[str, ...]) -> str | None:
-    """The probe from its question on (the tools, which hold the name too, may stand before), its system prompt first;
-    None where refused.
+def _probe(rendering: _Rendering, needs: tuple[str, ...]) -> str | None:
+    """Render the probe and cut it to its system prompt and its text from the question on; None where refused.
+
+    The tools, which hold the name too, may stand before the question.
     """
-    text = _rendered(rendering, in_form(_PROBE, form), tools_in_form(_TOOLS, ("described",)))
+    text = _render(rendering, adapt_messages(_PROBE, needs), adapt_tools(_TOOLS, ("described",)))
     if text is None:
         return None
     asked = text.rfind(_PROBE[1]["content"])
@@ -112,50 +109,51 @@ def _probed(rendering: _Rendering, form: tuple[str, ...]) -> str | None:
     return system + text[asked:] if asked >= 0 else None
 
 
-def _rendered(rendering: _Rendering, messages: list[dict], tools: list[dict] | None) -> str | None:
+def _render(rendering: _Rendering, messages: list[dict], tools: list[dict] | None) -> str | None:
     try:
         return apply_template(rendering.tokenizer, messages, tools)
-    except _REFUSALS:
+    except REFUSALS:
         return None
 
 
-def tools_in_form(tools: list[dict], form: tuple[str, ...]) -> list[dict] | None:
-    """The declarations as the template takes them."""
+def adapt_tools(tools: list[dict], needs: tuple[str, ...]) -> list[dict] | None:
+    """Change declarations of tools as the template needs them; None where there are none."""
     if not tools:
-        return [] if "listed" in form else None
-    return [{**tool, "function": _described(tool["function"])} for tool in tools] if "described" in form else tools
+        return [] if "listed" in needs else None
+    return [{**tool, "function": _describe(tool["function"])} for tool in tools] if "described" in needs else tools
 
 
-def _described(declared: dict) -> dict:
-    """A function, or a JSON Schema, with a description, and so on for what is inside it."""
+def _describe(declared: dict) -> dict:
+    """Add an empty description to a function, or a JSON Schema, that has none, and to all inside it."""
     declared = {"description": "", **declared}
     if isinstance(parameters := declared.get("parameters"), dict):
-        declared["parameters"] = _described(parameters)
+        declared["parameters"] = _describe(parameters)
     if isinstance(properties := declared.get("properties"), dict):
         declared["properties"] = {
-            name: _described(schema) if isinstance(schema, dict) else schema for name, schema in properties.items()
+            name: _describe(schema) if isinstance(schema, dict) else schema for name, schema in properties.items()
         }
     return declared
 
 
-def in_form(messages: list[dict], form: tuple[str, ...]) -> list[dict]:
-    """`messages` with the changes of `form`; those that need none are the same objects. With system_in_user there is
-    one fewer.
+def adapt_messages(messages: list[dict], needs: tuple[str, ...]) -> list[dict]:
+    """Change messages as the template needs them; a message that needs no change is the same object.
+
+    With system_in_user there is one message fewer, where the first is a system prompt.
     """
-    if not form:
+    if not needs:
         return messages
-    if "system_in_user" in form and [message["role"] for message in messages[:2]] == ["system", "user"]:
+    if "system_in_user" in needs and [message["role"] for message in messages[:2]] == ["system", "user"]:
         opened = {**messages[1], "content": f"{messages[0]['content'].strip()}\n\n{messages[1]['content']}"}
         messages = [opened, *messages[2:]]
     changed, waiting = [], []
     for index, message in enumerate(messages):
         if message.get("tool_calls"):
-            calls = [_call(call, f"{index}.{number}", form) for number, call in enumerate(message["tool_calls"])]
+            calls = [_adapt_call(call, f"{index}.{number}", needs) for number, call in enumerate(message["tool_calls"])]
             waiting = [call.get("id") for call in calls]
             message = {**message, "tool_calls": calls}
-            if "no_content" in form and not message["content"]:
+            if "no_content" in needs and not message["content"]:
                 message["content"] = None
-        elif message["role"] == "tool" and "short_ids" in form:
+        elif message["role"] == "tool" and "short_ids" in needs:
             answered = (
                 _short(message["tool_call_id"])
                 if message.get("tool_call_id")
@@ -167,8 +165,8 @@ def in_form(messages: list[dict], form: tuple[str, ...]) -> list[dict]:
     return changed
 
 
-def _call(call: dict, default_id: str, form: tuple[str, ...]) -> dict:
-    if "text_arguments" in form:
+def _adapt_call(call: dict, default_id: str, needs: tuple[str, ...]) -> dict:
+    if "text_arguments" in needs:
         call = {
             **call,
             "function": {
@@ -176,13 +174,13 @@ def _call(call: dict, default_id: str, form: tuple[str, ...]) -> dict:
                 "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
             },
         }
-    if "short_ids" in form:
+    if "short_ids" in needs:
         call = {**call, "id": _short(call.get("id") or default_id)}
     return call
 
 
 def _short(identity: str) -> str:
-    """The id itself where it is nine letters and digits, else nine that follow from it."""
+    """Return the id where it is nine letters and digits, else nine hex digits that follow from it."""
     return (
         identity
         if _SHORT_ID.fullmatch(identity)

@@ -1,9 +1,9 @@
 """Tokens of a rendered conversation, in which the control tokens are the template's and nobody else's.
 
-A tokenizer turns the text "<|im_end|>" into the token that ends a turn wherever it stands. What is done where a record
-holds such a text:
+A tokenizer turns the text "<|im_end|>" into the token that ends a turn wherever it stands. Where a record holds such a
+text:
 
-    content of system, user and tool   it is tokenized as the plain characters that it is; else it would forge a turn
+    content of system, user and tool   it is tokenized as plain characters; else it would forge a turn
     assistant: content, tool calls     the record is refused: it would be trained, and end the answer or the arguments
                                        early; rewritten, something would be trained that nobody wrote
     declarations of tools, all else    the record is refused: these are the author's own words, and can be written
@@ -29,14 +29,14 @@ Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and the characters of e
 
 @lru_cache(maxsize=8)
 def special_pattern(tokenizer) -> re.Pattern[str] | None:
-    """The strings that this tokenizer turns into control tokens; None where it has none."""
+    """Compile a pattern of the strings that this tokenizer turns into control tokens; None where it has none."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     strings = sorted(filter(None, added | set(tokenizer.all_special_tokens)), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, strings))) if strings else None
 
 
 def check_special_tokens(record: Record, tokenizer) -> None:
-    """Refuses a record in which the text of a special token stands where it cannot stay text (the rule: above).
+    """Refuse a record in which the text of a special token stands where it cannot stay text (the rule: above).
 
     Raises:
         SpecialTokenError: names the record, the field and the token.
@@ -56,25 +56,28 @@ def check_special_tokens(record: Record, tokenizer) -> None:
         if isinstance(value, str) and (found := special.search(value)):
             raise SpecialTokenError(
                 f"record {record.id}: {where}: holds {found[0]!r}, a special token of this tokenizer; write it "
-                "another way, "
-                "or remove the record"
+                "another way, or remove the record"
             )
 
 
 def tokenize(record: Record, text: str, tokenizer, rendered: Callable[[Record], str]) -> Tokens:
-    """Ids and offsets of `text`, the rendering of `record`; `rendered` renders another one alike.
+    """Tokenize `text`, the rendering of `record`, to ids and offsets; `rendered` renders another record alike.
 
     Raises:
         DataError: a special token's text in a message cannot be told from the template's own, or kept apart from it.
     """
     special = special_pattern(tokenizer)
-    quoting = [
-        i for i, m in enumerate(record.messages) if special and m["role"] in _NEUTRAL and special.search(m["content"])
-    ]
-    if not quoting:
+    if special is None:
+        return _plain(text, tokenizer)
+    quotes = {
+        index: found[0]
+        for index, message in enumerate(record.messages)
+        if message["role"] in _NEUTRAL and (found := special.search(message["content"]))
+    }
+    if not quotes:
         return _plain(text, tokenizer)
     messages = list(record.messages)
-    for index in quoting:
+    for index in quotes:
         messages[index] = {
             **messages[index],
             "content": special.sub(lambda match: _MASK * len(match[0]), messages[index]["content"]),
@@ -82,15 +85,13 @@ def tokenize(record: Record, text: str, tokenizer, rendered: Callable[[Record], 
     masked = rendered(replace(record, messages=messages))
     if len(masked) == len(text) and all(a == b or b == _MASK for a, b in zip(text, masked)):
         cuts = [match.span() for match in special.finditer(masked)]
-        if _in_pieces(masked, cuts, tokenizer) == _plain(
-            masked, tokenizer
-        ):  # pieces are what the whole is, for this tokenizer
+        # this tokenizer must give the pieces the tokens that the whole text has
+        if _in_pieces(masked, cuts, tokenizer) == _plain(masked, tokenizer):
             return _in_pieces(text, cuts, tokenizer)
-    found = special.search(record.messages[quoting[0]]["content"])[0]
+    index, found = next(iter(quotes.items()))
     raise DataError(
-        f"record {record.id}: messages[{quoting[0]}].content holds {found!r}, a special token of this tokenizer, "
-        "which cannot be "
-        "kept apart from the template's own; write it another way, or remove the record"
+        f"record {record.id}: messages[{index}].content holds {found!r}, a special token of this tokenizer, which "
+        "cannot be kept apart from the template's own; write it another way, or remove the record"
     )
 
 
@@ -100,7 +101,7 @@ def _plain(text: str, tokenizer, **options) -> Tokens:
 
 
 def _in_pieces(text: str, cuts: list[tuple[int, int]], tokenizer) -> Tokens:
-    """The special tokens at `cuts`, and what stands between them without any."""
+    """Tokenize the special tokens at `cuts`, and the text between them as plain characters."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     done = 0

@@ -1,30 +1,24 @@
-"""Where the assistant's turns stand in a rendered conversation, for templates that write each turn in its own way.
+"""Places of the assistant's turns in a rendered conversation, for templates that write each turn in its own way.
 
 A turn begins where the generation prompt ends and runs to the end of what the template writes for the message, so the
 end-of-turn token is in it and role headers are not. Both ends come from renderings of the conversation's beginnings:
 messages[:i] with the generation prompt, and messages[:i + 1] without.
 
-  - Most templates only ever append: then the whole text begins with the first of the two, and goes on with the rest of
-  the
-    second.
-  - Some open the last turn with an empty block that earlier turns are without (Qwen3): the end of the turn that has all
-  of
-    its content and calls is what the text has.
+  - Most templates only ever append: then the whole text begins with the first of the two, and continues with the rest
+    of the second.
+  - Some open the last turn with an empty block that earlier turns are without (Qwen3): the text has the end of the
+    turn, with all of its content and calls.
   - Some open such a block in the generation prompt: the turn then begins where the prompt and the text part, at the end
-  of
-    the last line or tag that they share.
+    of the last line or tag that they share.
   - Some close the message before it in another way when one follows (Hermes, after a tool's result): the turn begins
-  after
-    what the prompt adds, as the text has it.
-  - Some place the tools or the system prompt by what comes later (Mistral), or leave out of earlier turns what they
-  were
-    opened with (Qwen3.5): the turn then stands after the text of the message before it and what the template writes
-    between the two, at the first such place after the turn before.
+    after the text that the prompt adds, as the text has it.
+  - Some place the tools or the system prompt by messages that come later (Mistral), or leave out of earlier turns the
+    block that opened them (Qwen3.5): the turn then stands after the text of the message before it and the template's
+    words between the two, at the first such place after the turn before.
   - Some end the last turn in another control token than those before it (gpt-oss): an earlier turn ends before that
-  token,
-    which is not the one that the model writes.
+    token, which is not the one that the model writes.
 
-Everything else is refused, for then what the model would see and write at this turn is not in the text.
+Everything else is refused, for then the text lacks what the model would see and write at this turn.
 """
 
 from __future__ import annotations
@@ -34,28 +28,25 @@ import re
 from functools import partial
 from typing import NamedTuple
 
-from jinja2 import TemplateError
-
 from kd.records.checks import DataError
 from kd.records.record import Record
-from kd.rendering.chat_template import apply_template
-from kd.rendering.template_needs import in_form, template_form, tools_in_form
+from kd.rendering.chat_template import REFUSALS, apply_template
+from kd.rendering.template_needs import adapt_messages, adapt_tools, template_needs
 from kd.rendering.tokens import special_pattern
 
 _BOUNDARY = re.compile(r"[\n>\]]")  # the end of a line or of a tag
 
 
 def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
-    """The rendered text and, for each assistant message, (message index, first character, end) of what the model
-    writes.
+    """Render a record: (text, [(index of an assistant message, first character, end) of what the model writes]).
 
     Raises:
         DataError: the template refuses the record, leaves a system prompt out, or does not write a turn where its
             generation prompt ends, so that its place is not defined.
     """
-    form = template_form(tokenizer)
-    messages = in_form(record.messages, form)
-    written = partial(_written, record, tokenizer, form, messages)
+    needs = template_needs(tokenizer)
+    messages = adapt_messages(record.messages, needs)
+    written = partial(_render_beginnings, record, tokenizer, needs, messages)
     merged = len(record.messages) - len(messages)  # 1 where the system prompt went into the first user message
 
     indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -64,8 +55,7 @@ def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
         if message["role"] == "system" and message["content"].strip() not in text:
             raise DataError(
                 f"record {record.id}: messages[{index}]: the chat template leaves this system prompt out of the "
-                "conversation; "
-                "write it into the first user message"
+                "conversation; write it into the first user message"
             )
     turns: list[tuple[int, int, int]] = []
     cursor = 0
@@ -92,40 +82,54 @@ def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
         if place is None or place[0] < cursor:  # or the turn before was found where this one is
             raise DataError(
                 f"record {record.id}: messages[{index + merged}]: the chat template does not write this turn where "
-                "its generation "
-                "prompt ends, so its tokens cannot be located; use a template whose turns are appended unchanged"
+                "its generation prompt ends, so its tokens cannot be located; use a template whose turns are appended "
+                "unchanged"
             )
         turns.append((index + merged, *place))
         cursor = place[1]
     return text, turns
 
 
-def whole(record: Record, tokenizer) -> str:
-    """The rendered text alone; as `render`."""
-    form = template_form(tokenizer)
-    messages = in_form(record.messages, form)
-    return _written(record, tokenizer, form, messages, [len(messages)], False)[0]
+def render_text(record: Record, tokenizer) -> str:
+    """Render a record's text alone; as `render`."""
+    needs = template_needs(tokenizer)
+    messages = adapt_messages(record.messages, needs)
+    return _render_beginnings(record, tokenizer, needs, messages, [len(messages)], False)[0]
 
 
-def _written(
-    record: Record, tokenizer, form: tuple[str, ...], messages: list[dict], counts: list[int], prompt: bool
+def render_prompt(record: Record, index: int, tokenizer) -> str:
+    """Render what the model sees before it writes messages[index]: the messages before it and the generation prompt.
+
+    Raises:
+        DataError: the template refuses it.
+    """
+    needs = template_needs(tokenizer)
+    history = adapt_messages(record.messages[:index], needs)
+    try:
+        return apply_template(tokenizer, history, adapt_tools(record.tools, needs), prompt=True)
+    except REFUSALS as error:
+        raise DataError(f"record {record.id}: messages[{index}]: the chat template refuses it: {error}") from error
+
+
+def _render_beginnings(
+    record: Record, tokenizer, needs: tuple[str, ...], messages: list[dict], counts: list[int], prompt: bool
 ) -> list[str]:
-    """The renderings of the first `counts` messages; together, for the tools are then prepared once."""
+    """Render the first `counts` messages, each beginning to its own text."""
     try:
         return apply_template(
-            tokenizer, [messages[:n] for n in counts], tools_in_form(record.tools, form), prompt=prompt
+            tokenizer, [messages[:n] for n in counts], adapt_tools(record.tools, needs), prompt=prompt
         )
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except REFUSALS as error:
         raise DataError(f"record {record.id}: the chat template refuses it: {error}") from error
 
 
 def _needed(message: dict) -> list[str]:
-    """What a turn has to hold."""
+    """List the parts that a turn has to hold: its content and the names of its calls."""
     return [(message["content"] or "").strip(), *(call["function"]["name"] for call in message.get("tool_calls", ()))]
 
 
 class _Around(NamedTuple):
-    """One turn and what is rendered around it."""
+    """Turn with the text rendered around it."""
 
     text: str
     last: str  # the turn before in `text`, which ends at `cursor`
@@ -138,13 +142,14 @@ class _Around(NamedTuple):
 
 
 def _appended(text: str, before: str, through: str, needed: list[str]) -> tuple[int, int] | None:
+    """Place the turn of a template that only appends."""
     if not (text.startswith(before) and through.startswith(before)):
         return None
     return _as_in(text, len(before), through[len(before) :], needed)
 
 
 def _parted(around: _Around, at: int, needed: list[str]) -> tuple[int, int] | None:
-    """`at`: in the text, where what `bare` holds ends."""
+    """Place a turn whose generation prompt opens a block that the text lacks; `at`: end of `bare` in the text."""
     text, _, _, bare, before, through, *_ = around
     if not (before.startswith(bare) and through.startswith(bare) and (at != len(bare) or text.startswith(bare))):
         return None
@@ -156,19 +161,20 @@ def _parted(around: _Around, at: int, needed: list[str]) -> tuple[int, int] | No
 
 
 def _bridged(around: _Around, needed: list[str]) -> tuple[int, int] | None:
+    """Place a turn before which the template closes a message otherwise than where that is the last one."""
     text, _, _, bare, before, through, *_ = around
     prompt = before[len(bare) :] if before.startswith(bare) else ""
     if not (prompt.strip() and text.startswith(through)):
         return None
     shared = len(os.path.commonprefix([bare, through]))
-    start = through.find(prompt, max(shared - len(prompt) + 1, 0)) + len(
-        prompt
-    )  # they may share the first of its characters
+    # the two may share the first characters of the prompt
+    start = through.find(prompt, max(shared - len(prompt) + 1, 0)) + len(prompt)
     whole_turn = all(part in through[start:] for part in needed if part in through[shared:])
     return (start, len(through)) if start > shared and whole_turn else None
 
 
 def _moved(around: _Around, needed: list[str]) -> tuple[int, int] | None:
+    """Place a turn before which the text differs from the rendering that ends with it."""
     text, last, cursor, bare, before, through, messages, index = around
     place = None
     if last and last in bare:  # what follows the turn before is the same in the text
@@ -185,7 +191,7 @@ def _moved(around: _Around, needed: list[str]) -> tuple[int, int] | None:
 
 
 def _after(around: _Around, said: str, needed: list[str]) -> tuple[int, int] | None:
-    """The turn after the first place where the text has what the message before `said` and words of the template's."""
+    """Place a turn after the first place where the text has the message before (`said`) and the template's words."""
     text, _, cursor, bare, before, through, *_ = around
     link = before[before.rfind(said) :]
     turn = through[len(before) :] if through.startswith(before) else ""
@@ -202,6 +208,7 @@ def _after(around: _Around, said: str, needed: list[str]) -> tuple[int, int] | N
 def _ended_otherwise(
     text: str, before: str, through: str, needed: list[str], special: re.Pattern[str] | None
 ) -> tuple[int, int] | None:
+    """Place a turn that ends in another control token where it is the last one."""
     if special is None or not (text.startswith(before) and through.startswith(before)):
         return None
     last = max(
@@ -215,19 +222,17 @@ def _ended_otherwise(
 
 
 def _as_in(text: str, start: int, turn: str, needed: list[str]) -> tuple[int, int] | None:
-    """Characters in `text` of `turn`, the last one when it was rendered, which begins at `start`; None where it does
-    not.
+    """Find [start, end) of `turn`, rendered as the last one, at `start` in `text`; None where it is not there.
 
-    Where `turn` opens with what the text has not, the longest end of it counts that has all that is `needed`.
+    Where `turn` opens with a block that the text lacks, its longest end that has all that is `needed` counts.
     """
     if turn and text.startswith(turn, start):
         return start, start + len(turn)
     opens = text[start : start + 1]
     skip = turn.find(opens, 1) if opens else -1
     while skip >= 0:
-        if text.startswith(turn[skip : skip + 16], start) and text.startswith(
-            turn[skip:], start
-        ):  # a long turn is copied when it may be it
+        # sixteen characters first, so that a long turn is copied only where it may match
+        if text.startswith(turn[skip : skip + 16], start) and text.startswith(turn[skip:], start):
             rest = turn[skip:]
             return (start, start + len(rest)) if all(part in rest for part in needed) else None
         skip = turn.find(opens, skip + 1)

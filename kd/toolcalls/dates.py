@@ -1,8 +1,8 @@
-"""How an answer may write a date or time that a tool gave as 2024-05-12 or 2024-05-12T14:30:00Z.
+"""Dates and times as an answer may write them, where a tool gave 2024-05-12 or 2024-05-12T14:30:00Z.
 
-Only what can be read in one way: the month by name, with or without the year, or numbers whose order is plain (the year
-first; or a day above 12, or equal to the month). 05/12/2024 is May or December, so it is no spelling of either. A time
-is its hours and minutes, on the clock of 24 hours or of 12.
+Only spellings that can be read in one way count: the month by name, with or without the year, or numbers whose order is
+plain (the year first; or a day above 12, or equal to the month). 05/12/2024 is May or December, so it is no spelling of
+either. A time is its hours and minutes, on the clock of 24 hours or of 12.
 """
 
 from __future__ import annotations
@@ -15,24 +15,12 @@ _ISO = re.compile(
     r"(?<![\d-])(\d{4})-(\d\d)-(\d\d)(?:[T "
     r"]([01]\d|2[0-3]):([0-5]\d)(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?(?![\d-])"
 )
-_MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+_NAMES = "January February March April May June July August September October November December"
+_MONTHS = _NAMES.split()
 
 
 def other_spellings(text: str) -> Iterator[str]:
-    """The other ways to write each date and time of `text`."""
+    """Yield the other ways to write each date and time in `text`."""
     for match in _ISO.finditer(text):
         try:
             day = date(*map(int, match.groups()[:3]))

@@ -1,4 +1,4 @@
-"""The six tools a run starts with when its data brings none: search, open, read, read a repository, write, execute."""
+"""Default tools, for data that brings none: search, open, read, read a repository, write, execute."""
 
 from __future__ import annotations
 

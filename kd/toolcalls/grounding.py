@@ -1,9 +1,9 @@
-"""Which words of an answer were carried out of a tool's result.
+"""Values carried from a tool's result into an answer.
 
-Two places need the same reading of "carried": the INTEGRATION span (what the student is trained to copy) and the
-integration metric (whether it did). Both call `carried_values`, so they cannot drift apart.
+Two places need the same reading of "carried": the INTEGRATION span (values that the student is trained to copy) and the
+integration metric (values that it did copy). Both read `CarriedIndex`, so they cannot drift apart.
 
-What a result's values are
+Values of a result
   A result that parses as JSON gives its leaves: strings and numbers at any depth, list items included. Keys, booleans
   and null are not values. A string that is itself JSON is opened. Any other text (a plain result, or a leaf of several
   words) gives itself, its lines, what follows "key:" on a line and that part's comma-separated items, quoted pieces,
@@ -12,13 +12,12 @@ What a result's values are
   A date written 2024-05-12, alone or before a time, also gives the other ways to write it (kd/toolcalls/dates.py); so
   does a time.
 
-The minimum, so that chance does not count
+Minimum, so that chance does not count
   A string needs 3 to 500 characters, one of them a letter or digit, and a word that is no stop word ("true", "none",
   "the", ...). A number needs 2 digits as the answer writes it, not counting trailing zeros of a fraction: 21 and 0.5
-  count, 7 and
-  7.00 do not. The list and the limits are the constants below.
+  count, 7 and 7.00 do not. The list and the limits are the constants below.
 
-What counts as the same
+Equality
   Strings: equal character by character, case included. Numbers: equal in value after thousands commas are dropped, so
   1234.5 is carried by "1,234.5" and by "1234.50"; rounding, percent and unit conversions are not recognised.
   Only whole words and whole numbers match: 12 is in "12%" and "a 12-hour trip", not in "312", "12.5", "-12", "A-12",
@@ -37,134 +36,17 @@ from kd.toolcalls.dates import other_spellings
 
 MIN_STRING_CHARS = 3
 MIN_NUMBER_DIGITS = 2
-MAX_STRING_CHARS = 500  # past this it is a passage, not a value; the cap also keeps the search linear
-STOP_WORDS = frozenset(
-    [
-        "true",
-        "false",
-        "null",
-        "none",
-        "nan",
-        "yes",
-        "no",
-        "not",
-        "n/a",
-        "ok",
-        "okay",
-        "done",
-        "error",
-        "success",
-        "the",
-        "and",
-        "for",
-        "but",
-        "nor",
-        "yet",
-        "are",
-        "was",
-        "were",
-        "has",
-        "have",
-        "had",
-        "can",
-        "could",
-        "will",
-        "would",
-        "shall",
-        "should",
-        "may",
-        "might",
-        "must",
-        "did",
-        "does",
-        "you",
-        "your",
-        "she",
-        "her",
-        "his",
-        "him",
-        "its",
-        "our",
-        "their",
-        "they",
-        "them",
-        "this",
-        "that",
-        "these",
-        "those",
-        "there",
-        "here",
-        "then",
-        "than",
-        "when",
-        "where",
-        "what",
-        "which",
-        "who",
-        "whom",
-        "why",
-        "how",
-        "with",
-        "from",
-        "into",
-        "onto",
-        "over",
-        "under",
-        "about",
-        "after",
-        "before",
-        "between",
-        "all",
-        "any",
-        "both",
-        "each",
-        "few",
-        "more",
-        "most",
-        "other",
-        "some",
-        "such",
-        "only",
-        "own",
-        "same",
-        "too",
-        "very",
-        "just",
-        "out",
-        "off",
-        "per",
-        "one",
-        "two",
-    ]
-)
-SMALL_WORDS = STOP_WORDS | frozenset(
-    [
-        "a",
-        "am",
-        "an",
-        "as",
-        "at",
-        "be",
-        "by",
-        "do",
-        "he",
-        "i",
-        "if",
-        "in",
-        "is",
-        "it",
-        "me",
-        "my",
-        "of",
-        "on",
-        "or",
-        "so",
-        "to",
-        "up",
-        "us",
-        "we",
-    ]
-)
+MAX_STRING_CHARS = 500  # a longer string is a passage, not a value; the cap also keeps the search linear
+_STOP_WORDS = """
+    true false null none nan yes no not n/a ok okay done error success the and for but nor yet are was were has
+    have had can could will would shall should may might must did does you your she her his him its our their
+    they them this that these those there here then than when where what which who whom why how with from into
+    onto over under about after before between all any both each few more most other some such only own same too
+    very just out off per one two
+"""
+_SMALL_WORDS = "a am an as at be by do he i if in is it me my of on or so to up us we"
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+SMALL_WORDS = STOP_WORDS | frozenset(_SMALL_WORDS.split())
 
 _UNITS = re.compile(r"\w+|\s+|[^\w\s]")  # a match made of whole units can never begin or end inside a word
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|-?\d+(?:\.\d+)?")
@@ -174,7 +56,7 @@ _END = ""  # marks the end of a value in the trie; no unit is empty
 
 
 class Carried(NamedTuple):
-    """A value in an answer: `answer[start:end] == text`, offsets in characters."""
+    """Value in an answer: `answer[start:end] == text`, offsets in characters."""
 
     start: int
     end: int
@@ -182,8 +64,9 @@ class Carried(NamedTuple):
 
 
 class CarriedIndex:
-    """The values of a conversation's results so far. Cost: linear in the results, and in an answer times its longest
-    value.
+    """Values of a conversation's results so far.
+
+    Cost: linear in the results, and in the answer's length times the longest value in it.
     """
 
     def __init__(self) -> None:
@@ -192,10 +75,11 @@ class CarriedIndex:
         self._numbers: set[Decimal] = set()
 
     def add(self, result: str) -> None:
+        """Add the text of one tool message."""
         self._unread.append(result)
 
-    def carried(self, answer: str) -> list[Carried]:
-        """Spans of `answer` that carry a value from the results, left to right.
+    def find(self, answer: str) -> list[Carried]:
+        """Find the spans of `answer` that carry a value from the results, left to right.
 
         Spans never overlap; where several values begin at one place the longest wins.
         """
@@ -228,15 +112,15 @@ class CarriedIndex:
 
 
 def carried_values(answer: str, results: list[str]) -> list[Carried]:
-    """Spans of `answer` that carry a value from `results` (the text of the tool messages); as CarriedIndex.carried."""
+    """Find the spans of `answer` that carry a value from `results`, texts of tool messages; as `CarriedIndex.find`."""
     index = CarriedIndex()
     for result in results:
         index.add(result)
-    return index.carried(answer)
+    return index.find(answer)
 
 
 def occurs(value: str, text: str) -> bool:
-    """Whether `value` stands in `text` as whole words or a whole number: "12" is not in "312" or "12.5"."""
+    """Check that `value` stands in `text` as whole words or a whole number: "12" is not in "312" or "12.5"."""
     start = text.find(value) if value else -1
     while start >= 0:
         if _is_whole(text, start, start + len(value)):
@@ -246,7 +130,7 @@ def occurs(value: str, text: str) -> bool:
 
 
 def _values(result: str) -> Iterator[str | Decimal]:
-    """Every value of one result, strings as they are and numbers as Decimal (exact, so 0.1 stays 0.1)."""
+    """Yield every value of one result, strings as they are and numbers as Decimal (exact, so 0.1 stays 0.1)."""
     stack: list = [result]
     while stack:
         value = stack.pop()
@@ -265,7 +149,7 @@ def _values(result: str) -> Iterator[str | Decimal]:
 
 
 def _open_json(text: str):
-    """The object, list, number or quoted string that `text` spells, or None where it is plain text."""
+    """Read the object, list, number or quoted string that `text` spells; None where it is plain text."""
     if not text.lstrip().startswith(tuple('{["-0123456789')):
         return None
     try:
@@ -343,7 +227,7 @@ def _decimal(text: str) -> Decimal:
 
 
 def _is_whole(text: str, start: int, end: int) -> bool:
-    """Whether text[start:end] begins and ends with a word or number, rather than inside one."""
+    """Check that text[start:end] begins and ends with a word or number, rather than inside one."""
     before, after = text[max(start - 2, 0) : start], text[end : end + 2]
     if _wordlike(text[start]) and before and _wordlike(before[-1]):
         return False

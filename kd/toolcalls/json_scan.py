@@ -1,28 +1,29 @@
-"""JSON objects inside a text that is not all JSON: where each member is, and which objects are calls.
+"""JSON objects inside a text that is not all JSON: places of their members, and the objects that are calls.
 
-A call, where a text-only assistant writes one, is an object with a name and arguments and nothing else but bookkeeping
+A call that a text-only assistant writes is an object with a name and arguments and nothing else but bookkeeping
 (`BOOKKEEPING`): {"name": "f", "arguments": {...}}, under any of the keys below, in any order, at any depth
 ({"function": {...}}, a list of calls). The arguments are an object, or a JSON string that holds one. Where tools are
-known the name must be one of theirs. What else has braces is prose: a JSON example, a definition of a tool, code, a
-set.
+known the name must be one of theirs. Anything else with braces is prose: a JSON example, a definition of a tool, code,
+a set.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 NAME_KEYS = ("name", "function", "tool_name", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 BOOKKEEPING = frozenset({"id", "call_id", "tool_call_id", "type", "index"})
 _SPACE = re.compile(r"\s*")
+_BRACE = re.compile(r"\{")
 _DECODER = json.JSONDecoder()
 
 
 class Member(NamedTuple):
-    """One member of an object: characters of its key, quotes included, and of its value."""
+    """Member of an object, with [start, end) characters of its key, quotes included, and of its value."""
 
     key: str
     value: object
@@ -31,7 +32,7 @@ class Member(NamedTuple):
 
 
 class TextCall(NamedTuple):
-    """A call in a text: characters of its name, without quotes, and of its arguments as written."""
+    """Call in a text, with [start, end) characters of its name, without quotes, and of its arguments as written."""
 
     name: str
     arguments: dict
@@ -41,11 +42,18 @@ class TextCall(NamedTuple):
 
 
 def skip_space(text: str, at: int) -> int:
-    return _SPACE.match(text, at).end()
+    """Return the first offset from `at` on that is not white space, or the end of the text."""
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
+
+
+def braces(text: str, start: int, end: int) -> Iterator[int]:
+    """Yield the offset of each opening brace in text[start:end]."""
+    return (match.start() for match in _BRACE.finditer(text, start, end))
 
 
 def value_at(text: str, at: int) -> tuple[object, int] | None:
-    """The JSON value that begins at `at`, with its end; None where none does, or it nests too deep to be read."""
+    """Read the JSON value that begins at `at`: (value, end); None where none does, or it nests too deep to be read."""
     try:
         return _DECODER.raw_decode(text, at)
     except (ValueError, RecursionError):
@@ -53,9 +61,7 @@ def value_at(text: str, at: int) -> tuple[object, int] | None:
 
 
 def members(text: str, brace: int) -> tuple[list[Member], int]:
-    """The members of the object that opens at `brace`, and its end; ([], -1) where what opens there is no JSON
-    object.
-    """
+    """Read the object that opens at `brace`: (its members, its end); ([], -1) where no JSON object opens there."""
     found: list[Member] = []
     at = skip_space(text, brace + 1)
     if text[at : at + 1] == "}":
@@ -71,7 +77,7 @@ def members(text: str, brace: int) -> tuple[list[Member], int]:
         value = value_at(text, start)
         if value is None:
             break
-        found.append(Member(key[0], value[0], (at, key[1]), (start, value[1])))
+        found.append(Member(str(key[0]), value[0], (at, key[1]), (start, value[1])))
         comma = skip_space(text, value[1])
         if text[comma : comma + 1] == "}":
             return found, comma + 1
@@ -81,8 +87,8 @@ def members(text: str, brace: int) -> tuple[list[Member], int]:
     return [], -1
 
 
-def arguments_of(value: object) -> dict | None:
-    """A call's arguments from a member's value: an object, or a JSON string that holds one."""
+def open_arguments(value: object) -> dict | None:
+    """Return a call's arguments from a member's value, an object or a JSON string that holds one; else None."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         opened = value_at(value, skip_space(value, 0))
         value = opened[0] if opened and not value[opened[1] :].strip() else None
@@ -90,8 +96,9 @@ def arguments_of(value: object) -> dict | None:
 
 
 def text_calls(text: str, names: Collection[str]) -> list[TextCall]:
-    """The calls in `text`, left to right; `names` are the tools' (none: any name is taken). One inside another's
-    arguments is not one.
+    """Find the calls in `text`, left to right; a call inside another's arguments is not one.
+
+    names: of the tools; where there are none, any name is taken.
     """
     calls: list[TextCall] = []
     at = text.find("{")
@@ -118,7 +125,7 @@ def _call_at(text: str, brace: int, names: Collection[str]) -> TextCall | None:
         return None
     if len(by_key) < len(found) or by_key.keys() - BOOKKEEPING != {name.key, given.key}:
         return None
-    arguments = arguments_of(given.value)
+    arguments = open_arguments(given.value)
     if arguments is None:
         return None
     return TextCall(name.value, arguments, (name.value_at[0] + 1, name.value_at[1] - 1), given.value_at, end)

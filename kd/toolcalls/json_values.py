@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""JSON values: equality, and one as text for a message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MAX_DEPTH = 64  # no honest call nests deeper; a babbling model's "[[[[" would e
 
 
 def same_json(left: object, right: object) -> bool:
-    """Equality of JSON values: 1 equals 1.0, true does not equal 1, key order is free, list order is not."""
+    """Compare JSON values: 1 equals 1.0, true does not equal 1, key order is free, list order is not."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, dict) and isinstance(right, dict):
@@ -18,8 +18,8 @@ def same_json(left: object, right: object) -> bool:
     return left == right
 
 
-def shown(value: object) -> str:
-    """A value as JSON for a message, cut at 80 characters."""
+def show_json(value: object) -> str:
+    """Write a value as JSON for a message, cut at 80 characters."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):  # a tool file in Python or YAML may hold what JSON cannot

@@ -1,26 +1,25 @@
-"""The calls a generated text makes, read with a JSON scanner, and equality of the values they carry.
+"""Calls that a generated text makes, read with a JSON scanner.
 
 A call is written <tool_call>{"name": ..., "arguments": {...}}</tool_call>; a text may hold several. The scanner reads
-the JSON itself, so braces, quotes and even tags inside strings are what they are: characters of a string. What is valid
-as written and what is valid after json-repair are kept apart: a mended call never counts as a valid one.
+the JSON itself, so braces, quotes and even tags inside strings stay characters of a string. Calls that are valid as
+written and calls that json-repair mends are kept apart: a mended call never counts as a valid one.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from typing import NamedTuple
 
 import json_repair
 
-from kd.toolcalls.json_values import MAX_DEPTH, shown
+from kd.toolcalls.json_scan import skip_space
+from kd.toolcalls.json_values import MAX_DEPTH, show_json
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
-_SPACE = re.compile(r"\s*")
 
 
 class ParsedCalls(NamedTuple):
-    """What `parse_tool_calls` found. A block that does not parse raw is in `problems`, never in `calls`."""
+    """Calls of one text. A block that does not parse as written is in `problems`, never in `calls`."""
 
     calls: list[dict]  # {"name": str, "arguments": dict} of each block that is valid as written, in order
     problems: list[str]  # one for each block that is not
@@ -35,11 +34,12 @@ class ParsedCalls(NamedTuple):
 
     @property
     def valid_after_repair(self) -> bool:
+        """At least one block, and every block valid as written or mended by json-repair."""
         return bool(self.spans) and len(self.repaired_calls) == len(self.spans)
 
 
 def parse_tool_calls(text: str) -> ParsedCalls:
-    """Every <tool_call> block of a generated text.
+    """Read every <tool_call> block of a generated text.
 
     A block is valid when it holds exactly one JSON object with a string "name" and an object "arguments", without
     duplicate keys or NaN, and is closed by </tool_call>. A block that is not ends at the next tag or the end of the
@@ -68,8 +68,8 @@ def parse_tool_calls(text: str) -> ParsedCalls:
 
 
 def _scan_block(text: str, body: int) -> tuple[dict, int, str]:
-    """(call, end past the closing tag, "") for a valid block, or ({}, end of its body, what is wrong)."""
-    start = _SPACE.match(text, body).end()
+    """Read a block: (call, end past the closing tag, ""), or ({}, end of its body, problem)."""
+    start = skip_space(text, body)
     try:
         value, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError) as error:
@@ -77,14 +77,14 @@ def _scan_block(text: str, body: int) -> tuple[dict, int, str]:
         closed = "" if text.startswith(CALL_CLOSE, end) else f", and the block is not closed by {CALL_CLOSE}"
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         return {}, end, f"not valid JSON: {reason} (character {getattr(error, 'pos', start) - body}){closed}"
-    rest = _SPACE.match(text, end).end()
+    rest = skip_space(text, end)
     if not text.startswith(CALL_CLOSE, rest):
         tag = _next_tag(text, end)
         closed = text.startswith(CALL_CLOSE, tag)
         return (
             {},
             tag,
-            f"text after the JSON: {shown(text[end:tag].strip())}"
+            f"text after the JSON: {show_json(text[end:tag].strip())}"
             if closed
             else f"the block is not closed by {CALL_CLOSE}",
         )
@@ -99,7 +99,7 @@ def _next_tag(text: str, start: int) -> int:
 
 def _call_problem(value: object) -> str:
     if not isinstance(value, dict):
-        return f"a call is one JSON object, not {shown(value)}"
+        return f"a call is one JSON object, not {show_json(value)}"
     if not isinstance(value.get("name"), str):
         return 'no string "name" in the call'
     if not isinstance(value.get("arguments"), dict):
@@ -121,7 +121,7 @@ def _bare(value: dict) -> dict:
 def _repair(body: str) -> dict | None:
     try:
         value = json_repair.loads(body)
-        if _call_problem(value):
+        if not isinstance(value, dict) or _call_problem(value):
             return None
         json.dumps(value, allow_nan=False)  # json-repair lets NaN through
     except (ValueError, RecursionError):  # past mending

@@ -1,4 +1,4 @@
-"""What every reader of kd/toolcalls/locate.py gives back, and what a whole name is."""
+"""Place of a call in a rendered text, and whole names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """A rendered call: characters of its name, of its arguments, and where the search for the next one begins."""
+    """Place of a rendered call: [start, end) characters of its name and of its arguments, and the end of the call."""
 
     name: tuple[int, int]
     arguments: tuple[int, int]
-    end: int
+    end: int  # the search for the next call begins here
 
 
 def whole_names(text: str, start: int, end: int, name: str) -> Iterator[int]:
-    """Where `name` stands in text[start:end] as a whole name: "add" is not in "add_all", "re-add" or "add.all".
+    """Yield the offsets in text[start:end] where `name` is a whole name: "add" is in neither "add_all" nor "add.all".
 
     A namespace may precede it ("functions.add").
     """

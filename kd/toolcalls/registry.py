@@ -1,8 +1,7 @@
-"""Tools: which are offered, and whether a call fits its schema.
+"""Tools on offer, and the check of a call against its tool's JSON Schema.
 
 `ToolRegistry` holds tools in the chat form {"type": "function", "function": {"name", "description", "parameters"}} and
-validates calls with jsonschema (draft 2020-12). Reading calls out of a text is kd/toolcalls/parse.py, importable from
-here too.
+validates calls with jsonschema (draft 2020-12). Calls are read out of a text by kd/toolcalls/parse.py.
 
 Closed by default. Most published schemas list `properties` and forget `additionalProperties`; read by the letter, every
 misspelt optional argument would then be valid. Here an object schema that lists `properties`, says nothing of
@@ -19,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
@@ -27,7 +27,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from kd.toolcalls.default_tools import DEFAULT_TOOLS
-from kd.toolcalls.json_values import shown
+from kd.toolcalls.json_values import show_json
 
 _SUFFIXES = (".json", ".yaml", ".yml")
 _OPENING_KEYWORDS = {
@@ -47,8 +47,10 @@ _OPENING_KEYWORDS = {
 
 
 class ToolRegistry:
-    """The tools a call may name. Raises ValueError on a tool without a name, a broken schema, or two unlike tools of
-    one name.
+    """Tools that a call may name.
+
+    Raises:
+        ValueError: a tool without a name, a broken schema, or two unlike tools of one name.
     """
 
     def __init__(self, tools: Iterable[dict]):
@@ -62,12 +64,16 @@ class ToolRegistry:
 
     @classmethod
     def default(cls) -> ToolRegistry:
-        """web.search, web.open, read_file, repo.read, file.write and code.execute."""
+        """Offer web.search, web.open, read_file, repo.read, file.write and code.execute."""
         return cls(DEFAULT_TOOLS)
 
     @classmethod
     def load(cls, path: str | Path) -> ToolRegistry:
-        """Read a JSON or YAML file (a tool, a list of tools, or {"tools": [...]}), or every such file of a folder."""
+        """Read a JSON or YAML file (a tool, a list of tools, or {"tools": [...]}), or every such file of a folder.
+
+        Raises:
+            ValueError: no such file or folder, no tools in it, or a file that cannot be read; the message names it.
+        """
         path = Path(path)
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder of tools")
@@ -90,16 +96,19 @@ class ToolRegistry:
         return name in self._tools
 
     def validate_call(self, name: str, arguments: object, *, closed: bool = True) -> list[str]:
-        """What is wrong with calling `name` with `arguments` (a dict of JSON values); empty when nothing is.
+        """List the problems of calling `name` with `arguments`, a dict of JSON values; empty when it is valid.
 
         Each problem names the argument by its path (`filter.tags[2]`) and what would be right. As in JSON Schema, true
         is not an integer and 2.0 is one. closed: False reads the schema by the letter.
+
+        Raises:
+            ValueError: the schema itself cannot be applied (a $ref out of it, or without end).
         """
         if name not in self._tools:
             offered = ", ".join(self.names) or "none"
             return [f"unknown tool {name!r}{_nearest(name, self.names)} (offered: {offered})"]
         if not isinstance(arguments, dict):
-            return [f"{name}: arguments must be a JSON object, not {shown(arguments)}"]
+            return [f"{name}: arguments must be a JSON object, not {show_json(arguments)}"]
         validator = _validator(name, _canonical(self._tools[name]["function"].get("parameters")), closed)
         try:
             errors = sorted(
@@ -135,7 +144,7 @@ def _read_tools(file: Path) -> list[dict]:
 def _chat_form(tool: object) -> dict:
     function = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise ValueError(f'a tool needs a "name", got {shown(tool)}: write {{"name", "description", "parameters"}}')
+        raise ValueError(f'a tool needs a "name", got {show_json(tool)}: write {{"name", "description", "parameters"}}')
     return {"type": "function", "function": function}
 
 
@@ -170,11 +179,15 @@ def _close(schema: object) -> None:
 
 
 def _explain(error: ValidationError) -> list[str]:
+    """List the problems of one error of jsonschema's, as a person would say them."""
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
     prefix = f"{path}." if path else ""
-    if error.validator == "additionalProperties" and error.validator_value is False:
-        known = list(error.schema.get("properties", {}))
-        extra = [key for key in error.instance if key not in known]
+    rule: Any = error.validator_value
+    given: Any = error.instance
+    if error.validator == "additionalProperties" and rule is False:
+        schema: Any = error.schema
+        known = list(schema.get("properties", {}))
+        extra = [key for key in given if key not in known]
         return [
             f"unknown argument {prefix + key!r}{_nearest(key, known)} (known: {', '.join(known) or 'none'})"
             for key in extra
@@ -182,22 +195,22 @@ def _explain(error: ValidationError) -> list[str]:
     if error.validator == "required":
         # jsonschema repeats this error for each missing name and tells them apart only in its message: name all, merge
         # later
-        return [f"argument {prefix + key!r} is missing" for key in error.validator_value if key not in error.instance]
+        return [f"argument {prefix + key!r} is missing" for key in rule if key not in given]
     subject = f"argument {path!r}" if path else "the arguments"
     if error.validator == "type":
-        kinds = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-        return [f"{subject} must be {' or '.join(kinds)}, not {shown(error.instance)}"]
+        kinds = rule if isinstance(rule, list) else [rule]
+        return [f"{subject} must be {' or '.join(kinds)}, not {show_json(given)}"]
     if error.validator == "enum":
-        allowed = ", ".join(json.dumps(value) for value in error.validator_value)
-        strings = [value for value in error.validator_value if isinstance(value, str)]
-        return [f"{subject} must be one of {allowed}, not {shown(error.instance)}{_nearest(error.instance, strings)}"]
+        allowed = ", ".join(json.dumps(value) for value in rule)
+        strings = [value for value in rule if isinstance(value, str)]
+        return [f"{subject} must be one of {allowed}, not {show_json(given)}{_nearest(given, strings)}"]
     if error.context:
         return [f"{subject} fits none of its alternatives; nearest: {_cut(best_match(error.context).message)}"]
     return [f"{subject}: {_cut(error.message)}"]
 
 
 def _cut(message: str) -> str:
-    """A message of jsonschema's, which quotes the whole value, in a length a person reads."""
+    """Shorten a message of jsonschema's, which quotes the whole value, to a length that a person reads."""
     return message if len(message) <= 200 else f"{message[:100]} ... {message[-90:]}"
 
 

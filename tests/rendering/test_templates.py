@@ -16,7 +16,7 @@ from kd.records.checks import DataError
 from kd.records.record import Record, parse_record
 from kd.rendering.encode import encode
 from kd.rendering.spans import ARGS, INTEGRATION, TOOL, TRUTH, find_spans
-from kd.rendering.template_needs import in_form, template_form
+from kd.rendering.template_needs import adapt_messages, template_needs
 from kd.rendering.turns import render
 from kd.sources.demo import corpus as demo
 
@@ -251,7 +251,7 @@ def test_a_system_prompt_that_moves_with_the_last_user(controls):
     user's words.
     """
     controls.chat_template = TURNS["system prompt before a last user"].replace("CALLS", CALL_LINE)
-    assert template_form(controls) == ("system_in_user",)
+    assert template_needs(controls) == ("system_in_user",)
     check(conversation(), controls)
 
 
@@ -300,7 +300,7 @@ def test_a_turn_that_another_message_quotes_is_found_in_its_place_or_refused(quo
 )
 def test_tools_in_the_form_a_template_takes(source, form, controls):
     controls.chat_template = source + TEMPLATES["parameters"]
-    assert template_form(controls) == form
+    assert template_needs(controls) == form
     record = conversation()
     record.tools[0]["function"].pop("description", None)
     before = json.dumps(record.tools)
@@ -361,7 +361,7 @@ def test_a_turn_of_which_only_the_end_is_in_the_text_is_refused(tokenizer):
     ],
 )
 def test_the_form_a_template_takes_is_found_by_trying(name, form, tokenizer):
-    assert template_form(with_template(tokenizer, golden.template(name), "<s>", "</s>")) == form
+    assert template_needs(with_template(tokenizer, golden.template(name), "<s>", "</s>")) == form
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_arguments_are_given_as_text_only_where_objects_are_not_written(argument
         "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     ).replace("{ARGS}", arguments)
     other = with_template(tokenizer, source)
-    assert template_form(other) == form
+    assert template_needs(other) == form
     record = parse_record(golden.WITHOUT_SPECIAL_TOKENS, "golden")
     if "~" in arguments:
         with pytest.raises(
@@ -405,8 +405,10 @@ def test_messages_in_a_form():
         {"role": "tool", "content": "2"},
     ]
     before = json.dumps(messages)
-    assert in_form(messages, ()) is messages
-    user, assistant, one, two = in_form(messages, ("text_arguments", "no_content", "short_ids", "system_in_user"))
+    assert adapt_messages(messages, ()) is messages
+    user, assistant, one, two = adapt_messages(
+        messages, ("text_arguments", "no_content", "short_ids", "system_in_user")
+    )
     assert user["content"] == "S\n\nu" and assistant["content"] is None
     assert [call["function"]["arguments"] for call in assistant["tool_calls"]] == ['{"a": "é"}', "{}"]
     ids = [call["id"] for call in assistant["tool_calls"]]
@@ -416,7 +418,9 @@ def test_messages_in_a_form():
         and ids[0] != ids[1]
     )
     assert (
-        in_form([{"role": "tool", "tool_call_id": "abcDEF123", "content": ""}], ("short_ids",))[0]["tool_call_id"]
+        adapt_messages([{"role": "tool", "tool_call_id": "abcDEF123", "content": ""}], ("short_ids",))[0][
+            "tool_call_id"
+        ]
         == "abcDEF123"
     )
     assert json.dumps(messages) == before

@@ -1,18 +1,21 @@
-"""TODO docstring."""
+"""Calls as a JSON object that holds the name and the arguments.
+
+{"name": "f", "arguments": {...}}, members in any order and under any key of kd/toolcalls/json_scan.py, inside
+{"function": ...} or a list, arguments as an object or as a JSON string; or {"f": {...}}. ARGS is the arguments' value,
+its braces (or quotes) included.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-
-from kd.toolcalls.json_scan import ARGUMENT_KEYS, NAME_KEYS, Member, arguments_of, members
+from kd.toolcalls.json_scan import ARGUMENT_KEYS, NAME_KEYS, Member, braces, members, open_arguments
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place
+from kd.toolcalls.syntax.registry import Syntax
 
 
-def read_object(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
-    """Form 1: the first JSON object of text[start:end] that is this call."""
-    for brace in _braces(text, start, end):
+def locate_object(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
+    """Locate the first JSON object in text[start:end] that is this call."""
+    for brace in braces(text, start, end):
         found, object_end = members(text, brace)
         if not found or object_end > end:
             continue
@@ -31,9 +34,8 @@ def read_object(text: str, start: int, end: int, name: str, arguments: dict) -> 
 
 
 def _equals(member: Member, arguments: dict) -> bool:
-    value = arguments_of(member.value)
+    value = open_arguments(member.value)
     return value is not None and same_json(value, arguments)
 
 
-def _braces(text: str, start: int, end: int) -> Iterator[int]:
-    return (match.start() for match in re.compile(r"\{").finditer(text, start, end))
+OBJECT = Syntax(locate_object)

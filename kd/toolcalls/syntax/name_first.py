@@ -1,16 +1,19 @@
-"""TODO docstring."""
+"""Calls as a name, something else, and the arguments as a JSON object: [TOOL_CALLS]f[ARGS]{...}.
+
+ARGS is the object. The name must stand whole and once between the call before and the arguments.
+"""
 
 from __future__ import annotations
 
-from kd.toolcalls.json_scan import value_at
+from kd.toolcalls.json_scan import braces, value_at
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place, whole_names
-from kd.toolcalls.syntax.json_object import _braces
+from kd.toolcalls.syntax.registry import Syntax
 
 
-def read_name_first(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
-    """Form 2: the first JSON object that equals the arguments, and the one place before it where the name stands."""
-    for brace in _braces(text, start, end):
+def locate_name_first(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
+    """Locate the first JSON object that equals the arguments, and the one place before it where the name stands."""
+    for brace in braces(text, start, end):
         found = value_at(text, brace)
         if found is None or found[1] > end or not same_json(found[0], arguments):
             continue
@@ -20,3 +23,6 @@ def read_name_first(text: str, start: int, end: int, name: str, arguments: dict)
         if names:
             return Place((names[0], names[0] + len(name)), (brace, found[1]), found[1])
     return None
+
+
+NAME_FIRST = Syntax(locate_name_first)

@@ -1,8 +1,7 @@
-"""Calls written as Python (form 4 of kd/toolcalls/locate.py): f(city="Paris", days=3), alone, in a list, or as
-f.call(...).
+"""Calls as Python: f(city="Paris", days=3), alone, in a list, or as f.call(...).
 
 Arguments are named, in any order. A value is a Python or JSON literal, True or true, or a string between quotes as it
-is.
+is. ARGS is the list of arguments, parentheses included.
 """
 
 from __future__ import annotations
@@ -13,14 +12,15 @@ import re
 from kd.toolcalls.json_scan import skip_space, value_at
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place
+from kd.toolcalls.syntax.registry import Syntax
 
 _OPENS = re.compile(r"(?:\.\w+)?\(")
 _FOLLOWS = re.compile(r"\s*([,)])")
 _PART = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[\[({]|[\])},]", re.DOTALL)
 
 
-def read_python(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
-    """Form 4: the first Python call of text[start:end] that is this one."""
+def locate_python(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
+    """Locate the first Python call in text[start:end] that is this one."""
     names = re.compile(rf"(?<![\w-]){re.escape(name)}{_OPENS.pattern}")
     for match in names.finditer(text, start, end):
         close = _arguments_end(text, match.end(), arguments)
@@ -30,7 +30,7 @@ def read_python(text: str, start: int, end: int, name: str, arguments: dict) -> 
 
 
 def _arguments_end(text: str, at: int, arguments: dict) -> int | None:
-    """Past the closing parenthesis of the arguments that begin at `at`, when they are `arguments`."""
+    """Find the end of the arguments that begin at `at`, past their parenthesis; None where they are not `arguments`."""
     left = dict(arguments)
     while left:
         at = skip_space(text, at)
@@ -51,7 +51,7 @@ def _arguments_end(text: str, at: int, arguments: dict) -> int | None:
 
 
 def _value(text: str, at: int, value: object) -> re.Match | None:
-    """What follows the value at `at`, a comma or the closing parenthesis, when the value is `value`."""
+    """Match the comma or parenthesis after the value at `at`; None where that value is not `value`."""
     found = value_at(text, at)
     if found and same_json(found[0], value) and (follows := _FOLLOWS.match(text, found[1])):
         return follows
@@ -59,14 +59,14 @@ def _value(text: str, at: int, value: object) -> re.Match | None:
     if end is not None and same_json(_literal(text[at:end]), value):
         return _FOLLOWS.match(text, end)
     if isinstance(value, str):
-        for form in (f'"{value}"', f"'{value}'"):
-            if text.startswith(form, at) and (follows := _FOLLOWS.match(text, at + len(form))):
+        for quoted in (f'"{value}"', f"'{value}'"):
+            if text.startswith(quoted, at) and (follows := _FOLLOWS.match(text, at + len(quoted))):
                 return follows
     return None
 
 
 def _literal_end(text: str, at: int) -> int | None:
-    """Where the expression that begins at `at` ends: the comma or bracket that is not inside it, less space."""
+    """Find the end of the expression that begins at `at`: the comma or bracket that is not inside it, less space."""
     depth = 0
     for part in _PART.finditer(text, at):
         if part[0] in "[({":
@@ -86,9 +86,12 @@ def _literal(text: str) -> object:
 
 
 def _plain(value: object) -> object:
-    """Tuples as lists, and surrogate pairs that JSON escapes left behind as the characters they are."""
+    """Turn tuples into lists, and surrogate pairs that JSON escapes left behind into the characters they are."""
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
+
+
+PYTHON = Syntax(locate_python)

@@ -1,4 +1,4 @@
-"""Calls written with tags (form 3 of kd/toolcalls/locate.py).
+"""Calls as tags: <function=f><parameter=k>v</parameter></function> and its like.
 
 The name stands in an opening tag, as its own name (<f>), after a sign of equality (<function=f>) or as an attribute
 (<invoke name="f">), or it is a tag's text (<tool_call>f). The parameters follow at once, in any order, nothing but
@@ -9,7 +9,8 @@ space between them, each with its key in one of these places and its value up to
 
 What stands between the tags must be the value: a string as it is, or as JSON, or with its markup escaped; anything else
 as JSON or as Python writes it. Templates put space around a value or strip it, so space at its edges does not count.
-Types are not seen: "5" and 5 are written alike.
+Types are not seen: "5" and 5 are written alike. ARGS runs from the first parameter's tag to the end of the last one's;
+without arguments it is empty, where they would begin.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from functools import lru_cache
 from kd.toolcalls.json_scan import skip_space, value_at
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place, whole_names
+from kd.toolcalls.syntax.registry import Syntax
 
 _TAG = r"[^\s<>=/\"']+"
 _NAME_IN_TAG = re.compile(rf"<(?:{_TAG}(?:\s[^<>]*?)?=\s*[\"']?)?\Z")  # what precedes a name that is in a tag
@@ -32,8 +34,8 @@ _CLOSES = re.compile(rf"\s*</{_TAG}>")
 _CHARS_OF_A_TAG = 200  # how far before a name its tag may open
 
 
-def read_tags(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
-    """Form 3: the first tagged call of text[start:end] that is this one."""
+def locate_tags(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
+    """Locate the first tagged call in text[start:end] that is this one."""
     for at in whole_names(text, start, end, name):
         after = at + len(name)
         before = text[max(at - _CHARS_OF_A_TAG, start) : at]
@@ -56,18 +58,19 @@ def _past(tag: re.Pattern, text: str, at: int) -> int:
 
 
 def _parameters(text: str, at: int, arguments: dict) -> tuple[int, int] | None:
-    """Characters of the parameters that begin at `at` (space apart) when they are all of `arguments` and a closing tag
-    follows.
+    """Find the characters of the parameters that begin at `at`, space apart.
+
+    None where they are not all of `arguments`, or no closing tag follows.
     """
     left = dict(arguments)
-    first = last = None
+    first, last = None, at
     while left:
         opens = skip_space(text, at)
         for key in left:
             opening = _opening(key).match(text, opens)
             closed = _value_end(text, opening.end(), left[key]) if opening else None
             if closed is not None:
-                first, last = opens if first is None else first, closed
+                first, last = (opens if first is None else first), closed
                 break
         else:
             return None
@@ -85,22 +88,21 @@ def _opening(key: str) -> re.Pattern:
 
 
 def _value_end(text: str, at: int, value: object) -> int | None:
-    """The end of the closing tag of the value that begins at `at`, or None where what is written there is not
-    `value`.
-    """
+    """Find the end of the closing tag of the value that begins at `at`; None where that is not `value`."""
     begins = dict.fromkeys((at, at + text.startswith("\n", at), skip_space(text, at)))
     if not isinstance(value, str):
         found = value_at(text, skip_space(text, at))
         if found and same_json(found[0], value) and (closing := _CLOSES.match(text, found[1])):
             return closing.end()
-    for form in _forms(value):
+    for written in _spellings(value):
         for begin in begins:
-            if text.startswith(form, begin) and (closing := _CLOSES.match(text, begin + len(form))):
+            if text.startswith(written, begin) and (closing := _CLOSES.match(text, begin + len(written))):
                 return closing.end()
     return None
 
 
-def _forms(value: object) -> dict[str, None]:
+def _spellings(value: object) -> dict[str, None]:
+    """List the ways in which a tag may hold `value`, in the order they are tried."""
     if not isinstance(value, str):
         return {str(value): None}
     bare = value.strip()
@@ -115,3 +117,6 @@ def _forms(value: object) -> dict[str, None]:
             html.escape(bare).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
         )
     )
+
+
+TAGS = Syntax(locate_tags)
