@@ -7,7 +7,7 @@
         --out FOLDER           verify.json, verify.html (spans in colours), bad.jsonl (what fails, as it was read)
         --fix CLEAN.jsonl      the records that are ready, in the chat form
 
-Files: JSON lines, JSON, Parquet, Arrow, compressed or not, in any form of kd/records/formats/registry.py; BFCL's
+Files: JSON lines, JSON, Parquet, Arrow, compressed or not, in any format of kd/records/formats/; BFCL's
 possible_answer files are given beside its questions. Exit code: 0 ready, 1 not ready, 2 wrong use.
 """
 
@@ -80,13 +80,13 @@ def main(argv: list[str] | None = None) -> int:
     parser, args = parse(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kd.config.load import load_config
+    from kd.config.registries import FORMATS
     from kd.preflight.records import tokenizer_at
     from kd.records.files import expand, read_all
-    from kd.records.formats.registry import FORMATS
     from kd.toolcalls.registry import ToolRegistry
 
     if args.format and args.format not in FORMATS:
-        parser.error(f"--format: one of {', '.join(FORMATS)}")
+        parser.error(f"--format: one of {', '.join(FORMATS.names())}")
     try:
         tools = ToolRegistry.load(args.tools) if args.tools else None
         config = load_config(args.config, args.overrides) if args.config else None

@@ -28,8 +28,8 @@ _TRUTH = ("ground_truth", "possible_answer", "possible_answers")
 
 
 class DataFiles(NamedTuple):
-    """A file or a glob. weight: how often each record is read, 2 twice and 0.5 every other one. format: in
-    kd.records.formats.registry.
+    """A file or a glob. weight: how often each record is read, 2 twice and 0.5 every other one. format: a
+    name in kd.config.registries.FORMATS; by default found from the fields.
     """
 
     pattern: str

@@ -3,7 +3,7 @@
     {"id": "...", "messages": [...], "tools": [...], "quality": 0.9, "caws": {...}, "meta": {...}}
 
 `messages` hold roles system, user, assistant (with `tool_calls`, arguments as an object) and tool; `tools` are
-function declarations with JSON Schemas. Records of other forms become this one first (kd/records/formats/registry.py).
+function declarations with JSON Schemas. Records of other formats become this one first (kd/records/formats/).
 Chain-of-thought is
 refused: this trainer never learns a teacher's private reasoning (kd/records/checks.py, with the limits on size and
 depth).
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kd.records.checks import DataError, check_no_reasoning, check_shape, decode_json
-from kd.records.formats.registry import to_chat
+from kd.records.formats.format import to_chat
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -36,7 +36,7 @@ def parse_record(data: Any, where: str, format: str | None = None) -> Record:
     """A checked Record from a decoded JSON value; `where` ("file:line") opens every message.
 
     Args:
-        format: a name in kd.records.formats.registry.FORMATS; by default found from the fields.
+        format: a name in kd.config.registries.FORMATS; by default found from the fields.
 
     Raises:
         DataError: names the field and what to do.

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from helpers.reading import calls_of
+from kd.config.registries import FORMATS
 from kd.records.checks import DataError
 from kd.records.formats.bfcl import from_bfcl_record
-from kd.records.formats.registry import FORMATS, format_of
+from kd.records.formats.format import detect_format
 from kd.records.formats.schemas import from_bfcl, from_python_type
 from kd.records.record import parse_record
 from kd.sources.demo import corpus as demo
@@ -159,7 +160,7 @@ Rain?<|im_end|>
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_conversation_in_every_form_is_the_same_record(form):
-    assert format_of(FORMS[form]) == form.split(",")[0]
+    assert detect_format(FORMS[form]) == form.split(",")[0]
     record = read(FORMS[form])
     assert said(record) == CONVERSATION and record.tools == [TOOL]
     assert [(call["name"], call["arguments"]) for call in calls_of(record)] == CALLS
@@ -505,8 +506,8 @@ def test_what_a_form_does_not_allow_is_refused_with_its_field(data, match):
 
 
 def test_a_form_is_named_or_refused_by_name():
-    with pytest.raises(DataError, match="no form of records is called 'alpaca'; there are chat, chatml"):
+    with pytest.raises(DataError, match="no format of records is called 'alpaca'; there are chat, chatml"):
         read({"messages": []}, "alpaca")
-    for name in FORMATS:  # a record of another form is refused, never a crash
+    for name in FORMATS.names():  # a record of another form is refused, never a crash
         with pytest.raises(DataError, match=r"^f\.jsonl:7: "):
             read({"instruction": "x", "output": "y"}, name)

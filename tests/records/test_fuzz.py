@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kd.config.registries import FORMATS
 from kd.records.checks import MAX_RECORD_BYTES, DataError
 from kd.records.files import DataFiles, read_all, read_each, write_records
-from kd.records.formats.registry import FORMATS
 from kd.records.lines import zstd
 from kd.records.quarantine import Quarantine
 from kd.records.record import Record, parse_line, parse_record
@@ -236,7 +236,7 @@ MESSAGES = st.lists(
 )
 
 
-@given(st.dictionaries(st.sampled_from(FIELDS), JSON | MESSAGES, max_size=5), st.sampled_from([None, *FORMATS]))
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON | MESSAGES, max_size=5), st.sampled_from([None, *FORMATS.names()]))
 @SETTINGS
 def test_any_value_in_any_field_is_a_record_or_a_named_refusal(data, form):
     try:

@@ -21,13 +21,14 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
 from kd.records.checks import DataError
+from kd.records.formats.format import Format
 from kd.records.formats.schemas import from_bfcl
 
 _LEFT_OUT = object()
 
 
 def from_bfcl_record(data: dict, where: str) -> dict:
-    """The chat record of one BFCL record with its `ground_truth`.
+    """Convert one BFCL record with its `ground_truth`; see Format.convert.
 
     Raises:
         DataError: no function, no truth, or a dialogue of several turns, whose results are in no file.
@@ -170,3 +171,11 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (str, int, float)):
         return value
     raise DataError(f"{where}: {value!r} is no JSON value")
+
+
+def is_bfcl_record(data: dict) -> bool:
+    """Tell a question, with its functions or its truth, from other records."""
+    return "question" in data and ("function" in data or "ground_truth" in data or "involved_classes" in data)
+
+
+FORMAT = Format(detect=is_bfcl_record, convert=from_bfcl_record, order=40)
