@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
 def plan_here(
     config: RunConfig, world_size: int, ranks_per_host: int | None = None, *, cache: CacheSize | None = None
 ) -> Plan:
-    """The plan of `config` for this machine's memory (kd/preflight/plan.py)."""
+    """Plan `config` for this machine's memory (kd/preflight/plan.py)."""
     student = config.student
     width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
     length = len(load_tokenizer(config)) if width_unknown else None
@@ -75,7 +75,7 @@ def plan_here(
 
 
 def dry_run(config: RunConfig, world_size: int) -> str:
-    """What `--dry-run` prints: the plan, and the size of the teacher's cache from a sample of the data.
+    """Return the text of `--dry-run`: the plan, and the size of the teacher's cache from a sample of the data.
 
     The tokenizer is loaded where the teacher's signal is of some of its tokens, or cached.
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Checkpoints of a run, and the export of its student."""

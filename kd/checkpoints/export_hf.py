@@ -12,13 +12,13 @@ from pathlib import Path
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import nn
+from transformers import PreTrainedModel
 
 from kd.atomic_files import flush
 from kd.distributed.collectives import on_rank_0
 
 
-def export_student(model: nn.Module, tokenizer, folder: str | Path) -> None:
+def export_student(model: PreTrainedModel, tokenizer, folder: str | Path) -> None:
     """Write the (possibly partitioned) `model` to `folder`, replacing an older export. All ranks call it together.
 
     Weights keep the precision of training; they are gathered one at a time onto rank 0's host memory.
@@ -39,7 +39,7 @@ def export_student(model: nn.Module, tokenizer, folder: str | Path) -> None:
     on_rank_0(lambda: _write(model, tokenizer, weights, folder))
 
 
-def _write(model: nn.Module, tokenizer, weights: dict[str, torch.Tensor], folder: Path) -> None:
+def _write(model: PreTrainedModel, tokenizer, weights: dict[str, torch.Tensor], folder: Path) -> None:
     part = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(part, ignore_errors=True)
     use_cache, model.config.use_cache = model.config.use_cache, True

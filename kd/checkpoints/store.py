@@ -89,17 +89,18 @@ class Checkpoints:
             CheckpointError: checkpoints exist but all are damaged, or the newest good one is of another configuration,
                 cache, world size or version.
         """
-        found: tuple[str | None, str | None, str | None] = None, None, None  # path, format, error
+        found, problem = None, None
         if self._ranks.rank == 0:
             try:
-                found = (*self._newest_good(), None)
+                found = self._newest_good()
             except CheckpointError as error:
-                found = None, None, str(error)
-        path, written_as, error = self._ranks.broadcast(found)
-        if error:
-            raise CheckpointError(error)
-        if path is None or written_as is None:
+                problem = str(error)
+        found, problem = self._ranks.broadcast((found, problem))
+        if problem:
+            raise CheckpointError(problem)
+        if found is None:
             return None
+        path, written_as = found
         state: dict[str, Any] = {}
         self._together(
             lambda: state.update(self._engine.load(Path(path), CHECKPOINT_FORMATS[written_as])),
@@ -107,7 +108,7 @@ class Checkpoints:
         )
         return state
 
-    def _newest_good(self) -> tuple[str, str] | tuple[None, None]:
+    def _newest_good(self) -> tuple[str, str] | None:
         """Find the newest checkpoint that is whole, and its format."""
         candidates = list_checkpoints(self._folder)
         for path in candidates:
@@ -134,7 +135,7 @@ class Checkpoints:
             return str(path), written_as
         if candidates:
             raise CheckpointError(f"{self._folder}: no checkpoint is whole; give --fresh to begin again from the start")
-        return None, None
+        return None
 
     def _publish(self, part: Path, whole: Path, step: int) -> None:
         files = {

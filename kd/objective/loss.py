@@ -21,7 +21,7 @@ from kernels import DenseTeacher, DistillOutput, Head, RowWeights, SparseTeacher
 
 
 class SpanRows(NamedTuple):
-    """Row weights by term: `rows` is what the kernel takes, the three others add up to rows.span. fp32 [N] or None."""
+    """Row weights by term, fp32 [N] or None: `rows` goes to the kernel, the three others add up to rows.span."""
 
     rows: RowWeights
     tool: Tensor | None
@@ -40,7 +40,7 @@ class CombinedLoss(NamedTuple):
 
 
 def row_weights(bits: Tensor, weight: Tensor, counts: Tensor, terms: TermWeights, *, divisor: float = 1.0) -> SpanRows:
-    """Weights of each row in each term.
+    """Make the weights of each row in each term.
 
     Args:
         bits: [N] span masks of the rows' labels.
@@ -85,7 +85,7 @@ def combined_kd_loss(
     chunk_rows: int | None = None,
     impl: str = "auto",
 ) -> CombinedLoss:
-    """The whole loss of one micro-batch from hidden states [N, H] of its supervised rows; arguments as
+    """Compute the loss of one micro-batch from hidden states [N, H] of its supervised rows; arguments as
     `linear_distill_loss`.
 
     Under ZeRO-3 call it inside engine.forward: the head's weight is whole only there.
@@ -109,7 +109,7 @@ def combined_kd_loss(
 
 
 def term_sums(out: DistillOutput, weights: SpanRows, temperature: float) -> Tensor:
-    """[6] each term as a weighted sum of its rows, in the order of TERMS; together they are out.loss."""
+    """Return [6] fp32: each term as a weighted sum of its rows, in the order of TERMS; together they are out.loss."""
     used, zero = out.weights, out.nll.new_zeros(())
 
     def total(weight: Tensor | None, value: Tensor) -> Tensor:
@@ -132,7 +132,8 @@ def _span_loss(logits: Tensor, labels: Tensor, bits: Tensor, bit: int, impl: str
 
 
 def tool_name_loss(logits: Tensor, labels: Tensor, bits: Tensor, *, impl: str = "auto") -> Tensor:
-    """Mean cross-entropy over the tokens of tool names: logits [N, V] of the rows before them, labels and bits [N].
+    """Compute the mean cross-entropy over the tokens of tool names: logits [N, V] of the rows before them, labels and
+    bits [N].
 
     A graph-connected 0 where no row has the bit.
     """
@@ -140,12 +141,12 @@ def tool_name_loss(logits: Tensor, labels: Tensor, bits: Tensor, *, impl: str = 
 
 
 def json_argument_loss(logits: Tensor, labels: Tensor, bits: Tensor, *, impl: str = "auto") -> Tensor:
-    """Mean cross-entropy over the tokens of arguments objects; as `tool_name_loss`."""
+    """Compute the mean cross-entropy over the tokens of arguments objects; as `tool_name_loss`."""
     return _span_loss(logits, labels, bits, ARGS, impl)
 
 
 def integration_copy_loss(logits: Tensor, labels: Tensor, bits: Tensor, *, impl: str = "auto") -> Tensor:
-    """Mean cross-entropy over tokens that carry a value out of a tool's result; as `tool_name_loss`."""
+    """Compute the mean cross-entropy over tokens that carry a value out of a tool's result; as `tool_name_loss`."""
     return _span_loss(logits, labels, bits, INTEGRATION, impl)
 
 
@@ -159,7 +160,7 @@ def process_supervision_loss(
     w_integr: float = 0.10,
     impl: str = "auto",
 ) -> Tensor:
-    """The three span losses, weighted and summed, in one pass over logits [N, V]."""
+    """Compute the three span losses, weighted and summed, in one pass over logits [N, V]."""
     ones = torch.ones(len(labels), device=labels.device)
     counts = torch.stack([((bits & bit) != 0).sum() for bit in (TRUTH, TOOL, ARGS, INTEGRATION)])
     terms = TermWeights(1.0, 0.0, 0.0, 0.0, w_tool, w_args, w_integr)

@@ -1,4 +1,4 @@
-"""What each term of the loss weighs now: configuration and optimizer step in, numbers out.
+"""Weights of the loss's terms: configuration and optimizer step in, numbers out.
 
 All schedules run over the optimizer steps of the whole run and are clamped at both ends, so a resumed or lengthened run
 can never reach a temperature of zero or a negative weight.
@@ -34,8 +34,10 @@ class TermWeights(NamedTuple):
 def loss_weight_schedule(
     step: int, num_steps: int, *, start: float = 0.7, end: float = 0.3, schedule: str = "linear"
 ) -> tuple[float, float, float]:
-    """(kd, hard, truth) at an optimizer step: the teacher's share goes from start to end and is split 60/40 into kd and
-    hard.
+    """Return (kd, hard, truth) at optimizer step `step` (from 0) of `num_steps`.
+
+    The teacher's share goes from `start` to `end` by `schedule` and is split 60/40 into kd and hard; truth has the
+    rest.
     """
     share = scheduled(schedule, start, end, step, num_steps)
     return share * SOFT_SHARE, share * (1 - SOFT_SHARE), 1 - share
@@ -49,7 +51,7 @@ def entropy_weighting(
     hard: tuple[float, float] = (0.2, 0.2),
     truth: tuple[float, float] = (0.4, 0.2),
 ) -> EntropyWeighting:
-    """The kernels' EntropyWeighting with each end's triple divided by its sum (entropies in nats).
+    """Make the kernels' EntropyWeighting, each end's triple divided by its sum (entropies in nats).
 
     Raises:
         ValueError: h_min >= h_max, a negative weight, or an end whose weights are all zero.
@@ -63,12 +65,15 @@ def entropy_weighting(
         raise ValueError(
             "entropy weighting: kd, hard and truth are all 0 at one end; give at least one of them a weight there"
         )
-    ends = [tuple(pair[i] / sums[i] for i in (0, 1)) for pair in (kd, truth, hard)]
-    return EntropyWeighting(h_min, h_max, *ends)
+
+    def over_sums(pair: tuple[float, float]) -> tuple[float, float]:
+        return pair[0] / sums[0], pair[1] / sums[1]
+
+    return EntropyWeighting(h_min, h_max, over_sums(kd), over_sums(truth), over_sums(hard))
 
 
 def weights_at(loss: Loss, step: int, num_steps: int, *, has_teacher: bool) -> TermWeights:
-    """The weights of optimizer step `step` (from 0) of `num_steps` under a run's loss section."""
+    """Return the weights of optimizer step `step` (from 0) of `num_steps` under a run's loss section."""
     t = loss.temperature
     temperature = scheduled(t.schedule, t.start, t.end, step, num_steps)
     entropy = None

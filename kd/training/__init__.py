@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training: the loop, the engine under it, the optimizer, the run log."""

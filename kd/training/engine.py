@@ -1,4 +1,4 @@
-"""The student under DeepSpeed: one optimizer step in, its report out.
+"""Student engine: the student under DeepSpeed, one optimizer step in, its report out.
 
 The head and the loss run inside engine.forward, because under ZeRO-3 the head's weight is whole only there, and the
 model is never called around the engine, because its hooks reduce the gradients. Micro-batches accumulate; the last one
@@ -35,7 +35,11 @@ SUMS = (*TERMS, *HITS, "teacher_agreement", "teacher_entropy")  # the columns of
 
 
 class StepReport(NamedTuple):
-    """`sums` [12] fp32 of SUMS on this rank: weighted terms, then counts of hits (and summed nats); add over ranks."""
+    """Result of one optimizer step on this rank.
+
+    `sums` [12] fp32, on the device, by SUMS: weighted terms, then counts of hits and summed nats; add them over ranks.
+    `suspects`: ids of records whose rows were not finite, where the step was skipped.
+    """
 
     sums: Tensor
     skipped: bool
@@ -97,6 +101,7 @@ class StudentEngine:
             check_packable(model)
         if not torch.cuda.is_available():
             _gather_whole_layers(model)
+        self._engine: Any  # deepspeed.initialize is typed as four things at once
         self._engine, *_ = deepspeed.initialize(
             model=_StudentWithLoss(model, loss, vocab_size),
             optimizer=build_optimizer(model, optimizer, ds_config),
@@ -142,12 +147,12 @@ class StudentEngine:
         teacher: TeacherSource | None = None,
         step: int = 0,
     ) -> StepReport:
-        """One optimizer step over this rank's micro-batches.
+        """Take one optimizer step over this rank's micro-batches; all ranks together.
 
         Args:
             micro_batches: exactly gradient_accumulation of them, empty ones where there are no records.
-            counts: [4] global, see `kd.objective.loss.row_weights`.
-            teacher: where the teacher's signal comes from, or None.
+            counts: [4] float64, CPU, global: see `kd.objective.loss.row_weights`.
+            teacher: source of the teacher's targets, or None.
             step: the optimizer step, from 0.
         """
         skipped_before = self.skipped_steps
@@ -167,7 +172,7 @@ class StudentEngine:
         return StepReport(sums, skipped, _suspects(seen) if skipped else ())
 
     def grad_norm(self) -> float:
-        """Global L2 norm of the last step's gradient before clipping."""
+        """Return the global L2 norm of the last step's gradient, before clipping."""
         return float(self._engine.get_global_grad_norm())
 
     def _grad_scale(self) -> float:
@@ -186,7 +191,7 @@ class StudentEngine:
 
 
 def _gather_whole_layers(model: nn.Module) -> None:
-    """ZeRO-3 hooks on decoder layers instead of on each small module: on a CPU they cost a quarter of a small model's
+    """Put ZeRO-3 hooks on decoder layers, not on each small module: those cost a quarter of a small model's CPU
     step.
     """
     layers = {type(module) for name, module in model.named_modules() if name.endswith("layers.0")}

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes: a progress bar, a line each N steps, metrics.jsonl, TensorBoard.
+"""Run log: progress bar, console, metrics.jsonl, TensorBoard.
 
 Only rank 0 writes. metrics.jsonl holds one JSON object a line, flushed as written; a number that is not finite is null.
 """
@@ -23,7 +23,9 @@ _SHOWN = ("loss", "kd", "hard", "truth", "tool", "args", "integration")
 
 
 class RunLog:
-    """Open it once, `line` it each N steps, close it; on other ranks than 0 every call does nothing."""
+    """Log of one run: made once, given a line of metrics each N steps, closed. On ranks other than 0 it does
+    nothing.
+    """
 
     def __init__(self, run_dir: Path, num_steps: int, *, rank: int = 0):
         self._active = rank == 0
@@ -40,7 +42,7 @@ class RunLog:
                 self.say("tensorboard is not installed: the curves are in metrics.jsonl alone")
 
     def resume_at(self, step: int) -> None:
-        """Forget the lines past `step`: they will be written again."""
+        """Drop the lines past `step`, which will be written again."""
         if self._active:
             self._metrics.close()
             kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
@@ -49,17 +51,18 @@ class RunLog:
             self._bar.update(step)
 
     def advance(self) -> None:
+        """Move the progress bar by one optimizer step."""
         if self._active:
             self._bar.update()
 
     def say(self, text: str) -> None:
-        """A line for the person watching, clear of the progress bar."""
+        """Print a line for the person watching, clear of the progress bar."""
         if self._active:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def line(self, values: dict) -> None:
-        """One row of metrics: `step`, `stage` and numbers."""
+        """Write one line of metrics (`step`, `stage` and numbers) to all places."""
         if not self._active:
             return
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
@@ -75,6 +78,7 @@ class RunLog:
         )
 
     def close(self) -> None:
+        """Close the files and the progress bar."""
         if self._active:
             self._bar.close()
             self._metrics.close()
@@ -90,7 +94,7 @@ def _step_of(line: str) -> float:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Peak memory allocated on a GPU since the start; on CPU the resident memory of this process now."""
+    """Return GiB: the peak allocated on a GPU since the start, or on a CPU the resident memory of this process now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return psutil.Process().memory_info().rss / 2**30

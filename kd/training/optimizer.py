@@ -1,4 +1,4 @@
-"""AdamW with weight decay on matrices alone, and the learning rate of each step."""
+"""Optimizer: AdamW with weight decay on matrices alone, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ FINAL_LR_FRACTION, DECAY_FRACTION = 0.1, 0.2
 
 
 def learning_rate(config: Optimizer, step: int, num_steps: int) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up, then the schedule, clamped past its end."""
+    """Return the learning rate of optimizer step `step` (from 0): linear warm-up, then the schedule, clamped past its
+    end.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -29,7 +31,9 @@ def learning_rate(config: Optimizer, step: int, num_steps: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: Optimizer, ds_config: dict) -> torch.optim.Optimizer:
-    """AdamW over the model's parameters; DeepSpeed's CPU one where the optimizer is offloaded, which ZeRO demands."""
+    """Make AdamW over the model's parameters: DeepSpeed's CPU one where the optimizer is offloaded, which ZeRO
+    demands.
+    """
     # ZeRO-3 partitions a parameter to one dimension: its own shape is in ds_shape.
     shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()}
     groups = [

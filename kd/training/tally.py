@@ -32,15 +32,15 @@ class StepTally(NamedTuple):
     stopped: str | None  # "signal" or "budget" where any rank must stop
 
 
-def tally_step(micro_batches: Sequence[MicroBatch], ranks: Ranks, *, signalled: bool, over_budget: bool) -> StepTally:
+def tally_step(micro_batches: list[MicroBatch], ranks: Ranks, *, signalled: bool, over_budget: bool) -> StepTally:
     """Sum this rank's part of a step with the others', in one all-reduce on the CPU."""
     tokens = sum(int(micro.attention_mask.sum()) for micro in micro_batches if micro.record_ids)
     records = [sum(len(getattr(micro, field)) for micro in micro_batches) for field in _FIELDS.values()]
     own = torch.tensor([tokens, *records, signalled, over_budget], dtype=torch.float64)
     sums = ranks.sum(torch.cat([count_rows(micro_batches), own]))
-    tokens, *records, signalled, over_budget = map(int, sums[4:])
-    stopped = "signal" if signalled else "budget" if over_budget else None
-    return StepTally(sums[:4], tokens, dict(zip(_FIELDS, records)), stopped)
+    num_tokens, *counts, num_signalled, num_over = map(int, sums[4:])
+    stopped = "signal" if num_signalled else "budget" if num_over else None
+    return StepTally(sums[:4], num_tokens, dict(zip(_FIELDS, counts)), stopped)
 
 
 class Tally:
