@@ -25,9 +25,8 @@ import triton.language as tl
 
 from kernels.fused import launches as forms
 from kernels.fused.launches import Launch
-from kernels.fused.rows import UNSPECIALIZED, row_terms, store_row
+from kernels.fused.rows import BETA, TEMPERATURE, UNSPECIALIZED, row_terms, store_row
 from kernels.fused.sweeps import (
-    NUM_STATS,
     PADDING,
     gradient_of_tile,
     measure,
@@ -42,7 +41,7 @@ from kernels.fused.sweeps import (
     widened,
     zero_padding,
 )
-from kernels.fused.tiles import tile_columns, whole_part
+from kernels.fused.tiles import NUM_STATS, U_COLUMN, Z_COLUMN, gradient_factors, tile_columns, whole_part
 
 NCCL_SMS = 16  # left to NCCL's kernels where there is more than one rank
 
@@ -104,11 +103,11 @@ def _streamed_kernel(
 ):
     """Example: 2 parts a row, lag 1. Turns 0 and 1 measure row 0; turns 2 and 3 measure row 1 and write row 0; ..."""
     if T == 0:
-        temperature = tl.load(scalars)
+        temperature = tl.load(scalars + TEMPERATURE)
     else:
         temperature = T * 1.0
     inv_t = 1.0 / temperature
-    beta = tl.load(scalars + 1)
+    beta = tl.load(scalars + BETA)
     LABEL: tl.constexpr = HAS_TRUTH or HAS_SPAN
     PART: tl.constexpr = BLOCK * TILES
     num_parts = tl.cdiv(vocab, PART)
@@ -171,9 +170,17 @@ def _streamed_kernel(
                 HAS_ENTROPY,
             )
             if part == 0:
-                store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
-            choice = stats[5]
-            factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], 0.0)
+                store_row(
+                    outputs,
+                    stats[Z_COLUMN] == label,
+                    (stats[Z_COLUMN] == stats[U_COLUMN]) & HAS_TEACHER,
+                    floats,
+                    hits,
+                    num_rows,
+                    row,
+                )
+            choice = stats[U_COLUMN]
+            factors = gradient_factors(stats, kd, ce + hard, 0.0)
             special = special_columns(
                 z_row,
                 u_row,
@@ -264,11 +271,11 @@ def _cooperative_kernel(
 ):
     """A part is one tile: read once, measured, kept in registers until its row's statistics are known, written."""
     if T == 0:
-        temperature = tl.load(scalars)
+        temperature = tl.load(scalars + TEMPERATURE)
     else:
         temperature = T * 1.0
     inv_t = 1.0 / temperature
-    beta = tl.load(scalars + 1)
+    beta = tl.load(scalars + BETA)
     LABEL: tl.constexpr = HAS_TRUTH or HAS_SPAN
     CE: tl.constexpr = LABEL or HAS_HARD
     offsets = tile_columns(BLOCK, GROUP)
@@ -320,9 +327,17 @@ def _cooperative_kernel(
             HAS_ENTROPY,
         )
         if part == 0:
-            store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
-        choice = stats[5]
-        factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], 0.0)
+            store_row(
+                outputs,
+                stats[Z_COLUMN] == label,
+                (stats[Z_COLUMN] == stats[U_COLUMN]) & HAS_TEACHER,
+                floats,
+                hits,
+                num_rows,
+                row,
+            )
+        choice = stats[U_COLUMN]
+        factors = gradient_factors(stats, kd, ce + hard, 0.0)
         special = special_columns(
             z_row, u_row, start, stop, label, choice, factors, ce, hard, inv_t, beta, KIND, T, HAS_KD, LABEL, HAS_HARD
         )

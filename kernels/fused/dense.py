@@ -24,7 +24,7 @@ from torch import Tensor
 from kernels.contract import DIVERGENCES, DistillOutput, Options, RowWeights
 from kernels.fused import cooperative
 from kernels.fused import launches as forms
-from kernels.fused.rows import UNSPECIALIZED, row_terms, store_row
+from kernels.fused.rows import BETA, TEMPERATURE, UNSPECIALIZED, row_terms, store_row
 from kernels.fused.sweeps import (
     measure,
     row_divergence,
@@ -34,6 +34,7 @@ from kernels.fused.sweeps import (
     sweep_statistics,
     zero_padding,
 )
+from kernels.fused.tiles import U_COLUMN, Z_COLUMN, gradient_factors
 
 _SCALE_BLOCK, _SCALE_WARPS = 4096, 8
 _INTERPRETER_BLOCK = 32768  # the interpreter pays by the operation, not by the lane
@@ -83,11 +84,11 @@ def _dense_kernel(
       dz         = 2 (q_2 - p_2) = (0.267949, -0.267949)
     """
     if T == 0:
-        temperature = tl.load(scalars)
+        temperature = tl.load(scalars + TEMPERATURE)
     else:
         temperature = T * 1.0
     inv_t = 1.0 / temperature
-    beta = tl.load(scalars + 1)
+    beta = tl.load(scalars + BETA)
     LABEL: tl.constexpr = HAS_TRUTH or HAS_SPAN
     HINT: tl.constexpr = "evict_last" if HAS_GRAD else "evict_first"
     row = tl.program_id(0).to(tl.int64)
@@ -123,12 +124,20 @@ def _dense_kernel(
         HAS_HARD,
         HAS_ENTROPY,
     )
-    store_row(outputs, stats[1] == label, (stats[1] == stats[5]) & HAS_TEACHER, floats, hits, num_rows, row)
+    store_row(
+        outputs,
+        stats[Z_COLUMN] == label,
+        (stats[Z_COLUMN] == stats[U_COLUMN]) & HAS_TEACHER,
+        floats,
+        hits,
+        num_rows,
+        row,
+    )
 
     # 3. gradient
     if HAS_GRAD:
-        choice = stats[5]
-        factors = (kd, ce + hard, stats[0], stats[2], stats[3], stats[4], stats[7], kl_q)
+        choice = stats[U_COLUMN]
+        factors = gradient_factors(stats, kd, ce + hard, kl_q)
         special = special_columns(
             z_row, u_row, 0, vocab, label, choice, factors, ce, hard, inv_t, beta, KIND, T, HAS_KD, LABEL, HAS_HARD
         )

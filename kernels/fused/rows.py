@@ -8,7 +8,12 @@ import triton
 import triton.language as tl
 
 from kernels.contract import IGNORE_INDEX
+from kernels.fused.tiles import MOMENT, U_SUM, Z_CHOICE, Z_LABEL, Z_SUM, Z_TOP
 
+# Places in `scalars`; each of the last three has two, at n = 0 and at n = 1.
+TEMPERATURE, BETA, GRAD_SCALE, H_MIN, H_MAX, KD_ENDS, TRUTH_ENDS, HARD_ENDS = (
+    tl.constexpr(place) for place in (0, 1, 2, 3, 4, 5, 7, 9)
+)
 _IGNORE = tl.constexpr(IGNORE_INDEX)
 # Arguments of a kernel whose value and alignment must not choose among compilations, or a step with one row, a chunk
 # that
@@ -60,10 +65,14 @@ def row_weights(
 
 @triton.jit
 def weigh_by_entropy(kd, truth, hard, entropy, scalars):
-    h_min = tl.load(scalars + 3)
-    n = (entropy - h_min) / (tl.load(scalars + 4) - h_min)
+    h_min = tl.load(scalars + H_MIN)
+    n = (entropy - h_min) / (tl.load(scalars + H_MAX) - h_min)
     n = tl.minimum(tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL), 1.0, propagate_nan=tl.PropagateNan.ALL)
-    return kd * _factor(n, scalars + 5), truth * _factor(n, scalars + 7), hard * _factor(n, scalars + 9)
+    return (
+        kd * _factor(n, scalars + KD_ENDS),
+        truth * _factor(n, scalars + TRUTH_ENDS),
+        hard * _factor(n, scalars + HARD_ENDS),
+    )
 
 
 @triton.jit
@@ -99,19 +108,19 @@ def row_terms(
     )
     entropy = 0.0
     if TEACHER:
-        entropy = tl.log(stats[6]) - stats[8] / stats[6]
+        entropy = tl.log(stats[U_SUM]) - stats[MOMENT] / stats[U_SUM]
     if HARD:
         poison += entropy * 0.0  # of a teacher of NaN the choice means nothing
     if ENTROPY:
         kd, truth, hard = weigh_by_entropy(kd, truth, hard, entropy, scalars)
-    z_log_d1 = tl.log(stats[2])
+    z_log_d1 = tl.log(stats[Z_SUM])
     nll, hard_nll = 0.0, 0.0
     if TRUTH or SPAN:
-        nll = tl.where(valid, z_log_d1 - (stats[12] - stats[0]), 0.0) * poison
+        nll = tl.where(valid, z_log_d1 - (stats[Z_LABEL] - stats[Z_TOP]), 0.0) * poison
     if HARD:
-        hard_nll = z_log_d1 - (stats[11] - stats[0])
+        hard_nll = z_log_d1 - (stats[Z_CHOICE] - stats[Z_TOP])
     loss = (kd * temperature * temperature * divergence + (truth + span) * nll + hard * hard_nll) * poison
-    scale = tl.load(scalars + 2) * poison
+    scale = tl.load(scalars + GRAD_SCALE) * poison
     outputs = (loss, divergence, nll, hard_nll, entropy, kd, truth, hard)
     return outputs, kd * temperature * scale, (truth + span) * scale, hard * scale, poison
 

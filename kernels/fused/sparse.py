@@ -28,7 +28,7 @@ from torch import Tensor
 from kernels.contract import DIVERGENCES, DistillOutput, Options, RowWeights, SparseTeacher
 from kernels.fused import launches as forms
 from kernels.fused.dense import INTERPRETED, _on, _scalars, compiled_in, output_of
-from kernels.fused.rows import UNSPECIALIZED, row_weights, store_row, weigh_by_entropy
+from kernels.fused.rows import BETA, GRAD_SCALE, TEMPERATURE, UNSPECIALIZED, row_weights, store_row, weigh_by_entropy
 from kernels.fused.slots import (
     EMPTY,
     bucket_divergence,
@@ -116,13 +116,13 @@ def _sparse_kernel(
     slot_probs += row * num_slots
     slot_logits += row * num_slots
     if T == 0:
-        temperature = tl.load(scalars)
+        temperature = tl.load(scalars + TEMPERATURE)
     else:
         temperature = T * 1.0
     HINT: tl.constexpr = "evict_last" if HAS_GRAD else "evict_first"
     CE: tl.constexpr = HAS_TRUTH or HAS_SPAN or HAS_HARD
     inv_t = 1.0 / temperature
-    beta = tl.load(scalars + 1)
+    beta = tl.load(scalars + BETA)
     slots = tl.arange(0, SLOTS)
 
     # 1. slots: logits, their max, what is wrong with them
@@ -231,7 +231,7 @@ def _sparse_kernel(
         # been
         # read: `grad` may be the same memory.
         tl.debug_barrier()
-        scale = tl.load(scalars + 2) * poison
+        scale = tl.load(scalars + GRAD_SCALE) * poison
         kd_factor = kd * temperature * scale  # d(T^2 D)/dz = T^2 dD/ds / T
         ce_factor, hard_factor = (truth + span) * scale, hard * scale
         rest_kd = kd_factor * tl.where(rest_dt == 0.0, 0.0, rest_pull / rest_dt)

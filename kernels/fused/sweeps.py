@@ -13,10 +13,25 @@ import triton
 import triton.language as tl
 
 from kernels.fused.tiles import (
+    BLOCKED,
+    CROSS,
     FLOOR,
     FORWARD_KL,
     LOWEST,
+    MOMENT,
+    NUM_STATS,
     REVERSE_KL,
+    U_COLUMN,
+    U_LEAST,
+    U_SUM,
+    U_SUM_T,
+    U_TOP,
+    Z_CHOICE,
+    Z_COLUMN,
+    Z_LABEL,
+    Z_SUM,
+    Z_SUM_T,
+    Z_TOP,
     add_tile,
     exps,
     merge_all,
@@ -28,7 +43,6 @@ from kernels.fused.tiles import (
 )
 
 _INF = tl.constexpr(float("inf"))
-NUM_STATS = tl.constexpr(14)  # what `measure` returns
 # Below LOWEST, so never a max, and finite, so that 0 times it is 0.
 PADDING = tl.constexpr(-2.0e30)
 
@@ -206,24 +220,24 @@ def merge_parts(parts, num_parts, inv_t, KIND: tl.constexpr, T: tl.constexpr, NU
     """One row's statistics from those its parts published, read past L1: other programs wrote them."""
     part = tl.arange(0, NUM_PARTS)
     here = part < num_parts
-    z_top = _field(parts, 0, part, here, LOWEST, NUM_PARTS)
-    z_column = _field(parts, 1, part, here, 0.0, NUM_PARTS).to(tl.int32)
-    z_d1 = _field(parts, 2, part, here, 0.0, NUM_PARTS)
-    z_dt = _field(parts, 3, part, here, 0.0, NUM_PARTS)
-    u_tops = _field(parts, 4, part, here, LOWEST, NUM_PARTS)
-    u_columns = _field(parts, 5, part, here, -1.0, NUM_PARTS).to(tl.int32)
-    u_d1 = _field(parts, 6, part, here, 0.0, NUM_PARTS)
-    u_dt = _field(parts, 7, part, here, 0.0, NUM_PARTS)
-    moment = _field(parts, 8, part, here, 0.0, NUM_PARTS)
-    cross = _field(parts, 9, part, here, 0.0, NUM_PARTS)
-    low = _field(parts, 10, part, here, _INF, NUM_PARTS)
+    z_top = _field(parts, Z_TOP, part, here, LOWEST, NUM_PARTS)
+    z_column = _field(parts, Z_COLUMN, part, here, 0.0, NUM_PARTS).to(tl.int32)
+    z_d1 = _field(parts, Z_SUM, part, here, 0.0, NUM_PARTS)
+    z_dt = _field(parts, Z_SUM_T, part, here, 0.0, NUM_PARTS)
+    u_tops = _field(parts, U_TOP, part, here, LOWEST, NUM_PARTS)
+    u_columns = _field(parts, U_COLUMN, part, here, -1.0, NUM_PARTS).to(tl.int32)
+    u_d1 = _field(parts, U_SUM, part, here, 0.0, NUM_PARTS)
+    u_dt = _field(parts, U_SUM_T, part, here, 0.0, NUM_PARTS)
+    moment = _field(parts, MOMENT, part, here, 0.0, NUM_PARTS)
+    cross = _field(parts, CROSS, part, here, 0.0, NUM_PARTS)
+    low = _field(parts, U_LEAST, part, here, _INF, NUM_PARTS)
     stats = (z_top, z_column, z_d1, z_dt, u_tops, u_columns, u_d1, u_dt, moment, cross, low)
     z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low = merge_all(stats, inv_t, KIND, T)
-    z_choices = _field(parts, 11, part, here, 0.0, NUM_PARTS)
+    z_choices = _field(parts, Z_CHOICE, part, here, 0.0, NUM_PARTS)
     # A part without a max has a column all the same.
     z_choice = tl.sum(tl.where((u_columns == u_column) & (u_tops == u_top), z_choices, 0.0), 0)
-    z_label = tl.sum(_field(parts, 12, part, here, 0.0, NUM_PARTS), 0)
-    blocked = tl.max(_field(parts, 13, part, here, float("-inf"), NUM_PARTS), 0)
+    z_label = tl.sum(_field(parts, Z_LABEL, part, here, 0.0, NUM_PARTS), 0)
+    blocked = tl.max(_field(parts, BLOCKED, part, here, float("-inf"), NUM_PARTS), 0)
     return (z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low, z_choice, z_label, blocked)
 
 
@@ -257,8 +271,10 @@ def exact_divergence(
 
 @triton.jit
 def _exact_tile(z, u, keep, stats, inv_t, beta, KIND: tl.constexpr):
-    z_log_dt, u_log_dt = tl.log(stats[3]), tl.log(stats[7])
-    log_q, log_p, p = tile_logs(z.to(tl.float32), stats[0], z_log_dt, u.to(tl.float32), stats[4], u_log_dt, inv_t, keep)
+    z_log_dt, u_log_dt = tl.log(stats[Z_SUM_T]), tl.log(stats[U_SUM_T])
+    log_q, log_p, p = tile_logs(
+        z.to(tl.float32), stats[Z_TOP], z_log_dt, u.to(tl.float32), stats[U_TOP], u_log_dt, inv_t, keep
+    )
     return tile_divergence(log_q, log_p, p, beta, keep, KIND, 1)
 
 
@@ -267,16 +283,16 @@ def row_divergence(
     student, teacher, stats, vocab, inv_t, beta, KIND: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
 ):
     """D, and KL(q || p or m), of a row: from `cross` where that is exact, else by a sweep of its own."""
-    z_log_dt, u_log_dt = tl.log(stats[3]), tl.log(stats[7])
+    z_log_dt, u_log_dt = tl.log(stats[Z_SUM_T]), tl.log(stats[U_SUM_T])
     if KIND == FORWARD_KL:
-        kl = stats[9] * inv_t / stats[7] - u_log_dt + z_log_dt
+        kl = stats[CROSS] * inv_t / stats[U_SUM_T] - u_log_dt + z_log_dt
         # A token that the student excludes costs infinity, unless the teacher's probability of it is 0 as well.
-        excluded = tl.exp((stats[13] - stats[4]) * inv_t - u_log_dt) > 0.0
+        excluded = tl.exp((stats[BLOCKED] - stats[U_TOP]) * inv_t - u_log_dt) > 0.0
         return tl.where(excluded, _INF, kl), 0.0
     elif KIND == REVERSE_KL:
-        kl = stats[9] * inv_t / stats[3] - z_log_dt + u_log_dt
+        kl = stats[CROSS] * inv_t / stats[Z_SUM_T] - z_log_dt + u_log_dt
         # A teacher logit so low that the floor under log p holds it up (-inf is one), or sums that met a -inf.
-        if ((stats[10] - stats[4]) * inv_t - u_log_dt < FLOOR) | (kl * 0.0 != 0.0):
+        if ((stats[U_LEAST] - stats[U_TOP]) * inv_t - u_log_dt < FLOOR) | (kl * 0.0 != 0.0):
             _, kl = exact_divergence(student, teacher, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
         return kl, kl
     else:
@@ -345,10 +361,12 @@ def _at_column(student, teacher, column, factors, inv_t, beta, KIND: tl.constexp
 
 @triton.jit
 def store_special(grad, label, choice, special, LABEL: tl.constexpr, HARD: tl.constexpr):
+    """Store what special_columns returned, over what the sweep wrote there."""
+    has_label, at_label, has_choice, at_choice = special
     if LABEL:
-        tl.store(grad + label, special[1].to(grad.dtype.element_ty), mask=special[0])
+        tl.store(grad + label, at_label.to(grad.dtype.element_ty), mask=has_label)
     if HARD:
-        tl.store(grad + choice, special[3].to(grad.dtype.element_ty), mask=special[2])
+        tl.store(grad + choice, at_choice.to(grad.dtype.element_ty), mask=has_choice)
 
 
 @triton.jit

@@ -22,6 +22,25 @@ LOWEST = tl.constexpr(-1.0e30)
 TINY = tl.constexpr(1.1754944e-38)  # smallest normal fp32
 LOG2E = tl.constexpr(1.4426950408889634)  # 2^x is the instruction; e^x costs more than a multiplication on top
 
+# Places in the tuple of a part's or a row's statistics. x = z - max of the student, y = u - max of the teacher.
+NUM_STATS = tl.constexpr(14)
+(
+    Z_TOP,  # max of the student's logits
+    Z_COLUMN,  # its lowest column (of groups: the start of the tile it was first seen in)
+    Z_SUM,  # sum e^x
+    Z_SUM_T,  # sum e^(x/T)
+    U_TOP,  # the same four of the teacher
+    U_COLUMN,
+    U_SUM,
+    U_SUM_T,
+    MOMENT,  # sum e^y y, from which the teacher's entropy comes without cancellation
+    CROSS,  # sum e^(y/T) (y - x), so that forward_kl needs no second sweep (reverse_kl: x and y change places)
+    U_LEAST,  # least logit of the teacher (reverse_kl)
+    Z_CHOICE,  # from here on of a part or a row only (sweeps.measure): the student's logit at the teacher's choice
+    Z_LABEL,  # its logit at the label; 0 in a part that does not have it
+    BLOCKED,  # largest logit of the teacher where the student's is -inf
+) = (tl.constexpr(place) for place in range(NUM_STATS.value))
+
 
 @triton.jit
 def power(x, T: tl.constexpr):
@@ -98,7 +117,7 @@ def tile_columns(BLOCK: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit
 def no_columns(NUM: tl.constexpr):
-    """Statistics of NUM groups (or parts) without a column. See add_tile for the fields."""
+    """Statistics of NUM groups (or parts) without a column: Z_TOP to U_LEAST."""
     zero = tl.zeros([NUM], tl.float32)
     top = zero + LOWEST
     first = tl.zeros([NUM], tl.int32)
@@ -111,10 +130,8 @@ def add_tile(
 ):
     """Take a tile [groups, any] into the groups' statistics; columns that are not kept hold padding already.
 
-    Fields: of the student max, start of the tile it was first seen in, sum e^x and sum e^(x/T), x = z - max; the same
-    of the teacher, and sum e^x x, from which its entropy comes without cancellation; `cross`, the sum that gives KL
-    without a second sweep, sum e^(y/T) (y - x), y = u - max (reverse_kl: the two change places); and the least u
-    (reverse_kl). A logit of -inf makes `cross` or the entropy's sum NaN or inf: nothing is spent here on what is rare.
+    `stats` holds the fields Z_TOP to U_LEAST. A logit of -inf makes CROSS or MOMENT NaN or inf: nothing is spent here
+    on what is rare.
     """
     z_top, z_at, z_d1, z_dt, u_top, u_at, u_d1, u_dt, moment, cross, low = stats
     best = tl.max(z, 1)
@@ -217,6 +234,12 @@ def whole_part(
         if KD:
             cross = tl.sum(tl.sum(et * (y - (z - z_top)), 1), 0)
     return z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, 0.0
+
+
+@triton.jit
+def gradient_factors(stats, kd, ce, kl_q):
+    """`factors` of tile_gradient from a row's statistics."""
+    return kd, ce, stats[Z_TOP], stats[Z_SUM], stats[Z_SUM_T], stats[U_TOP], stats[U_SUM_T], kl_q
 
 
 @triton.jit

@@ -14,8 +14,21 @@ from helpers.kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case,
 from kernels import RowWeights, contract, distill_loss
 from kernels.fused import cooperative, dense
 from kernels.fused import launches as forms
-from kernels.fused.sweeps import NUM_STATS, measure, merge_parts, padding_of, publish, row_divergence, widened
-from kernels.fused.tiles import FORWARD_KL, tile_columns, whole_part
+from kernels.fused.sweeps import measure, merge_parts, padding_of, publish, row_divergence, widened
+from kernels.fused.tiles import (
+    FORWARD_KL,
+    MOMENT,
+    NUM_STATS,
+    U_COLUMN,
+    U_SUM,
+    Z_CHOICE,
+    Z_COLUMN,
+    Z_LABEL,
+    Z_SUM,
+    Z_TOP,
+    tile_columns,
+    whole_part,
+)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these run in the interpreter; GPUs have tests/gpu")
 
@@ -186,11 +199,11 @@ def _exchange_kernel(
     stats = merge_parts(partials, tl.cdiv(vocab, BLOCK), inv_t, FORWARD_KL, 0, NUM_PARTS)
     divergence, _ = row_divergence(student, teacher, stats, vocab, inv_t, 0.0, FORWARD_KL, BLOCK, GROUP)
     tl.store(out, divergence)
-    tl.store(out + 1, tl.log(stats[6]) - stats[8] / stats[6])
-    tl.store(out + 2, tl.log(stats[2]) - (stats[12] - stats[0]))
-    tl.store(out + 3, tl.log(stats[2]) - (stats[11] - stats[0]))
-    tl.store(out + 4, stats[1].to(tl.float32))
-    tl.store(out + 5, stats[5].to(tl.float32))
+    tl.store(out + 1, tl.log(stats[U_SUM]) - stats[MOMENT] / stats[U_SUM])
+    tl.store(out + 2, tl.log(stats[Z_SUM]) - (stats[Z_LABEL] - stats[Z_TOP]))
+    tl.store(out + 3, tl.log(stats[Z_SUM]) - (stats[Z_CHOICE] - stats[Z_TOP]))
+    tl.store(out + 4, stats[Z_COLUMN].to(tl.float32))
+    tl.store(out + 5, stats[U_COLUMN].to(tl.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
