@@ -1,1 +1,1 @@
-"""Entry points: train, capture, verify, evaluate."""
+"""Entry points: train, capture, verify, evaluate, plan, and the command `spanwise` over them."""

@@ -1,12 +1,11 @@
-"""Run the teacher over the data once and write its signal to disk, for training that then needs no teacher.
+"""Run the teacher over the data once and write its targets to disk, for training that then needs no teacher.
 
-    deepspeed launch/capture.py --config configs/mine.yaml                        writes teacher.cache.path
-    deepspeed --num_accelerators 2 launch/capture.py --config configs/mine.yaml
-    deepspeed launch/capture.py --config configs/mine.yaml --verify 100           checks it
-    deepspeed launch/capture.py --config configs/mine.yaml --retry-missing        asks again for what an endpoint left
-                                                                                  out
+    deepspeed --no_python spanwise capture --config mine.yaml           writes teacher.cache.path, a rank on each GPU
+    spanwise capture --config mine.yaml --retry-missing                 asks an endpoint again for missing records
+    spanwise capture --config mine.yaml --verify 100                    checks the cache
+    deepspeed --num_accelerators 2 launch/capture.py --config mine.yaml     from a checkout that is not installed
 
-Killed or stopped, the same command goes on from the shards that are there. --verify reads every byte of a finished
+Killed or stopped, the same command resumes from the shards that are there. --verify reads every byte of a finished
 cache and lets the teacher compute a random sample of records again. Exit code: 0 all is well, 1 not, 2 wrong use.
 """
 
@@ -19,13 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
+from launch.arguments import add_config_options, add_local_rank
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="the run's YAML, with teacher.cache (configs/)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key, repeatable"
+
+def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_config_options(parser, "the run's YAML, with teacher.cache (configs/)")
     parser.add_argument(
         "--verify",
         type=int,
@@ -33,7 +33,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="capture nothing: check every byte, and N random records against the teacher",
     )
     parser.add_argument(
-        "--retry-missing", action="store_true", help="capture shards again in which records got no signal"
+        "--retry-missing", action="store_true", help="capture shards again in which records got no targets"
     )
     parser.add_argument(
         "--shard-rows",
@@ -41,7 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="supervised rows of a shard, at least; a kill costs each rank one shard's work",
     )
-    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # some launchers pass it
+    add_local_rank(parser)
     args = parser.parse_args(argv)
     for name in ("verify", "shard_rows"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -54,8 +54,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    args = parse(argv, prog)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kd.config.load import load_config
     from kd.distributed.exit import tell

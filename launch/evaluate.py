@@ -1,6 +1,6 @@
 """Evaluate tool use of saved models on held-out records.
 
-    python launch/evaluate.py --model teacher=runs/demo/teacher --model student=runs/demo/student \\
+    spanwise evaluate --model teacher=runs/demo/teacher --model student=runs/demo/student \\
         --data unseen_values=held_out/values.jsonl --data unseen_tools=held_out/tools.jsonl --out runs/demo
 
 writes OUT/evaluation.json and OUT/cases.jsonl. Models are whole `save_pretrained` folders with their tokenizers.
@@ -24,9 +24,9 @@ from kd.evaluation.files import format_table, write_cases, write_evaluation
 from kd.records.files import read_records
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--model", action="append", required=True, type=_named, metavar="[NAME=]FOLDER", help="repeatable"
@@ -35,8 +35,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--data", action="append", required=True, type=_named, metavar="[SPLIT=]FILE", help="records, repeatable"
     )
     parser.add_argument("--out", required=True, type=Path, help="folder for evaluation.json and cases.jsonl")
-    parser.add_argument("--batch-size", type=int, default=64, help="prompts generated together")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="an answer is cut here")
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts generated together; 64 by default")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer in tokens; 256 by default")
     args = parser.parse_args(argv)
     for option, pairs in (("--model", args.model), ("--data", args.data)):
         names = [name for name, _ in pairs]
@@ -81,8 +81,8 @@ def evaluate_folder(
     return done
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    args = parse(argv, prog)
     done = {
         name: evaluate_folder(folder, args.data, args.batch_size, args.max_new_tokens) for name, folder in args.model
     }
@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None) -> None:
         {name: {split: one.cases for split, one in splits.items()} for name, splits in done.items()},
     )
     print(format_table(metrics))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

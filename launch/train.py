@@ -1,8 +1,12 @@
 """Train a student: on the truth alone, or from a teacher.
 
-deepspeed launch/train.py --config configs/demo.yaml
-deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml --set training.steps=100
-python launch/train.py --config configs/student_9b_gqa.yaml --dry-run
+    spanwise train --config configs/demo.yaml --dry-run                  the plan; nothing is loaded
+    spanwise train --config configs/demo.yaml                            one rank
+    deepspeed --no_python spanwise train --config configs/demo.yaml      a rank on each GPU of this machine
+    deepspeed --num_accelerators 2 launch/train.py --config configs/demo.yaml --set training.steps=100
+
+The last line is of a checkout that is not installed, on two ranks of a machine without a GPU. Several machines:
+`deepspeed --hostfile FILE ...`. Stopped or killed, the same command resumes from the newest good checkpoint.
 """
 
 from __future__ import annotations
@@ -14,25 +18,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
+from launch.arguments import add_config_options, add_local_rank
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="the run's YAML (configs/)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key, repeatable"
+
+def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_config_options(parser, "the run's YAML (configs/)")
     parser.add_argument(
         "--dry-run", action="store_true", help="print parameters, memory and plan, load nothing, and exit"
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="begin again, though the run folder has checkpoints to go on from"
+        "--fresh", action="store_true", help="start over, though the run folder has checkpoints to resume from"
     )
-    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # some launchers pass it
+    add_local_rank(parser)
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    args = parse(argv, prog)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kd.config.load import load_config
     from kd.distributed.exit import tell

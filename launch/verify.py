@@ -1,8 +1,7 @@
-"""Is this data, or this run, ready? Checks every record, shows what is trained, and takes one real step.
+"""Check that data, or a run, is ready: every record, every span, one real step.
 
-    python launch/verify.py --config configs/demo.yaml                      a run: its data, tokenizer, models, and one
-                                                                            step
-    python launch/verify.py --data train/*.jsonl --tokenizer FOLDER         data alone
+    spanwise verify --config configs/demo.yaml                  a run: its data, tokenizer, models, and one step
+    spanwise verify --data train/*.jsonl --tokenizer FOLDER     data alone
         --spans OUT.jsonl      each record's text, token ids, calls and spans, or why it is refused
         --out FOLDER           verify.json, verify.html (spans in colours), bad.jsonl (what fails, as it was read)
         --fix CLEAN.jsonl      the records that are ready, in the chat form
@@ -24,6 +23,8 @@ from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
+from launch.arguments import add_config_options
+
 _WRONG = {
     False: 2,
     True: 1,
@@ -31,17 +32,11 @@ _WRONG = {
 NUM_READY_SHOWN, NUM_FAILING_SHOWN = 40, 60
 
 
-def parse(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="the run's YAML; its data files, tokenizer and models are checked")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="A.B=C",
-        dest="overrides",
-        help="override one key of the YAML, repeatable",
+def parse(argv: list[str] | None = None, prog: str | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_config_options(parser, "the run's YAML; its data files, tokenizer and models are checked", required=False)
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="FILE", help="files or globs of records, in place of --config"
     )
@@ -76,8 +71,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.ArgumentParser, argpa
     return parser, args
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser, args = parse(argv)
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser, args = parse(argv, prog)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kd.config.load import load_config
     from kd.config.registries import FORMATS
