@@ -19,10 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kd.records.checks import DataError, decode_json
+from kd.records.checks import DataError, check_shape, decode_json
 from kd.records.lines import Line, read_lines
 from kd.records.quarantine import Item
-from kd.records.record import Record, parse_record
+from kd.records.record import Record, parse_decoded
 
 _TRUTH = ("ground_truth", "possible_answer", "possible_answers")
 
@@ -101,7 +101,7 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
             ):
                 truth = _truths(path, truths) if truth is None else truth
                 data, offset = {**data, **truth.get(name, {})} if isinstance(name, (str, int)) else data, None
-            record, error = parse_record(data, where, format), None
+            record, error = parse_decoded(data, where, format), None
         except DataError as caught:
             record, error = None, caught.with_traceback(None)
         finally:
@@ -120,7 +120,10 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
 def _decoded(line: Line, where: str) -> Any:
     if line.fault:
         raise DataError(f"{where}: {line.fault}")
-    return decode_json(line.raw, where) if line.row is None else line.row
+    if line.row is None:
+        return decode_json(line.raw, where)
+    check_shape(line.row, where)
+    return line.row
 
 
 def holds_truth(path: Path) -> bool:
@@ -155,18 +158,16 @@ def _truths(path: Path, given: Iterable[Path]) -> dict[str | int, dict]:
 
 
 def read_records(path: str | Path, format: str | None = None) -> Iterator[Record]:
-    """Streams the records of one file of any kind (kd/records/files.py), one in memory at a time.
+    """Stream the records of one file of any kind, one in memory at a time.
 
     Raises:
         DataError: the file is missing or empty, or something in it is no record; the message names file and line.
     """
-    from kd.records.files import read_each  # which needs parse_record
-
     seen = False
     for item in read_each(path, format):
         seen = True
         if item.record is None:
-            raise item.error
+            raise item.error or DataError(f"{item.file}:{item.line}: no record")
         yield item.record
     if not seen:
         raise DataError(f"{path}: holds no record")

@@ -4,13 +4,13 @@
 
 `messages` hold roles system, user, assistant (with `tool_calls`, arguments as an object) and tool; `tools` are
 function declarations with JSON Schemas. Records of other formats become this one first (kd/records/formats/).
-Chain-of-thought is
-refused: this trainer never learns a teacher's private reasoning (kd/records/checks.py, with the limits on size and
-depth).
+Chain-of-thought is refused: this trainer never learns a teacher's private reasoning (kd/records/checks.py, with the
+limits on size and depth).
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class Record:
 
 
 def parse_record(data: Any, where: str, format: str | None = None) -> Record:
-    """A checked Record from a decoded JSON value; `where` ("file:line") opens every message.
+    """Make a checked Record of a JSON value; `where` ("file:line") opens every message.
 
     Args:
         format: a name in kd.config.registries.FORMATS; by default found from the fields.
@@ -41,15 +41,37 @@ def parse_record(data: Any, where: str, format: str | None = None) -> Record:
     Raises:
         DataError: names the field and what to do.
     """
+    check_shape(data, where)
+    return parse_decoded(data, where, format)
+
+
+def parse_decoded(data: Any, where: str, format: str | None = None) -> Record:
+    """Make a checked Record of a value of `decode_json`, which has checked its shape; as `parse_record`."""
     if not isinstance(data, dict):
         raise DataError(f"{where}: a record is a JSON object, not {type(data).__name__}")
-    check_shape(data, where)
     check_no_reasoning(data, where)
-    data = to_chat(data, where, format)
+    chat = to_chat(data, where, format)
+    messages = chat.get("messages")
+    if isinstance(messages, list) and messages != data.get("messages"):  # the converter may have found more text
+        check_no_reasoning({"messages": messages}, where)
+    return _record(chat, where)
+
+
+def parse_line(line: bytes, where: str, format: str | None = None) -> Record:
+    """Make a checked Record of one line of JSON in UTF-8; as `parse_record`."""
+    return parse_decoded(decode_json(line, where), where, format)
+
+
+def parse_checked_line(line: bytes, where: str, format: str | None = None) -> Record:
+    """Make the Record that `parse_line` made of the same bytes, without its checks of strict JSON and of reasoning."""
+    return _record(to_chat(json.loads(line.decode("utf-8-sig")), where, format), where)
+
+
+def _record(data: dict[str, Any], where: str) -> Record:
+    """Make a Record of a record in the chat format."""
     messages = data.get("messages")
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: messages: a non-empty list is needed")
-    check_no_reasoning({"messages": messages}, where)
     clean = [_message(message, f"{where}: messages[{index}]") for index, message in enumerate(messages)]
     if not any(m["role"] == "assistant" for m in clean):
         raise DataError(f"{where}: messages: no assistant message, so nothing to train on")
@@ -138,8 +160,3 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
                 f"{type(function['parameters']).__name__}"
             )
     return tools
-
-
-def parse_line(line: bytes, where: str, format: str | None = None) -> Record:
-    """A checked Record from one line of a JSONL file; as `parse_record`."""
-    return parse_record(decode_json(line, where), where, format)

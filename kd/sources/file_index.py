@@ -3,10 +3,11 @@
     index = RecordIndex([DataFiles("train/*.jsonl"), DataFiles("bfcl/*.json.gz", weight=2)], Quarantine("bad.jsonl",
     0.01)) index[7]
 
-Every line is checked once, when the index is made. A record that is a line of a plain file is read again from there;
-what is compressed, Parquet, an array or joined from two files is written once, as a chat record, into a file that goes
-with the index. In memory there are 20 bytes a record. An index is pickled to other processes, which read the same
-files; the one that made it removes its file in the end.
+Every line is checked once, when the index is made. A record that is a line of a plain file is read again from there,
+and refused by name if its bytes are no longer those that were checked; what is compressed, Parquet, an array or joined
+from two files is written once, as a chat record, into a file that goes with the index. In memory there are 24 bytes a
+record. An index is pickled to other processes, which read the same files; the one that made it removes its file in the
+end.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import tempfile
 import weakref
+import zlib
 from array import array
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -26,11 +28,11 @@ from kd.records.checks import DataError
 from kd.records.files import DataFiles, expand, holds_truth, num_copies, read_each
 from kd.records.lines import is_plain_lines
 from kd.records.quarantine import Quarantine
-from kd.records.record import Record, parse_line
+from kd.records.record import Record, parse_checked_line
 
 
 class _Making(NamedTuple):
-    """What an index is made with, and of no use afterwards."""
+    """Tools that an index is made with, and of no use afterwards."""
 
     quarantine: Quarantine
     spool: BinaryIO
@@ -53,8 +55,9 @@ class RecordIndex:
     def __init__(
         self, sources: Iterable[DataFiles], quarantine: Quarantine | None = None, *, spool: Path | None = None
     ):
-        self._files: list[tuple[str, str | None]] = []  # path, form
+        self._files: list[tuple[str, str | None]] = []  # path, format
         self._at, self._sizes, self._of, self._lines = array("q"), array("i"), array("i"), array("i")
+        self._checksums = array("I")  # CRC-32 of the bytes that were checked
         self._spool = str(spool) if spool is not None else _temporary()
         weakref.finalize(self, _remove, self._spool)
         with open(self._spool, "wb") as out:
@@ -77,36 +80,56 @@ class RecordIndex:
                 continue
             making.quarantine.accept()
             if plain and item.offset is not None:
-                at, raw, path, form = item.offset, item.raw, str(file), source.format
+                at, raw, path, format = item.offset, item.raw, str(file), source.format
             else:
                 raw = json.dumps(asdict(item.record), ensure_ascii=False).encode() + b"\n"
-                at, path, form = making.spool.tell(), self._spool, "chat"
+                at, path, format = making.spool.tell(), self._spool, "chat"
                 making.spool.write(raw)
-            if not self._files or self._files[-1] != (path, form):
-                self._files.append((path, form))
+            if not self._files or self._files[-1] != (path, format):
+                self._files.append((path, format))
             copies = num_copies(source.weight, item)
-            making.digest.update(f"{copies} {form} {len(raw.strip())}\n".encode() + raw.strip())
+            making.digest.update(f"{copies} {format} {len(raw.strip())}\n".encode() + raw.strip())
+            checksum = zlib.crc32(raw)
             for _ in range(copies):
                 self._at.append(at)
                 self._sizes.append(len(raw))
                 self._of.append(len(self._files) - 1)
                 self._lines.append(item.line)
+                self._checksums.append(checksum)
 
     def __len__(self) -> int:
         return len(self._at)
 
     def __getitem__(self, index: int) -> Record:
-        path, form = self._files[self._of[index]]
-        with open(path, "rb") as file:
-            file.seek(self._at[index])
-            return parse_line(file.read(self._sizes[index]), f"{path}:{self._lines[index]}", form)
+        """Read a record again.
+
+        Raises:
+            DataError: its bytes are not those that were checked; names the file and line.
+        """
+        path, format = self._files[self._of[index]]
+        where = f"{path}:{self._lines[index]}"
+        try:
+            with open(path, "rb") as file:
+                file.seek(self._at[index])
+                raw = file.read(self._sizes[index])
+        except OSError as error:
+            raise DataError(f"{where}: cannot be read again: {error.strerror}; put the file back") from None
+        if zlib.crc32(raw) != self._checksums[index]:
+            raise DataError(
+                f"{where}: the file is not what it was when its records were checked: put it back, or start again with "
+                "the new one"
+            )
+        return parse_checked_line(raw, where, format)
 
     def size_hint(self, index: int) -> int:
+        """Return the record's length in bytes of JSON."""
         return self._sizes[index]
 
     def fingerprint(self) -> str:
-        """SHA-256 over every record in order: its bytes, their form, and how often it is read. Two indices with the
-        same one give the same records, wherever their files are."""
+        """Return the SHA-256 over every record in order: its bytes, their format, and how often it is read.
+
+        Two indices with the same one give the same records, wherever their files are.
+        """
         return self._fingerprint
 
 
