@@ -180,11 +180,11 @@ def demo_batch(num_rows: int, teacher, tokenizer, student_model) -> tuple[Studen
     """The demo's models over held-in records of the demo corpus, until the batch has `num_rows` supervised rows."""
     from kd.batching.micro_batch import collate
     from kd.models.hidden_states import hidden_rows
-    from kd.models.lm_head import head_form, head_of
+    from kd.models.lm_head import head_of, head_scaling
     from kd.rendering.encode import encode
     from kd.sources.demo import corpus as demo
 
-    form, batch, have = head_form(teacher.config), [], 0
+    form, batch, have = head_scaling(teacher.config), [], 0
     head = Head(teacher.get_output_embeddings().weight.detach(), None, form.softcap, form.scale)
     records = demo.records("train", 10 * num_rows, seed=1337)
     while have < num_rows:

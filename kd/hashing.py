@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+HASH_DIGITS = 32  # hex digits that a text's hash is cut to
+
 
 def sha256(path: Path) -> str:
+    """Hash a file; 64 hex digits. Raises OSError."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 22):
@@ -14,8 +17,6 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-_SHOWN = 32  # hex digits of a hash
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:_SHOWN]
+def hash_text(text: str) -> str:
+    """Hash a text's UTF-8 bytes; the first HASH_DIGITS hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]

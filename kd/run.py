@@ -13,22 +13,21 @@ import deepspeed
 import psutil
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig
 
 from kd.checkpoints.export_hf import export_student
 from kd.checkpoints.identity import run_identity
 from kd.checkpoints.store import Checkpoints, list_checkpoints
-from kd.config.derived import quarantine_file, run_folder, uses_teacher
+from kd.config.derived import longest_length, quarantine_file, run_folder, uses_teacher
 from kd.config.load import dump_config
 from kd.config.schema import RunConfig
 from kd.distributed.collectives import on_rank_0
-from kd.distributed.deepspeed_json import resolved_ds_config
+from kd.distributed.deepspeed_json import resolve_ds_config
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.dtypes import multiplies_bf16
 from kd.evaluation.files import format_table
 from kd.evaluation.held_out import evaluate_run, held_out_records, missing_teacher
-from kd.models.load import count_parameters
+from kd.models.load import count_parameters, read_model_config
 from kd.models.student import build_student
 from kd.models.tokenizer import load_tokenizer
 from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
@@ -61,7 +60,7 @@ def plan_here(
     """Plan `config` for this machine's memory (kd/preflight/plan.py)."""
     student = config.student
     width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
-    length = len(load_tokenizer(config)) if width_unknown else None
+    length = len(load_tokenizer(config.tokenizer, config.teacher, config.student)) if width_unknown else None
     gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     return plan_run(
         config,
@@ -83,9 +82,8 @@ def dry_run(config: RunConfig, world_size: int) -> str:
         PlanError, DataError, TokenizerError: something that the configuration names is not there.
     """
     cached = config.teacher is not None and config.teacher.cache is not None
-    tokenizer = (
-        load_tokenizer(config) if cached or config.teacher is not None and config.teacher.targets != "dense" else None
-    )
+    sparse = config.teacher is not None and config.teacher.targets != "dense"
+    tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student) if cached or sparse else None
     size = cache_size(config, tokenizer, sources_to_look_at(config)) if cached else None
     return format_plan(plan_here(config, world_size, cache=size))
 
@@ -107,7 +105,7 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
         require_captured(config)
     started = time.monotonic()
     run_dir = run_folder(config)
-    tokenizer = load_tokenizer(config)
+    tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
     splits = held_out_records(config)
     no_teacher = on_rank_0(lambda: missing_teacher(config))
     sources: Sources = on_rank_0(lambda: run_sources(config))  # every line is checked before a model is loaded
@@ -155,10 +153,17 @@ def _train(
     config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: Sources
 ) -> tuple[TrainingResult, torch.device]:
     """Train, and export the student unless a signal stopped the run; returns the device that it was trained on too."""
-    ds_config = resolved_ds_config(config)
+    ds_config = resolve_ds_config(config.training, config.optimizer, config.student)
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = build_student(
-        config, work_dir=run_dir, ds_config=ds_config, tokenizer_length=len(tokenizer), token_ids=token_ids
+        config.student,
+        config.teacher,
+        work_dir=run_dir,
+        seed=config.run.seed,
+        max_length=longest_length(config.data),
+        ds_config=ds_config,
+        tokenizer_length=len(tokenizer),
+        token_ids=token_ids,
     )
     packed = config.data.packing != "none"
     engine = StudentEngine(model, config.loss, config.optimizer, ds_config, len(tokenizer), packed=packed)
@@ -214,7 +219,7 @@ def _finish(
     """Write run.json and the report, and say where they are."""
     result = outcome.result
     facts: dict[str, Any] = {
-        "student_parameters": count_parameters(AutoConfig.from_pretrained(run_dir / "student")),
+        "student_parameters": count_parameters(read_model_config(run_dir / "student")),
         "wall_seconds": outcome.wall_seconds,
         "training_seconds": result.seconds,
         "steps": result.steps,
@@ -226,7 +231,7 @@ def _finish(
         "notes": _write_notes(config, outcome),
     }
     if config.teacher is not None:
-        model_config = AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision)
+        model_config = read_model_config(config.teacher.path, config.teacher.revision, key="teacher.path")
         facts["teacher_parameters"] = count_parameters(model_config)
     (run_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     report = write_report(run_dir)

@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a 
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from kd.dtypes import loaded_dtype
 from kd.evaluation.evaluate import Evaluation, evaluate_model
 from kd.evaluation.files import format_table, write_cases, write_evaluation
+from kd.models.load import load_whole_model
+from kd.models.tokenizer import read_tokenizer
 from kd.records.files import read_records
 
 
@@ -58,10 +58,8 @@ def evaluate_folder(
 ) -> dict[str, Evaluation]:
     """One saved model on every split."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=loaded_dtype(AutoConfig.from_pretrained(folder).dtype)
-    ).to(device)
+    tokenizer = read_tokenizer(folder)
+    model = load_whole_model(folder).to(device)
     done = {}
     for split, path in data:
         with tqdm(desc=f"{folder.name} on {split}", unit="turn") as bar:

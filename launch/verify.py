@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kd.config.load import load_config
     from kd.config.registries import FORMATS
-    from kd.preflight.records import tokenizer_at
+    from kd.models.tokenizer import load_tokenizer, read_rendering_tokenizer
     from kd.records.files import expand, read_all
     from kd.toolcalls.registry import ToolRegistry
 
@@ -86,13 +86,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         tools = ToolRegistry.load(args.tools) if args.tools else None
         config = load_config(args.config, args.overrides) if args.config else None
         if config is None:
-            tokenizer, items = tokenizer_at(args.tokenizer), read_all(expand(args.data), args.format)
+            tokenizer, items = read_rendering_tokenizer(args.tokenizer), read_all(expand(args.data), args.format)
         else:
             from kd.config.derived import run_folder
-            from kd.models.tokenizer import load_tokenizer
             from kd.preflight.records import config_items
 
-            tokenizer, items = load_tokenizer(config), config_items(config)
+            tokenizer, items = load_tokenizer(config.tokenizer, config.teacher, config.student), config_items(config)
             args.out = args.out or run_folder(config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kd.config.schema import Loss, RunConfig
+from kd.config.schema import Data, Loss, RunConfig
 
 
 def uses_teacher(config: RunConfig) -> bool:
@@ -32,3 +32,8 @@ def run_folder(config: RunConfig) -> Path:
 
 def quarantine_file(config: RunConfig) -> Path:
     return Path(config.data.quarantine) if config.data.quarantine is not None else run_folder(config) / "refused.jsonl"
+
+
+def longest_length(data: Data) -> int:
+    """Return the longest stage's max_length, in tokens."""
+    return max(stage.max_length for stage in data.stages)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Processes of one job: start, collectives, DeepSpeed settings, exit."""

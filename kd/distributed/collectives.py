@@ -1,31 +1,38 @@
-"""TODO docstring."""
+"""Work of one rank whose result, or error, all ranks share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
+import torch.distributed as dist
 
 from kd.errors import SpanwiseError
 
+T = TypeVar("T")
 
-def on_rank_0(work: Callable[[], Any]) -> Any:
-    """What `work` returns on rank 0, on every rank, which wait for it; an error there is raised on every rank, so that
-    none waits for ever. Errors of ours keep their type."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    found: list[Any] = [None, None]  # result, error
-    if not distributed or torch.distributed.get_rank() == 0:
+
+def on_rank_0(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 and return its result on every rank; the others wait. All ranks call it together.
+
+    Without a process group `work` simply runs here.
+
+    Raises:
+        SpanwiseError: `work` raised, on every rank, so that none waits for ever. Ours keep their type; any other is
+            told by its type and text, with the original as the cause on rank 0.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return work()
+    outcome: list[Any] = [None, None]  # result, error
+    cause: Exception | None = None
+    if dist.get_rank() == 0:
         try:
-            found[0] = work()
+            outcome[0] = work()
+        except SpanwiseError as error:
+            outcome[1] = error
         except Exception as error:
-            if not distributed:
-                raise
-            found[1] = (
-                error if isinstance(error, SpanwiseError) else SpanwiseError(f"rank 0: {type(error).__name__}: {error}")
-            )
-    if distributed:
-        torch.distributed.broadcast_object_list(found, src=0)
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
+            outcome[1], cause = SpanwiseError(f"rank 0: {type(error).__name__}: {error}"), error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1] from cause
+    return outcome[0]

@@ -1,4 +1,4 @@
-"""How a process of a job ends, well or not."""
+"""End of a process of a job: the error printed, the exit without C++ destructors."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ def tell(error: SpanwiseError, config: str, overrides: Iterable[str] = ()) -> No
 
 
 def leave(code: int) -> None:
-    """Ends the process with what Python has registered done, and no C++ destructor: one that meets a running thread of
-    the process group aborts, now and then, a rank that has finished ("terminate called without an active
-    exception")."""
+    """End the process with exit status `code`, after Python's own exit functions and without C++ destructors.
+
+    A destructor that meets a running thread of the process group now and then aborts a rank that has finished
+    ("terminate called without an active exception").
+    """
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

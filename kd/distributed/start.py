@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Start of a process of a job: device, CPU threads, process group."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 
 
 def use_no_compiler_on_cpu() -> None:
-    """On CPU, keeps DeepSpeed from building its shared-memory op at start-up (half a minute, a compiler, 1.5 GB); gloo
-    serves.
+    """Keep DeepSpeed on a CPU from building its shared-memory op at start-up; gloo serves.
+
+    The build takes half a minute, a compiler and 1.5 GB.
     """
     if not torch.cuda.is_available():
         import deepspeed.ops
@@ -19,9 +20,9 @@ def use_no_compiler_on_cpu() -> None:
 
 
 def start_distributed() -> tuple[int, int]:
-    """Joins the launcher's process group, or makes one of a single process; returns (rank, world size).
+    """Join the launcher's process group, or make one of a single process; return (rank, world size).
 
-    On CPU the cores are shared out between the ranks of this machine, and the matrix library keeps compiled code for
+    On a CPU the cores are shared out between the ranks of this machine, and the matrix library keeps compiled code for
     256 shapes instead of 1,024 (a gigabyte more over a run, as the number of rows is new in every batch).
     """
     use_no_compiler_on_cpu()

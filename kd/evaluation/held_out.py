@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from kd.config.schema import RunConfig
-from kd.dtypes import loaded_dtype
 from kd.evaluation.cases import build_cases
 from kd.evaluation.evaluate import evaluate_cases, merge
 from kd.evaluation.files import write_cases, write_evaluation
+from kd.models.load import load_whole_model
 from kd.models.weight_files import weight_files
 from kd.records.checks import DataError
 from kd.records.files import read_records
@@ -118,9 +117,6 @@ def evaluate_run(
 
 
 def _load(source: str, revision: str | None, *, trained: bool, seed: int):
-    config = AutoConfig.from_pretrained(source, revision=revision)
-    dtype = loaded_dtype(config.dtype)
-    if trained:
-        return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if not trained:
+        torch.manual_seed(seed)
+    return load_whole_model(source, revision, trained=trained)

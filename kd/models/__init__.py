@@ -1,1 +1,1 @@
-"""TODO."""
+"""Models and tokenizers from transformers: opened, built, cut, and read at chosen rows."""

@@ -1,9 +1,8 @@
-"""A model's last hidden states of a micro-batch's rows; the one place where packed records are kept apart, for student
-and teacher alike.
+"""Last hidden states of a micro-batch's rows, for student and teacher alike; packed records are kept apart here alone.
 
 A packed record's positions begin at 0, and it attends to itself alone:
 
-    flash_attention_2  the rows in one line and where each record begins in it: the kernel never leaves a record, and
+    flash_attention_2  the sequences in one line and each record's start in it: the kernel never leaves a record, and
                        makes no mask. (Its detection by position_ids looks at single lines only, and waits for the GPU
                        in every layer.)
     sdpa, eager        an additive mask [B, 1, T, T] in the model's precision, one for all layers. Left to itself
@@ -17,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd.batching.micro_batch import MicroBatch
 from kd.errors import SpanwiseError
@@ -29,25 +28,31 @@ class UnpackableModel(SpanwiseError, ValueError):
     """Packed records would reach one another in this model."""
 
 
-def hidden_rows(model: nn.Module, micro: MicroBatch) -> Tensor:
-    """[N, H] hidden states before the head at micro.rows, of a transformers causal LM."""
+def hidden_rows(model: Any, micro: MicroBatch) -> Tensor:
+    """Run a transformers causal LM without its head; return the last hidden states at micro.rows.
+
+    Args:
+        micro: on the model's device.
+
+    Returns:
+        [N, H] in the model's precision, row i of it at micro.rows[i].
+    """
     hidden = model.base_model(**_inputs(model, micro), use_cache=False).last_hidden_state
     return hidden.flatten(0, 1).index_select(0, micro.rows)
 
 
-def check_packable(model: nn.Module) -> None:
-    """Raises UnpackableModel for a model with layers that carry a state from token to token."""
+def check_packable(model: Any) -> None:
+    """Raise UnpackableModel for a model with layers that carry a state from token to token."""
     config = model.config.get_text_config()
     others = sorted(_layer_types(config) - _ATTENTION)
     if others or not hasattr(config, "num_attention_heads"):
         raise UnpackableModel(
             f"data.packing: a {config.model_type} model has layers ({', '.join(others) or 'no attention'}) that carry "
-            "what they "
-            "saw into the next record: use packing: none"
+            "what they saw into the next record: use packing: none"
         )
 
 
-def _inputs(model: nn.Module, micro: MicroBatch) -> dict[str, Any]:
+def _inputs(model: Any, micro: MicroBatch) -> dict[str, Any]:
     if micro.packed is None:
         return {"input_ids": micro.input_ids, "attention_mask": micro.attention_mask}
     positions, starts, longest = micro.packed
@@ -67,13 +72,14 @@ def _inputs(model: nn.Module, micro: MicroBatch) -> dict[str, Any]:
     return {"input_ids": micro.input_ids, "position_ids": positions, "attention_mask": mask}
 
 
-def _layer_types(config) -> set[str]:
+def _layer_types(config: Any) -> set[str]:
     return set(getattr(config, "layer_types", None) or ())
 
 
 def _record_mask(position_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, T, T]: 0 where a token may look, the lowest number elsewhere; positions [B, T] begin at 0 in each
-    record.
+    """Make the additive mask [B, 1, T, T]: 0 where a token may look, the lowest number elsewhere.
+
+    position_ids: [B, T], from 0 in each record.
     """
     record = (position_ids == 0).cumsum(-1)
     hidden = record[:, :, None] != record[:, None, :]

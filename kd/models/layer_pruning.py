@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from copy import deepcopy
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from kd.config.schema import Student
 from kd.errors import SpanwiseError
+from kd.models.load import first_line, read_model_config
 
 _FIXED = (
     "hidden_size",
@@ -33,11 +34,15 @@ _FIXED = (
 
 
 class CutError(SpanwiseError, ValueError):
-    """These layers of this teacher do not make this student."""
+    """These layers of this teacher do not make this student, or cannot be read or written."""
 
 
 def evenly_spaced(num_layers: int, num_kept: int) -> list[int]:
-    """`num_kept` of `num_layers` layers, the first and the last among them: evenly_spaced(7, 3) is [0, 3, 6]."""
+    """Choose `num_kept` of `num_layers` layers, the first and the last among them: evenly_spaced(7, 3) is [0, 3, 6].
+
+    Raises:
+        CutError: there are not so many.
+    """
     if num_kept > num_layers:
         raise CutError(
             f"student.num_hidden_layers is {num_kept} and the teacher has {num_layers} layers: use {num_layers} "
@@ -49,8 +54,9 @@ def evenly_spaced(num_layers: int, num_kept: int) -> list[int]:
 
 
 def kept_layers(student: Student, teacher: PreTrainedConfig) -> list[int]:
-    """The teacher's layers this student takes."""
+    """List the numbers of the teacher's layers that the student takes. Raises CutError for one that is not there."""
     if student.layers is None:
+        assert student.num_hidden_layers is not None, "kd/config/conflicts.py requires one of the two"
         return evenly_spaced(teacher.num_hidden_layers, student.num_hidden_layers)
     if student.layers[-1] >= teacher.num_hidden_layers:
         raise CutError(
@@ -60,7 +66,11 @@ def kept_layers(student: Student, teacher: PreTrainedConfig) -> list[int]:
 
 
 def cut_config(student: Student, teacher: PreTrainedConfig) -> PreTrainedConfig:
-    """The student's configuration; raises CutError where it asks for what a cut cannot give."""
+    """Make the student's transformers configuration from the teacher's.
+
+    Raises:
+        CutError: it asks for what a cut cannot give; the message names the key and both values.
+    """
     if teacher.model_type not in ("llama", "qwen3"):
         raise CutError(
             f"init: teacher_layers knows llama and qwen3 teachers, this one is {teacher.model_type}: use init: scratch"
@@ -102,10 +112,29 @@ def cut_config(student: Student, teacher: PreTrainedConfig) -> PreTrainedConfig:
 def write_cut(
     teacher_path: str, revision: str | None, student: Student, model_config: PreTrainedConfig, folder: str
 ) -> None:
-    """Write the student as a checkpoint to `folder`, replacing it; one layer is in memory at a time."""
-    from transformers import AutoConfig
+    """Write the student as a checkpoint to `folder`, replacing it; one layer is in memory at a time.
 
-    teacher = AutoConfig.from_pretrained(teacher_path, revision=revision)
+    Args:
+        teacher_path: folder or hub id of the teacher, with weights in safetensors.
+        model_config: from cut_config.
+
+    Raises:
+        CutError: the teacher's files lack weights or cannot be read, or the disk does not take the student's.
+        StudentError: the teacher's configuration cannot be read.
+    """
+    try:
+        _write_cut(teacher_path, revision, student, model_config, folder)
+    except (OSError, SafetensorError) as error:
+        raise CutError(
+            f"student.init: teacher_layers: the layers of {teacher_path} cannot be copied to {folder}: "
+            f"{first_line(error)}; make room there, or mend the teacher's files"
+        ) from error
+
+
+def _write_cut(
+    teacher_path: str, revision: str | None, student: Student, model_config: PreTrainedConfig, folder: str
+) -> None:
+    teacher = read_model_config(teacher_path, revision, key="teacher.path")
     reader = _Reader(teacher_path, revision)
     partial = folder + ".partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -154,7 +183,7 @@ def pool_heads(projection: torch.Tensor, num_heads: int, num_kept: int) -> torch
 
 
 def _to_width(matrix: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Rows cut, or padded with zeros, to the student's vocabulary: tokens of the tokenizer are never among either."""
+    """Cut rows, or pad with zeros, to the student's vocabulary; the tokenizer's tokens are never among either."""
     if vocab_size <= matrix.shape[0]:
         return matrix[:vocab_size].clone()
     return torch.cat([matrix, matrix.new_zeros(vocab_size - matrix.shape[0], matrix.shape[1])])

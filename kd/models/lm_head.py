@@ -1,13 +1,13 @@
-"""The head of a transformers causal LM in the form the kernels take: weight, bias, scale, softcap.
+"""Head of a transformers causal LM as the kernels take it: weight, bias, scale, softcap.
 
 Families that change the logits after the head would train against the wrong distribution if that were overlooked, so
-whatever is not understood is refused by name.
+an attribute that is not understood is refused by name.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,8 +19,8 @@ class UnsupportedHead(SpanwiseError, ValueError):
     """The model makes its logits in a way that Head cannot express."""
 
 
-class HeadForm(NamedTuple):
-    """What happens after the matrix: z = scale * (x W^T + b), then softcap * tanh(z / softcap)."""
+class HeadScaling(NamedTuple):
+    """Steps after the matrix: z = scale * (x W^T + b), then softcap * tanh(z / softcap)."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -36,8 +36,8 @@ _SUSPECT = re.compile(r"logit|soft_?cap|lm_head|output_multiplier|head_scale")
 _HARMLESS = re.compile(r"attn|attention|router|output_router_logits|num_logits|logits_to_keep|assistant_lm_head")
 
 
-def head_form(model_config) -> HeadForm:
-    """Scale and softcap of a model by its configuration. Raises UnsupportedHead for an attribute it does not know."""
+def head_scaling(model_config: Any) -> HeadScaling:
+    """Read scale and softcap from a model's configuration. Raises UnsupportedHead for an attribute it does not know."""
     text = model_config.get_text_config()
     scale, softcap = 1.0, None
     for name, value in sorted(vars(text).items()):
@@ -52,16 +52,20 @@ def head_form(model_config) -> HeadForm:
         elif value != 1:
             raise UnsupportedHead(
                 f"{text.model_type}: its configuration has {name} = {value!r}, which changes the logits in a way "
-                "that is not "
-                "known here: use a model of another family, or teach kd/models/lm_head.py what it does"
+                "that is not known here: use a model of another family, or teach kd/models/lm_head.py what it does"
             )
-    return HeadForm(scale, softcap)
+    return HeadScaling(scale, softcap)
 
 
-def head_of(model) -> Head:
-    """The model's head, ready for the kernels. Under ZeRO-3 call it inside engine.forward, at every forward: the weight
-    is whole only there."""
-    form, module = head_form(model.config), model.get_output_embeddings()
+def head_of(model: Any) -> Head:
+    """Return the model's head for the kernels: weight [V, H] and bias [V], views of its parameters.
+
+    Under ZeRO-3 call it inside engine.forward, at every forward: the weight is whole only there.
+
+    Raises:
+        UnsupportedHead: the logits are not made by one plain matrix, scale and softcap.
+    """
+    scaling, module = head_scaling(model.config), model.get_output_embeddings()
     name = type(model).__name__
     if type(module) is not torch.nn.Linear:
         raise UnsupportedHead(
@@ -71,4 +75,4 @@ def head_of(model) -> Head:
         raise UnsupportedHead(
             f"{name}: it adds final_logits_bias to its logits: only decoder-only language models are supported"
         )
-    return Head(module.weight, module.bias, form.softcap, form.scale)
+    return Head(module.weight, module.bias, scaling.softcap, scaling.scale)

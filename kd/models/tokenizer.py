@@ -1,29 +1,51 @@
-"""One tokenizer for teacher and student, and the proof that it is one."""
+"""The run's tokenizer, opened here alone, and the proof that teacher and student share it."""
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+import os
+from typing import Any
 
-from kd.config.schema import RunConfig, Teacher
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from kd.config.schema import Student, Teacher, Tokenizer
 from kd.errors import SpanwiseError
+from kd.models.load import first_line, read_model_config
 
 
 class TokenizerError(SpanwiseError, ValueError):
     """The run's tokenizer cannot be used, or the teacher was trained with another one."""
 
 
-def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
-    """The run's tokenizer: tokenizer.path, else the teacher's, else the one of the checkpoint the student starts from.
+def read_tokenizer(source: str | os.PathLike, revision: str | None = None) -> Any:
+    """Read the tokenizer of a folder or hub id as it is.
 
     Raises:
-        TokenizerError: none found, no chat template, no fast tokenizer; the teacher's, or the one saved beside the
-            checkpoint the student starts from, gives other ids; the teacher's vocabulary is narrower than the
-            tokenizer; more of each distribution is asked for than there are tokens.
+        TokenizerError: none that can be read is there.
     """
-    source = config.tokenizer.path or (config.teacher.path if config.teacher else config.student.path)
-    if source is None:
-        raise TokenizerError("no tokenizer: set tokenizer.path, or give a teacher, whose tokenizer is then used")
-    tokenizer = _load(source, config.teacher.revision if config.teacher and source == config.teacher.path else None)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+    except Exception as error:  # of any library's own types, which have no common base
+        raise TokenizerError(
+            f"{source}: no tokenizer can be loaded from it ({first_line(error)}); give a folder with tokenizer.json, "
+            "or a hub id that this machine can reach"
+        ) from error
+
+
+def read_tokenizer_if_any(source: str | os.PathLike, revision: str | None = None) -> Any | None:
+    """Read the tokenizer saved beside a checkpoint; None where there is none, as with weights alone."""
+    try:
+        return read_tokenizer(source, revision)
+    except TokenizerError:
+        return None
+
+
+def read_rendering_tokenizer(source: str | os.PathLike, revision: str | None = None) -> Any:
+    """Read a tokenizer that can render records and place spans: it has a chat template, and offsets.
+
+    Raises:
+        TokenizerError: none is there, it has no chat template, or it is not a fast one.
+    """
+    tokenizer = read_tokenizer(source, revision)
     if not tokenizer.chat_template:
         raise TokenizerError(
             f"{source}: the tokenizer has no chat template; use an instruction-tuned model's, or add "
@@ -33,42 +55,55 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
         raise TokenizerError(
             f"{source}: spans need a fast tokenizer (with offsets); save it again with its tokenizer.json"
         )
-    teacher, student = config.teacher, config.student
-    if teacher is not None:
-        if source != teacher.path:
-            difference = first_difference(_load(teacher.path, teacher.revision), tokenizer)
-            if difference:
-                raise TokenizerError(
-                    f"the teacher's tokenizer ({teacher.path}) is not the run's ({source}): {difference}. "
-                    "Distillation compares "
-                    "probabilities token by token, so both must be the same: leave tokenizer.path out"
-                )
-        _check_width(teacher.path, teacher.revision, len(tokenizer))
-        _check_kept(teacher, len(tokenizer))
-    if student.init == "checkpoint" and student.path != source and (saved := _load_if_any(student.path)) is not None:
-        difference = first_difference(saved, tokenizer, "the student's checkpoint")
-        if difference:
-            raise TokenizerError(
-                f"the tokenizer of the student's checkpoint ({student.path}) is not the run's ({source}): "
-                f"{difference}. Its "
-                "embeddings would stand for other tokens: take a checkpoint of the same family, or "
-                "student.init: scratch"
-            )
     return tokenizer
 
 
-def _check_width(path: str, revision: str | None, num_tokens: int) -> None:
-    try:
-        width = AutoConfig.from_pretrained(path, revision=revision).get_text_config().vocab_size
-    except (OSError, ValueError) as error:
-        raise TokenizerError(
-            f"teacher.path: {path!r} is not a model that can be read here: {str(error).splitlines()[0]}"
-        ) from error
+def load_tokenizer(tokenizer: Tokenizer, teacher: Teacher | None, student: Student) -> Any:
+    """Load the run's tokenizer: tokenizer.path, else the teacher's, else that of the student's checkpoint.
+
+    Raises:
+        TokenizerError: none found, no chat template, no fast tokenizer; the teacher's, or the one saved beside the
+            checkpoint the student starts from, gives other ids; the teacher's vocabulary is narrower than the
+            tokenizer; more of each distribution is asked for than there are tokens.
+        StudentError: the teacher's configuration cannot be read.
+    """
+    source = tokenizer.path or (teacher.path if teacher else student.path)
+    if source is None:
+        raise TokenizerError("no tokenizer: set tokenizer.path, or give a teacher, whose tokenizer is then used")
+    ours = read_rendering_tokenizer(source, teacher.revision if teacher and source == teacher.path else None)
+    if teacher is not None:
+        _check_teacher(teacher, source, ours)
+    if student.init == "checkpoint" and student.path is not None and student.path != source:
+        saved = read_tokenizer_if_any(student.path)
+        difference = None if saved is None else first_difference(saved, ours, "the student's checkpoint")
+        if difference:
+            raise TokenizerError(
+                f"the tokenizer of the student's checkpoint ({student.path}) is not the run's ({source}): "
+                f"{difference}. Its embeddings would stand for other tokens: take a checkpoint of the same family, or "
+                "student.init: scratch"
+            )
+    return ours
+
+
+def _check_teacher(teacher: Teacher, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    if source != teacher.path:
+        difference = first_difference(read_tokenizer(teacher.path, teacher.revision), tokenizer)
+        if difference:
+            raise TokenizerError(
+                f"the teacher's tokenizer ({teacher.path}) is not the run's ({source}): {difference}. Distillation "
+                "compares probabilities token by token, so both must be the same: leave tokenizer.path out"
+            )
+    _check_width(teacher, len(tokenizer))
+    _check_kept(teacher, len(tokenizer))
+
+
+def _check_width(teacher: Teacher, num_tokens: int) -> None:
+    width = read_model_config(teacher.path, teacher.revision, key="teacher.path").get_text_config().vocab_size
     if width < num_tokens:
         raise TokenizerError(
-            f"teacher.path: the teacher's vocabulary is {width} wide and the tokenizer has {num_tokens} tokens, so "
-            "it has no "
-            "probability for the last ones: resize the teacher's embeddings, or take away the tokens that were added"
+            f"teacher.path: the teacher's vocabulary is {width} wide and the tokenizer has {num_tokens} tokens, so it "
+            "has no probability for the last ones: resize the teacher's embeddings, or take away the tokens that were "
+            "added"
         )
 
 
@@ -88,34 +123,27 @@ def _check_kept(teacher: Teacher, num_tokens: int) -> None:
 def first_difference(
     first: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, owner: str = "the teacher"
 ) -> str | None:
-    """The first difference in what ids two tokenizers give to the same text, or None; chat templates may differ.
+    """Find the first difference in the ids that two tokenizers give to the same text; chat templates may differ.
 
-    owner: whose the first one is, for the message.
+    Args:
+        owner: of `first`, for the message.
+
+    Returns:
+        The difference in words, or None.
     """
     ours, theirs = first.get_vocab(), other.get_vocab()
     for token, index in sorted(ours.items(), key=lambda item: item[1]):
         if theirs.get(token) != index:
             return f"token {token!r} is {index} for {owner} and {theirs.get(token, 'missing')} here"
     if len(theirs) != len(ours):
-        extra = min(theirs.keys() - ours.keys(), key=theirs.get)
+        extra = min(theirs.keys() - ours.keys(), key=lambda token: theirs[token])
         return f"token {extra!r} ({theirs[extra]}) is unknown to {owner}"
     for part in ("normalizer", "pre_tokenizer", "model"):
-        one, two = (getattr(t.backend_tokenizer, part) for t in (first, other))
+        one, two = (getattr(_backend(tokenizer), part) for tokenizer in (first, other))
         if (one is None) != (two is None) or one is not None and one.__getstate__() != two.__getstate__():
             return f"the same vocabulary, but another {part.replace('_', '-')}"
     return None
 
 
-def _load_if_any(source: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer saved beside a checkpoint; None where there is none, as with weights alone."""
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError):
-        return None
-
-
-def _load(source: str, revision: str | None) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{source}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})") from error
+def _backend(tokenizer: Any) -> Any:
+    return tokenizer.backend_tokenizer

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Weight files of a saved model on this machine, and their hash."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from kd.hashing import _hash, sha256
+from kd.hashing import hash_text, sha256
 
 
 def weight_files(path: str, revision: str | None) -> list[Path]:
-    """A model's weight files on this machine, beside its config.json; empty where they, or it, are not here."""
+    """List the weight files of a folder or hub id, beside its config.json; none where either is not on this machine."""
     folder = Path(path)
     if not folder.is_dir():
         known = try_to_load_from_cache(path, "config.json", revision=revision)
         if not isinstance(known, str):
             return []
         folder = Path(known).parent
-    return (
-        (sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")))
-        if (folder / "config.json").is_file()
-        else []
-    )
+    if not (folder / "config.json").is_file():
+        return []
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
 
 
 def weights_hash(path: str, revision: str | None) -> str | None:
-    """Of a model's configuration and weight files, names and contents; None where they are not on this machine."""
+    """Hash a model's configuration and weight files, names and contents; None where they are not on this machine."""
     files = weight_files(path, revision)
     if not files:
         return None
     files.append(files[0].with_name("config.json"))
     with ThreadPoolExecutor(4) as pool:  # hashing leaves the interpreter to the others
-        return _hash("\n".join(f"{file.name} {digest}" for file, digest in zip(files, pool.map(sha256, files))))
+        return hash_text("\n".join(f"{file.name} {digest}" for file, digest in zip(files, pool.map(sha256, files))))

@@ -4,16 +4,14 @@ does not fit.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
-
-from kd.config.schema import RunConfig
+from kd.config.derived import longest_length
+from kd.config.schema import RunConfig, Teacher
+from kd.distributed.deepspeed_json import read_ds_config
 from kd.errors import SpanwiseError
-from kd.models.load import count_parameters
+from kd.models.load import ModelNotFound, count_parameters, read_model_config
 from kd.models.student import student_model_config
 from kd.preflight.memory import Job, Shape, flops_per_token, memory, teacher_weights
 from kd.teacher.capture.size import CacheSize
@@ -80,12 +78,15 @@ def plan_run(
     Reads no network: a teacher that is not on this machine is left out, and a note says so.
     """
     ranks_per_host = ranks_per_host or world_size
-    student_config = student_model_config(config, tokenizer_length)
+    max_length = longest_length(config.data)
+    student_config = student_model_config(
+        config.student, config.teacher, max_length=max_length, tokenizer_length=tokenizer_length
+    )
     student = Shape.of(student_config, count_parameters(student_config))
-    teacher, notes = _teacher(config)
+    teacher, notes = _teacher(config.teacher)
     placement = config.teacher.placement if config.teacher else "replicated"
     cached = config.teacher is not None and config.teacher.cache is not None
-    ds_config = json.loads(Path(config.training.deepspeed).read_text(encoding="utf-8"))
+    ds_config = read_ds_config(config.training.deepspeed)
     job = Job(
         student=student,
         teacher=None if cached else teacher,  # with a cache it does not run beside the student
@@ -96,7 +97,7 @@ def plan_run(
         teacher_offloaded=placement == "offloaded",
         ds_config=ds_config,
         micro_batch_size=config.training.micro_batch_size,
-        max_length=max(stage.max_length for stage in config.data.stages),
+        max_length=max_length,
         gradient_checkpointing=config.student.gradient_checkpointing,
         eager_attention=config.student.attention_implementation == "eager",
         chunk_rows=config.loss.chunk_rows,
@@ -183,20 +184,17 @@ def _items(sizes: dict[str, int]) -> list[str]:
     return [f"    {name:<38} {size / _GIB:9.2f} GiB" for name, size in rows]
 
 
-def _teacher(config: RunConfig) -> tuple[Shape | None, tuple[str, ...]]:
-    if config.teacher is None:
+def _teacher(teacher: Teacher | None) -> tuple[Shape | None, tuple[str, ...]]:
+    if teacher is None:
         return None, ()
     try:
-        teacher: PreTrainedConfig = AutoConfig.from_pretrained(
-            config.teacher.path, revision=config.teacher.revision, local_files_only=True
-        )
-    except OSError:
+        model_config = read_model_config(teacher.path, teacher.revision, key="teacher.path", local_files_only=True)
+    except ModelNotFound:
         return None, (
-            f"the teacher {config.teacher.path} is not on this machine, so its parameters, memory and time are "
-            "left out: "
+            f"the teacher {teacher.path} is not on this machine, so its parameters, memory and time are left out: "
             "download its config.json, or give teacher.path a folder",
         )
-    return Shape.of(teacher, count_parameters(teacher)), ()
+    return Shape.of(model_config, count_parameters(model_config)), ()
 
 
 def _capture_notes(job: Job, cached: bool) -> Iterator[str]:

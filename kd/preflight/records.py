@@ -13,13 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from kd.config.schema import RunConfig
-from kd.errors import SpanwiseError
 from kd.preflight.read_back import READ_BACK, SpanReader
 from kd.records.checks import DataError, ReasoningError, SpecialTokenError
 from kd.records.files import expand, read_all
@@ -34,10 +30,6 @@ from kd.toolcalls.registry import ToolRegistry
 NUM_DEMO = 300  # records of the demo corpus to look at; it is made, so any of its records stand for all
 NUM_LISTED, MAX_FAILURES = 10, 1000  # failures in the table and in verify.json; bad.jsonl has all
 ROUND_TRIP_TARGET = 0.995  # of the spans of each kind
-
-
-class VerifyError(SpanwiseError, ValueError):
-    """The check itself cannot run."""
 
 
 class Verified(NamedTuple):
@@ -70,24 +62,6 @@ CHECKS = {
     "arguments": "arguments are valid by their tool's schema",
     "read back": f"spans decode to what they stand for (target {ROUND_TRIP_TARGET:.1%})",
 }
-
-
-def tokenizer_at(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id. Raises VerifyError where it cannot render or has no offsets."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise VerifyError(f"{folder}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})") from error
-    if not tokenizer.chat_template:
-        raise VerifyError(
-            f"{folder}: the tokenizer has no chat template; use an instruction-tuned model's, or add "
-            "chat_template.jinja"
-        )
-    if not tokenizer.is_fast:
-        raise VerifyError(
-            f"{folder}: spans need a fast tokenizer (with offsets); save it again with its tokenizer.json"
-        )
-    return tokenizer
 
 
 def verify_records(items: Iterable[Item], tokenizer, tools: ToolRegistry | None = None) -> Iterator[Verified]:

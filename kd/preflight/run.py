@@ -15,17 +15,17 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import PreTrainedConfig
 
 from kd.batching.micro_batch import MicroBatch, count_rows
 from kd.batching.steps import StepBatches
-from kd.config.derived import uses_teacher
+from kd.config.derived import longest_length, uses_teacher
 from kd.config.schema import RunConfig
 from kd.models.hidden_states import hidden_rows
 from kd.models.lm_head import head_of
-from kd.models.load import DTYPES, count_parameters
+from kd.models.load import DTYPES, count_parameters, read_model_config
 from kd.models.student import build_student, student_model_config
-from kd.models.tokenizer import first_difference
+from kd.models.tokenizer import first_difference, read_tokenizer_if_any
 from kd.objective.loss import combined_kd_loss, row_weights
 from kd.objective.terms import TERMS, TermWeights, weights_at
 from kd.rendering.spans import ARGS, BIT_NAMES, INTEGRATION, TOOL
@@ -74,17 +74,10 @@ def _others(config: RunConfig) -> Iterator[tuple[str, str, str | None]]:
         yield "the student", config.student.path, None
 
 
-def _tokenizer_of(path: str, revision: str | None):
-    try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError):
-        return None  # a checkpoint without one learns the run's
-
-
 def _tokenizers_agree(config: RunConfig, tokenizer) -> str:
     compared = []
     for whose, path, revision in _others(config):
-        other = _tokenizer_of(path, revision)
+        other = read_tokenizer_if_any(path, revision)
         difference = first_difference(other, tokenizer) if other is not None else None
         if difference:
             raise ValueError(
@@ -96,7 +89,7 @@ def _tokenizers_agree(config: RunConfig, tokenizer) -> str:
 
 def _templates_agree(config: RunConfig, tokenizer) -> str:
     for whose, path, revision in _others(config):
-        other = _tokenizer_of(path, revision)
+        other = read_tokenizer_if_any(path, revision)
         if other is not None and other.chat_template and other.chat_template != tokenizer.chat_template:
             raise ValueError(
                 f"{whose} ({path}) was trained with another chat template than the run renders with: leave "
@@ -106,14 +99,17 @@ def _templates_agree(config: RunConfig, tokenizer) -> str:
     return "one template"
 
 
+def _student_model_config(config: RunConfig, tokenizer) -> PreTrainedConfig:
+    return student_model_config(
+        config.student, config.teacher, max_length=longest_length(config.data), tokenizer_length=len(tokenizer)
+    )
+
+
 def _vocabulary_fits(config: RunConfig, tokenizer) -> str:
-    widths = {"student": student_model_config(config, len(tokenizer)).get_text_config().vocab_size}
+    widths = {"student": _student_model_config(config, tokenizer).get_text_config().vocab_size}
     if config.teacher is not None:
-        widths["teacher"] = (
-            AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision)
-            .get_text_config()
-            .vocab_size
-        )
+        teacher = read_model_config(config.teacher.path, config.teacher.revision, key="teacher.path")
+        widths["teacher"] = teacher.get_text_config().vocab_size
     if min(widths.values()) < len(tokenizer):
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens and the teacher's vocabulary is {widths['teacher']} wide: it "
@@ -125,16 +121,16 @@ def _vocabulary_fits(config: RunConfig, tokenizer) -> str:
 def _memory_needed(config: RunConfig, tokenizer) -> int | str:
     """Bytes of weights, gradients, and one micro-batch; or why that is not known."""
     try:
-        model_config = student_model_config(config, len(tokenizer))
+        model_config = _student_model_config(config, tokenizer)
         needed = count_parameters(model_config) * 3 * DTYPES[config.student.dtype].itemsize
         if uses_teacher(config) and config.teacher.cache is None:
-            teacher = AutoConfig.from_pretrained(config.teacher.path, revision=config.teacher.revision)
+            teacher = read_model_config(config.teacher.path, config.teacher.revision, key="teacher.path")
             dtype = DTYPES[config.teacher.dtype] if config.teacher.dtype != "auto" else teacher.dtype or torch.float32
             needed += count_parameters(teacher) * dtype.itemsize
     except (ValueError, OSError) as error:
         return str(error)
     text = model_config.get_text_config()
-    tokens = config.training.micro_batch_size * max(stage.max_length for stage in config.data.stages)
+    tokens = config.training.micro_batch_size * longest_length(config.data)
     return needed + tokens * (text.hidden_size * text.num_hidden_layers * 40 + text.vocab_size * 8)
 
 
@@ -179,7 +175,15 @@ def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
     micro, step = first_batch(config, tokenizer, source.missing if source is not None else frozenset())
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with tempfile.TemporaryDirectory() as folder:
-        student = build_student(config, work_dir=folder, tokenizer_length=len(tokenizer), token_ids=token_ids)
+        student = build_student(
+            config.student,
+            config.teacher,
+            work_dir=folder,
+            seed=config.run.seed,
+            max_length=longest_length(config.data),
+            tokenizer_length=len(tokenizer),
+            token_ids=token_ids,
+        )
     student.train()
     teacher, terms = None, weights_at(config.loss, 0, config.training.steps, has_teacher=source is not None)
     if source is not None:

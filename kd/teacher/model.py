@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kd.batching.micro_batch import MicroBatch
 from kd.config.schema import RunConfig
 from kd.models.hidden_states import check_packable, hidden_rows
-from kd.models.lm_head import head_form, head_of
+from kd.models.lm_head import head_of, head_scaling
 from kd.models.load import load_causal_lm
 from kernels import DenseTeacher, Head
 
@@ -52,7 +52,7 @@ class TeacherModel:
         if packed:
             check_packable(model)
         model.requires_grad_(False).eval()
-        form, head = head_form(model.config), head_of(model)
+        scaling, head = head_scaling(model.config), head_of(model)
         weights = [w for w in (head.weight, head.bias) if w is not None]
         if settings is None:
             self._forward = _Rows(model).to(device).eval()
@@ -65,7 +65,7 @@ class TeacherModel:
                 whole = [w.detach().clone().to(device) for w in weights]
             self._forward = deepspeed.initialize(model=_Rows(model), config=settings)[0]
             self._forward.eval()
-        self.head = Head(whole[0], whole[1] if len(whole) > 1 else None, form.softcap, form.scale)
+        self.head = Head(whole[0], whole[1] if len(whole) > 1 else None, scaling.softcap, scaling.scale)
 
     @torch.no_grad()
     def rows(self, micro: MicroBatch) -> DenseTeacher:

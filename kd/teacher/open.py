@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kd.config.schema import RunConfig
-from kd.distributed.deepspeed_json import teacher_settings
+from kd.distributed.deepspeed_json import teacher_ds_config
 from kd.sources.source import Source
 from kd.teacher.source import TeacherSource
 
@@ -36,4 +36,4 @@ def open_teacher(
 
     if config.teacher.cache is not None:
         return open_cache(config, tokenizer, device, say, sources)
-    return LiveTeacher(config, teacher_settings(config, ds_config), len(tokenizer), device)
+    return LiveTeacher(config, teacher_ds_config(config.teacher, ds_config), len(tokenizer), device)

@@ -25,10 +25,10 @@ import torch.distributed as dist
 
 import kd.training.engine
 from kd.checkpoints.export_hf import export_student
-from kd.config.derived import quarantine_file
+from kd.config.derived import longest_length, quarantine_file
 from kd.config.load import load_config
 from kd.distributed.collectives import on_rank_0
-from kd.distributed.deepspeed_json import resolved_ds_config
+from kd.distributed.deepspeed_json import resolve_ds_config
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.models.student import build_student
@@ -87,8 +87,17 @@ def run(scenario: dict, out: Path) -> dict:
             model.parameters(), lr=optimizer.lr
         )
     try:
-        tokenizer, settings = load_tokenizer(config), resolved_ds_config(config)
-        model = build_student(config, work_dir=out, ds_config=settings, tokenizer_length=len(tokenizer))
+        tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
+        settings = resolve_ds_config(config.training, config.optimizer, config.student)
+        model = build_student(
+            config.student,
+            config.teacher,
+            work_dir=out,
+            seed=config.run.seed,
+            max_length=longest_length(config.data),
+            ds_config=settings,
+            tokenizer_length=len(tokenizer),
+        )
         packed = config.data.packing != "none"
         engine = StudentEngine(model, config.loss, config.optimizer, settings, len(tokenizer), packed=packed)
     finally:

@@ -10,9 +10,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from kd.config.load import load_config
-from kd.models.tokenizer import TokenizerError, first_difference, load_tokenizer
+from kd.models.tokenizer import TokenizerError, first_difference
+from kd.models.tokenizer import load_tokenizer as load_tokenizer_of
 from kd.run import dry_run
 from kd.sources.demo.corpus import build_tokenizer
+
+
+def load_tokenizer(config):
+    return load_tokenizer_of(config.tokenizer, config.teacher, config.student)
 
 
 @pytest.fixture

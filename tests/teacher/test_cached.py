@@ -252,7 +252,7 @@ def test_another_tokenizer_is_refused_by_its_first_difference(captured, teacher_
         update={"tokenizer": captured[0].tokenizer.model_copy(update={"path": str(tmp_path / "tokenizer")})}
     )
     with pytest.raises(TokenizerError, match=r"token '<new>' \(600\) is unknown to the teacher"):
-        load_tokenizer(config)
+        load_tokenizer(config.tokenizer, config.teacher, config.student)
 
 
 def test_the_tokenizers_hash_is_of_what_decides_ids(tokenizer, teacher_folder):

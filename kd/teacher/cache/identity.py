@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kd.config.schema import RunConfig, Teacher
 from kd.distributed.collectives import on_rank_0
-from kd.hashing import _SHOWN, _hash
+from kd.hashing import HASH_DIGITS, hash_text
 from kd.models.weight_files import weights_hash
 from kd.sources.source import Source
 from kd.teacher.cache.spec import CacheSpec
@@ -48,11 +48,11 @@ def _identity(config: RunConfig, tokenizer, sources: Sequence[Source]) -> dict[s
     data = config.data
     identity = _teacher(config.teacher) | {
         "tokenizer": tokenizer_hash(tokenizer),
-        "template": _hash(json.dumps(tokenizer.chat_template, sort_keys=True)),
+        "template": hash_text(json.dumps(tokenizer.chat_template, sort_keys=True)),
     }
     for stage, source in zip(data.stages, sources, strict=True):
         identity[f"data of stage {stage.name}"] = (
-            f"{source.fingerprint()[:_SHOWN]}, {len(source)} records, max_length {stage.max_length}, "
+            f"{source.fingerprint()[:HASH_DIGITS]}, {len(source)} records, max_length {stage.max_length}, "
             f"too_long {data.too_long}"
         )
     return identity
@@ -72,4 +72,6 @@ def tokenizer_hash(tokenizer) -> str:
     it.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    return _hash(json.dumps({k: v for k, v in content.items() if k not in ("padding", "truncation")}, sort_keys=True))
+    return hash_text(
+        json.dumps({k: v for k, v in content.items() if k not in ("padding", "truncation")}, sort_keys=True)
+    )

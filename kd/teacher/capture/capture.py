@@ -23,7 +23,7 @@ from kd.batching.micro_batch import MicroBatch
 from kd.batching.workers import in_order, num_workers
 from kd.config.schema import RunConfig
 from kd.distributed.collectives import on_rank_0
-from kd.distributed.deepspeed_json import resolved_ds_config, teacher_settings
+from kd.distributed.deepspeed_json import resolve_ds_config, teacher_ds_config
 from kd.distributed.start import start_distributed
 from kd.errors import SpanwiseError
 from kd.models.tokenizer import load_tokenizer
@@ -94,7 +94,7 @@ class Job:
         # Counts and messages travel over the CPU; NCCL cannot carry that.
         self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self.log = CaptureLog(self.rank == 0)
-        self.tokenizer = load_tokenizer(config)
+        self.tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
         # A training run of the same configuration may be at work, and has its own files.
         sources = on_rank_0(lambda: sources_beside(config, scratch, kept)).stages
         self.maker: BatchMaker = batch_maker(config, self.tokenizer, sources)
@@ -120,12 +120,9 @@ class Job:
         return self._rows
 
     def _live(self) -> RowSource:
-        return LiveRows(
-            self.config,
-            teacher_settings(self.config, resolved_ds_config(self.config)),
-            len(self.tokenizer),
-            self.device,
-        )
+        config = self.config
+        ds_config = resolve_ds_config(config.training, config.optimizer, config.student)
+        return LiveRows(config, teacher_ds_config(config.teacher, ds_config), len(self.tokenizer), self.device)
 
     def _endpoint(self) -> RowSource:
         return EndpointTeacher(

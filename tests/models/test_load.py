@@ -1,0 +1,76 @@
+"""Saved models that cannot be read, or are not as asked: each an error of ours, whatever type a library raises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from kd.config.schema import Student
+from kd.models.layer_pruning import CutError, write_cut
+from kd.models.load import ModelNotFound, StudentError, load_causal_lm, read_model_config
+
+SIZES = dict(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+    max_position_embeddings=64,
+)
+
+
+def _save_config(folder, text):
+    folder.mkdir()
+    (folder / "config.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("{", ""),
+        ('{"model_type": "no_such_family"}', ".*no_such_family"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', ".*hidden_size"),
+        ('{"model_type": "llama", "rope_parameters": 3}', ".*rope_parameters"),
+    ],
+)
+def test_a_damaged_configuration(tmp_path, text, shown):
+    path = _save_config(tmp_path / "model", text)
+    with pytest.raises(
+        StudentError, match=f"student.path: .*is not a model that can be read here{shown}.*; give a folder"
+    ):
+        read_model_config(path, key="student.path")
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(ModelNotFound, match="nowhere' is not a model that can be read here"):
+        read_model_config(tmp_path / "nowhere", local_files_only=True)
+
+
+@pytest.mark.parametrize("content", [None, b"no tensors"])
+def test_weights_that_cannot_be_read(tmp_path, content):
+    made = LlamaConfig(**SIZES, num_hidden_layers=3)
+    made.save_pretrained(tmp_path)
+    if content is not None:
+        (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(StudentError, match=f"{tmp_path}: cannot be loaded here: "):
+        load_causal_lm(tmp_path, dtype="fp32")
+    student = Student(init="teacher_layers", num_hidden_layers=2)
+    with pytest.raises(CutError, match=str(tmp_path)):
+        write_cut(str(tmp_path), None, student, made, str(tmp_path / "out"))
+
+
+def test_a_model_that_is_no_causal_lm(tmp_path):
+    path = _save_config(tmp_path / "model", '{"model_type": "t5"}')
+    with pytest.raises(StudentError, match="a t5 model is no causal LM"):
+        load_causal_lm(path, dtype="fp32")
+
+
+def test_a_model_in_another_precision_than_asked_is_refused(monkeypatch):
+    """A living HfDeepSpeedConfig of another model does this silently."""
+    made = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, num_hidden_layers=1), dtype=torch.bfloat16)
+    monkeypatch.setattr("kd.models.load.AutoModelForCausalLM.from_config", lambda *args, **options: made)
+    with pytest.raises(StudentError, match="12 weights are not torch.float32"):
+        load_causal_lm(None, made.config, dtype="fp32")
