@@ -85,7 +85,9 @@ def run(name: str, seed: int, overrides: list[str], ranks: int, output: Path) ->
         "tokens": facts["tokens"],
         "student_parameters": facts["student_parameters"],
         "teacher_parameters": facts["teacher_parameters"],
-        "metrics": {split: {k: values[k] for k in (*METRICS, "num_records")} for split, values in metrics.items()},
+        "metrics": {
+            split: {k: values[k] for k in (*METRICS.names(), "num_records")} for split, values in metrics.items()
+        },
     }
 
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Evaluation on held-out records: cases, greedy answers, strict judgement, metrics, their files."""

@@ -1,6 +1,6 @@
 """Tool-use evaluation by greedy generation, in the manner of BFCL: a call is right as a whole or it is wrong.
 
-Every fraction is over turns (kd/evaluation/cases.py says which turns are asked):
+Every metric (kd/evaluation/metrics.py) is a fraction of turns (kd/evaluation/cases.py says which turns are asked):
 
     tool_name_accuracy  call turns whose calls name the record's tools, each as often
     exact_arguments     call turns whose calls equal the record's, names and arguments as JSON values, in any order
@@ -22,15 +22,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from kd.evaluation.cases import Case, build_cases
-from kd.evaluation.judge import _judge
+from kd.evaluation.judge import judge_case
 from kd.evaluation.metrics import summarise
 from kd.records.record import Record
 from kd.rollouts.decode import greedy
 
 
 class Evaluation(NamedTuple):
-    """`metrics`: the keys of METRICS, num_records, counts, extra. `cases`: one outcome a case, as `evaluate_cases`
-    says.
+    """Evaluation of one split.
+
+    Attributes:
+        metrics: the registered metrics, num_records, counts and extra, as `kd.evaluation.metrics.summarise` says.
+        cases: one outcome a case, as `evaluate_cases` says.
     """
 
     metrics: dict[str, Any]
@@ -46,8 +49,10 @@ def evaluate_model(
     max_new_tokens: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate one model on one split; arguments as `evaluate_cases`. Raises ValueError when no record has a turn to
-    ask.
+    """Evaluate one model on one split; arguments as `evaluate_cases`.
+
+    Raises:
+        ValueError: no record has a turn to ask.
     """
     cases = build_cases(records, tokenizer)
     if not cases:
@@ -70,16 +75,15 @@ def evaluate_cases(
     """Generate and judge each case; `model` is whole (never a ZeRO-3 shard), the rest as in
     `kd.rollouts.decode.greedy`.
 
-    Returns one outcome a case, of plain JSON values: case, record, record_id, turn, kind, prompt {user, tools,
-    results}, gold {calls, text, carried}, output, num_tokens, finished (an end token came in time), calls, problems,
-    correct, and outcome (the verdicts the metrics count).
+    Returns one outcome a case, of plain JSON values: those of `kd.evaluation.judge.judge_case`, num_tokens, and
+    finished (an end token came in time).
 
     Raises:
         ValueError: neither the tokenizer nor the model's generation_config names an end-of-turn token.
     """
     stop_ids = _stop_ids(model, tokenizer)
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False)["input_ids"] if cases else []
-    rows = greedy(
+    answers = greedy(
         model,
         prompts,
         stop_ids=stop_ids,
@@ -89,11 +93,11 @@ def evaluate_cases(
         progress=progress,
     )
     outcomes = []
-    for case, ids in zip(cases, rows):
+    for case, ids in zip(cases, answers):
         finished = ids[-1] in stop_ids
         # Special tokens stay: <tool_call> is one in many vocabularies.
         text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
-        outcomes.append({**_judge(case, text), "num_tokens": len(ids), "finished": finished})
+        outcomes.append({**judge_case(case, text), "num_tokens": len(ids), "finished": finished})
     return outcomes
 
 
@@ -117,6 +121,6 @@ def _stop_ids(model, tokenizer) -> set[int]:
     ids = {tokenizer.eos_token_id, *(named if isinstance(named, (list, tuple)) else [named])} - {None}
     if not ids:
         raise ValueError(
-            "no end-of-turn token: set the tokenizer's eos_token to the one its chat template ends a turn with"
+            "no end-of-turn token: set the tokenizer's eos_token to the token with which its chat template ends a turn"
         )
     return ids

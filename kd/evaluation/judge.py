@@ -1,17 +1,26 @@
-"""TODO docstring."""
+"""Judgement of one answer, strict: a call turn is right as a whole or it is wrong."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from kd.evaluation.cases import Case
+from kd.toolcalls.compare import same_calls, same_names
 from kd.toolcalls.grounding import carried_values, occurs
-from kd.toolcalls.json_values import same_json
 from kd.toolcalls.parse import parse_tool_calls
 from kd.toolcalls.registry import ToolRegistry
 
 
-def _judge(case: Case, text: str) -> dict[str, Any]:
+def judge_case(case: Case, text: str) -> dict[str, Any]:
+    """Judge `text` as the answer to `case`.
+
+    Returns plain JSON values: case, record, record_id, turn, kind, prompt {user, tools, results}, gold {calls, text,
+    carried}, output, calls, problems, correct, and outcome, the verdicts that the metrics count:
+
+        call         names, exact, json, schema, repaired_json (booleans)
+        no_tool      over_called (boolean)
+        integration  integrated (boolean); expected, found, given, right (numbers of values)
+    """
     parsed = parse_tool_calls(text)
     problems = list(parsed.problems)
     registry = ToolRegistry(case.tools)
@@ -21,8 +30,8 @@ def _judge(case: Case, text: str) -> dict[str, Any]:
         ]
         problems += misfits
         outcome = {
-            "names": parsed.valid and _same_names(parsed.calls, case.gold_calls),
-            "exact": parsed.valid and _same_calls(parsed.calls, case.gold_calls),
+            "names": parsed.valid and same_names(parsed.calls, case.gold_calls),
+            "exact": parsed.valid and same_calls(parsed.calls, case.gold_calls),
             "json": parsed.valid,
             "schema": parsed.valid and not misfits,
             "repaired_json": parsed.valid_after_repair,
@@ -58,17 +67,3 @@ def _judge(case: Case, text: str) -> dict[str, Any]:
         "correct": correct,
         "outcome": outcome,
     }
-
-
-def _same_names(calls: list[dict], gold: list[dict]) -> bool:
-    return sorted(call["name"] for call in calls) == sorted(call["name"] for call in gold)
-
-
-def _same_calls(calls: list[dict], gold: list[dict]) -> bool:
-    left = list(gold)
-    for call in calls:
-        match = next((at for at, other in enumerate(left) if same_json(call, other)), None)
-        if match is None:
-            return False
-        del left[match]
-    return not left

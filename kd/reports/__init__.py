@@ -1,1 +1,1 @@
-"""TODO."""
+"""Reports: a run's page and the readiness check's page, each one HTML file."""

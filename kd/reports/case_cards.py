@@ -1,4 +1,4 @@
-"""Held-out cases side by side: which dozen to show, and each as a card with the differences marked."""
+"""Held-out cases side by side: the choice of a dozen, and each as a card with its differences marked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from kd.reports.html import Html, el, join, marked_diff
+from kd.reports.html import Html, el, join, mark_diff
 from kd.toolcalls.grounding import occurs
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.parse import CALL_OPEN
@@ -16,7 +16,7 @@ KINDS = {"call": "tool call", "integration": "answer from a tool's result", "no_
 
 
 def choose(cases: Sequence[dict], models: Sequence[str], count: int) -> tuple[list[dict], list[tuple[str, int, int]]]:
-    """(cases to show, [(verdict, number shown, number in all)]): the same ones for the same evaluation.
+    """Choose the cases to show: (cases, [(verdict, number shown, number in all)]), the same for the same evaluation.
 
     Cases are grouped by split, kind and who is right; the groups take turns giving one, so that rare verdicts are seen
     beside common ones. Within a group the order is that of a hash of record and turn: not the file's, and nobody's
@@ -48,11 +48,11 @@ def choose(cases: Sequence[dict], models: Sequence[str], count: int) -> tuple[li
         row[0] += any(case is one for one in chosen)
         row[1] += 1
     order = sorted(tally, reverse=True)
-    return chosen, [(_verdict_text(models, verdict), *tally[verdict]) for verdict in order]
+    return chosen, [(_verdict_text(models, verdict), tally[verdict][0], tally[verdict][1]) for verdict in order]
 
 
 def card(case: dict[str, Any], models: Sequence[str]) -> Html:
-    """One case: the prompt, what the record says, and each model's answer marked where it departs from the record."""
+    """Draw one case: the prompt, the record's answer, and each model's, marked where it departs from the record's."""
     gold, prompt = case["gold"], case["prompt"]
     meta = el(
         "div",
@@ -92,7 +92,7 @@ def _side(model: str, answer: dict[str, Any], gold: dict[str, Any]) -> Html:
     ):  # a call for an answer, or the reverse: no word is the same
         body = el("pre", el("ins", shown))
     else:
-        body = el("pre", marked_diff(shown, wanted))
+        body = el("pre", mark_diff(shown, wanted))
     why = el("ul", *(el("li", note) for note in notes), class_="why") if notes else None
     return el("div", el("h4", model.replace("_", " ").capitalize(), badge), body, why, class_="side")
 
@@ -110,7 +110,7 @@ def _gold(gold: dict[str, Any]) -> Html:
 
 
 def calls_text(calls: Sequence[dict]) -> str:
-    """Calls for reading: the name on a line, each argument below it as JSON."""
+    """Write calls for reading: the name on a line, each argument below it as JSON."""
     lines = []
     for call in calls:
         lines.append(call["name"])
@@ -119,9 +119,7 @@ def calls_text(calls: Sequence[dict]) -> str:
 
 
 def _in_order(calls: Sequence[dict], gold: Sequence[dict]) -> list[dict]:
-    """`calls` in the record's order and spelling wherever JSON sees no difference, so that the diff shows real ones
-    only.
-    """
+    """Put calls in the record's order and spelling where JSON sees no difference, so that a diff shows real ones."""
     left, out = list(calls), []
     for wanted in gold:
         same = [call for call in left if same_json(call, wanted)] or [

@@ -15,12 +15,13 @@ _WORDS = re.compile(r"\d+(?:[.,]\d+)*|\w+|\s+|[^\w\s]")  # a number is one word:
 
 
 class Html(str):
-    """Markup that is already safe."""
+    """Markup that is safe to put into a page as it is."""
 
 
 def el(tag: str, *children: object, **attributes: object) -> Html:
-    """`el("td", text, class_="good")`: children and attribute values are escaped unless they are Html; None is left
-    out.
+    """Build an element, as in el("td", text, class_="good").
+
+    Children and attribute values are escaped unless they are Html; None is left out.
     """
     parts = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value), quote=True)}"'
@@ -31,6 +32,7 @@ def el(tag: str, *children: object, **attributes: object) -> Html:
 
 
 def join(*children: object) -> Html:
+    """Join children into markup: each is escaped unless it is Html; None is left out."""
     safe = (
         child if isinstance(child, Html) else Html(html.escape(str(child), quote=True))
         for child in children
@@ -39,8 +41,8 @@ def join(*children: object) -> Html:
     return Html("".join(safe))
 
 
-def marked_diff(text: str, reference: str) -> Html:
-    """`text` with what the reference lacks in <ins> and what it leaves out of the reference in <del>, word by word."""
+def mark_diff(text: str, reference: str) -> Html:
+    """Mark a text against its reference word by word: added words in <ins>, words left out in <del>."""
     left, right = _WORDS.findall(reference), _WORDS.findall(text)
     out: list[Html] = []
     for kind, a, b, c, d in SequenceMatcher(a=left, b=right, autojunk=False).get_opcodes():
@@ -58,7 +60,7 @@ def marked_diff(text: str, reference: str) -> Html:
 
 
 def page(title: str, *body: object) -> str:
-    """A whole document: no script, no outside asset, light or dark as the reader's system is."""
+    """Build a whole document: no script, no outside asset, light or dark as the reader's system is."""
     head = join(
         Html('<meta charset="utf-8">'),
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),

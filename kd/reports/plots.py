@@ -1,10 +1,11 @@
-"""Small curves as inline SVG. Colours are CSS variables of the page, so one drawing serves light and dark."""
+"""Curves as inline SVG. Colours are CSS variables of the page, so one drawing serves light and dark."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 try:
     import matplotlib
@@ -27,14 +28,13 @@ Series = Sequence[tuple[float, float]]  # (step, value)
 
 
 def curve(series: Sequence[Series], first: float, last: float) -> Html:
-    """One line a stage over the steps from `first` to `last`, as an <svg> of about 10 kB. An empty stage keeps its
-    colour.
+    """Draw one line a stage over the steps from `first` to `last`, as an <svg> of about 10 kB.
 
-    Where matplotlib is not installed, a line that says so.
+    An empty stage keeps its colour. Where matplotlib is not installed, return a line that says so.
     """
     if matplotlib is None:
         return el("p", "Not drawn: matplotlib is not installed here. The numbers are in metrics.jsonl.", class_="soft")
-    style = {
+    style: dict[Any, Any] = {  # matplotlib's type lists its keys one by one
         "svg.fonttype": "none",
         "svg.hashsalt": "spanwise",
         "font.family": "sans-serif",
@@ -82,9 +82,7 @@ def curve(series: Sequence[Series], first: float, last: float) -> Html:
 
 
 def thin(points: Series) -> list[tuple[float, float]]:
-    """At most MAX_POINTS points: means over equal bins of steps, bins without a point left out; short series
-    unchanged.
-    """
+    """Reduce a series to MAX_POINTS points: means over equal bins of steps, empty bins left out; a short one stays."""
     points = [(step, value) for step, value in points if math.isfinite(value)]
     if len(points) <= MAX_POINTS:
         return points

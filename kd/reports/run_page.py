@@ -1,27 +1,27 @@
-"""The page a person opens after a run: runs/<name>/report.html, one file, no script, nothing fetched.
+"""Page of a run, runs/<name>/report.html: one file, no script, nothing fetched.
 
-It is made from what lies in the run folder, so it can be made again at any time, also of a run that is still going:
+It is made from the files in the run folder, so it can be made again at any time, also of a run under way:
 
     config.yaml      the resolved configuration
     metrics.jsonl    an object a line: step, stage, seconds, loss, its terms, temperature, lr, grad_norm,
-                     tokens_per_second, ...
+                     tokens_per_second, ...; older runs call the term kd `kl`
     evaluation.json  model -> split -> metrics (kd/evaluation/evaluate.py)
     cases.jsonl      every held-out case with each model's answer (kd/evaluation/evaluate.py)
-    run.json         what no other file says; every key may be missing: teacher_parameters, student_parameters (counts),
-                     wall_seconds, data (one line of text), notes (lines of text shown at the top)
+    run.json         facts that no other file has; every key may be missing: teacher_parameters, student_parameters
+                     (counts), wall_seconds, data (one line of text), notes (lines of text shown at the top)
 
-What is missing is shown as not measured. Nothing is interpolated, guessed, or carried over from another run.
+A missing figure is shown as not measured. Nothing is interpolated, guessed, or carried over from another run.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from kd.atomic_files import publish
 from kd.evaluation.metrics import METRICS
 from kd.reports.case_cards import card, choose
 from kd.reports.html import Html, el, join, page
@@ -30,7 +30,7 @@ from kd.reports.plots import NUM_STAGE_COLOURS, curve
 NUM_CASES = 12
 TERMS = {
     "loss": "Total loss",
-    "kl": "Distillation (kl)",
+    "kd": "Distillation (kd)",
     "hard": "Teacher's own choice",
     "truth": "All answer tokens",
     "tool": "Tool names",
@@ -45,7 +45,7 @@ DRIVERS = {
     "memory_gib": "Memory, GiB",
 }
 _NOT_CURVES = {"step", "seconds", "stage"}
-_LOWER_IS_BETTER = {"over_calling"}
+_OLD_NAMES = {"kl": "kd"}  # of metrics.jsonl: name an older run wrote -> name of today
 _REFERENCES = {"teacher", "untrained"}  # every other model of evaluation.json is a student
 
 
@@ -59,9 +59,10 @@ def write_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: no such run folder; a run makes it under run.output_dir")
-    metrics, metric_notes = _json_lines(run_dir / "metrics.jsonl")
-    cases, case_notes = _json_lines(run_dir / "cases.jsonl")
-    evaluation, run = _json(run_dir / "evaluation.json"), _json(run_dir / "run.json")
+    lines, metric_notes = _read_json_lines(run_dir / "metrics.jsonl")
+    metrics = [{_OLD_NAMES.get(key, key): value for key, value in line.items()} for line in lines]
+    cases, case_notes = _read_json_lines(run_dir / "cases.jsonl")
+    evaluation, run = _read_json(run_dir / "evaluation.json"), _read_json(run_dir / "run.json")
     notes = [*run.get("notes", []), *metric_notes, *case_notes]
     try:
         body = [
@@ -77,9 +78,7 @@ def write_report(run_dir: str | Path) -> Path:
             f"{run_dir}: evaluation.json or cases.jsonl lacks {error}; evaluate again to write both anew"
         ) from error
     out = run_dir / "report.html"
-    part = out.with_name(out.name + ".tmp")
-    part.write_text(page(f"{run_dir.name} · Spanwise", *body), encoding="utf-8")
-    os.replace(part, out)
+    publish(out, page(f"{run_dir.name} · Spanwise", *body).encode())
     return out
 
 
@@ -138,24 +137,24 @@ def _scores(evaluation: dict) -> Html:
             )
         )
         head = [el("th", "")] + [
-            el("th", _words(metric), Html("<br>(lower is better)") if metric in _LOWER_IS_BETTER else None)
-            for metric in METRICS
+            el("th", metric.title, Html("<br>(lower is better)") if metric.lower_is_better else None)
+            for metric in map(METRICS.__getitem__, METRICS.names())
         ]
         body = [
-            el("tr", el("th", _words(model)), *(_cell(rows, model, metric) for metric in METRICS)) for model in rows
+            el("tr", el("th", _words(model)), *(_cell(rows, model, name) for name in METRICS.names())) for model in rows
         ]
         parts.append(el("div", el("table", el("thead", el("tr", *head)), el("tbody", *body)), class_="scroll"))
     return join(*parts)
 
 
-def _cell(rows: dict[str, dict], model: str, metric: str) -> Html:
-    value = rows[model][metric]
+def _cell(rows: dict[str, dict], model: str, name: str) -> Html:
+    value = rows[model].get(name)  # None, too, in an evaluation older than the metric
     if value is None:
         return el("td", "not measured", class_="soft")
     students = [
-        scores[metric] for name, scores in rows.items() if name not in _REFERENCES and scores[metric] is not None
+        score for other, scores in rows.items() if other not in _REFERENCES and (score := scores.get(name)) is not None
     ]
-    best = min(students, default=None) if metric in _LOWER_IS_BETTER else max(students, default=None)
+    best = (min if METRICS[name].lower_is_better else max)(students, default=None)
     star = model not in _REFERENCES and value == best and len(students) > 1
     text = _percent(value) + (" ★" if star else "")
     return el("td", text, class_="meter best" if star else "meter", style=f"--p:{100 * value:.1f}%")
@@ -212,8 +211,8 @@ def _cases(cases: Sequence[dict]) -> Html:
     intro = el(
         "p",
         f"{len(chosen)} of {len(complete)} held-out cases. Split, kind of turn and who is right take turns, so "
-        "mistakes are "
-        f"shown more often than they happen ({drawn}). Answers are marked where they depart from the record: ",
+        f"mistakes are shown more often than they happen ({drawn}). Answers are marked where they depart from the "
+        "record: ",
         el("ins", "said instead or in addition"),
         ", ",
         el("del", "left out"),
@@ -238,7 +237,7 @@ def _config(path: Path) -> Html:
     )
 
 
-def _json(path: Path) -> dict:
+def _read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
@@ -250,8 +249,8 @@ def _json(path: Path) -> dict:
     return value
 
 
-def _json_lines(path: Path) -> tuple[list[dict], list[str]]:
-    """The objects of a JSON-lines file, and a note about what could not be read: a killed run tears its last line."""
+def _read_json_lines(path: Path) -> tuple[list[dict], list[str]]:
+    """Read the objects of a JSON-lines file, and a note about lines that cannot be: a killed run tears its last one."""
     rows, torn = [], []
     if path.is_file():
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
@@ -270,7 +269,7 @@ def _json_lines(path: Path) -> tuple[list[dict], list[str]]:
     return rows, [note] if torn else []
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Rollouts: the student's own answers."""

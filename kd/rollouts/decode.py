@@ -1,8 +1,8 @@
-"""Greedy generation in batches from a plain, unsharded causal LM.
+"""Greedy generation in batches from a whole, unsharded causal LM.
 
-transformers' `generate` obeys the model's generation_config (sampling, repetition penalties) and keeps computing rows
-that have ended. A measurement wants the argmax and nothing else, and most calls are short: here a row that ends leaves
-the batch.
+transformers' `generate` obeys the model's generation_config (sampling, repetition penalties) and keeps computing
+prompts that have ended. A measurement wants the argmax and nothing else, and most calls are short: here a prompt whose
+answer has ended leaves the batch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-# Leaving costs a copy of the cache, about what one step costs: wait until a quarter of the rows have ended.
+# Leaving costs a copy of the cache, about as much as one step: wait until a quarter of the batch has ended.
 _KEEP_FRACTION = 0.75
 
 
@@ -26,15 +26,15 @@ def greedy(
     vocab_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """The most likely continuation of each prompt, token by token, in the order of `prompts`.
+    """Continue each prompt by its most likely token, one at a time; returns token ids in the order of `prompts`.
 
     Args:
         model: a transformers causal LM, whole on one device. It is put in eval mode and back.
         prompts: token ids, at least one each. They are sorted by length, so a batch carries little padding.
-        stop_ids: a row ends with the first of these; it is the last id of that row's result.
-        max_new_tokens: a row that has not ended by then is cut; its last id is then no stop id.
-        batch_size: rows computed together. It changes speed and memory; the padding is masked, so it changes a result
-            only where rounding decides between two tokens.
+        stop_ids: an answer ends with the first of these; it is the last id of that prompt's result.
+        max_new_tokens: an answer that has not ended by then is cut; its last id is then no stop id.
+        batch_size: prompts computed together. It changes speed and memory; the padding is masked, so it changes a
+            result only where rounding decides between two tokens.
         vocab_size: len(tokenizer), where the model is wider: columns beyond it were never trained and are never chosen.
         progress: called as progress(num_done, num_prompts) after each batch.
 
@@ -53,9 +53,9 @@ def greedy(
     model.eval()
     try:
         for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
+            batch = order[first : first + batch_size]
             _continue(
-                model, [prompts[row] for row in rows], [outputs[row] for row in rows], stops, max_new_tokens, vocab_size
+                model, [prompts[at] for at in batch], [outputs[at] for at in batch], stops, max_new_tokens, vocab_size
             )
             if progress is not None:
                 progress(min(first + batch_size, len(order)), len(order))
@@ -77,7 +77,7 @@ def _continue(
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache, live = None, list(range(len(prompts)))  # live[i]: whose tokens row i of the batch makes
+    cache, live = None, list(range(len(prompts)))  # live[i]: index of the prompt that place i of the batch continues
     while True:
         out = model(
             input_ids=ids,
@@ -90,11 +90,11 @@ def _continue(
         cache = out.past_key_values
         chosen = out.logits[:, -1, :vocab_size].argmax(dim=-1)
         ended = []
-        for row, token in zip(live, chosen.tolist()):
-            # A row that ended stays in the batch until it is worth dropping; what it says after its end is not kept.
-            if not (outputs[row] and outputs[row][-1] in stops):
-                outputs[row].append(token)
-            ended.append(outputs[row][-1] in stops or len(outputs[row]) >= limit)
+        for at, token in zip(live, chosen.tolist()):
+            # One that ended stays in the batch until it is worth dropping; tokens after its end are not kept.
+            if not (outputs[at] and outputs[at][-1] in stops):
+                outputs[at].append(token)
+            ended.append(outputs[at][-1] in stops or len(outputs[at]) >= limit)
         if all(ended):
             return
         positions = positions[:, -1:] + 1

@@ -7,15 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kd.evaluation.cases import build_cases
 from kd.evaluation.evaluate import evaluate_cases, evaluate_model, merge
-from kd.evaluation.files import write_cases, write_evaluation
-from kd.evaluation.metrics import METRICS
+from kd.evaluation.files import format_table, write_cases, write_evaluation
+from kd.evaluation.metrics import METRICS, Metric
 from kd.records.checks import DataError
 from kd.records.record import Record
-from kd.rollouts.decode import greedy
 from launch import evaluate as evaluate_command
 
 TEMPLATE = """{%- for m in messages -%}<|{{ m.role }}|>{{ m.content or '' }}
@@ -119,8 +118,8 @@ FULL = [
 
 def test_gold_answers_score_full_marks(tokenizer):
     evaluation = evaluate(tokenizer, FULL, gold)
-    wanted = dict.fromkeys(METRICS, 1.0) | {"over_calling": 0.0}
-    assert {metric: evaluation.metrics[metric] for metric in METRICS} == wanted
+    wanted = dict.fromkeys(METRICS.names(), 1.0) | {"over_calling": 0.0}
+    assert {metric: evaluation.metrics[metric] for metric in METRICS.names()} == wanted
     assert evaluation.metrics["num_records"] == 3
     assert evaluation.metrics["counts"] == {"call_turns": 2, "no_tool_turns": 1, "integration_turns": 1}
     assert evaluation.metrics["extra"]["integration_f1"] == 1.0
@@ -129,7 +128,7 @@ def test_gold_answers_score_full_marks(tokenizer):
 
 def test_silence_scores_zero_and_calls_nothing(tokenizer):
     metrics = evaluate(tokenizer, FULL, "I cannot help.").metrics
-    assert [metrics[metric] for metric in METRICS] == [0.0] * 6
+    assert [metrics[metric] for metric in METRICS.names()] == [0.0] * 6
 
 
 ONE = [record("r", "q", [call("get_weather", city="Oslo", days=1)])]
@@ -256,6 +255,21 @@ def test_no_case_is_an_error_with_the_reason(tokenizer):
         evaluate_model(None, tokenizer, [record("r", "hi", ("say", "hello"), tools=())])
 
 
+def test_a_metric_of_ones_own_is_one_registration(tokenizer):
+    def brevity(cases):
+        return sum(case["num_tokens"] < 20 for case in cases) / len(cases)
+
+    METRICS.register("brevity", Metric("brevity", brevity))
+    try:
+        metrics = evaluate(tokenizer, FULL, "No.").metrics
+        assert metrics["brevity"] == 1.0 and list(metrics)[6:8] == ["brevity", "num_records"]
+        table = format_table({"student": {"s": metrics}}).splitlines()
+        assert table[0].split()[-2:] == ["brevity", "records"] and table[1].split()[-3:] == ["100.0", "%", "3"]
+    finally:
+        METRICS.unregister("brevity")
+    assert METRICS.names()[0] == "tool_name_accuracy" and METRICS.names()[-1] == "integration"
+
+
 def test_files_hold_every_model_side_by_side(tokenizer, tmp_path):
     good, bad = evaluate(tokenizer, FULL, gold), evaluate(tokenizer, FULL, "<script>")
     write_evaluation(tmp_path / "evaluation.json", {"teacher": {"unseen_values": good.metrics}})
@@ -273,59 +287,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(ValueError):
         write_evaluation(tmp_path / "e.json", {"teacher": {"s": {"x": float("nan")}}})
     assert json.loads((tmp_path / "e.json").read_text()) == {"teacher": {}}
-
-
-@pytest.fixture(
-    scope="module", params=["llama", "gpt2"]
-)  # relative positions, and absolute ones that padding would shift
-def tiny(request):
-    torch.manual_seed(0)
-    if request.param == "llama":
-        sizes = dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, **sizes))
-    else:
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4))
-    for parameter in model.parameters():  # wide weights: logits far apart, so no rounding decides a token
-        parameter.data.mul_(6)
-    return model.eval()
-
-
-def prompts_of(*lengths):
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(0, 40, (length,), generator=generator).tolist() for length in lengths]
-
-
-def test_batched_generation_equals_one_by_one(tiny):
-    prompts = prompts_of(3, 17, 1, 9, 9, 30, 5)
-    alone = [greedy(tiny, [prompt], stop_ids=[3, 7, 11], max_new_tokens=25, batch_size=1)[0] for prompt in prompts]
-    assert len({len(row) for row in alone}) > 2  # rows end at different steps, so dropping them is exercised
-    for batch_size in (2, 3, 7, 50):
-        assert greedy(tiny, prompts, stop_ids=[3, 7, 11], max_new_tokens=25, batch_size=batch_size) == alone
-
-
-def test_generation_is_what_generate_says(tiny):
-    prompt = prompts_of(12)[0]
-    ids = tiny.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=3, pad_token_id=0)
-    assert greedy(tiny, [prompt], stop_ids=[3], max_new_tokens=20, batch_size=1)[0] == ids[0, len(prompt) :].tolist()
-
-
-def test_columns_beyond_the_tokenizer_are_never_chosen(tiny):
-    prompts = prompts_of(3, 8)
-    free = greedy(tiny, prompts, stop_ids=[3], max_new_tokens=20, batch_size=2)
-    narrow = min(max(row) for row in free)  # a token that both rows would say
-    rows = greedy(tiny, prompts, stop_ids=[3], max_new_tokens=20, batch_size=2, vocab_size=narrow)
-    assert max(map(max, rows)) < narrow
-
-
-def test_generation_ends_at_the_stop_token_and_restores_the_mode(tiny):
-    tiny.train()
-    try:
-        row = greedy(tiny, prompts_of(5), stop_ids=range(40), max_new_tokens=9, batch_size=2)[0]
-        assert len(row) == 1 and tiny.training
-    finally:
-        tiny.eval()
-    with pytest.raises(ValueError, match="chat template"):
-        greedy(tiny, [[]], stop_ids=[1], max_new_tokens=2, batch_size=1)
 
 
 def test_prompts_are_in_the_form_that_training_renders(tokenizer):

@@ -200,8 +200,8 @@ def test_the_evaluation_has_its_shape(run_dir):
     for splits in evaluation.values():
         assert set(splits) == {"unseen_values", "unseen_tools"}
         for metrics in splits.values():
-            assert metrics["num_records"] == 8 and set(METRICS) <= set(metrics)
-            assert all(metrics[name] is None or 0 <= metrics[name] <= 1 for name in METRICS)
+            assert metrics["num_records"] == 8 and set(METRICS.names()) <= set(metrics)
+            assert all(metrics[name] is None or 0 <= metrics[name] <= 1 for name in METRICS.names())
     assert evaluation["untrained"]["unseen_values"]["exact_arguments"] == 0
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from kd.evaluation.metrics import METRICS as METRICS_OF_TODAY
+from kd.evaluation.metrics import Metric
 from kd.reports.case_cards import choose
-from kd.reports.html import el, marked_diff
+from kd.reports.html import el, mark_diff
 from kd.reports.plots import MAX_POINTS, thin
 from kd.reports.run_page import write_report
 
@@ -117,7 +119,7 @@ METRICS = [
         "stage": "echo" if step < 5 else "main",
         "seconds": 2.0 * step,
         "loss": 3 / step,
-        "kl": 2 / step,
+        "kd": 2 / step,
         "lr": 1e-3,
         "odd": 4.0,
     }
@@ -156,9 +158,12 @@ def test_the_headline_says_sizes_time_and_notes(run):
     assert "20 s" in run(METRICS, facts={}).text  # without it, the last line's seconds
 
 
-def test_each_logged_number_has_its_curve_and_no_other(run):
-    text = run(METRICS).text
-    for label in ("Total loss", "Distillation (kl)", "Learning rate", "Odd", "echo", "main"):
+@pytest.mark.parametrize("old", ["kl", "kd"])
+def test_each_logged_number_has_its_curve_and_no_other(run, old):
+    """Runs from before the term was called kd logged it as kl."""
+    metrics = [{old if key == "kd" else key: value for key, value in row.items()} for row in METRICS]
+    text = run(metrics).text
+    for label in ("Total loss", "Distillation (kd)", "Learning rate", "Odd", "echo", "main"):
         assert label in text
     for label in ("Arguments", "Temperature", "Memory, GiB"):
         assert label not in text
@@ -262,7 +267,7 @@ def test_a_broken_call_is_shown_as_it_was_written(run):
     ],
 )
 def test_word_diff(text, reference, html):
-    assert marked_diff(text, reference) == html
+    assert mark_diff(text, reference) == html
 
 
 def test_attributes_are_escaped():
@@ -300,6 +305,17 @@ def test_long_curves_are_averaged_and_short_ones_kept():
     long = thin([(step, 1.0 if step % 2 else 3.0) for step in range(100_000)])
     assert len(long) == MAX_POINTS and all(abs(value - 2) < 0.02 for _, value in long)
     assert len(thin([(0, 1.0), (10**6, 1.0), *((step, 1.0) for step in range(10**6, 10**6 + 400))])) <= MAX_POINTS
+
+
+def test_a_metric_of_ones_own_is_in_the_table_and_no_loss_to_older_evaluations(run):
+    METRICS_OF_TODAY.register("politeness", Metric("politeness of answers", lambda cases: 0.5, lower_is_better=True))
+    try:
+        scores = {"student": {"unseen_values": {**SCORES, "politeness": 0.25}}, "other": {"unseen_values": SCORES}}
+        text = run(evaluation=scores).text
+        assert "politeness of answers(lower is better)" in text and "25.0 % ★" not in text and "25.0 %" in text
+    finally:
+        METRICS_OF_TODAY.unregister("politeness")
+    assert "politeness" not in run(evaluation=scores).text
 
 
 def test_an_older_evaluation_is_refused_with_the_remedy(run):
