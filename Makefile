@@ -39,7 +39,7 @@ check: $(DEV_STAMP)
 	PATH="$(BIN):$$PATH" $(BIN)/pyright
 
 docs: $(DOCS_STAMP)
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
 teacher: $(STAMP)
