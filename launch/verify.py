@@ -89,9 +89,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             tokenizer, items = read_rendering_tokenizer(args.tokenizer), read_all(expand(args.data), args.format)
         else:
             from kd.config.derived import run_folder
-            from kd.preflight.records import config_items
+            from kd.preflight.records import data_items
 
-            tokenizer, items = load_tokenizer(config.tokenizer, config.teacher, config.student), config_items(config)
+            tokenizer, items = load_tokenizer(config.tokenizer, config.teacher, config.student), data_items(config.data)
             args.out = args.out or run_folder(config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -103,7 +103,8 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
     from tqdm import tqdm
 
     from kd.preflight.read_back import SpanReader
-    from kd.preflight.records import Tally, bad_line, spans_line, verify_records
+    from kd.preflight.records import bad_line, spans_line, verify_records
+    from kd.preflight.tally import Tally
     from kd.records.checks import DataError
 
     tally, shown, reader = Tally(), [], SpanReader(tokenizer)
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
                 tally.add(verified)
                 if spans:
                     _write(spans, spans_line(verified, reader))
-                if fixed and verified.ready:
+                if fixed and verified.ready and verified.record:
                     _write(fixed, asdict(verified.record))
                 if bad and not verified.ready:
                     _write(bad, bad_line(verified))
@@ -149,13 +150,13 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
 
 
 def report(args: argparse.Namespace, tally, shown: list, tokenizer, ready: bool, checks: list[dict[str, Any]]) -> None:
-    from kd.preflight.records import format_tally, summary
+    from kd.preflight.tally import format_tally, summarise_tally
     from kd.reports.preflight_page import verify_page
 
     print(format_tally(tally, checks))
     verdict = "READY" if ready else "NOT READY"
     if args.out:
-        result = summary(tally, ready, checks)
+        result = summarise_tally(tally, ready, checks)
         (args.out / "verify.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         title = args.config or ", ".join(args.data)
         (args.out / "verify.html").write_text(

@@ -1,5 +1,4 @@
-"""Spans read back from their tokens, with nothing of the code that placed them: names decoded, arguments parsed, values
-looked up in the results.
+"""Spans read back from their tokens: names decoded, arguments parsed, values looked up, all by code of its own.
 
 Two things must hold of each span. Its tokens decode to the characters they stand for (a tokenizer that lower-cases or
 spaces its words apart is allowed that). And those characters are the name, the arguments or a value, where only the
@@ -29,28 +28,30 @@ _MAX_PYTHON = 100_000  # characters
 
 
 def offsets_of(record: Record, annotated: Annotated, tokenizer) -> list[tuple[int, int]]:
-    """The characters of each token of a record."""
+    """Return [start, end) characters of each token of a record."""
     return tokenize(record, annotated.text, tokenizer, lambda other: render_text(other, tokenizer))[1]
 
 
 class SpanReader:
-    """Reads the spans of records back, by one tokenizer."""
+    """Reader of spans from their tokens, by one tokenizer."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
         self._normalizer = tokenizer.backend_tokenizer.normalizer
 
     def decode(self, ids: list[int]) -> str:
+        """Decode token ids to text, special tokens included."""
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def read_back(self, record: Record, annotated: Annotated) -> tuple[dict[str, tuple[int, int]], list[str]]:
-        """Kind -> (spans, those that do not read back), and what each of these is."""
-        counts, problems = dict.fromkeys(READ_BACK, (0, 0)), []
+        """Read a record's spans back: ({kind: (number of spans, number that do not read back)}, problems)."""
+        counts: dict[str, tuple[int, int]] = dict.fromkeys(READ_BACK, (0, 0))
+        problems: list[str] = []
         spans = [span for span in annotated.spans if span.kind in READ_BACK]
         for kind in ("tool", "args"):
             if sum(span.kind == kind for span in spans) != len(annotated.calls):
                 problems.append(f"{kind.upper()}: {len(annotated.calls)} calls, and not as many spans")
-                counts[kind] = (len(annotated.calls),) * 2
+                counts[kind] = len(annotated.calls), len(annotated.calls)
         if problems or not spans:
             return counts, problems
         offsets = offsets_of(record, annotated, self._tokenizer)
@@ -87,11 +88,9 @@ class SpanReader:
         if start >= end:
             return kind == "args" and not expected  # tags: no parameter is written
         text, ids = annotated.text, annotated.encoded.input_ids[start:end]
-        written = text[offsets[start][0] : offsets[end - 1][1]]
-        room = (
-            offsets[start][1] - offsets[start][0],
-            offsets[end - 1][1] - offsets[end - 1][0],
-        )  # a neighbour's characters fit in one token
+        first, last = offsets[start], offsets[end - 1]
+        written = text[first[0] : last[1]]
+        room = first[1] - first[0], last[1] - last[0]  # a neighbour's characters fit in one token
         if not self._faithful(ids, written, unknown=kind != "tool"):
             return False
         if kind == "tool":
@@ -111,9 +110,7 @@ class SpanReader:
         )
 
     def _faithful(self, ids: list[int], written: str, *, unknown: bool) -> bool:
-        """Whether the tokens decode to these characters. `unknown`: a token for what the vocabulary lacks is let
-        pass.
-        """
+        """Check that the tokens decode to these characters. `unknown`: allow the token for unknown characters."""
         said, meant = self._plain(self.decode(ids)), self._plain(written)
         if said == meant or unknown and self._tokenizer.unk_token_id in ids:
             return True
@@ -125,8 +122,10 @@ class SpanReader:
 
 
 def _is_arguments(written: str, arguments: dict, room: tuple[int, int]) -> bool:
-    """Whether a text is these arguments as JSON, a JSON string, Python keywords or tags, with at most a neighbour's
-    characters in its first and last token."""
+    """Check that a text is these arguments as JSON, a JSON string, Python keywords or tags.
+
+    room: characters of its first and its last token, less than which may be a neighbour's.
+    """
     for begin in range(min(max(room[0], 1), len(written))):
         if written[begin] in '{"':
             try:
@@ -146,7 +145,7 @@ def _is_arguments(written: str, arguments: dict, room: tuple[int, int]) -> bool:
     return (
         0 <= opens < room[0]
         and closes < room[1]
-        and all(any(form in written for form in forms) for forms in _forms(arguments))
+        and all(any(spelling in written for spelling in spellings) for spellings in _spellings(arguments))
     )
 
 
@@ -155,14 +154,16 @@ def _is_python(text: str, arguments: dict) -> bool:
         return False
     try:
         call = ast.parse("f" + text, mode="eval").body
+        if not isinstance(call, ast.Call):
+            return False
         value = {keyword.arg: ast.literal_eval(_named(keyword.value)) for keyword in call.keywords}
         return not call.args and same_json(json.loads(json.dumps(value)), arguments)
-    except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return False
 
 
 def _named(node: ast.AST) -> ast.AST:
-    """A literal with JSON's true, false and null as Python's."""
+    """Replace JSON's true, false and null in a literal by Python's."""
     constants = {"true": True, "false": False, "null": None}
 
     class Renamed(ast.NodeTransformer):
@@ -172,15 +173,15 @@ def _named(node: ast.AST) -> ast.AST:
     return Renamed().visit(node)
 
 
-def _forms(value: Any) -> Iterator[tuple[str, ...]]:
-    """For each key and leaf of a JSON value, the ways a template may write it."""
+def _spellings(value: Any) -> Iterator[tuple[str, ...]]:
+    """Yield, for each key and leaf of a JSON value, the ways in which a template may write it."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _forms(key)
-            yield from _forms(inner)
+            yield from _spellings(key)
+            yield from _spellings(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _forms(inner)
+            yield from _spellings(inner)
     elif isinstance(value, str):
         plain = (
             value,

@@ -1,4 +1,4 @@
-"""The page that shows what is trained: records as rendered, each token coloured by the most specific span it is in."""
+"""Page of the readiness check: records as rendered, each token coloured by the most specific span it is in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kd.preflight.read_back import READ_BACK, offsets_of
-from kd.preflight.records import CHECKS, Tally, Verified
+from kd.preflight.records import CHECKS, Verified
+from kd.preflight.tally import Tally
+from kd.records.record import Record
+from kd.rendering.encode import Annotated
 from kd.rendering.spans import ARGS, INTEGRATION, TOOL, TRUTH
 from kd.reports.html import Html, el, page
 
@@ -27,7 +30,7 @@ STYLE = "\n" + Path(__file__).with_name("preflight_page.css").read_text(encoding
 def verify_page(
     title: str, tally: Tally, shown: list[Verified], tokenizer, verdict: str, run_checks: list[dict[str, Any]]
 ) -> str:
-    """One self-contained document: the verdict, the tables, a legend, and `shown` records, failures first."""
+    """Build one self-contained document: the verdict, the tables, a legend, and `shown` records, failures first."""
     order = sorted(shown, key=lambda verified: (verified.ready, not verified.refused))
     return page(
         title,
@@ -124,16 +127,15 @@ def _record(verified: Verified, tokenizer) -> Html:
         "article",
         meta,
         reasons,
-        el("pre", *_segments(verified, tokenizer), class_="spans") if found else None,
+        el("pre", *_segments(verified.record, found, tokenizer), class_="spans") if verified.record and found else None,
         class_=state,
     )
 
 
-def _segments(verified: Verified, tokenizer) -> Iterator[Html]:
-    """The text in runs of tokens with equal bits; characters that no token has go with the run before them."""
-    found = verified.annotated
+def _segments(record: Record, found: Annotated, tokenizer) -> Iterator[Html]:
+    """Cut the text into runs of tokens with equal bits; characters that no token has go with the run before them."""
     text, bits = found.text, found.encoded.bits
-    offsets = offsets_of(verified.record, found, tokenizer)
+    offsets = offsets_of(record, found, tokenizer)
     runs = [
         (key, [offsets[at][0] for at in group]) for key, group in groupby(range(len(bits)), key=lambda at: bits[at])
     ]

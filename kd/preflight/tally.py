@@ -1,0 +1,126 @@
+"""Tally of the readiness check: figures by file, check and kind of span, as verify.json and as a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from kd.preflight.read_back import READ_BACK
+from kd.preflight.records import CHECKS, ROUND_TRIP_TARGET, Verified
+from kd.rendering.spans import BIT_NAMES
+
+NUM_LISTED, MAX_FAILURES = 10, 1000  # failures in the table and in verify.json; bad.jsonl has all
+
+
+class Tally:
+    """Figures over all records: by file, by check, by kind of span; and the failures, each with its place."""
+
+    def __init__(self):
+        self.files: dict[str, Counter] = {}
+        self.failed: Counter = Counter()  # records by check
+        self.failures: list[dict[str, Any]] = []  # the first MAX_FAILURES of them
+
+    def add(self, verified: Verified) -> None:
+        """Count one record."""
+        counts = self.files.setdefault(verified.file, Counter())
+        counts["records"] += 1
+        counts["refused" if verified.refused else "flagged" if verified.problems else "ready"] += 1
+        counts["unchecked_calls"] += verified.unchecked_calls
+        if not verified.ready:
+            self.failed[verified.check] += 1
+            if len(self.failures) < MAX_FAILURES:
+                self.failures.append(
+                    {
+                        "file": verified.file,
+                        "line": verified.line,
+                        "id": verified.id,
+                        "check": verified.check,
+                        "what": verified.reason[:2000],
+                    }
+                )
+        if verified.annotated is None:
+            return
+        encoded, calls, spans = verified.annotated.encoded, verified.annotated.calls, verified.annotated.spans
+        counts["tokens"] += len(encoded.input_ids)
+        counts["calls"] += len(calls)
+        for name, bit in BIT_NAMES.items():
+            counts[f"{name}_tokens"] += sum(bits & bit != 0 for bits in encoded.bits)
+            counts[f"{name}_spans"] += sum(span.kind == name for span in spans)
+        for kind, (_, bad) in verified.read_back.items():
+            counts[f"{kind}_unread"] += bad
+
+    @property
+    def total(self) -> Counter:
+        """Figures of all files together."""
+        return sum(self.files.values(), Counter())
+
+    def round_trip(self, kind: str) -> float:
+        """Return the part of the spans of a kind that read back; 1 where there are none."""
+        spans = self.total[f"{kind}_spans"]
+        return 1 - self.total[f"{kind}_unread"] / spans if spans else 1.0
+
+    def ready(self, max_bad_fraction: float = 0.0) -> bool:
+        """Check that at most that fraction of the records fails; spans that do not read back have ROUND_TRIP_TARGET."""
+        bad = sum(count for check, count in self.failed.items() if check != "read back")
+        enough = all(self.round_trip(kind) >= ROUND_TRIP_TARGET for kind in READ_BACK)
+        return self.total["ready"] > 0 and bad <= max_bad_fraction * self.total["records"] and enough
+
+
+def summarise_tally(tally: Tally, ready: bool, checks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Make the content of verify.json."""
+    trips = {
+        kind: {
+            "spans": tally.total[f"{kind}_spans"],
+            "unread": tally.total[f"{kind}_unread"],
+            "share": tally.round_trip(kind),
+        }
+        for kind in READ_BACK
+    }
+    return {
+        "ready": ready,
+        "records": dict(tally.total),
+        "files": {file: dict(counts) for file, counts in tally.files.items()},
+        "checks": [{"name": name, "what": what, "failed": tally.failed[name]} for name, what in CHECKS.items()],
+        "round_trip": trips,
+        "run": checks,
+        "failures": tally.failures,
+        "num_failures": tally.failed.total(),
+    }
+
+
+def format_tally(tally: Tally, checks: list[dict[str, Any]]) -> str:
+    """Format the table that a person reads: files, checks, spans, and the first failures."""
+    columns = ("records", "ready", "flagged", "refused", "calls", "tokens", "truth_tokens")
+    width = max(map(len, [*tally.files, "all files"]))
+    lines = [f"{'':<{width}}" + "".join(f"{column.replace('_', ' '):>14}" for column in columns)]
+    for file, counts in [*tally.files.items(), ("all files", tally.total)]:
+        lines.append(f"{file:<{width}}" + "".join(f"{counts[column]:>14,}" for column in columns))
+    lines.append("")
+    for name, what in CHECKS.items():
+        lines.append(
+            f"{'FAIL' if tally.failed[name] else 'ok':<8}{what}: "
+            + (f"not so in {tally.failed[name]:,}" if tally.failed[name] else "all")
+        )
+    for kind in READ_BACK:
+        spans, bad = tally.total[f"{kind}_spans"], tally.total[f"{kind}_unread"]
+        lines.append(
+            f"{'FAIL' if tally.round_trip(kind) < ROUND_TRIP_TARGET else 'ok':<8}{kind.upper()}: {spans - bad:,} of "
+            f"{spans:,} spans read back"
+        )
+    for check in checks:
+        lines.append(
+            f"{'not run' if check['ok'] is None else 'ok' if check['ok'] else 'FAIL':<8}{check['name']}: "
+            f"{check['detail']}"
+        )
+    if tally.total["unchecked_calls"]:
+        lines.append(
+            f"note    {tally.total['unchecked_calls']:,} calls are of tools that no record declares, so they are not "
+            "checked; give --tools"
+        )
+    if tally.failures:
+        lines += [
+            "",
+            f"first of {tally.failed.total():,} records that fail:",
+            *(f"  {f['what'][:300]}" for f in tally.failures[:NUM_LISTED]),
+        ]
+    return "\n".join(lines)
