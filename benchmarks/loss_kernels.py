@@ -45,7 +45,7 @@ from benchmarks.methods import (
     useful_bytes,
 )
 from benchmarks.parity import check, loss_and_gradients
-from kernels.contract import DIVERGENCES
+from kernels.divergences import kind_of
 from kernels.fused import launches as forms
 
 FAMILIES = ("dense", "sparse", "linear", "linear_sparse")
@@ -133,7 +133,7 @@ def form_of(data: Data) -> str:
     """The form that the dense kernel takes for this; the sparse one has a single form."""
     if data.work.family == "sparse":
         return "row"
-    student, kind = data.leaves[0], DIVERGENCES.index(data.work.divergence)
+    student, kind = data.leaves[0], kind_of(data.work.divergence)
     return forms.choose(student.device, student, data.teacher, data.work.vocab, kind, gradient=True).form
 
 

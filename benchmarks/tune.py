@@ -23,7 +23,8 @@ import torch
 from benchmarks.measure import copy_bandwidth, facts, time_it, write_json
 from benchmarks.methods import Workload, make_data, no_fallback, settings, useful_bytes
 from kernels import distill_loss
-from kernels.contract import resolve_options
+from kernels.checks import resolve_options
+from kernels.contract import Settings
 from kernels.fused import dense
 from kernels.fused import launches as forms
 
@@ -54,8 +55,7 @@ def use(form: str, shape: tuple[int, int, int], part_bytes: int) -> None:
 
 def call(data, form: str, grad: torch.Tensor):
     student = data.leaves[0].detach()
-    base = dict(entropy=None, vocab_size=None, grad_scale=1.0)
-    options = resolve_options(student.device, (student.shape[1],) * 2, **settings(data.work), **base)
+    options = resolve_options(student.device, (student.shape[1],) * 2, Settings(**settings(data.work)))
     return dense.dense_rows(student, data.teacher, data.labels, data.weights, options, grad, form=form)
 
 

@@ -7,10 +7,12 @@
     teacher_topk, teacher_sample   a teacher's best tokens, or draws, from hidden states and head, for a cache
     sparse_teacher                 the SparseTeacher of either, at one temperature
 
-The formulas are in kernels/reference.py and kernels/reference_sparse.py, inputs and outputs in kernels/contract.py. All
-losses work in eager mode and under torch.compile (kernels/ops.py). `impl` says who computes them:
-"reference" (PyTorch, any device), "triton" (a GPU, or a CPU under TRITON_INTERPRET=1), or "auto": triton for fp32, fp16
-and bf16 on CUDA or ROCm where triton is installed, the reference everywhere else.
+    Divergence, register_divergence   another divergence, by its formula in PyTorch
+
+The formulas are in kernels/reference.py and kernels/reference_sparse.py, divergences in kernels/divergences.py, inputs
+and outputs in kernels/contract.py. All losses work in eager mode and under torch.compile (kernels/ops.py). `impl` names
+the implementation: "reference" (PyTorch, any device), "triton" (a GPU, or a CPU under TRITON_INTERPRET=1), or "auto":
+triton for fp32, fp16 and bf16 on CUDA or ROCm where triton is installed and has the divergence, else the reference.
 """
 
 from importlib import metadata
@@ -34,6 +36,7 @@ def _refuse_the_other_kernels() -> None:
 _refuse_the_other_kernels()
 
 from kernels.contract import DenseTeacher, DistillOutput, EntropyWeighting, Head, RowWeights, SparseTeacher  # noqa: E402
+from kernels.divergences import Divergence, register_divergence  # noqa: E402
 from kernels.linear import linear_distill_loss  # noqa: E402
 from kernels.logits import distill_loss, sparse_distill_loss  # noqa: E402
 from kernels.topk import TeacherSamples, TeacherTopK, sparse_teacher, teacher_sample, teacher_topk  # noqa: E402
@@ -41,6 +44,7 @@ from kernels.topk import TeacherSamples, TeacherTopK, sparse_teacher, teacher_sa
 __all__ = [
     "DenseTeacher",
     "DistillOutput",
+    "Divergence",
     "EntropyWeighting",
     "Head",
     "RowWeights",
@@ -49,6 +53,7 @@ __all__ = [
     "TeacherTopK",
     "distill_loss",
     "linear_distill_loss",
+    "register_divergence",
     "sparse_distill_loss",
     "sparse_teacher",
     "teacher_sample",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels import ops
 from kernels.attach import attach
+from kernels.checks import check_rows, check_sparse_teacher, check_teacher_terms, resolve_options
 from kernels.contract import (
     DenseTeacher,
     DistillOutput,
@@ -18,11 +19,8 @@ from kernels.contract import (
     RowsInChunks,
     RowWeights,
     Scalar,
+    Settings,
     SparseTeacher,
-    check_rows,
-    check_sparse_teacher,
-    check_teacher_terms,
-    resolve_options,
     take_rows,
 )
 from kernels.head import check_head, head_logits, resolve_chunk_rows, wide
@@ -63,24 +61,19 @@ def linear_distill_loss(
     All else, and what is raised, is as in distill_loss; logits are always overwritten by their gradient here, so there
     is no `inplace`.
     """
-    settings = dict(
-        temperature=temperature,
-        divergence=divergence,
-        beta=beta,
-        entropy=entropy,
-        vocab_size=vocab_size,
-        grad_scale=grad_scale,
-    )
+    if not isinstance(teacher, (DenseTeacher, SparseTeacher, type(None))):
+        raise ValueError(f"teacher must be a DenseTeacher, a SparseTeacher or None, got {type(teacher).__name__}")
+    settings = Settings(temperature, divergence, beta, entropy, vocab_size, grad_scale, impl)
     grads_on = torch.is_grad_enabled()
     tensors = (hidden, head.weight, head.bias)
     wanted = [grads_on and t is not None and t.requires_grad for t in tensors]
     if torch.compiler.is_compiling():
-        sparse = teacher if isinstance(teacher, SparseTeacher) else None
-        theirs = (None, Head(None)) if teacher is sparse else teacher
-        packed = ops.pack(sparse, labels, weights, settings, impl)
-        rows = torch.ops.spanwise.linear_loss(hidden, *head, theirs[0], *theirs[1], chunk_rows, wanted, *packed)
+        packed = ops.pack(teacher if isinstance(teacher, SparseTeacher) else None, labels, weights, settings)
+        dense = teacher if isinstance(teacher, DenseTeacher) else None
+        their_hidden, their_head = (None, (None, None, None, 1.0)) if dense is None else dense
+        rows = torch.ops.spanwise.linear_loss(hidden, *head, their_hidden, *their_head, chunk_rows, wanted, *packed)
         return ops.restore(rows[:-3])
-    output, grads, options = _run(hidden, head, teacher, labels, weights, settings, chunk_rows, impl, wanted)
+    output, grads, options = _run(hidden, head, teacher, labels, weights, settings, chunk_rows, wanted)
     if any(wanted):
         pairs = [(t, g) for t, g in zip(tensors, grads) if t is not None]
         output = output._replace(loss=attach(output.loss, options.grad_scale, pairs))
@@ -93,27 +86,25 @@ def _run(
     teacher: DenseTeacher | SparseTeacher | None,
     labels: Tensor,
     weights: RowWeights,
-    settings: dict,
+    settings: Settings,
     chunk_rows: int | None,
-    impl: str,
     wanted: list[bool],
 ) -> tuple[DistillOutput, list[Tensor | None], Options]:
     """Check, then compute: the output outside any graph, gradients of hidden, weight and bias as wanted, the
     settings.
     """
-    if not isinstance(teacher, (DenseTeacher, SparseTeacher, type(None))):
-        raise ValueError(f"teacher must be a DenseTeacher, a SparseTeacher or None, got {type(teacher).__name__}")
     num_rows, device, width = len(hidden), hidden.device, len(head.weight)
     check_head("student", hidden, head, num_rows, device)
-    sparse, dense = isinstance(teacher, SparseTeacher), isinstance(teacher, DenseTeacher)
-    if dense:
-        check_head("teacher", teacher.hidden, teacher.head, num_rows, device)
+    dense = teacher if isinstance(teacher, DenseTeacher) else None
+    sparse = teacher if isinstance(teacher, SparseTeacher) else None
+    if dense is not None:
+        check_head("teacher", dense.hidden, dense.head, num_rows, device)
     weights = check_rows(num_rows, device, labels, weights)
-    check_teacher_terms(teacher is not None, weights, settings["entropy"])
-    options = resolve_options(device, (width, len(teacher.head.weight) if dense else None), **settings)
-    if sparse:
-        teacher = check_sparse_teacher(teacher, num_rows, device, options.divergence)
-    loss_of = choose_rows(impl, hidden, teacher.hidden if dense else teacher)
+    check_teacher_terms(teacher is not None, weights, settings.entropy)
+    options = resolve_options(device, (width, None if dense is None else len(dense.head.weight)), settings)
+    if sparse is not None:
+        sparse = check_sparse_teacher(sparse, num_rows, device, options.divergence)
+    loss_of = choose_rows(settings.impl, hidden, sparse if dense is None else dense.hidden, options.divergence)
     chunk_rows = resolve_chunk_rows(chunk_rows, width, hidden.dtype, device)
 
     grads = _Gradients(hidden, head, wanted)
@@ -128,12 +119,12 @@ def _run(
             if grads.wanted:
                 # The slope of the soft cap is read off the logits, so they have to outlive the gradient's writing.
                 target = logits if head.softcap is None else torch.empty_like(logits)
-            if dense:
-                signal = head_logits(teacher.hidden[part], teacher.head)
+            if dense is not None:
+                targets = head_logits(dense.hidden[part], dense.head)
             else:
-                signal = take_rows(teacher, part) if sparse else None
-            rows.put(part, loss_of(logits, signal, labels[part], take_rows(weights, part), options, target))
-            if grads.wanted:
+                targets = None if sparse is None else take_rows(sparse, part)
+            rows.put(part, loss_of(logits, targets, labels[part], take_rows(weights, part), options, target))
+            if target is not None:
                 grads.add(part, target, logits)
     output = rows.output()
     return output._replace(loss=output.loss.sum()), grads.results(), options
@@ -163,11 +154,11 @@ def _linear_loss(
     wanted,
     *packed,
 ):
-    teacher, labels, weights, settings, impl = ops.unpack(packed)
+    teacher, labels, weights, settings = ops.unpack(packed)
     if their_hidden is not None:
         teacher = DenseTeacher(their_hidden, Head(their_weight, their_bias, their_softcap, their_scale))
     head = Head(weight, bias, softcap, scale)
-    output, grads, _ = _run(hidden, head, teacher, labels, weights, settings, chunk_rows, impl, wanted)
+    output, grads, _ = _run(hidden, head, teacher, labels, weights, settings, chunk_rows, wanted)
     return *ops.flatten(output), *(hidden.new_empty(0) if g is None else g for g in grads)
 
 

@@ -7,20 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels import ops, reference, reference_sparse
+from kernels import divergences, ops, reference, reference_sparse
 from kernels.attach import attach, have_triton
-from kernels.contract import (
-    DistillOutput,
-    EntropyWeighting,
-    Options,
-    RowWeights,
-    Scalar,
-    SparseTeacher,
-    check_rows,
-    check_sparse_teacher,
-    check_teacher_terms,
-    resolve_options,
-)
+from kernels.checks import check_rows, check_sparse_teacher, check_teacher_terms, resolve_options
+from kernels.contract import DistillOutput, EntropyWeighting, Options, RowWeights, Scalar, Settings, SparseTeacher
 
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -49,7 +39,8 @@ def distill_loss(
             [0, vocab_size) makes the row's loss and gradient NaN, without a wait for the device.
         weights: what each term of each row weighs, normaliser included.
         temperature: T > 0 of the divergence; cross-entropies are at T = 1. The loss and its gradient carry T^2.
-        divergence: "forward_kl", "reverse_kl", or "jsd" with beta (0 is forward_kl, 1 is reverse_kl).
+        divergence: "forward_kl", "reverse_kl", "jsd" with beta (0 is forward_kl, 1 is reverse_kl), or one that was
+            registered (kernels/divergences.py).
         entropy: factors on kd, truth, hard from the teacher's entropy.
         vocab_size: columns that count, needed where the widths differ; the gradient past it is 0.
         grad_scale: power of two by which the gradient is held larger between forward and backward (the fp16 loss
@@ -66,15 +57,8 @@ def distill_loss(
         ValueError: shapes, dtypes, settings that contradict each other, an impl that cannot run here.
         RuntimeError: on a second backward through the same call.
     """
-    settings = dict(
-        temperature=temperature,
-        divergence=divergence,
-        beta=beta,
-        entropy=entropy,
-        vocab_size=vocab_size,
-        grad_scale=grad_scale,
-    )
-    return _loss(student_logits, teacher_logits, labels, weights, settings, inplace, impl)
+    settings = Settings(temperature, divergence, beta, entropy, vocab_size, grad_scale, impl)
+    return _loss(student_logits, teacher_logits, labels, weights, settings, inplace)
 
 
 def sparse_distill_loss(
@@ -110,15 +94,8 @@ def sparse_distill_loss(
     """
     if not isinstance(teacher, SparseTeacher):
         raise ValueError(f"teacher must be a SparseTeacher, got {type(teacher).__name__}: for logits use distill_loss")
-    settings = dict(
-        temperature=temperature,
-        divergence=divergence,
-        beta=beta,
-        entropy=entropy,
-        vocab_size=vocab_size,
-        grad_scale=grad_scale,
-    )
-    return _loss(student_logits, teacher, labels, weights, settings, inplace, impl)
+    settings = Settings(temperature, divergence, beta, entropy, vocab_size, grad_scale, impl)
+    return _loss(student_logits, teacher, labels, weights, settings, inplace)
 
 
 def _loss(
@@ -126,9 +103,8 @@ def _loss(
     teacher: Tensor | SparseTeacher | None,
     labels: Tensor,
     weights: RowWeights,
-    settings: dict,
+    settings: Settings,
     inplace: bool,
-    impl: str,
 ) -> DistillOutput:
     wanted = torch.is_grad_enabled() and student_logits.requires_grad
     if torch.compiler.is_compiling():
@@ -138,10 +114,10 @@ def _loss(
             )
         sparse = teacher if isinstance(teacher, SparseTeacher) else None
         dense = teacher if sparse is None else None
-        packed = ops.pack(sparse, labels, weights, settings, impl)
+        packed = ops.pack(sparse, labels, weights, settings)
         *rows, _ = torch.ops.spanwise.logits_loss(student_logits, dense, wanted, *packed)
         return ops.restore(rows)
-    output, grad, options = _run(student_logits, teacher, labels, weights, settings, inplace, impl, wanted)
+    output, grad, options = _run(student_logits, teacher, labels, weights, settings, inplace, wanted)
     if grad is not None:
         output = output._replace(loss=attach(output.loss, options.grad_scale, [(student_logits, grad)]))
     return output
@@ -152,9 +128,8 @@ def _run(
     teacher: Tensor | SparseTeacher | None,
     labels: Tensor,
     weights: RowWeights,
-    settings: dict,
+    settings: Settings,
     inplace: bool,
-    impl: str,
     wanted: bool,
 ) -> tuple[DistillOutput, Tensor | None, Options]:
     """Check, then compute: the output outside any graph, the gradient if wanted (held at grad_scale), the settings."""
@@ -176,12 +151,12 @@ def _run(
             f"on {device}: select the same supervised rows from both, on one device"
         )
     weights = check_rows(num_rows, device, labels, weights)
-    check_teacher_terms(teacher is not None, weights, settings["entropy"])
+    check_teacher_terms(teacher is not None, weights, settings.entropy)
     teacher_width = None if sparse or teacher is None else teacher.shape[1]
-    options = resolve_options(device, (student_logits.shape[1], teacher_width), **settings)
+    options = resolve_options(device, (student_logits.shape[1], teacher_width), settings)
     if sparse:
         teacher = check_sparse_teacher(teacher, num_rows, device, options.divergence)
-    rows = choose_rows(impl, student_logits, teacher)
+    rows = choose_rows(settings.impl, student_logits, teacher, options.divergence)
     student = student_logits.detach()
     grad = None
     if wanted:
@@ -197,10 +172,8 @@ torch.library.define(
 
 @torch.library.impl("spanwise::logits_loss", "default")
 def _logits_loss(student, teacher, wanted, *packed):
-    sparse, labels, weights, settings, impl = ops.unpack(packed)
-    output, grad, _ = _run(
-        student, teacher if sparse is None else sparse, labels, weights, settings, False, impl, wanted
-    )
+    sparse, labels, weights, settings = ops.unpack(packed)
+    output, grad, _ = _run(student, teacher if sparse is None else sparse, labels, weights, settings, False, wanted)
     return *ops.flatten(output), student.new_empty(0) if grad is None else grad
 
 
@@ -222,27 +195,32 @@ torch.library.register_autograd("spanwise::logits_loss", _backward, setup_contex
 
 
 def choose_rows(
-    impl: str, student_logits: Tensor, teacher: Tensor | SparseTeacher | None
+    impl: str, student_logits: Tensor, teacher: Tensor | SparseTeacher | None, divergence: str
 ) -> Callable[..., DistillOutput]:
-    """`dense_rows` or `sparse_rows` of the implementation that `impl` names; for "auto", of the best that can run
-    here.
+    """Return `dense_rows` or `sparse_rows` of the implementation that `impl` names; "auto" takes the best one here.
+
+    Raises:
+        ValueError: an unknown impl, or impl="triton" where it cannot run.
     """
     if impl not in ("auto", "triton", "reference"):
         raise ValueError(f"unknown impl {impl!r}: choose 'auto', 'triton' or 'reference'")
     sparse = isinstance(teacher, SparseTeacher)
     plain = reference_sparse.sparse_rows if sparse else reference.dense_rows
-    fits = all(x is None or x.dtype in _TRITON_DTYPES for x in (student_logits, None if sparse else teacher))
-    if impl == "reference" or (impl == "auto" and not (student_logits.is_cuda and fits)):
+    dense_teacher = None if sparse else teacher
+    fits = all(x is None or x.dtype in _TRITON_DTYPES for x in (student_logits, dense_teacher))
+    has_kernel = divergences.find(divergence).kind is not None
+    if impl == "reference" or (impl == "auto" and not (student_logits.is_cuda and fits and has_kernel)):
         return plain
     if not have_triton():
         if impl == "auto":
             return plain
         raise ValueError("impl='triton' needs triton >= 3.4: install it, or use impl='auto'")
     from kernels.fused import dense
-    from kernels.fused import sparse as sparse_form
+    from kernels.fused import sparse as sparse_kernel
 
+    divergences.kind_of(divergence)
     if not student_logits.is_cuda and not dense.INTERPRETED:
         raise ValueError(f"impl='triton' needs a GPU, the logits are on {student_logits.device}: use impl='auto'")
     if not fits:
         raise ValueError("impl='triton' takes fp32, fp16 and bf16 logits: use impl='reference' for others")
-    return sparse_form.sparse_rows if sparse else dense.dense_rows
+    return sparse_kernel.sparse_rows if sparse else dense.dense_rows

@@ -1,4 +1,4 @@
-"""How the public functions appear to torch.compile: flat arguments for a custom operator, flat tensors out of it.
+"""Custom operators for torch.compile: flat arguments in, flat tensors out, for each public loss.
 
 torch.compile traces into Python, and the losses are not traceable Python: kernels are chosen and launched, settings are
 checked, gradients are written into memory. So under compilation each public function is one functional operator of
@@ -11,10 +11,20 @@ of its first arguments, of which one that is not wanted has no elements.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from kernels.contract import DistillOutput, EntropyWeighting, RowWeights, SparseTeacher
+from kernels.contract import (
+    DistillOutput,
+    EntropyWeighting,
+    RowWeights,
+    Settings,
+    SparseTeacher,
+    columns_of,
+    output_of_columns,
+)
 
 _SCALARS = (
     "temperature",
@@ -44,13 +54,13 @@ ARGUMENTS = ", ".join(
 NUM_ARGUMENTS = ARGUMENTS.count(",") + 1
 
 
-def pack(sparse: SparseTeacher | None, labels: Tensor, weights: RowWeights, settings: dict, impl: str) -> tuple:
+def pack(sparse: SparseTeacher | None, labels: Tensor, weights: RowWeights, settings: Settings) -> tuple:
     """ARGUMENTS from a call's own. A scalar travels as a number or as a tensor, the other place being 0 or None."""
     if not isinstance(weights, RowWeights):
         raise ValueError("weights must be a RowWeights(kd, truth, span, hard); a term that is off may be None")
-    beta, entropy = settings["beta"], settings["entropy"]
+    beta, entropy = settings.beta, settings.entropy
     ends = (0.0,) * 8 if entropy is None else (entropy.h_min, entropy.h_max, *entropy.kd, *entropy.truth, *entropy.hard)
-    scalars = [settings["temperature"], 0.0 if beta is None else beta, settings["grad_scale"], *ends]
+    scalars = [settings.temperature, 0.0 if beta is None else beta, settings.grad_scale, *ends]
     return (
         *((None,) * len(_SLOTS) if sparse is None else sparse[:-1]),
         *weights,
@@ -58,15 +68,15 @@ def pack(sparse: SparseTeacher | None, labels: Tensor, weights: RowWeights, sett
         labels,
         [0.0 if isinstance(s, Tensor) else float(s) for s in scalars],
         "" if sparse is None else sparse.kind,
-        settings["divergence"],
+        settings.divergence,
         beta is not None,
         entropy is not None,
-        settings["vocab_size"],
-        impl,
+        settings.vocab_size,
+        settings.impl,
     )
 
 
-def _read(packed: tuple) -> tuple[tuple, tuple, list, tuple]:
+def _read(packed: Sequence) -> tuple[Sequence, Sequence, list, tuple]:
     """Slots, weights, scalars (each the number or the tensor it was) and what follows them."""
     slots, rest = packed[: len(_SLOTS)], packed[len(_SLOTS) :]
     weights, rest = rest[: len(_WEIGHTS)], rest[len(_WEIGHTS) :]
@@ -74,35 +84,34 @@ def _read(packed: tuple) -> tuple[tuple, tuple, list, tuple]:
     return slots, weights, [n if t is None else t for n, t in zip(numbers, tensors)], (labels, *others)
 
 
-def unpack(packed: tuple) -> tuple[SparseTeacher | None, Tensor, RowWeights, dict, str]:
+def unpack(packed: tuple) -> tuple[SparseTeacher | None, Tensor, RowWeights, Settings]:
     """A call's own arguments from ARGUMENTS."""
     slots, weights, scalars, rest = _read(packed)
     labels, kind, divergence, has_beta, has_entropy, vocab_size, impl = rest
     temperature, beta, grad_scale, h_min, h_max, *ends = scalars
-    entropy = (
-        EntropyWeighting(h_min, h_max, tuple(ends[:2]), tuple(ends[2:4]), tuple(ends[4:])) if has_entropy else None
-    )
-    settings = dict(
+    entropy = EntropyWeighting(h_min, h_max, (ends[0], ends[1]), (ends[2], ends[3]), (ends[4], ends[5]))
+    settings = Settings(
         temperature=temperature,
         divergence=divergence,
         beta=beta if has_beta else None,
-        entropy=entropy,
+        entropy=entropy if has_entropy else None,
         vocab_size=vocab_size,
         grad_scale=grad_scale,
+        impl=impl,
     )
-    return SparseTeacher(*slots, kind) if kind else None, labels, RowWeights(*weights), settings, impl
+    sparse = SparseTeacher._make((*slots, kind)) if kind else None
+    return sparse, labels, RowWeights._make(weights), settings
 
 
 def flatten(output: DistillOutput) -> tuple[Tensor, ...]:
     """ROWS of an output whose loss is summed already. An operator's results may not share memory: rows are copied."""
-    return tuple(tensor.clone() for tensor in (*output[:-1], *output.weights))
+    return tuple(tensor.clone() for tensor in columns_of(output))
 
 
-def restore(rows: tuple[Tensor, ...]) -> DistillOutput:
+def restore(rows: Sequence[Tensor]) -> DistillOutput:
     """The output of an operator; only the loss belongs to the graph."""
     loss, *others = rows
-    others = [tensor.detach() for tensor in others]
-    return DistillOutput(loss, *others[:6], RowWeights(*others[6:]))
+    return output_of_columns([loss, *(tensor.detach() for tensor in others)])
 
 
 def fake_rows(student: Tensor) -> tuple[Tensor, ...]:
@@ -121,7 +130,7 @@ def fake_rows(student: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def keep_for_backward(ctx, grads: tuple[Tensor, ...], packed: tuple) -> None:
+def keep_for_backward(ctx, grads: Sequence[Tensor], packed: Sequence) -> None:
     """The gradients made in forward, and the scale that they are held at."""
     scale = _read(packed)[2][_SCALARS.index("grad_scale")]
     ctx.num_grads = len(grads)

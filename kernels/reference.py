@@ -9,11 +9,7 @@ For a row with student logits z, teacher logits u, label y, and q_T = softmax(z 
     L = kd T^2 D(p_T, q_T) + (truth + span) (-log q_1[y]) + hard (-log q_1[argmax u])
 
 T^2 keeps the gradient's size when T changes (Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural
-Network", section 2.1). The gradients by s = z / T, from dD/ds_j = q_j (dD/dq_j - sum_k q_k dD/dq_k):
-
-    forward_kl   KL(p||q)                               q - p
-    reverse_kl   KL(q||p)                               q (log q - log p - KL(q||p))
-    jsd          beta KL(p||m) + (1-beta) KL(q||m)      (1-beta) q (log q - log m - KL(q||m)),  m = beta p + (1-beta) q
+Network", section 2.1). D and its gradient by s = z / T are those of kernels/divergences.py.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels import divergences
 from kernels.contract import (
     IGNORE_INDEX,
     LOG_P_FLOOR,
@@ -31,6 +28,7 @@ from kernels.contract import (
     Options,
     RowsInChunks,
     RowWeights,
+    UsedWeights,
     take_rows,
 )
 
@@ -39,23 +37,29 @@ from kernels.contract import (
 _CHUNK_BYTES = {"cpu": 16 << 20, "device": 256 << 20}
 
 
-class _Parts(NamedTuple):
-    """What the gradient needs from a chunk beside its per-row outputs. All [n, vocab] unless said otherwise."""
+class _Kd(NamedTuple):
+    """Ingredients of the distillation term's gradient."""
 
-    log_q: Tensor | None  # T = 1; None unless a cross-entropy term is on
-    log_q_t: Tensor | None  # at T; the tensors from here to log_m are None unless kd is on
-    log_p_t: Tensor | None
-    p_t: Tensor | None
-    log_m: Tensor | None
-    kl_q: Tensor | None  # [n, 1] the row constant of reverse_kl and jsd gradients
+    log_q: Tensor  # [n, vocab] at T; the same tensor as _Parts.log_q where T is 1 and a cross-entropy is on
+    gradient: divergences.Gradient
+
+
+class _Parts(NamedTuple):
+    """Ingredients of a chunk's gradient beside its per-row outputs."""
+
+    log_q: Tensor | None  # [n, vocab] at T = 1; None unless a cross-entropy is on
+    kd: _Kd | None
     label: Tensor  # [n, 1] a column that exists, whatever the label was
-    choice: Tensor | None  # [n, 1] the teacher's argmax
+    choice: Tensor | None  # [n, 1] the teacher's argmax; None without a teacher
     poison: Tensor  # [n] 1, or NaN where the label is out of range, or the teacher's choice that of NaN
 
 
-def rows_of(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: RowWeights, options: Options):
-    """Per-row outputs and the gradient's ingredients, out of place: autograd may follow it from the student's
-    logits.
+def rows_of(
+    student: Tensor, teacher: Tensor | None, labels: Tensor, weights: RowWeights, options: Options
+) -> tuple[DistillOutput, _Parts]:
+    """Compute per-row outputs and the gradient's ingredients, out of place.
+
+    Autograd may follow it from the student's logits.
     """
     vocab, temperature = options.vocab_size, options.temperature
     z = student[:, :vocab]
@@ -66,11 +70,11 @@ def rows_of(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Ro
     valid, label, poison = read_labels(labels, weights, vocab, zeros)
     cross_entropy = any(w is not None for w in (weights.truth, weights.span, weights.hard))
     wide = z.to(dtype)
-    log_q = torch.log_softmax(wide, -1) if cross_entropy or (weights.kd is not None and not tempered) else None
+    log_q = torch.log_softmax(wide, -1) if cross_entropy else None
     best = z.argmax(-1)
 
-    entropy, divergence, hard_nll, teacher_hit = zeros, zeros, zeros, torch.zeros_like(valid)
-    log_q_t = log_p_t = p_t = log_m = kl_q = choice = None
+    entropy, divergence, nll, hard_nll, teacher_hit = zeros, zeros, zeros, zeros, torch.zeros_like(valid)
+    kd = choice = None
     if teacher is not None:
         u = teacher.detach()[:, :vocab]
         choice = u.argmax(-1, keepdim=True)
@@ -80,23 +84,24 @@ def rows_of(student: Tensor, teacher: Tensor | None, labels: Tensor, weights: Ro
         p = log_p.exp()
         entropy = -(p * log_p).sum(-1)
         if weights.kd is not None:
-            log_q_t, log_p_t, p_t = log_q, log_p, p
             if tempered:
                 log_q_t = torch.log_softmax(wide / temperature, -1)
-                log_p_t = torch.log_softmax(u / temperature, -1).clamp(min=LOG_P_FLOOR)
-                p_t = log_p_t.exp()
-            divergence, log_m, kl_q = divergence_of(log_p_t, p_t, log_q_t, options)
-        if weights.hard is not None:
+                log_p = torch.log_softmax(u / temperature, -1).clamp(min=LOG_P_FLOOR)
+                p = log_p.exp()
+            else:
+                log_q_t = torch.log_softmax(wide, -1) if log_q is None else log_q
+            divergence, gradient = divergences.evaluate(options.divergence, log_p, p, log_q_t, options.beta)
+            kd = _Kd(log_q_t, gradient)
+        if log_q is not None and weights.hard is not None:
             hard_nll = -log_q.gather(1, choice)[:, 0]
             poison = poison + 0 * entropy  # of a teacher of NaN the choice means nothing
-    nll = zeros
-    if weights.truth is not None or weights.span is not None:
+    if log_q is not None and (weights.truth is not None or weights.span is not None):
         nll = torch.where(valid, -log_q.gather(1, label)[:, 0], 0.0) * poison
 
     used = weights_as_used(weights, entropy, options.entropy, zeros)
     loss = used.kd * temperature**2 * divergence + (used.truth + used.span) * nll + used.hard * hard_nll
     output = DistillOutput(loss * poison, divergence, nll, hard_nll, entropy, best == labels, teacher_hit, used)
-    return output, _Parts(log_q if cross_entropy else None, log_q_t, log_p_t, p_t, log_m, kl_q, label, choice, poison)
+    return output, _Parts(log_q, kd, label, choice, poison)
 
 
 def definition(
@@ -139,9 +144,9 @@ def row_chunks(student_logits: Tensor, vocab: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, max(len(student_logits), 1), step)]
 
 
-def read_labels(labels: Tensor, weights: RowWeights, vocab: int, zeros: Tensor):
-    """[n] whether the label is a token, [n, 1] a column that exists whatever it is, [n] 1 or NaN where it is a
-    stranger.
+def read_labels(labels: Tensor, weights: RowWeights, vocab: int, zeros: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return [n] true where the label is a token, [n, 1] a column that exists whatever the label is, and [n] 1, or NaN
+    where the label is neither a token nor ignored.
     """
     valid = (labels >= 0) & (labels < vocab)
     asked = sum_or(weights.truth, weights.span, zeros) != 0
@@ -150,68 +155,40 @@ def read_labels(labels: Tensor, weights: RowWeights, vocab: int, zeros: Tensor):
 
 
 def sum_or(first: Tensor | None, second: Tensor | None, zeros: Tensor) -> Tensor:
+    """Add two weights [n], of which one that is None counts as zeros."""
     return (zeros if first is None else first) + (zeros if second is None else second)
 
 
 def weights_as_used(
     weights: RowWeights, entropy: Tensor, weighting: EntropyWeighting | None, zeros: Tensor
-) -> RowWeights:
+) -> UsedWeights:
+    """Weigh kd, truth and hard by the teacher's entropy [n], in nats; a weight that is None becomes zeros."""
     used = {name: zeros if w is None else w.to(zeros.dtype) for name, w in weights._asdict().items()}
     if weighting is not None:
         n = ((entropy - weighting.h_min) / (weighting.h_max - weighting.h_min)).clamp(0.0, 1.0)
         for name in ("kd", "truth", "hard"):
             sure, unsure = getattr(weighting, name)
             used[name] = used[name] * (sure + (unsure - sure) * n)
-    return RowWeights(**used)
+    return UsedWeights(**used)
 
 
-def divergence_of(log_p: Tensor, p: Tensor, log_q: Tensor, options: Options):
-    """D [n], and for the gradient log m (jsd) and the row's KL(q || p or m) [n, 1]."""
-    if options.divergence == "forward_kl":
-        # Where p is 0 the term is 0 even if log q is -inf; where it is NaN the row is NaN.
-        return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1), None, None
-    # Where q is 0 the term is 0: with this floor exp(log q) is 0 in every dtype, and the product stays finite.
-    log_q = log_q.clamp(min=LOG_P_FLOOR)
-    q = log_q.exp()
-    if options.divergence == "reverse_kl":
-        kl_q = (q * (log_q - log_p)).sum(-1, keepdim=True)
-        return kl_q[:, 0], None, kl_q
-    beta = options.beta
-    # log m from the larger of the two: finite where both underflow to 0, and exact where m is near 1.
-    ahead = log_q - log_p
-    log_m = torch.where(
-        ahead > 0,
-        log_q + torch.log1p(beta * torch.expm1(-ahead.clamp(min=0))),
-        log_p + torch.log1p((1 - beta) * torch.expm1(ahead.clamp(max=0))),
-    )
-    kl_q = (q * (log_q - log_m)).sum(-1, keepdim=True)
-    kl_p = (p * (log_p - log_m)).sum(-1)
-    return beta * kl_p + (1 - beta) * kl_q[:, 0], log_m, kl_q
-
-
-def _write_gradient(grad: Tensor, used: RowWeights, weights: RowWeights, parts: _Parts, options: Options) -> None:
+def _write_gradient(grad: Tensor, used: UsedWeights, weights: RowWeights, parts: _Parts, options: Options) -> None:
     """grad[:, :vocab] = grad_scale * dL/dz and zeros past it. Consumes the tensors in `parts`."""
     vocab, scale = options.vocab_size, parts.poison * options.grad_scale
     grad[:, vocab:] = 0
     cross_entropy = (used.truth + used.span + used.hard) * scale
     total = None
     q = None if parts.log_q is None else parts.log_q.exp()
-    if weights.kd is not None:
+    if parts.kd is not None:
         # d(T^2 D)/dz = T^2 dD/ds / T
-        kd = (used.kd * options.temperature * scale)[:, None]
-        log_q, q_t = parts.log_q_t, q if parts.log_q_t is parts.log_q else parts.log_q_t.exp()
-        if options.divergence == "forward_kl":
-            total = q_t * kd
-            total.addcmul_(parts.p_t, kd, value=-1)
-        else:
-            other = parts.log_p_t if parts.log_m is None else parts.log_m
-            factor = kd if parts.log_m is None else kd * (1 - options.beta)
-            total = log_q.clamp(min=LOG_P_FLOOR).sub_(other).sub_(parts.kl_q).mul_(q_t).mul_(factor)
+        factor = (used.kd * options.temperature * scale)[:, None]
+        q_t = q if q is not None and parts.kd.log_q is parts.log_q else parts.kd.log_q.exp()
+        total = parts.kd.gradient(q_t, factor)
     if q is not None:
         total = q.mul_(cross_entropy[:, None]) if total is None else total.addcmul_(q, cross_entropy[:, None])
         ce = ((used.truth + used.span) * scale)[:, None]
         total.scatter_add_(1, parts.label, -ce)
-        if weights.hard is not None:
+        if weights.hard is not None and parts.choice is not None:
             total.scatter_add_(1, parts.choice, -(used.hard * scale)[:, None])
     if total is None:
         grad[:, :vocab] = (parts.poison - 1)[:, None]

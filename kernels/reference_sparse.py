@@ -7,14 +7,11 @@ s = z / T
 
     dD/ds_j = q_j (f_b(j) - sum_b q_b f_b)  =  r_j G_b,      G_b = q_b (f_b - sum_b q_b f_b),   r_j = q_j / q_b(j)
 
-    forward_kl   G = mass q - p                     mass = sum of p: 1 but for rounding
-    reverse_kl   G = q (log q - log p - KL(q||p))
-    jsd          G = (1-beta) q (log q - log m - KL(q||m))
-
-r is 1 in a kept token's own bucket, and softmax of s among the rest: off the kept tokens the gradient is one constant
-times e^s, and a second one times e^z for the cross-entropies. The rest's q is the log-sum-exp of its own columns, never
-1 - sum: of a sure student the difference would be rounding and nothing else. Merging buckets cannot raise a divergence
-(data processing inequality), so `topk` divergences are lower bounds of those over the whole vocabulary.
+G is what kernels/divergences.py gives over buckets. r is 1 in a kept token's own bucket, and softmax of s among the
+rest: off the kept tokens the gradient is one constant times e^s, and a second one times e^z for the cross-entropies.
+The rest's q is the log-sum-exp of its own columns, never 1 - sum: of a sure student the difference would be rounding
+and nothing else. Merging buckets cannot raise a divergence (data processing inequality), so `topk` divergences are
+lower bounds of those over the whole vocabulary.
 
 A `sampled` teacher has no rest. -sum p^ log q_T is an unbiased estimate of the cross-entropy to p_T when p^ are counts
 / draws, and so is its gradient; taking off the exact entropy leaves an unbiased KL (which one row's draws can make
@@ -28,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels import divergences
 from kernels.contract import (
     LOG_P_FLOOR,
     NO_TOKEN,
@@ -36,9 +34,10 @@ from kernels.contract import (
     RowsInChunks,
     RowWeights,
     SparseTeacher,
+    UsedWeights,
     take_rows,
 )
-from kernels.reference import divergence_of, read_labels, row_chunks, weights_as_used
+from kernels.reference import read_labels, row_chunks, weights_as_used
 
 _LOWEST = -1.0e30  # below every logit that is not -inf, and finite: inf - inf must not be made of a row with no rest
 
@@ -47,6 +46,11 @@ class _Slots(NamedTuple):
     ids: Tensor  # [n, K] int64; vocab_size in an empty slot: one past the last column
     probs: Tensor  # [n, K], 0 in an empty slot
     poison: Tensor  # [n] 1, or NaN for a row whose slots no tokenizer gave
+
+
+class _Kept(NamedTuple):
+    slots: _Slots
+    logits: Tensor  # [n, K] the student's at the slots
 
 
 def sorted_slots(teacher: SparseTeacher) -> tuple[Tensor, Tensor]:
@@ -65,8 +69,10 @@ def _read_slots(teacher: SparseTeacher, vocab: int, dtype: torch.dtype) -> _Slot
     return _Slots(ids.masked_fill(stray, vocab).long(), probs.to(dtype).masked_fill(empty, 0.0), poison)
 
 
-def _read_choice(teacher: SparseTeacher, weights: RowWeights, vocab: int):
-    """[n] whether the argmax is a token, [n, 1] a column that exists, [n] 1 or NaN where it is none and has weight."""
+def _read_choice(teacher: SparseTeacher, weights: RowWeights, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return [n] true where the argmax is a token, [n, 1] a column that exists, and [n] 1, or NaN where the argmax is
+    no token and has weight.
+    """
     chosen = (teacher.argmax >= 0) & (teacher.argmax < vocab)
     wrong = torch.zeros_like(chosen) if weights.hard is None else ~chosen & (weights.hard != 0)
     return chosen, torch.where(chosen, teacher.argmax, 0).long()[:, None], torch.where(wrong, float("nan"), 1.0)
@@ -96,7 +102,9 @@ def sparse_definition(
         divergence = -(slots.probs * bucket_log_q[:, :-1]).sum(-1) - teacher.entropy_t
     else:
         log_p = torch.cat([slots.probs.log(), teacher.log_tail.to(wide.dtype)[:, None]], 1).clamp(min=LOG_P_FLOOR)
-        divergence, _, _ = divergence_of(log_p, log_p.exp(), bucket_log_q, options)
+        divergence, _ = divergences.evaluate(
+            options.divergence, log_p, log_p.exp(), bucket_log_q, options.beta, buckets=True
+        )
 
     nll = hard_nll = zeros
     if weights.truth is not None or weights.span is not None:
@@ -134,22 +142,36 @@ def sparse_rows(
     return rows.output()
 
 
-class _Parts(NamedTuple):
-    """What the gradient needs beside the rows' outputs. `rest_1` and `rest_t` are one tensor where T is 1."""
+class _Kd(NamedTuple):
+    """Ingredients of the distillation term's gradient."""
 
-    rest_1: Tensor | None  # [n, V + 1] softmax of z among the rest, 0 at kept tokens; the last column is thrown away
-    rest_t: Tensor | None  # [n, V + 1] the same of z / T; None unless kd is on, as all that has to do with slots
-    rest_kd: Tensor | None  # [n] dD/ds of the rest as a whole
-    rest_ce: Tensor | None  # [n] q of it at T = 1; None unless a cross-entropy is on
-    slot_ids: Tensor | None  # [n, K]
-    slot_kd: Tensor | None  # [n, K] dD/ds
-    slot_ce: Tensor | None  # [n, K] q at T = 1
+    rest: Tensor  # [n, V + 1] softmax of z / T among the rest, 0 at kept tokens; the last column is thrown away
+    rest_pull: Tensor  # [n] dD/ds of the rest as a whole
+    slot_ids: Tensor  # [n, K]
+    slot_pull: Tensor  # [n, K] dD/ds
+
+
+class _CrossEntropy(NamedTuple):
+    """Ingredients of the cross-entropies' gradient."""
+
+    rest: Tensor  # [n, V + 1] as _Kd.rest at T = 1; where T is 1 it is that tensor
+    rest_q: Tensor  # [n] q of the rest as a whole
+    slot_q: Tensor  # [n, K], or [n, 0] without kd
+
+
+class _Parts(NamedTuple):
+    """Ingredients of a chunk's gradient beside its per-row outputs."""
+
+    kd: _Kd | None
+    cross_entropy: _CrossEntropy | None
     label: Tensor  # [n, 1]
     choice: Tensor  # [n, 1]
     poison: Tensor  # [n]
 
 
-def _rows_of(student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: RowWeights, options: Options):
+def _rows_of(
+    student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: RowWeights, options: Options
+) -> tuple[DistillOutput, _Parts]:
     vocab, temperature = options.vocab_size, options.temperature
     z = student[:, :vocab]
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
@@ -157,47 +179,45 @@ def _rows_of(student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: R
     valid, label, poison = read_labels(labels, weights, vocab, zeros)
     chosen, choice, hard_poison = _read_choice(teacher, weights, vocab)
     poison = poison * hard_poison
-    distilled = weights.kd is not None
-    cross_entropy = any(w is not None for w in (weights.truth, weights.span, weights.hard))
 
     # x is z with a column too many, which empty slots read and write; where every token is kept it is all the rest.
     x = torch.empty(len(z), vocab + 1, dtype=dtype, device=z.device)
     x[:, :vocab] = z
     x[:, vocab] = _LOWEST
     z_label, z_choice = x.gather(1, label)[:, 0], x.gather(1, choice)[:, 0]
-    slots = kept = None
-    if distilled:
+    kept = None
+    if weights.kd is not None:
         slots = _read_slots(teacher, vocab, dtype)
         poison = poison * slots.poison
-        kept = x.gather(1, slots.ids)
+        kept = _Kept(slots, x.gather(1, slots.ids))
         x.scatter_(1, slots.ids, -float("inf"))
         x[:, vocab] = _LOWEST
     rest_top, rest_best = x.max(-1)
-    top, best = _best_of_both(rest_top, rest_best, kept, slots)
+    top, best = _best_of_both(rest_top, rest_best, kept)
     above = torch.where(rest_top > _LOWEST, rest_top - top, -float("inf"))
 
-    rest_1 = rest_t = rest_kd = rest_ce = slot_kd = slot_ce = None
+    kd = cross_entropy = None
     divergence, nll, hard_nll = zeros, zeros, zeros
     plain = isinstance(temperature, float) and temperature == 1.0
-    if distilled:
+    if kept is not None:
         rest_t = torch.softmax(x if plain else x / temperature, -1)
         # A softmax is at least 1 / V at its top, so the log of its sum can be read off there.
         rest_log_sum = above / temperature - rest_t.gather(1, rest_best[:, None])[:, 0].log()
-        buckets = torch.cat([(kept - top[:, None]) / temperature, rest_log_sum[:, None]], 1)
+        buckets = torch.cat([(kept.logits - top[:, None]) / temperature, rest_log_sum[:, None]], 1)
         log_q = buckets - torch.logsumexp(buckets, -1, keepdim=True)
         # Near 0 a difference of logarithms would be all rounding.
         kept_q = log_q[:, :-1].exp().sum(-1)
         log_q[:, -1] = torch.where(kept_q < 0.5, torch.log1p(-kept_q), log_q[:, -1])
-        divergence, pull = _divergence_and_pull(log_q, slots.probs, teacher, options)
-        slot_kd, rest_kd = pull[:, :-1], pull[:, -1]
-    if cross_entropy:
-        rest_1 = rest_t if distilled and plain else torch.softmax(x, -1)
+        divergence, pull = _divergence_and_pull(log_q, kept.slots.probs, teacher, options)
+        kd = _Kd(rest_t, pull[:, -1], kept.slots.ids, pull[:, :-1])
+    if any(w is not None for w in (weights.truth, weights.span, weights.hard)):
+        rest_1 = kd.rest if kd is not None and plain else torch.softmax(x, -1)
         buckets = (above - rest_1.gather(1, rest_best[:, None])[:, 0].log())[:, None]
-        if distilled:
-            buckets = torch.cat([kept - top[:, None], buckets], 1)
+        if kept is not None:
+            buckets = torch.cat([kept.logits - top[:, None], buckets], 1)
         log_sum = torch.logsumexp(buckets, -1)
         q = (buckets - log_sum[:, None]).exp()
-        slot_ce, rest_ce = q[:, :-1], q[:, -1]
+        cross_entropy = _CrossEntropy(rest_1, q[:, -1], q[:, :-1])
         if weights.truth is not None or weights.span is not None:
             nll = torch.where(valid, log_sum - (z_label - top), 0.0) * poison
         if weights.hard is not None:
@@ -207,47 +227,44 @@ def _rows_of(student: Tensor, teacher: SparseTeacher, labels: Tensor, weights: R
     used = weights_as_used(weights, entropy, options.entropy, zeros)
     loss = used.kd * temperature**2 * divergence + (used.truth + used.span) * nll + used.hard * hard_nll
     hits = best == labels, best == teacher.argmax
-    slot_ids = slots.ids if distilled else None
-    return DistillOutput(loss * poison, divergence, nll, hard_nll, entropy, *hits, used), _Parts(
-        rest_1, rest_t, rest_kd, rest_ce, slot_ids, slot_kd, slot_ce, label, choice, poison
-    )
+    output = DistillOutput(loss * poison, divergence, nll, hard_nll, entropy, *hits, used)
+    return output, _Parts(kd, cross_entropy, label, choice, poison)
 
 
-def _best_of_both(
-    rest_top: Tensor, rest_best: Tensor, kept: Tensor | None, slots: _Slots | None
-) -> tuple[Tensor, Tensor]:
+def _best_of_both(rest_top: Tensor, rest_best: Tensor, kept: _Kept | None) -> tuple[Tensor, Tensor]:
     """Max of the whole row and its lowest column; slots are sorted, so the first of theirs is the lowest."""
     if kept is None:
         return rest_top, rest_best
-    kept_top, slot = kept.max(-1)
-    kept_best = slots.ids.gather(1, slot[:, None])[:, 0]
+    kept_top, slot = kept.logits.max(-1)
+    kept_best = kept.slots.ids.gather(1, slot[:, None])[:, 0]
     ahead = (kept_top > rest_top) | ((kept_top == rest_top) & (kept_best < rest_best))
     return torch.maximum(kept_top, rest_top), torch.where(ahead, kept_best, rest_best)
 
 
-def _write_gradient(grad: Tensor, used: RowWeights, weights: RowWeights, parts: _Parts, options: Options) -> None:
+def _write_gradient(grad: Tensor, used: UsedWeights, weights: RowWeights, parts: _Parts, options: Options) -> None:
     """grad[:, :vocab] = grad_scale * dL/dz and zeros past it. Consumes the tensors in `parts`."""
     vocab, scale = options.vocab_size, parts.poison * options.grad_scale
-    kd, ce, hard = used.kd * options.temperature * scale, (used.truth + used.span) * scale, used.hard * scale
+    kd_factor, ce, hard = used.kd * options.temperature * scale, (used.truth + used.span) * scale, used.hard * scale
     grad[:, vocab:] = 0
+    kd, cross_entropy = parts.kd, parts.cross_entropy
     terms = []
-    if parts.rest_kd is not None:
-        terms.append((parts.rest_t, kd * parts.rest_kd))
-    if parts.rest_ce is not None:
-        terms.append((parts.rest_1, (ce + hard) * parts.rest_ce))
+    if kd is not None:
+        terms.append((kd.rest, kd_factor * kd.rest_pull))
+    if cross_entropy is not None:
+        terms.append((cross_entropy.rest, (ce + hard) * cross_entropy.rest_q))
     if not terms:
         grad[:, :vocab] = (parts.poison - 1)[:, None]
         return
-    if len(terms) == 2 and parts.rest_t is parts.rest_1:
-        terms = [(parts.rest_1, terms[0][1] + terms[1][1])]
+    if len(terms) == 2 and terms[0][0] is terms[1][0]:
+        terms = [(terms[0][0], terms[0][1] + terms[1][1])]
     total = terms[0][0].mul_(terms[0][1][:, None])
     for of_rest, factor in terms[1:]:
         total.addcmul_(of_rest, factor[:, None])
-    if parts.slot_kd is not None:
-        of_slots = parts.slot_kd * kd[:, None]
-        if parts.rest_ce is not None:
-            of_slots.addcmul_(parts.slot_ce, (ce + hard)[:, None])
-        total.scatter_(1, parts.slot_ids, of_slots)
+    if kd is not None:
+        of_slots = kd.slot_pull * kd_factor[:, None]
+        if cross_entropy is not None:
+            of_slots.addcmul_(cross_entropy.slot_q, (ce + hard)[:, None])
+        total.scatter_(1, kd.slot_ids, of_slots)
     if weights.truth is not None or weights.span is not None:
         total.scatter_add_(1, parts.label, -ce[:, None])
     if weights.hard is not None:
@@ -265,8 +282,5 @@ def _divergence_and_pull(
         return divergence, log_q.exp() * p.sum(-1, keepdim=True) - p
     log_p = torch.cat([probs.log(), teacher.log_tail.to(probs.dtype)[:, None]], 1).clamp_(min=LOG_P_FLOOR)
     p = log_p.exp()
-    divergence, log_m, kl_q = divergence_of(log_p, p, log_q, options)
-    if options.divergence == "forward_kl":
-        return divergence, log_q.exp() * p.sum(-1, keepdim=True) - p
-    pull = (log_q.clamp(min=LOG_P_FLOOR) - (log_p if log_m is None else log_m) - kl_q) * log_q.exp()
-    return divergence, pull if log_m is None else pull * (1 - options.beta)
+    divergence, gradient = divergences.evaluate(options.divergence, log_p, p, log_q, options.beta, buckets=True)
+    return divergence, gradient(log_q.exp(), 1.0)

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.contract import NO_TOKEN, Head, SparseTeacher, resolve_vocab_size
+from kernels.checks import resolve_vocab_size
+from kernels.contract import NO_TOKEN, Head, SparseTeacher
 from kernels.head import check_head, head_logits, resolve_chunk_rows, wide
 
 

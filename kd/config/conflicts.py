@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from kd.config.conflicts_teacher import teacher_conflicts
 from kd.config.problems import Conflict
 from kd.config.schema import RunConfig
+from kernels import divergences
 
 _SIZES = ("architecture", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _FROM_SOURCE = (
@@ -172,12 +173,14 @@ def _until(config: RunConfig, index: int, last: bool) -> Iterator[Conflict]:
 
 def _loss(config: RunConfig) -> Iterator[Conflict]:
     loss, temperature = config.loss, config.loss.temperature
-    if loss.divergence == "jsd" and loss.beta is None:
+    needs_beta = divergences.find(loss.divergence).needs_beta
+    if needs_beta and loss.beta is None:
+        ends = " (forward KL) to 1 (reverse KL)" if loss.divergence == "jsd" else " to 1"
         yield Conflict(
             ("loss.beta", "loss.divergence"),
-            "required with divergence: jsd, from 0 (forward KL) to 1 (reverse KL), for example 0.5",
+            f"required with divergence: {loss.divergence}, from 0{ends}, for example 0.5",
         )
-    if loss.divergence != "jsd" and loss.beta is not None:
+    if not needs_beta and loss.beta is not None:
         yield Conflict(
             ("loss.beta", "loss.divergence"),
             f"only with divergence: jsd (here {loss.divergence}): remove it, or use jsd",

@@ -12,10 +12,10 @@ from pydantic import Field, model_validator
 
 from kd.config.fields import Choice, Count, Dtype, Fraction, NotNegative, Pair, Positive, Section, Text
 from kd.config.registries import CHECKPOINT_FORMATS, FORMATS, SCHEDULES, TEACHER_SOURCES
-from kernels.contract import DIVERGENCES
+from kernels import divergences
 
 Format = Annotated[str, Choice(FORMATS.names)]
-Divergence = Annotated[str, Choice(lambda: DIVERGENCES)]
+Divergence = Annotated[str, Choice(divergences.names)]
 Schedule = Annotated[str, Choice(SCHEDULES.names)]
 MovingSchedule = Annotated[str, Choice(lambda: (name for name in SCHEDULES.names() if name != "constant"))]
 TeacherSource = Annotated[str, Choice(TEACHER_SOURCES.names)]

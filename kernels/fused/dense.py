@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.contract import DIVERGENCES, DistillOutput, Options, RowWeights
+from kernels.contract import DistillOutput, Options, RowWeights
+from kernels.divergences import kind_of
 from kernels.fused import cooperative
 from kernels.fused import launches as forms
 from kernels.fused.rows import BETA, TEMPERATURE, UNSPECIALIZED, row_terms, store_row
@@ -59,7 +60,7 @@ def _dense_kernel(
     student_stride,
     teacher_stride,
     grad_stride,
-    KIND: tl.constexpr,  # place in DIVERGENCES
+    KIND: tl.constexpr,  # divergences.kind_of
     T: tl.constexpr,  # 1 to 4, or 0: read it from scalars
     HAS_TEACHER: tl.constexpr,
     HAS_KD: tl.constexpr,
@@ -208,7 +209,7 @@ def dense_rows(
         teacher = student_logits if teacher_logits is None else teacher_logits
         target = student_logits if grad is None else grad
         vocab = options.vocab_size
-        kind = 0 if weights.kd is None else DIVERGENCES.index(options.divergence)
+        kind = 0 if weights.kd is None else kind_of(options.divergence)
         launch = forms.choose(device, student_logits, teacher_logits, vocab, kind, grad is not None, form)
         runtime = (
             student_logits,

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.contract import DIVERGENCES
+from kernels.divergences import kind_of
 
 FORMS = ("row", "streamed", "cooperative")
 # Architectures (as in Device.arch) on which tests/gpu/test_cooperative_gpu.py passed: none so far. Add one with the
@@ -124,7 +124,7 @@ def best_proven(where: Device, row_bytes: int) -> str:
 
 def row_launch(where: Device, row_bytes: int, group: int, kind: int) -> Launch:
     """The shape with the most programs whose rows L2 holds, or else with the fewest."""
-    roomy = DIVERGENCES[kind] == "reverse_kl" and where.arch.startswith("sm_1")
+    roomy = kind == kind_of("reverse_kl") and where.arch.startswith("sm_1")
     for shape in ROOMY_ROW_SHAPES if roomy else ROW_SHAPES:
         if shape[-1] * where.num_sms * row_bytes <= where.l2_bytes * L2_SHARE:
             break

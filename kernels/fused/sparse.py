@@ -25,7 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.contract import DIVERGENCES, DistillOutput, Options, RowWeights, SparseTeacher
+from kernels.contract import DistillOutput, Options, RowWeights, SparseTeacher
+from kernels.divergences import kind_of
 from kernels.fused import launches as forms
 from kernels.fused.dense import INTERPRETED, _on, _scalars, compiled_in, output_of
 from kernels.fused.rows import BETA, GRAD_SCALE, TEMPERATURE, UNSPECIALIZED, row_weights, store_row, weigh_by_entropy
@@ -299,7 +300,7 @@ def sparse_rows(
         target = student_logits if grad is None else grad
         vocab = options.vocab_size
         group = forms.group_of(student_logits.dtype)
-        kind = DIVERGENCES.index(options.divergence) if num_slots else 0
+        kind = kind_of(options.divergence) if num_slots else 0
         launch = forms.row_launch(forms.device_facts(device), vocab * student_logits.element_size(), group, kind)
         with torch.no_grad(), _on(device):
             _sparse_kernel[(num_rows,)](
@@ -345,7 +346,7 @@ def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) 
     kd.
     """
     for found in forms.launchable(arch, dtype, kind, gradient):
-        for sampled in (False, True) if kind == DIVERGENCES.index("forward_kl") else (False,):
+        for sampled in (False, True) if kind == kind_of("forward_kl") else (False,):
             for slots in _SLOTS[: 1 if kind is None else 2] if found.kernel == "row" else ():
                 yield found._replace(kernel="sparse", constants=found.constants | dict(SAMPLED=sampled, SLOTS=slots))
 

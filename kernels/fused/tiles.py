@@ -13,9 +13,10 @@ that is one tile in registers has one max for all of it (whole_part).
 import triton
 import triton.language as tl
 
-from kernels.contract import DIVERGENCES, LOG_P_FLOOR
+from kernels.contract import LOG_P_FLOOR
+from kernels.divergences import kind_of
 
-FORWARD_KL, REVERSE_KL, JSD = (tl.constexpr(DIVERGENCES.index(name)) for name in ("forward_kl", "reverse_kl", "jsd"))
+FORWARD_KL, REVERSE_KL, JSD = (tl.constexpr(kind_of(name)) for name in ("forward_kl", "reverse_kl", "jsd"))
 FLOOR = tl.constexpr(LOG_P_FLOOR)
 # Below every logit that is not -inf, and finite: a tile that is masked out as a whole must not make inf - inf.
 LOWEST = tl.constexpr(-1.0e30)

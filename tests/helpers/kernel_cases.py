@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from kernels import EntropyWeighting, RowWeights, distill_loss
-from kernels.contract import Options, resolve_options
+from kernels.checks import resolve_options
+from kernels.contract import Options, Settings
 from kernels.reference import definition
 
 DIVERGENCES = [("forward_kl", None), ("reverse_kl", None), ("jsd", 0.3)]
@@ -38,8 +39,7 @@ def make_case(num_rows, width, teacher_width=None, vocab=None, dtype=torch.float
 
 
 def options_for(case: Case, **settings) -> Options:
-    base = dict(temperature=1.0, divergence="forward_kl", beta=None, entropy=None, vocab_size=None, grad_scale=1.0)
-    return resolve_options(case.student.device, (case.student.shape[1], case.teacher.shape[1]), **{**base, **settings})
+    return resolve_options(case.student.device, (case.student.shape[1], case.teacher.shape[1]), Settings(**settings))
 
 
 def peer(student, teacher, labels, weights, options):

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from helpers.kernel_cases import ROWS, assert_within, make_case
 from kernels import RowWeights, SparseTeacher, sparse_distill_loss
-from kernels.contract import Options, resolve_options
+from kernels.checks import resolve_options
+from kernels.contract import Options, Settings
 from kernels.reference_sparse import sparse_definition
 
 
@@ -54,8 +55,7 @@ def make_sparse(num_rows, width, k, temperature=1.0, dtype=torch.float32, kind="
 
 
 def options_for(case: SparseCase, **settings) -> Options:
-    base = dict(temperature=1.0, divergence="forward_kl", beta=None, entropy=None, vocab_size=None, grad_scale=1.0)
-    return resolve_options(case.student.device, (case.student.shape[1], None), **{**base, **settings})
+    return resolve_options(case.student.device, (case.student.shape[1], None), Settings(**settings))
 
 
 def peer(student, teacher, labels, weights, options):

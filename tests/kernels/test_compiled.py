@@ -20,6 +20,7 @@ from kernels import (
     teacher_sample,
     teacher_topk,
 )
+from kernels.contract import Settings
 
 N, H, V = 5, 8, 40
 
@@ -168,8 +169,8 @@ def test_the_operators_keep_their_promises():
     from kernels import ops
 
     hidden, teacher, labels, weights = make_call("topk")
-    settings = dict(temperature=2.0, divergence="jsd", beta=0.3, entropy=ENTROPY, vocab_size=None, grad_scale=1.0)
-    packed = ops.pack(teacher, labels, weights, settings, "reference")
+    settings = Settings(temperature=2.0, divergence="jsd", beta=0.3, entropy=ENTROPY, impl="reference")
+    packed = ops.pack(teacher, labels, weights, settings)
     assert len(packed) == ops.NUM_ARGUMENTS
     weight = torch.randn(V, H, requires_grad=True)
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from helpers.kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case, options_for
-from kernels import RowWeights, contract, distill_loss
+from kernels import RowWeights, distill_loss
+from kernels.divergences import kind_of
 from kernels.fused import cooperative, dense
 from kernels.fused import launches as forms
 from kernels.fused.sweeps import measure, merge_parts, padding_of, publish, row_divergence, widened
@@ -292,7 +293,7 @@ def test_choice_of_form(monkeypatch):
 
 def test_layouts():
     """Rows in flight fall as rows grow; registers always leave room for the programs that a shape counts on."""
-    forward, reverse = (contract.DIVERGENCES.index(name) for name in ("forward_kl", "reverse_kl"))
+    forward, reverse = (kind_of(name) for name in ("forward_kl", "reverse_kl"))
     narrow, wide = (forms.row_launch(H100, row_bytes, 8, forward) for row_bytes in (4000, 600_000))
     assert (narrow.block, narrow.num_warps, narrow.registers) == (2048, 8, 64)
     assert (wide.block, wide.num_warps, wide.registers) == (8192, 32, 64)

@@ -5,7 +5,8 @@ import torch
 
 from helpers.kernel_cases import DIVERGENCES, DTYPES, ENTROPY, VOCABULARIES, assert_within
 from kernels import DenseTeacher, Head, RowWeights, linear, linear_distill_loss
-from kernels.contract import resolve_options
+from kernels.checks import resolve_options
+from kernels.contract import Settings
 from kernels.head import default_chunk_rows
 from kernels.reference import definition
 
@@ -34,9 +35,8 @@ def eager(hidden, head, teacher, labels, weights, dtype, **settings):
     if teacher is not None:
         their_head = teacher.head._replace(weight=teacher.head.weight.to(dtype))
         others = plain_logits(teacher.hidden.to(dtype), their_head)
-    base = dict(temperature=1.0, divergence="forward_kl", beta=None, entropy=None, vocab_size=None, grad_scale=1.0)
     widths = (len(head.weight), None if teacher is None else len(teacher.head.weight))
-    options = resolve_options(hidden.device, widths, **{**base, **settings})
+    options = resolve_options(hidden.device, widths, Settings(**settings))
     loss = definition(logits, others, labels, weights, options).loss
     return loss.detach(), torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])
 
@@ -173,16 +173,7 @@ def test_tied_embedding_adds_both_gradients():
     logits = plain_logits(leaf[tokens], head._replace(weight=leaf))
     teacher = rest[0]
     others = plain_logits(teacher.hidden.double(), teacher.head._replace(weight=teacher.head.weight.double()))
-    options = resolve_options(
-        leaf.device,
-        (V, V),
-        temperature=1.0,
-        divergence="forward_kl",
-        beta=None,
-        entropy=None,
-        vocab_size=None,
-        grad_scale=1.0,
-    )
+    options = resolve_options(leaf.device, (V, V), Settings())
     definition(logits, others, *rest[1:], options).loss.backward()
     torch.testing.assert_close(table.grad.double(), leaf.grad, rtol=1e-4, atol=1e-5)
 

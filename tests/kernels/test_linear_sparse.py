@@ -16,7 +16,8 @@ from kernels import (
     teacher_sample,
     teacher_topk,
 )
-from kernels.contract import resolve_options
+from kernels.checks import resolve_options
+from kernels.contract import Settings
 from kernels.reference_sparse import sparse_definition
 
 N, H, HT, V, K = 7, 12, 9, 50, 6
@@ -40,8 +41,7 @@ def eager(hidden, head, teacher, labels, weights, dtype, **settings):
     leaves = [t.detach().to(dtype).requires_grad_() for t in (hidden, head.weight, head.bias)]
     logits = torch.nn.functional.linear(*leaves) * head.scale
     logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
-    base = dict(temperature=1.0, divergence="forward_kl", beta=None, entropy=None, vocab_size=None, grad_scale=1.0)
-    options = resolve_options(hidden.device, (V, None), **{**base, **settings})
+    options = resolve_options(hidden.device, (V, None), Settings(**settings))
     loss = sparse_definition(logits, teacher, labels, weights, options).loss
     return loss.detach(), torch.autograd.grad(loss, leaves)
 

@@ -32,7 +32,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.contract import DIVERGENCES
+from kernels.divergences import names_by_kind
 from kernels.fused import cooperative, dense, sparse
 from kernels.fused import launches as forms
 from tools.kernel_proof.covering import covering
@@ -115,7 +115,9 @@ def cases(
     seen = set()
     for arch, name, dtype in itertools.product(arches, terms, dtypes):
         distilled = TERMS[name]["HAS_KD"]
-        for temperature, kind in itertools.product(temperatures, range(len(DIVERGENCES))) if distilled else [(1, None)]:
+        for temperature, kind in (
+            itertools.product(temperatures, range(len(names_by_kind()))) if distilled else [(1, None)]
+        ):
             for found in (
                 found for launchable in _REGISTRY for found in launchable(arch, dtype, kind, TERMS[name]["HAS_GRAD"])
             ):
@@ -178,7 +180,7 @@ def _count(case: Case, code: Code) -> Proof:
     statistics = [loop for loop in main if not loop.writes[16]]
     gradient = [loop for loop in main if loop.writes[16]]
     counted = [(loop, 1 + case.constants.get("HAS_TEACHER", False)) for loop in statistics]
-    if DIVERGENCES[case.kind] == "reverse_kl":
+    if names_by_kind()[case.kind] == "reverse_kl":
         counted = counted[:1]  # the second sweep is for rows with a floor in them
     needs = "HAS_TEACHER" if case.kernel == "cooperative" else "HAS_KD"  # the teacher in the loop that writes
     reads_teacher = case.kernel != "sparse" and case.constants.get(needs, False)
@@ -209,7 +211,7 @@ def as_dict(proof: Proof) -> dict:
     return dict(
         arch=case.arch,
         kernel=case.kernel + " sampled" * case.constants.get("SAMPLED", False),
-        divergence=DIVERGENCES[case.kind],
+        divergence=names_by_kind()[case.kind],
         block=case.constants["BLOCK"],
         warps=case.options["num_warps"],
         registers=code.registers,
