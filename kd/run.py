@@ -33,9 +33,11 @@ from kd.models.tokenizer import load_tokenizer
 from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
 from kd.reports.run_page import write_report
 from kd.sources.stages import Sources, described, run_sources, sources_to_look_at
+from kd.teacher.cache.identity import cache_spec
 from kd.teacher.cached import require_captured
-from kd.teacher.capture.size import CacheSize, cache_size
+from kd.teacher.capture.size import CacheSize, estimate_size
 from kd.teacher.open import open_teacher
+from kd.teacher.source import OpenTeacher
 from kd.training.curriculum import Curriculum
 from kd.training.engine import StudentEngine
 from kd.training.log import RunLog
@@ -81,10 +83,12 @@ def dry_run(config: RunConfig, world_size: int) -> str:
     Raises:
         PlanError, DataError, TokenizerError: something that the configuration names is not there.
     """
-    cached = config.teacher is not None and config.teacher.cache is not None
-    sparse = config.teacher is not None and config.teacher.targets != "dense"
-    tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student) if cached or sparse else None
-    size = cache_size(config, tokenizer, sources_to_look_at(config)) if cached else None
+    size = tokenizer = None
+    if config.teacher is not None and (config.teacher.cache is not None or config.teacher.targets != "dense"):
+        tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
+    if config.teacher is not None and config.teacher.cache is not None:
+        spec = cache_spec(config.teacher.cache, len(tokenizer), has_entropy=config.teacher.endpoint is None)
+        size = estimate_size(spec, config.data, tokenizer, sources_to_look_at(config), seed=config.run.seed)
     return format_plan(plan_here(config, world_size, cache=size))
 
 
@@ -102,7 +106,7 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     rank, world = start_distributed()
     check_fits(plan_here(config, world))
     if uses_teacher(config) and config.teacher.cache is not None:
-        require_captured(config)
+        require_captured(config.teacher.cache)
     started = time.monotonic()
     run_dir = run_folder(config)
     tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
@@ -169,7 +173,9 @@ def _train(
     engine = StudentEngine(model, config.loss, config.optimizer, ds_config, len(tokenizer), packed=packed)
     teacher = None
     if uses_teacher(config):
-        teacher = open_teacher(config, ds_config, tokenizer, engine.device, log.say, sources.stages)
+        teacher = open_teacher(
+            OpenTeacher.for_run(config, ds_config, tokenizer, engine.device, log.say, sources.stages)
+        )
     ranks = Ranks.over_cpu()
     identity = run_identity(config, teacher.content if teacher is not None else None)
     written_as = config.training.checkpoint_format

@@ -28,9 +28,9 @@ SCHEDULES: Registry[Callable[[float], float]] = Registry(
 end that is made."""
 
 TEACHER_SOURCES: Registry[Any] = Registry(
-    "teacher source", {"live": "kd.teacher.live:SOURCE", "cache": "kd.teacher.cached:SOURCE"}
+    "teacher source", {"live": "kd.teacher.live:open_live", "cache": "kd.teacher.cached:open_cache"}
 )
-"""Openers of what gives the teacher's targets, by the name that teacher.source takes."""
+"""Functions from kd.teacher.source.OpenTeacher to a TeacherSource, by the name that teacher.source takes."""
 
 CHECKPOINT_FORMATS: Registry[Any] = Registry(
     "checkpoint format", {"deepspeed": "kd.checkpoints.deepspeed_format:FORMAT"}

@@ -31,6 +31,7 @@ from kd.objective.terms import TERMS, TermWeights, weights_at
 from kd.rendering.spans import ARGS, BIT_NAMES, INTEGRATION, TOOL
 from kd.sources.stages import sources_to_look_at, stage_source
 from kd.teacher.open import open_teacher
+from kd.teacher.source import OpenTeacher
 
 MAX_STEPS_LOOKED_AT = 64
 _SPAN_BITS = {"tool": TOOL, "args": ARGS, "integration": INTEGRATION}
@@ -171,7 +172,9 @@ def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
     source = None
     if uses_teacher(config):
         sources = [] if config.teacher.cache is None else sources_to_look_at(config)
-        source = open_teacher(_whole_teacher(config), {}, tokenizer, torch.device("cpu"), lambda text: None, sources)
+        source = open_teacher(
+            OpenTeacher.for_run(_whole_teacher(config), {}, tokenizer, torch.device("cpu"), lambda text: None, sources)
+        )
     micro, step = first_batch(config, tokenizer, source.missing if source is not None else frozenset())
     token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with tempfile.TemporaryDirectory() as folder:
@@ -188,7 +191,7 @@ def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
     teacher, terms = None, weights_at(config.loss, 0, config.training.steps, has_teacher=source is not None)
     if source is not None:
         terms = terms._replace(temperature=source.temperature(terms.temperature))
-        teacher = source.signal(micro, terms.temperature)
+        teacher = source.targets(micro, terms.temperature)
         source.close()
     counts = count_rows([micro])
     total, norm = _gradient(config, student, micro, teacher, counts, terms, len(tokenizer))

@@ -1,1 +1,1 @@
-"""Where the teacher's signal comes from, for the supervised rows of a micro-batch."""
+"""Teacher's targets for the supervised rows of a micro-batch: live, from a cache, or from a source of your own."""

@@ -1,4 +1,4 @@
-"""The teacher as a model: hidden states of a micro-batch's supervised rows, and its head, whole on every rank.
+"""Teacher's model: hidden states of a micro-batch's supervised rows, and its head, whole on every rank.
 
 The teacher is sharded by its own ZeRO-3 engine (no optimizer), on the GPUs or in host memory, or replicated. Its head
 is gathered once: inside the student's forward another engine's weight cannot be reached.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kd.batching.micro_batch import MicroBatch
-from kd.config.schema import RunConfig
+from kd.config.schema import Teacher
 from kd.models.hidden_states import check_packable, hidden_rows
 from kd.models.lm_head import head_of, head_scaling
 from kd.models.load import load_causal_lm
@@ -21,7 +21,7 @@ from kernels import DenseTeacher, Head
 
 
 class _Rows(nn.Module):
-    """The teacher without its head: last hidden states of the chosen rows."""
+    """Teacher without its head: last hidden states of the supervised rows."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -32,22 +32,37 @@ class _Rows(nn.Module):
 
 
 class TeacherModel:
-    """`rows(micro_batch)` gives the DenseTeacher of its rows. All ranks must call it together, also those with no rows.
+    """Frozen causal LM under an engine of its own, or whole on every rank.
 
     Args:
         ds_config: DeepSpeed settings of a teacher that is not replicated.
-        packed: whether micro-batches hold several records a row.
+        device: of the rows, and of a replicated model.
+        packed: whether sequences hold several records, which must not see one another.
+
+    Raises:
+        StudentError: its files cannot be read.
+        UnpackableModel: `packed`, and its attention cannot keep records apart.
+        UnsupportedHead: its logits are made in a way that the kernels do not know.
     """
 
-    def __init__(self, config: RunConfig, ds_config: dict, device: torch.device, *, packed: bool):
-        teacher = config.teacher
-        settings = None if teacher.placement == "replicated" else _settings(ds_config, teacher.placement == "offloaded")
+    def __init__(
+        self,
+        teacher: Teacher,
+        ds_config: dict[str, Any],
+        device: torch.device,
+        *,
+        packed: bool,
+        attention_implementation: str = "sdpa",
+    ):
+        settings = None
+        if teacher.placement != "replicated":
+            settings = _settings(ds_config, teacher.placement == "offloaded")
         model = load_causal_lm(
             teacher.path,
             dtype=teacher.dtype,
             ds_config=settings,
             revision=teacher.revision,
-            attention_implementation=config.student.attention_implementation,
+            attention_implementation=attention_implementation,
         )
         if packed:
             check_packable(model)
@@ -69,13 +84,19 @@ class TeacherModel:
 
     @torch.no_grad()
     def rows(self, micro: MicroBatch) -> DenseTeacher:
-        """Hidden states [N, Ht] of the micro-batch's rows (tensors already on the device) with the head."""
+        """Return the hidden states [N, Ht] at micro.rows, with the head, in the teacher's precision on the device.
+
+        All ranks call it together, also those with no rows; the tensors of `micro` are on the device.
+        """
         return DenseTeacher(self._forward(micro), self.head)
 
 
 def _settings(ds_config: dict, offloaded: bool) -> dict[str, Any]:
-    """Of an engine that only runs forward: always of ZeRO-3, as the stages below it shard no weights, and refuse to be
-    without an optimizer; the JSON may be of a student that is trained under one of them."""
+    """Make the settings of an engine that only runs forward.
+
+    Always ZeRO-3: the stages below it shard no weights, and refuse to be without an optimizer. The JSON may be that of
+    a student trained under one of them.
+    """
     settings = {
         k: v
         for k, v in ds_config.items()

@@ -161,8 +161,8 @@ class StudentEngine:
         for micro in micro_batches:
             micro = micro.to(self.device)
             weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
-            signal = teacher.signal(micro, terms.temperature, step) if teacher is not None else None
-            out = self._engine(micro, weights, terms, signal, self._grad_scale())
+            targets = teacher.targets(micro, terms.temperature, step) if teacher is not None else None
+            out = self._engine(micro, weights, terms, targets, self._grad_scale())
             self._engine.backward(out.loss, scale_wrt_gas=False)
             self._engine.step()
             sums += self._sums(micro, out)

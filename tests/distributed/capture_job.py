@@ -22,11 +22,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-import kd.teacher.capture.capture as capturing
-import kd.teacher.capture.verify as verifying
+import kd.teacher.capture.job as jobs
 from kd.config.load import load_config
 from kd.distributed.start import start_distributed
+from kd.teacher.cache.writer import CacheWriter
+from kd.teacher.capture.capture import capture as capture_cache
 from kd.teacher.capture.log import CaptureLog
+from kd.teacher.capture.rows import split_by_record
+from kd.teacher.capture.verify import verify_cache
 from kd.teacher.live import LiveRows
 
 SHARD_ROWS = 100
@@ -58,10 +61,10 @@ class Counted(LiveRows):
         super().__init__(*args)
         type(self).loaded += 1
 
-    def signal_rows(self, micro):
+    def target_rows(self, micro):
         type(self).asked += 1
         type(self).empty += not micro.keys
-        return super().signal_rows(micro)
+        return super().target_rows(micro)
 
 
 def capture(act, config):
@@ -71,26 +74,26 @@ def capture(act, config):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (act["full"], hard))
     try:
-        return capturing.capture(config, shard_rows=act.get("shard_rows", SHARD_ROWS))._asdict()
+        return capture_cache(config, shard_rows=act.get("shard_rows", SHARD_ROWS))._asdict()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def verify(act, config):
-    return verifying.verify_cache(config, act["records"])
+    return verify_cache(config, act["records"])
 
 
 def alter(act, config):
     """A shard whose hash is right and whose second record has a draw moved in its third row."""
-    job = capturing.Job(config, SHARD_ROWS, Path(config.run.output_dir))
-    if job.rank == 0:
-        shard, kept = act["shard"], capturing.CacheWriter
+    job = jobs.open_job(config, SHARD_ROWS, Path(config.run.output_dir))
+    if job.ranks.rank == 0:
+        shard = act["shard"]
         entries = [
             entry for number in job.plan.shards[shard] for entry in _entries(job, job.maker(job.plan.batch(number)))
         ]
         rows = entries[1].rows
         rows.entropy[2] += 0.01
-        writer = kept(job.folder, job.spec, job.identity)
+        writer = CacheWriter(job.folder, job.spec, job.identity)
         writer.write_shard(shard, entries)
         writer.finish(len(job.plan.shards))
         return job.maker.sources[0][int(job.plan.of_shard(job.plan.places, shard)[1, 1])].id
@@ -98,7 +101,7 @@ def alter(act, config):
 
 
 def _entries(job, micro):
-    return capturing.entries_of(micro, job.rows().signal_rows(micro))
+    return split_by_record(micro, job.teacher.get().target_rows(micro))
 
 
 def flip(act, config):
@@ -126,7 +129,7 @@ def run(act, config):
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     rank, _ = start_distributed()
-    capturing.CaptureLog, capturing.LiveRows = Lines, Counted
+    jobs.CaptureLog, jobs.LiveRows = Lines, Counted
     results = {}
     for act in job["acts"]:
         Lines.said, Counted.loaded, Counted.asked, Counted.empty = [], 0, 0, 0

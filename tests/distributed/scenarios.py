@@ -8,7 +8,7 @@ its teacher; rank 0 writes <out>/<name>.pt with the student's weights before and
 would be logged.
 
 "capture" writes the run's cache first, with so many rows a shard. "sgd" replaces AdamW, so that a step's change of
-weights is -lr times the gradient. "poison" turns the teacher's signal into NaN on one rank, in the micro-batch that
+weights is -lr times the gradient. "poison" turns the teacher's targets into NaN on one rank, in the micro-batch that
 holds the record. "export" writes <out>/<name>_student when trained. An error is a result too: it is kept as text, by
 rank.
 """
@@ -36,6 +36,7 @@ from kd.models.tokenizer import load_tokenizer
 from kd.sources.stages import run_sources
 from kd.teacher.capture.capture import capture
 from kd.teacher.open import open_teacher
+from kd.teacher.source import OpenTeacher
 from kd.training.curriculum import Curriculum
 from kd.training.engine import StudentEngine
 from kd.training.tally import NO_TARGETS, REFUSED, TOO_LONG, TRUNCATED
@@ -56,7 +57,7 @@ class Lines:
 
 
 class Poisoned:
-    """A teacher whose signal is NaN for the micro-batch that holds one record, on one rank."""
+    """A teacher whose targets are NaN for the micro-batch that holds one record, on one rank."""
 
     def __init__(self, teacher, rank: int, record_id: str):
         self._teacher, self._rank, self._record_id = teacher, rank, record_id
@@ -64,13 +65,13 @@ class Poisoned:
     def __getattr__(self, name):
         return getattr(self._teacher, name)
 
-    def signal(self, micro, temperature, step):
-        signal = self._teacher.signal(micro, temperature, step)
+    def targets(self, micro, temperature, step):
+        targets = self._teacher.targets(micro, temperature, step)
         if dist.get_rank() == self._rank and self._record_id in micro.record_ids:
-            hidden = signal.hidden.clone()
+            hidden = targets.hidden.clone()
             hidden[micro.record == micro.record_ids.index(self._record_id)] = float("nan")
-            signal = signal._replace(hidden=hidden)
-        return signal
+            targets = targets._replace(hidden=hidden)
+        return targets
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:
@@ -107,7 +108,10 @@ def run(scenario: dict, out: Path) -> dict:
     if scenario.get("capture"):
         capture(config, shard_rows=scenario["capture"])
         torch.set_num_threads(1)
-    teacher = open_teacher(config, settings, tokenizer, engine.device, print, sources) if config.teacher else None
+    teacher = None
+    if config.teacher is not None:
+        request = OpenTeacher.for_run(config, settings, tokenizer, engine.device, print, sources)
+        teacher = open_teacher(request)
     if scenario.get("poison"):
         teacher = Poisoned(teacher, *scenario["poison"])
     snapshots = [weights_of(model)]

@@ -72,7 +72,7 @@ def attempt(faults) -> None:
             teacher = opened(server, said=said, api_key_env="ENDPOINT_KEY", retries=2, decode=str)
             try:
                 for micro in micro_batches(2, size=1):
-                    teacher.signal_rows(micro)
+                    teacher.target_rows(micro)
                     print(teacher.missing(micro))
                 for part in (teacher, teacher._records, teacher._records.wire, teacher._records.wire._client):
                     print(part, vars(part))

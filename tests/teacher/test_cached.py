@@ -1,4 +1,4 @@
-"""A cache as a source of the teacher's signal: what it must agree with, and that reading ahead changes nothing and
+"""A cache as a source of the teacher's targets: what it must agree with, and that reading ahead changes nothing and
 hides no error.
 """
 
@@ -26,8 +26,10 @@ from kd.teacher.cache.reader import CacheReader
 from kd.teacher.cache.spec import Missing
 from kd.teacher.cache.writer import CacheWriter
 from kd.teacher.cached import NotCaptured, open_cache
-from kd.teacher.capture.capture import entries_of
-from kd.teacher.live import CAPTURED, LiveRows, LiveTeacher, row_seeds
+from kd.teacher.capture.rows import split_by_record
+from kd.teacher.live import CAPTURED, LiveRows, SparseOptions, open_live, row_seeds
+from kd.teacher.model import TeacherModel
+from kd.teacher.source import OpenTeacher
 
 CONFIG = """\
 run: {{name: t, output_dir: {out}, seed: 3}}
@@ -54,10 +56,17 @@ def captured(request, tmp_path_factory, teacher_folder, tokenizer, records):
     (out / "run.yaml").write_text(CONFIG.format(out=out, teacher=teacher_folder, kind=request.param))
     config = load_config(out / "run.yaml")
     micro = collate([encode(record, tokenizer) for record in records], tokenizer.pad_token_id)
-    rows = LiveRows(config, {}, len(tokenizer), CPU).signal_rows(micro)
-    entries = entries_of(micro, rows)
-    identity = cache_identity(config, tokenizer, run_sources(config).stages) | {"seed": "3", "batches": "by hand"}
-    writer = CacheWriter(config.teacher.cache.path, cache_spec(config, len(tokenizer)), identity)
+    cache = config.teacher.cache
+    options = SparseOptions(cache.kind, cache.top_k, cache.num_draws, len(tokenizer), config.run.seed)
+    rows = LiveRows(TeacherModel(config.teacher, {}, CPU, packed=False), options, cache.temperatures, CPU).target_rows(
+        micro
+    )
+    entries = split_by_record(micro, rows)
+    identity = cache_identity(config.teacher, config.data, tokenizer, run_sources(config).stages) | {
+        "seed": "3",
+        "batches": "by hand",
+    }
+    writer = CacheWriter(config.teacher.cache.path, cache_spec(cache, len(tokenizer), has_entropy=True), identity)
     writer.write_shard(0, entries[:3])
     writer.write_shard(1, entries[3:5])
     writer.finish(2, [Missing(micro.keys[5], micro.record_ids[5], "the server refused it")])
@@ -72,13 +81,17 @@ def quiet(text):
     pass
 
 
+def open_of(config, tokenizer, say):
+    return open_cache(OpenTeacher.for_run(config, {}, tokenizer, CPU, say, run_sources(config).stages))
+
+
 def test_what_is_read_is_what_the_teacher_gave_in_any_order(captured, tokenizer, records):
     config, micro, rows = captured
-    source = open_cache(config, tokenizer, CPU, quiet, run_sources(config).stages)
+    source = open_of(config, tokenizer, quiet)
     some = first(micro, tokenizer, records, 4, 0, 2)
     at = torch.cat([torch.where(micro.record == i)[0] for i in (4, 0, 2)])
     for temperature in (1.0, 2.0):
-        found = source.signal(some, temperature)
+        found = source.targets(some, temperature)
         assert torch.equal(found.argmax, rows.argmax[at])
         assert (found.entropy - rows.entropy[at]).abs().max() < 1 / 4096
         if found.kind == "sampled":
@@ -87,13 +100,13 @@ def test_what_is_read_is_what_the_teacher_gave_in_any_order(captured, tokenizer,
             assert torch.equal(found.ids, rows.ids[m][at][:, :width]) and torch.equal(
                 found.probs * 50, rows.counts[m][at][:, :width].float()
             )
-    assert len(source.signal(first(micro, tokenizer, records), 1.0).ids) == 0
+    assert len(source.targets(first(micro, tokenizer, records), 1.0).ids) == 0
     source.close()
 
 
 def test_reading_ahead_gives_the_same_and_is_done_by_another_thread(captured, tokenizer, records):
     config, micro, _ = captured
-    plain, ahead = (open_cache(config, tokenizer, CPU, quiet, run_sources(config).stages) for _ in range(2))
+    plain, ahead = (open_of(config, tokenizer, quiet) for _ in range(2))
     steps = [
         [first(micro, tokenizer, records, *w) for w in step]
         for step in (((0, 1), (2,)), ((3,), ()), ((4, 2), (1,)), ((2,), (2,)))
@@ -105,31 +118,31 @@ def test_reading_ahead_gives_the_same_and_is_done_by_another_thread(captured, to
         if following:
             ahead.prefetch(following, 2.0)
         for batch in step:
-            for one, other in zip(plain.signal(batch, 2.0), ahead.signal(batch, 2.0)):
+            for one, other in zip(plain.targets(batch, 2.0), ahead.targets(batch, 2.0)):
                 assert one == other if isinstance(one, str) else torch.equal(one, other)
     assert len(readers) == 8 and all(name.startswith("teacher-cache") for name in readers)
     # What was announced for a stage that was left, or at another temperature, is not what is given.
     ahead.prefetch([steps[0][0]], 1.0)
-    assert torch.equal(ahead.signal(steps[0][0], 2.0).entropy_t, plain.signal(steps[0][0], 2.0).entropy_t)
+    assert torch.equal(ahead.targets(steps[0][0], 2.0).entropy_t, plain.targets(steps[0][0], 2.0).entropy_t)
     plain.close(), ahead.close()
 
 
 def test_an_error_of_the_thread_is_raised_where_its_rows_are_asked_for(captured, tokenizer, records):
     config, micro, _ = captured
-    source = open_cache(config, tokenizer, CPU, quiet, run_sources(config).stages)
+    source = open_of(config, tokenizer, quiet)
     strange = collate([encode(demo.record("multi", 99), tokenizer)], tokenizer.pad_token_id)
     source.prefetch([first(micro, tokenizer, records, 0), strange], 1.0)
-    source.signal(first(micro, tokenizer, records, 0), 1.0)
+    source.targets(first(micro, tokenizer, records, 0), 1.0)
     with pytest.raises(ValueError, match=f"record {strange.record_ids[0]} is not in .*capture the cache again"):
-        source.signal(strange, 1.0)
+        source.targets(strange, 1.0)
     source.close()
 
 
 def test_a_missing_record_is_left_out_and_named(captured, tokenizer, records):
     config, micro, _ = captured
     said = []
-    source = open_cache(config, tokenizer, CPU, said.append, run_sources(config).stages)
-    assert "1 records got no signal and are left out" in said[0]
+    source = open_of(config, tokenizer, said.append)
+    assert "1 records got no targets and are left out" in said[0]
     batches = StepBatches(
         run_sources(config).stages[0],
         tokenizer,
@@ -140,16 +153,16 @@ def test_a_missing_record_is_left_out_and_named(captured, tokenizer, records):
     )
     (step,) = next(iter(batches))
     assert step.no_signal == (micro.record_ids[5],) and len(step.record_ids) == 5 and step.left_out == ()
-    source.signal(step, 2.0)
+    source.targets(step, 2.0)
     with pytest.raises(
-        ValueError, match=f"record {micro.record_ids[5]} got no signal when .* was captured: the server refused it"
+        ValueError, match=f"record {micro.record_ids[5]} got no targets when .* was captured: the server refused it"
     ):
-        source.signal(first(micro, tokenizer, records, 5), 1.0)
+        source.targets(first(micro, tokenizer, records, 5), 1.0)
     source.close()
 
 
 def test_the_nearest_temperature_of_the_cache_is_used(captured, tokenizer):
-    source = open_cache(captured[0], tokenizer, CPU, quiet, run_sources(captured[0]).stages)
+    source = open_of(captured[0], tokenizer, quiet)
     assert [source.temperature(t) for t in (1.0, 1.04, 0.96, 1.96, 2.05)] == [1.0, 1.0, 1.0, 2.0, 2.0]
     with pytest.raises(ValueError, match=r"training wants temperature 1.5 and the cache has \[1.0, 2.0\]"):
         source.temperature(1.5)
@@ -159,7 +172,7 @@ def test_the_nearest_temperature_of_the_cache_is_used(captured, tokenizer):
         Path(captured[0].teacher.cache.path).parent / "run.yaml",
         ["loss.weights={hard: 0.5, truth: 0.5}", "loss.temperature.start=9.0"],
     )
-    source = open_cache(hard, tokenizer, CPU, quiet, run_sources(hard).stages)
+    source = open_of(hard, tokenizer, quiet)
     assert source.temperature(9.0) == 2.0
     source.close()
 
@@ -195,7 +208,7 @@ def test_every_difference_is_refused_at_once_with_both_values(captured, tokenize
     another.add_tokens(["<new>"])
     another.chat_template += " "
     with pytest.raises(ValueError) as caught:
-        open_cache(other, another, CPU, quiet, run_sources(other).stages)
+        open_of(other, another, quiet)
     text = str(caught.value)
     for wanted in (
         f"kind was '{cache.kind}' and is '{changed['kind']}'",
@@ -225,11 +238,11 @@ def test_a_seed_batch_size_or_folder_of_training_is_free(captured, tokenizer, te
             "teacher": config.teacher.model_copy(update={"path": str(tmp_path / "moved")}),
         }
     )
-    open_cache(free, tokenizer, CPU, quiet, run_sources(free).stages).close()
+    open_of(free, tokenizer, quiet).close()
     # Without its weights the teacher's name is what is compared.
     (tmp_path / "moved" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="identity teacher was"):
-        open_cache(free, tokenizer, CPU, quiet, run_sources(free).stages)
+        open_of(free, tokenizer, quiet)
 
 
 def test_a_cache_that_is_not_there_or_not_finished(captured, tokenizer, tmp_path):
@@ -237,11 +250,11 @@ def test_a_cache_that_is_not_there_or_not_finished(captured, tokenizer, tmp_path
     cache = config.teacher.cache.model_copy(update={"path": str(tmp_path / "none")})
     none = config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": cache})})
     with pytest.raises(NotCaptured, match="none: there is no cache yet; launch/capture.py runs the teacher once"):
-        open_cache(none, tokenizer, CPU, quiet, run_sources(none).stages)
+        open_of(none, tokenizer, quiet)
     shutil.copytree(config.teacher.cache.path, tmp_path / "none")
     (tmp_path / "none" / "manifest.json").unlink()
     with pytest.raises(NotCaptured, match=r"its capture was not finished \(2 shards are there, and are kept\)"):
-        open_cache(none, tokenizer, CPU, quiet, run_sources(none).stages)
+        open_of(none, tokenizer, quiet)
 
 
 def test_another_tokenizer_is_refused_by_its_first_difference(captured, teacher_folder, tmp_path):
@@ -276,8 +289,8 @@ def test_seeds_are_of_record_and_position_alone(tokenizer, records):
 def test_a_live_teacher_draws_anew_in_each_step_and_the_same_in_the_same(captured, tokenizer, records):
     config, micro, _ = captured
     teacher = config.teacher.model_copy(update={"cache": None, "targets": "sampled", "num_draws": 30})
-    live = LiveTeacher(config.model_copy(update={"teacher": teacher}), {}, len(tokenizer), CPU)
-    one, same, other = (live.signal(micro, 1.5, step) for step in (0, 0, 1))
+    live = open_live(OpenTeacher.for_run(config.model_copy(update={"teacher": teacher}), {}, tokenizer, CPU, quiet, ()))
+    one, same, other = (live.targets(micro, 1.5, step) for step in (0, 0, 1))
     assert torch.equal(one.probs, same.probs) and not (
         one.probs.shape == other.probs.shape and torch.equal(one.probs, other.probs)
     )

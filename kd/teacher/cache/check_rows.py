@@ -1,4 +1,4 @@
-"""Rows of a teacher's signal on their way into a cache: cut by record, and checked."""
+"""Teacher's rows on their way into a cache: cut by record, and checked."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ from kernels.contract import NO_TOKEN
 _MOST_ENTROPY = 15.999  # nats, what 16 bits hold
 
 
-def slice_rows(signal: TeacherSamples | TeacherTopK, start: int, stop: int) -> TeacherSamples | TeacherTopK:
-    """Rows [start, stop) of every field, on the CPU."""
-    by_temperature = {"log_probs_t", "log_tail", "entropy_t"} | (
-        {"ids", "counts"} if isinstance(signal, TeacherSamples) else set()
-    )
+def slice_rows(rows: TeacherSamples | TeacherTopK, start: int, stop: int) -> TeacherSamples | TeacherTopK:
+    """Cut rows [start, stop) out of every field, on the CPU."""
+    by_temperature = {"log_probs_t", "log_tail", "entropy_t"}
+    if isinstance(rows, TeacherSamples):
+        by_temperature |= {"ids", "counts"}
     cut = {
         name: (value[:, start:stop] if name in by_temperature else value[start:stop]).cpu()
-        for name, value in signal._asdict().items()
+        for name, value in rows._asdict().items()
         if isinstance(value, Tensor)
     }
-    return signal._replace(**cut)
+    return rows._replace(**cut)
 
 
 def check_rows(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | None:
-    """Why these rows cannot be stored under the spec, or None: another kind or shape, a number that no teacher
-    gives.
+    """Find out why these rows cannot be stored under the spec: another kind or shape, a number that no teacher gives.
+
+    Returns:
+        The first problem in words, or None.
     """
     wanted = TeacherSamples if spec.kind == "sampled" else TeacherTopK
     if not isinstance(rows, wanted):
         return f"a {spec.kind} cache takes {wanted.__name__}, not {type(rows).__name__}"
     if rows.temperatures != spec.temperatures:
         return f"its rows are at temperatures {rows.temperatures}, those of the cache at {spec.temperatures}"
-    return (
-        _misshapen(spec, rows)
-        or _bad_entropies(spec, rows)
-        or (_bad_samples if spec.kind == "sampled" else _bad_top_k)(spec, rows)
-    )
+    problem = _check_shapes(spec, rows) or _check_entropies(spec, rows)
+    if problem is not None:
+        return problem
+    return _check_samples(spec, rows) if isinstance(rows, TeacherSamples) else _check_top_k(spec, rows)
 
 
-def _misshapen(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | None:
+def _check_shapes(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | None:
     n, m = len(rows.argmax), len(spec.temperatures)
     shapes = {"entropy": (n,), "entropy_t": (m, n), "argmax": (n,)}
-    if spec.kind == "sampled":
+    if isinstance(rows, TeacherSamples):
         if rows.num_draws != spec.num_draws:
             return f"its rows have {rows.num_draws} draws, those of the cache {spec.num_draws}"
-        shapes |= {"ids": (m, n, spec.num_draws + 1), "counts": (m, n, spec.num_draws + 1)}
+        shapes |= {"ids": (m, n, spec.draws + 1), "counts": (m, n, spec.draws + 1)}
     else:
         shapes |= {"ids": (n, spec.top_k), "log_probs": (n, spec.top_k), "log_tail": (m, n)}
     for name, shape in shapes.items():
@@ -56,7 +57,7 @@ def _misshapen(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | Non
     return None
 
 
-def _bad_entropies(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | None:
+def _check_entropies(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str | None:
     both = torch.cat([rows.entropy[None], rows.entropy_t])
     if not spec.has_entropy:
         return (
@@ -70,7 +71,7 @@ def _bad_entropies(spec: CacheSpec, rows: TeacherSamples | TeacherTopK) -> str |
     return None
 
 
-def _bad_samples(spec: CacheSpec, rows: TeacherSamples) -> str | None:
+def _check_samples(spec: CacheSpec, rows: TeacherSamples) -> str | None:
     ids, counts, used = rows.ids, rows.counts, rows.ids != NO_TOKEN
     if (used & ((ids < 0) | (ids >= spec.vocab_size))).any():
         return f"a drawn token is not below vocab_size, {spec.vocab_size}"
@@ -88,7 +89,7 @@ def _bad_samples(spec: CacheSpec, rows: TeacherSamples) -> str | None:
     return None
 
 
-def _bad_top_k(spec: CacheSpec, rows: TeacherTopK) -> str | None:
+def _check_top_k(spec: CacheSpec, rows: TeacherTopK) -> str | None:
     ids, log_probs, log_tail = rows.ids, rows.log_probs, rows.log_tail
     if ((ids < 0) | (ids >= spec.vocab_size)).any():
         return f"a kept token is not below vocab_size, {spec.vocab_size}"

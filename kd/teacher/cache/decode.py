@@ -1,4 +1,4 @@
-"""Records of memory-mapped shards as a SparseTeacher."""
+"""Decoder of a cache: records of memory-mapped shards as a SparseTeacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Part = tuple[Shard, int]  # a record: its shard, and its place in it
 
 
 def decode(spec: CacheSpec, parts: Sequence[Part], t: int) -> SparseTeacher:
-    """The rows of the records at spec.temperatures[t], one record after another.
+    """Decode the rows of the records at spec.temperatures[t], one record after another, to CPU tensors.
 
     Raises:
         CacheError: bytes that no writer makes.
@@ -31,20 +31,20 @@ def decode(spec: CacheSpec, parts: Sequence[Part], t: int) -> SparseTeacher:
         probs = _top_k_probs(spec, _rows(parts, "log_probs"), log_tail, spec.temperatures[t])
     else:
         num_rows = np.array([shard.num_rows[i] for shard, i in parts])
-        spans = [(shard, shard.first_entry[t, i], shard.first_entry[t, i + 1]) for shard, i in parts]
+        spans = [(shard, *shard.entry_span(t, i)) for shard, i in parts]
         size = spec.entry_bytes
         data = [shard.tensors[f"data_{t}"][a * size : b * size] for shard, a, b in spans]
         ids, counts = unpack_samples(spec, data, num_rows, np.array([b - a for _, a, b in spans]))
-        probs = torch.from_numpy(counts).float().div_(spec.num_draws)
+        probs = torch.from_numpy(counts).float().div_(spec.draws)
         log_tail = torch.full((len(ids),), -float("inf"))
     ids = torch.from_numpy(ids)
     return SparseTeacher(ids, probs, log_tail, entropy, entropy_t, ids[:, 0].clone(), spec.kind)
 
 
 def no_rows(spec: CacheSpec) -> SparseTeacher:
-    """What no records decode to."""
+    """Return the SparseTeacher that no records decode to."""
     nothing = torch.zeros(0)
-    width = spec.top_k if spec.kind == "topk" else 1
+    width = spec.kept if spec.kind == "topk" else 1
     ids = torch.zeros(0, width, dtype=torch.int32)
     return SparseTeacher(
         ids, torch.zeros(0, width), nothing, nothing.clone(), nothing.clone(), ids[:, 0].clone(), spec.kind
@@ -52,7 +52,7 @@ def no_rows(spec: CacheSpec) -> SparseTeacher:
 
 
 def _top_k_probs(spec: CacheSpec, stored: NDArray, log_tail: Tensor, temperature: float) -> Tensor:
-    """[n, K] at the temperature: (1 - tail) p_k^(1/T) / sum over k of p_k^(1/T), p at T = 1 as stored."""
+    """Return probabilities [n, K] at the temperature: (1 - tail) p_k^(1/T) / sum over k of p_k^(1/T), p as stored."""
     if spec.precision == "fp32" and temperature == 1.0:
         return torch.from_numpy(stored).exp()  # they sum to 1 - tail as they are
     log_probs = torch.from_numpy(stored if spec.precision == "fp32" else unpack_log_probs(stored))
@@ -69,6 +69,6 @@ def _rows(parts: Sequence[Part], name: str, t: int | None = None) -> NDArray:
 
 
 def _row_parts(parts: Sequence[Part], name: str, t: int | None = None) -> list[NDArray]:
-    """Each record's rows of a tensor that has rows first, or behind a temperature's place. Views: nothing is copied."""
+    """List each record's rows of a tensor that has rows first, or behind a temperature's place, as views."""
     whole = [shard.tensors[name] if t is None else shard.tensors[name][t] for shard, _ in parts]
     return [tensor[shard.first_row[i] : shard.first_row[i + 1]] for tensor, (shard, i) in zip(whole, parts)]

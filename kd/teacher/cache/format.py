@@ -1,5 +1,4 @@
-"""A teacher's signal on disk, addressed by content. This page is the format; reader.py, writer.py and shard.py
-implement it.
+"""Format of a teacher's targets on disk, addressed by content. reader.py, writer.py and shard.py implement it.
 
 A cache is a folder with manifest.json and the shards shard-000000.safetensors, shard-000001.safetensors, ... Nothing
 else in it is read. All numbers are little-endian. V is the vocabulary's size, M the number of temperatures, and id_bits
@@ -11,11 +10,11 @@ manifest.json
     spec      kind ("sampled" or "topk"), vocab_size, id_bits, temperatures, num_draws (sampled), top_k (topk),
               precision ("16bit" or "fp32", of topk), has_entropy (false of an endpoint's topk at T = 1, which tells
               none); null for what the kind does not have
-    identity  names and values, all strings, of what the signal is of: teacher, revision, weights, tokenizer, template,
+    identity  names and values, all strings, that the targets are of: teacher, revision, weights, tokenizer, template,
               data, seed, ...
     shards    a list, shard i named shard-{i:06}.safetensors: name, bytes, sha256 of the file (hex), blocks (the CRC-32
               of each 64 KiB of it, 8 hex digits each, so that damage can be told by place), records, rows
-    missing   a list of records that got no signal: key (hex), record_id, reason
+    missing   a list of records that got no targets: key (hex), record_id, reason
     sha256    of the same canonical JSON without this key and without "\\n"
 
 A shard holds the R records of a fixed run of capture batches, so that its bytes do not depend on who wrote it. Its
@@ -48,12 +47,12 @@ topk: the K = top_k best tokens, the argmax first
                there are none
     The probabilities at T are (1 - e^log_tail_T) p_k^(1/T) / sum_k p_k^(1/T); fp32 ones at T = 1 are taken as they are.
 
-While a cache is being written, shard-000000.json, a manifest of that one shard and of its records that got no signal,
+While a cache is being written, shard-000000.json, a manifest of that one shard and of its records that got no targets,
 stands beside each shard that is whole; manifest.json comes last, and takes these away. Where shards are written again
 later (--retry-missing, or a damaged one) the manifest is of the old ones until then, and reading refuses the new ones
 by name. A capture may leave refused.jsonl, lines of the data that it refused, and, killed, .records-*.jsonl. Every
 other file is written under another name (.NAME.*.part), flushed to disk and renamed, so that a reader, or a capture
-that goes on after a kill, sees it whole or not at all.
+that resumes after a kill, sees it whole or not at all.
 
 Invariants
     Nothing of a shard is given out before its SHA-256 was checked in the process that asks. A file that is damaged, cut

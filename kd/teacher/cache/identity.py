@@ -1,5 +1,4 @@
-"""What a cache of the teacher's signal is of, in named strings: the teacher, what records are rendered with, and the
-data.
+"""Identity of a cache, as named strings: the teacher, the tokenizer and template of the records, and the data.
 
 All but the teacher's name are hashes of content, so that a folder may move and a cache may not silently be another's.
 `seed` and `batches` are of the capture alone: a training run may have others.
@@ -9,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from kd.config.schema import RunConfig, Teacher
+from kd.config.schema import Data, Teacher, TeacherCache
 from kd.distributed.collectives import on_rank_0
 from kd.hashing import HASH_DIGITS, hash_text
 from kd.models.weight_files import weights_hash
@@ -20,9 +20,13 @@ from kd.teacher.cache.spec import CacheSpec
 CAPTURE_ALONE = ("seed", "batches")
 
 
-def cache_spec(config: RunConfig, vocab_size: int) -> CacheSpec:
-    """What the configuration's cache holds of each row; vocab_size: len(tokenizer)."""
-    cache = config.teacher.cache
+def cache_spec(cache: TeacherCache, vocab_size: int, *, has_entropy: bool) -> CacheSpec:
+    """Make the spec of the cache that the configuration describes.
+
+    Args:
+        vocab_size: len(tokenizer).
+        has_entropy: False of an endpoint's, which tells none.
+    """
     return CacheSpec(
         cache.kind,
         vocab_size,
@@ -30,23 +34,24 @@ def cache_spec(config: RunConfig, vocab_size: int) -> CacheSpec:
         cache.num_draws,
         cache.top_k,
         cache.precision or "16bit",
-        has_entropy=config.teacher.endpoint is None,
+        has_entropy=has_entropy,
     )
 
 
-def cache_identity(config: RunConfig, tokenizer, sources: Sequence[Source]) -> dict[str, str]:
-    """The identity of the cache that `config` names, but for CAPTURE_ALONE. All ranks call it; rank 0 reads, and tells
-    the others.
+def cache_identity(teacher: Teacher, data: Data, tokenizer: Any, sources: Sequence[Source]) -> dict[str, str]:
+    """Make the identity of a cache of this teacher over these records, but for CAPTURE_ALONE.
 
-    `weights` is left out where the teacher's weights are not on this machine, as when training on another than
-    captured.
+    All ranks call it together; rank 0 reads and hashes, and tells the others. `weights` is left out where the teacher's
+    weights are not on this machine, as when training on another than captured.
+
+    Args:
+        sources: records of each stage, in the order of data.stages.
     """
-    return on_rank_0(lambda: _identity(config, tokenizer, sources))
+    return on_rank_0(lambda: _identity(teacher, data, tokenizer, sources))
 
 
-def _identity(config: RunConfig, tokenizer, sources: Sequence[Source]) -> dict[str, str]:
-    data = config.data
-    identity = _teacher(config.teacher) | {
+def _identity(teacher: Teacher, data: Data, tokenizer: Any, sources: Sequence[Source]) -> dict[str, str]:
+    identity = _teacher(teacher) | {
         "tokenizer": tokenizer_hash(tokenizer),
         "template": hash_text(json.dumps(tokenizer.chat_template, sort_keys=True)),
     }
@@ -59,7 +64,7 @@ def _identity(config: RunConfig, tokenizer, sources: Sequence[Source]) -> dict[s
 
 
 def _teacher(teacher: Teacher) -> dict[str, str]:
-    """A server shows no weights: what it serves is known by the name that it gives it, wherever it runs."""
+    """Name the teacher; of a server, which shows no weights, by the name that it serves the model under."""
     if teacher.endpoint is not None:
         return {"teacher": f"{teacher.endpoint.model}, of an endpoint", "entropy": "none"}
     weights = weights_hash(teacher.path, teacher.revision)
@@ -67,11 +72,8 @@ def _teacher(teacher: Teacher) -> dict[str, str]:
     return identity if weights is None else identity | {"weights": weights}
 
 
-def tokenizer_hash(tokenizer) -> str:
-    """Of all that decides which ids a text has. How a batch is padded or cut is a setting of calls, and no part of
-    it.
-    """
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash all that decides which ids a text has; padding and truncation are settings of calls, and left out."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    return hash_text(
-        json.dumps({k: v for k, v in content.items() if k not in ("padding", "truncation")}, sort_keys=True)
-    )
+    kept = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+    return hash_text(json.dumps(kept, sort_keys=True))

@@ -1,4 +1,4 @@
-"""What is wrong with a shard's file, said by place: nothing of a shard is used before this was asked."""
+"""Shard integrity: size, SHA-256, CRC-32 per 64 KiB; no byte of a shard is used before this was asked."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kd.teacher.cache.shard import blocks_of, read_tag, sha256_of, shard_tag
 from kd.teacher.cache.spec import CacheError
 
 
-def damage(path: Path, info: ShardInfo, cache_digest: str, index: int) -> str | None:
-    """What is wrong with the file at `path` that should be shard `index` as `info` has it, or None. Reads all of it."""
-    problem = wrong_size(path, info) or _changed(path, info)
+def find_damage(path: Path, info: ShardInfo, cache_digest: str, index: int) -> str | None:
+    """Read a whole file that should be shard `index` as `info` has it; return the damage in words, or None."""
+    problem = check_size(path, info) or _find_changes(path, info)
     if problem is None:
         return None
     try:
@@ -27,8 +27,8 @@ def damage(path: Path, info: ShardInfo, cache_digest: str, index: int) -> str | 
     return problem
 
 
-def wrong_size(path: Path, info: ShardInfo) -> str | None:
-    """Whether the file is missing or of another length: what can be told without reading it."""
+def check_size(path: Path, info: ShardInfo) -> str | None:
+    """Say that the file is missing or of another length, or return None; its bytes are not read."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def wrong_size(path: Path, info: ShardInfo) -> str | None:
     return None
 
 
-def _changed(path: Path, info: ShardInfo) -> str | None:
+def _find_changes(path: Path, info: ShardInfo) -> str | None:
     try:
         with (
             path.open("rb") as file,

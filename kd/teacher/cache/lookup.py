@@ -1,4 +1,4 @@
-"""Where a record's rows are: an index by content of all shards, 32 bytes a record in memory."""
+"""Lookup of a record's rows: an index by content of all shards, 32 bytes a record in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Lookup:
         self._records = np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in counts)])[order]
 
     def find(self, keys: Sequence[bytes], row_digests: Sequence[bytes]) -> tuple[list[int], list[int], int | None]:
-        """Shard and place in it of each record, and which of them is the first that is not there, if any."""
+        """Find records: the shard and the place in it of each, and the index of the first that is not there, if any."""
         wanted = np.frombuffer(b"".join(k + d for k, d in zip(keys, row_digests, strict=True)), _PAIR)
         if not len(self._pairs):
             return [], [], 0
@@ -38,6 +38,6 @@ class Lookup:
         return self._shards[at].tolist(), self._records[at].tolist(), int(absent[0]) if len(absent) else None
 
     def has_key(self, key: bytes) -> bool:
-        """Whether a record of these tokens is there, with whatever rows."""
+        """Tell whether a record of these tokens is there, with whatever rows."""
         at = np.searchsorted(self._pairs, np.frombuffer(key + bytes(DIGEST_BYTES), _PAIR))[0]
         return self._pairs[at : at + 1].tobytes()[:KEY_BYTES] == key

@@ -1,4 +1,4 @@
-"""What a cache says of itself: JSON files that carry their own hash and appear whole or not at all.
+"""Manifest of a cache: JSON files that carry their own hash and appear whole or not at all.
 
 A file's text is canonical (keys sorted, no spaces, ASCII, one line) and its "sha256" is that of the canonical text
 without it. Read back, it must be the very bytes that its content would be written as, so that no bit of it can change
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kd.atomic_files import publish
-from kd.teacher.cache.spec import CacheError, CacheSpec, Missing, checked
+from kd.teacher.cache.spec import CacheError, CacheSpec, Missing, check_spec
 
 MANIFEST = "manifest.json"
 FORMAT = "spanwise teacher cache 1"
@@ -31,7 +31,7 @@ class _Strict(BaseModel):
 
 
 class ShardInfo(_Strict):
-    """A shard as it was written."""
+    """Shard as it was written."""
 
     name: str = Field(pattern=_NAME)
     bytes: int = Field(ge=0)
@@ -59,13 +59,11 @@ class _Missing(_Strict):
 
 
 class Unreadable(CacheError):
-    """A manifest or sidecar that is not there, is damaged, or is of another version of the format."""
+    """Manifest or sidecar that is not there, is damaged, or is of another version of the format."""
 
 
 class Manifest(_Strict):
-    """manifest.json of a finished cache; a shard's sidecar, while there is none, has that shard alone and its own
-    format.
-    """
+    """Content of manifest.json of a finished cache; a sidecar has one shard alone and its own format."""
 
     format: str
     spec: _Spec
@@ -75,12 +73,13 @@ class Manifest(_Strict):
 
     @property
     def cache_spec(self) -> CacheSpec:
+        """Spec of the cache."""
         s = self.spec
         return CacheSpec(s.kind, s.vocab_size, tuple(s.temperatures), s.num_draws, s.top_k, s.precision, s.has_entropy)
 
     @model_validator(mode="after")
     def _of_one_cache(self) -> Manifest:
-        if checked(self.cache_spec).id_bits != self.spec.id_bits:
+        if check_spec(self.cache_spec).id_bits != self.spec.id_bits:
             raise ValueError(f"id_bits is {self.spec.id_bits} at a vocabulary of {self.spec.vocab_size}")
         if self.format == FORMAT and any(info.name != shard_name(index) for index, info in enumerate(self.shards)):
             raise ValueError("shards are not numbered from 0")
@@ -88,13 +87,14 @@ class Manifest(_Strict):
 
 
 def shard_name(index: int) -> str:
+    """Return the file name of shard `index`."""
     return f"shard-{index:06d}.safetensors"
 
 
 def make(
     spec: CacheSpec, identity: dict[str, str], shards: Sequence[ShardInfo], missing: Sequence[Missing] = ()
 ) -> Manifest:
-    """Raises CacheError for an identity that is not all text."""
+    """Make the manifest of a cache. Raises CacheError for an identity that is not all text."""
     fields = spec._asdict() | {"temperatures": list(spec.temperatures), "id_bits": spec.id_bits}
     named = [_Missing(key=m.key.hex(), record_id=m.record_id, reason=m.reason) for m in missing]
     try:
@@ -106,20 +106,24 @@ def make(
 def make_sidecar(
     spec: CacheSpec, identity: dict[str, str], info: ShardInfo, missing: Sequence[Missing] = ()
 ) -> Manifest:
-    """What stands beside one shard until all are there; `missing`: of its records."""
+    """Make the sidecar, which stands beside one shard until all are there; `missing`: of its records."""
     return make(spec, identity, [], missing).model_copy(update={"format": SIDECAR_FORMAT, "shards": [info]})
 
 
 def cache_digest(spec: CacheSpec, identity: dict[str, str]) -> str:
-    """32 hex digits that a shard carries to say which cache it is of."""
+    """Hash spec and identity to the 32 hex digits by which a shard names its cache."""
     return _short(make(spec, identity, []).model_dump())
 
 
 def content_of(manifest: Manifest) -> dict[str, str]:
-    """What of a finished cache training depends on, in short: `signal`, of spec, identity and every byte of the shards;
-    `missing`, of which records have none. Where the cache lies is no part of it, nor the reasons of the missing.
+    """Summarise the content of a finished cache that training depends on; checkpoints keep it.
 
-    Another cut into shards is another signal: telling that it is not would take reading all of them.
+    Its folder is no part of it, nor the reasons of the missing. Another cut into shards is other content: telling that
+    it is not would take reading all of them.
+
+    Returns:
+        "signal": hash of spec, identity and every byte of the shards (named so in checkpoints of every version);
+        "missing": number and hash of the keys of records without targets.
     """
     keys = sorted(m.key for m in manifest.missing)
     said = {
@@ -131,13 +135,13 @@ def content_of(manifest: Manifest) -> dict[str, str]:
 
 
 def write(path: Path, manifest: Manifest) -> None:
-    """Publish `manifest` at `path`, replacing what is there. Raises OSError; `path` is then as it was."""
+    """Publish `manifest` at `path`, replacing the file there. Raises OSError; `path` is then as it was."""
     content = manifest.model_dump()
     publish(path, _text(content | {"sha256": hashlib.sha256(_text(content)).hexdigest()}) + b"\n")
 
 
-def read(path: Path, form: str = FORMAT) -> Manifest:
-    """The manifest, or with SIDECAR_FORMAT the sidecar, at `path`.
+def read(path: Path, file_format: str = FORMAT) -> Manifest:
+    """Read the manifest, or with SIDECAR_FORMAT the sidecar, at `path`.
 
     Raises:
         Unreadable: it is not there, is damaged, or is of another version of the format.
@@ -160,9 +164,10 @@ def read(path: Path, form: str = FORMAT) -> Manifest:
             raise ValueError("it does not have the SHA-256 that it was written with")
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"{path} is damaged ({error}): restore it, or capture the cache again") from error
-    if content.get("format") != form:
+    if content.get("format") != file_format:
         raise Unreadable(
-            f"{path} is of format {content.get('format')!r} and this program reads {form!r}: capture the cache again"
+            f"{path} is of format {content.get('format')!r} and this program reads {file_format!r}: capture the cache "
+            "again"
         )
     try:
         return Manifest.model_validate(content)
@@ -170,9 +175,11 @@ def read(path: Path, form: str = FORMAT) -> Manifest:
         raise Unreadable(f"{path} says what no cache can be ({_shown(error)}): capture the cache again") from error
 
 
-def differences(ours: Manifest, theirs: Manifest) -> str:
-    """'key was X and is Y' for each key of spec and identity that differs, X being theirs, the cache's; '' where none
-    does.
+def describe_differences(ours: Manifest, theirs: Manifest) -> str:
+    """Write 'key was X and is Y' for each key of spec and identity that differs, X being theirs, the cache's.
+
+    Returns:
+        The list in words; "" where nothing differs.
     """
     was, now = ({**m.spec.model_dump(), **{f"identity {k}": v for k, v in m.identity.items()}} for m in (theirs, ours))
     return "; ".join(
@@ -187,7 +194,7 @@ def _text(content: Any) -> bytes:
 
 
 def _short(content: Any) -> str:
-    """32 hex digits of its hash."""
+    """Hash canonical JSON to 32 hex digits."""
     return hashlib.sha256(_text(content)).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""Reading a finished cache. The layout is in kd/teacher/cache/format.py."""
+"""Reader of a finished cache. The layout is in kd/teacher/cache/format.py."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from pathlib import Path
 
 from kd.teacher.cache import manifest as manifests
 from kd.teacher.cache.decode import decode, no_rows
-from kd.teacher.cache.integrity import damage, wrong_size
+from kd.teacher.cache.integrity import check_size, find_damage
 from kd.teacher.cache.lookup import Lookup
 from kd.teacher.cache.manifest import MANIFEST
 from kd.teacher.cache.shard import Shard, open_shard
-from kd.teacher.cache.spec import CacheError, CacheSpec, checked
+from kd.teacher.cache.spec import CacheError, CacheSpec, check_spec
 from kernels import SparseTeacher
 
 _REMEDY = "restore it, or start its capture again, which writes that shard anew"
 
 
 class CacheReader:
-    """A finished cache, memory-mapped. Threads may share one, and a process forked from one that has it may go on
-    reading.
+    """Finished cache, memory-mapped. Threads may share one, and a process forked from one that has it may read on.
 
     Attributes:
-        spec, manifest: what it holds.
-        missing: key of each record that got no signal, and why.
+        spec, manifest: of the cache.
+        missing: key of each record without targets -> the reason.
 
     Args:
-        identity, spec: what the cache must be of; None leaves it unasked.
+        identity, spec: that the cache must have; None leaves it unasked.
 
     Raises:
         CacheError: no finished cache; another spec or identity (every difference, with both values); a shard that is
@@ -38,14 +37,15 @@ class CacheReader:
         self.manifest = manifests.read(self._folder / MANIFEST)
         self.spec = self.manifest.cache_spec
         wanted = manifests.make(
-            self.spec if spec is None else checked(spec), self.manifest.identity if identity is None else identity, []
+            self.spec if spec is None else check_spec(spec),
+            self.manifest.identity if identity is None else identity,
+            [],
         )
-        other = manifests.differences(wanted, self.manifest)
+        other = manifests.describe_differences(wanted, self.manifest)
         if other:
             raise CacheError(
                 f"{self._folder} is a cache of something else: {other}; undo that change, or capture into another "
-                "folder with "
-                "launch/capture.py and name it in teacher.cache.path"
+                "folder with launch/capture.py and name it in teacher.cache.path"
             )
         self.missing = {bytes.fromhex(m.key): m.reason for m in self.manifest.missing}
         self._digest = manifests.cache_digest(self.spec, self.manifest.identity)
@@ -57,7 +57,7 @@ class CacheReader:
     def read(
         self, keys: Sequence[bytes], row_digests: Sequence[bytes], num_rows: Sequence[int], temperature: float
     ) -> SparseTeacher:
-        """The signal of some records' rows, one record after another, on the CPU.
+        """Read the targets of some records' rows, one record after another, on the CPU.
 
         Args:
             keys, row_digests, num_rows: of each record (kd/batching/record_key.py).
@@ -72,23 +72,21 @@ class CacheReader:
         if float(temperature) not in self.spec.temperatures:
             raise CacheError(
                 f"{self._folder} has the temperatures {list(self.spec.temperatures)}, not {temperature}: ask for one "
-                "of them, or "
-                "capture it"
+                "of them, or capture it"
             )
         t = self.spec.temperatures.index(float(temperature))
         if not keys:
             return no_rows(self.spec)
         shards, records, absent = self._lookup.find(keys, row_digests)
         if absent is not None:
-            raise self._not_there(keys[absent])
-        checked = {index: self._checked(index) for index in set(shards)}
+            raise self._explain_absence(keys[absent])
+        checked = {index: self._check(index) for index in set(shards)}
         parts = [(checked[index], record) for index, record in zip(shards, records)]
         for (shard, record), key, wanted in zip(parts, keys, num_rows, strict=True):
             if shard.num_rows[record] != wanted:
                 raise CacheError(
                     f"record {key.hex()} has {wanted} supervised positions and {shard.num_rows[record]} in "
-                    f"{self._folder}: capture the "
-                    "cache again"
+                    f"{self._folder}: capture the cache again"
                 )
         try:
             return decode(self.spec, parts, t)
@@ -98,21 +96,19 @@ class CacheReader:
             raise
 
     def verify(self) -> list[str]:
-        """What is wrong with the cache, every byte of every shard read: file and offset of each problem; nothing where
-        all is well.
-        """
+        """Read every byte of every shard; list the damage by file and offset."""
         found = (
-            damage(path, info, self._digest, index)
+            find_damage(path, info, self._digest, index)
             for index, (path, info) in enumerate(zip(self._paths, self.manifest.shards))
         )
         return [problem for problem in found if problem]
 
     def _open(self, index: int) -> Shard:
-        """Shard `index`, no more than its header and lengths checked."""
+        """Map shard `index`; its header and lengths are checked, no more."""
         info, path = self.manifest.shards[index], self._paths[index]
         try:
             shard = open_shard(path, self.spec)
-            if (len(shard.num_rows), shard.first_row[-1]) == (info.records, info.rows) and not wrong_size(path, info):
+            if (len(shard.num_rows), shard.first_row[-1]) == (info.records, info.rows) and not check_size(path, info):
                 return shard
             problem = (
                 f"{path} has {len(shard.num_rows)} records and {shard.first_row[-1]} rows, the manifest "
@@ -120,23 +116,23 @@ class CacheReader:
             )
         except CacheError as error:
             problem = str(error)
-        raise CacheError(f"{damage(path, info, self._digest, index) or problem}; {_REMEDY}")
+        raise CacheError(f"{find_damage(path, info, self._digest, index) or problem}; {_REMEDY}")
 
-    def _checked(self, index: int) -> Shard:
-        """The shard, every byte of which was as written when this process first used it."""
+    def _check(self, index: int) -> Shard:
+        """Return the shard, its every byte checked when this process first uses it."""
         info, path = self.manifest.shards[index], self._paths[index]
         # Cut short while it is mapped, a file would kill the process at the first byte that it no longer has.
         if self._whole[index]:
-            problem = wrong_size(path, info)
+            problem = check_size(path, info)
         else:
             self._shards[index] = self._open(index)  # mended since the cache was opened, it is another file
-            problem = damage(path, info, self._digest, index)
+            problem = find_damage(path, info, self._digest, index)
         if problem:
             raise CacheError(f"{problem}; {_REMEDY}")
         self._whole[index] = True
         return self._shards[index]
 
-    def _not_there(self, key: bytes) -> CacheError:
+    def _explain_absence(self, key: bytes) -> CacheError:
         damaged = self.verify()  # a record whose key was damaged is not absent
         if damaged:
             return CacheError(
@@ -145,15 +141,15 @@ class CacheReader:
         if self._lookup.has_key(key):
             return CacheError(
                 f"record {key.hex()} is in {self._folder} with other supervised positions: its spans changed since "
-                "capture; undo that, "
-                "or capture the cache again"
+                "capture; undo that, or capture the cache again"
             )
         if key in self.missing:
-            return CacheError(f"record {key.hex()} got no signal when {self._folder} was captured: {self.missing[key]}")
+            return CacheError(
+                f"record {key.hex()} got no targets when {self._folder} was captured: {self.missing[key]}"
+            )
         return CacheError(
             f"record {key.hex()} is not in {self._folder}: its text, the chat template, the tokenizer or max_length "
-            "changed since "
-            "capture, or its data was not captured; undo that, or capture the cache again"
+            "changed since capture, or its data was not captured; undo that, or capture the cache again"
         )
 
     def _decode_alone(self, index: int, part: tuple[Shard, int], t: int) -> None:

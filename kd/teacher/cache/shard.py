@@ -1,4 +1,4 @@
-"""One shard of a cache: the records of some capture batches as a safetensors file. The layout is described in
+"""Shard of a cache: the records of some capture batches as a safetensors file. The layout is described in
 kd/teacher/cache/format.py.
 """
 
@@ -22,16 +22,18 @@ from kd.teacher.cache.check_rows import check_rows
 from kd.teacher.cache.codec import pack_entropy, pack_ids, pack_log_probs, pack_samples
 from kd.teacher.cache.manifest import BLOCK, MAX_INDEX, ShardInfo, shard_name
 from kd.teacher.cache.spec import CacheError, CacheSpec, Entry
+from kernels import TeacherSamples, TeacherTopK
 
-_TAG = "cache"  # of the file's metadata: which cache it is of, and which of its shards it is
+_TAG = "cache"  # key of the file's metadata: digest of its cache, and its number in it
 
 
 def shard_tag(cache_digest: str, index: int) -> str:
+    """Write the metadata by which a file names its cache and its number in it."""
     return json.dumps([cache_digest, index])
 
 
 def encode_shard(spec: CacheSpec, cache_digest: str, index: int, entries: Sequence[Entry]) -> tuple[bytes, ShardInfo]:
-    """The file's bytes, the same for the same entries, and what the manifest says of them.
+    """Encode records as a file: its bytes, the same for the same entries, and its line in the manifest.
 
     Raises:
         CacheError: rows that are not of the spec, or that no teacher gives; the record's key is named.
@@ -52,12 +54,11 @@ def encode_shard(spec: CacheSpec, cache_digest: str, index: int, entries: Sequen
             "row_digests": np.frombuffer(b"".join(e.row_digest for e in entries), np.uint8).reshape(-1, DIGEST_BYTES),
             "num_rows": np.array([len(e.rows.argmax) for e in entries], np.int32),
         }
-        | (_samples if spec.kind == "sampled" else _top_k)(spec, entries)
+        | _encode_rows(spec, entries)
         | _entropies(spec, entries)
     )
-    tensors = {
-        name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()
-    }  # of a view it would write other bytes, silently
+    # Of a view safetensors would write other bytes, silently.
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     raw = safetensors.numpy.save(tensors, {_TAG: shard_tag(cache_digest, index)})
     return raw, ShardInfo(
         name=shard_name(index),
@@ -70,31 +71,38 @@ def encode_shard(spec: CacheSpec, cache_digest: str, index: int, entries: Sequen
 
 
 def sha256_of(raw: bytes | memoryview) -> str:
+    """Hash a shard's bytes; 64 hex digits."""
     return hashlib.sha256(raw).hexdigest()
 
 
 def blocks_of(raw: bytes | memoryview) -> str:
-    """The CRC-32 of each BLOCK bytes, 8 hex digits each."""
+    """Return the CRC-32 of each BLOCK bytes, 8 hex digits each."""
     return "".join(f"{zlib.crc32(raw[at : at + BLOCK]):08x}" for at in range(0, len(raw), BLOCK))
 
 
-def _samples(spec: CacheSpec, entries: Sequence[Entry]) -> dict[str, NDArray]:
+def _encode_rows(spec: CacheSpec, entries: Sequence[Entry]) -> dict[str, NDArray]:
+    if spec.kind == "sampled":
+        return _samples(spec, [e.rows for e in entries if isinstance(e.rows, TeacherSamples)])
+    return _top_k(spec, [e.rows for e in entries if isinstance(e.rows, TeacherTopK)])
+
+
+def _samples(spec: CacheSpec, records: Sequence[TeacherSamples]) -> dict[str, NDArray]:
     packed = [
-        [pack_samples(spec, e.rows.ids[t].numpy(), e.rows.counts[t].numpy()) for e in entries]
+        [pack_samples(spec, rows.ids[t].numpy(), rows.counts[t].numpy()) for rows in records]
         for t in range(len(spec.temperatures))
     ]
     data = {f"data_{t}": _joined([raw for raw, _ in of_t], np.uint8) for t, of_t in enumerate(packed)}
     return data | {"num_entries": np.array([[n for _, n in of_t] for of_t in packed], np.int32)}
 
 
-def _top_k(spec: CacheSpec, entries: Sequence[Entry]) -> dict[str, NDArray]:
+def _top_k(spec: CacheSpec, records: Sequence[TeacherTopK]) -> dict[str, NDArray]:
     exact = spec.precision == "fp32"
-    ids = np.concatenate([np.zeros((0, spec.top_k), np.int32)] + [e.rows.ids.numpy() for e in entries])
+    ids = np.concatenate([np.zeros((0, spec.kept), np.int32)] + [rows.ids.numpy() for rows in records])
     log_probs = np.concatenate(
-        [np.zeros((0, spec.top_k), np.float32)] + [e.rows.log_probs.float().numpy() for e in entries]
+        [np.zeros((0, spec.kept), np.float32)] + [rows.log_probs.float().numpy() for rows in records]
     )
     log_tail = np.concatenate(
-        [np.zeros((len(spec.temperatures), 0), np.float32)] + [e.rows.log_tail.float().numpy() for e in entries], 1
+        [np.zeros((len(spec.temperatures), 0), np.float32)] + [rows.log_tail.float().numpy() for rows in records], 1
     )
     return {
         "ids": pack_ids(spec, ids),
@@ -120,13 +128,18 @@ def _joined(parts: list[NDArray], dtype: type) -> NDArray:
 
 
 class Shard(NamedTuple):
-    """A shard's tensors, memory-mapped, and where each record begins in them."""
+    """Shard in memory: its tensors, memory-mapped, and each record's start in them."""
 
     tensors: dict[str, NDArray]
     num_rows: NDArray  # [R] int64
     first_row: NDArray  # [R + 1] int64
     first_entry: NDArray | None  # [M, R + 1] int64, of sampled
     tag: str
+
+    def entry_span(self, t: int, record: int) -> tuple[int, int]:
+        """Return the first and the past-the-last entry of a record at temperature number t (sampled)."""
+        assert self.first_entry is not None, "entries are of a sampled cache"
+        return int(self.first_entry[t, record]), int(self.first_entry[t, record + 1])
 
 
 def open_shard(path: Path, spec: CacheSpec) -> Shard:
@@ -135,10 +148,10 @@ def open_shard(path: Path, spec: CacheSpec) -> Shard:
     Raises:
         CacheError: the file is no shard of such a cache; what is wrong in it is named.
     """
-    with _opened(path) as file:
+    with _open_file(path) as file:
         tag = (file.metadata() or {}).get(_TAG, "")
         tensors = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    problem = _misshapen(spec, tensors)
+    problem = _check_tensors(spec, tensors)
     if problem:
         raise CacheError(f"{path} is no shard of this cache: {problem}")
     num_rows = tensors["num_rows"].astype(np.int64)
@@ -147,15 +160,13 @@ def open_shard(path: Path, spec: CacheSpec) -> Shard:
 
 
 def read_tag(path: Path) -> str:
-    """Which shard of which cache the file says it is, as shard_tag; "" where it says nothing. Raises CacheError for an
-    unreadable header.
-    """
-    with _opened(path) as file:
+    """Read the shard_tag that a file carries; "" where it has none. Raises CacheError for an unreadable header."""
+    with _open_file(path) as file:
         return (file.metadata() or {}).get(_TAG, "")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator:
+def _open_file(path: Path) -> Iterator:
     try:
         with safe_open(path, "pt") as file:  # of numpy it would make copies
             yield file
@@ -167,7 +178,7 @@ def _starts(lengths: NDArray) -> NDArray:
     return np.cumsum(np.insert(lengths.astype(np.int64), 0, 0, axis=-1), axis=-1)
 
 
-def _misshapen(spec: CacheSpec, tensors: dict[str, NDArray]) -> str | None:
+def _check_tensors(spec: CacheSpec, tensors: dict[str, NDArray]) -> str | None:
     if "num_rows" not in tensors or tensors["num_rows"].ndim != 1 or tensors["num_rows"].dtype != np.int32:
         return "num_rows is missing or no int32 vector"
     records, temps = len(tensors["num_rows"]), len(spec.temperatures)
@@ -186,7 +197,7 @@ def _misshapen(spec: CacheSpec, tensors: dict[str, NDArray]) -> str | None:
     if spec.kind == "topk":
         wanted |= {
             "ids": (np.uint8, (rows, spec.ids_bytes)),
-            "log_probs": (real, (rows, spec.top_k)),
+            "log_probs": (real, (rows, spec.kept)),
             "log_tail": (np.float32, (temps, rows)),
         }
     else:

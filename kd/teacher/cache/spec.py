@@ -1,4 +1,4 @@
-"""What a cache holds, in numbers: kind, vocabulary, temperatures, and how many bits each thing takes."""
+"""Spec of a cache: kind, vocabulary, temperatures, and the bits that each thing takes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MAX_DRAWS = 255  # a count takes 8 bits at most, so an entry fits 4 bytes at eve
 
 
 class CacheError(SpanwiseError, ValueError):
-    """A cache cannot be written, opened or read; the message names file and place, and the remedy."""
+    """Cache that cannot be written, opened or read; the message names file, place and remedy."""
 
 
 class CacheSpec(NamedTuple):
-    """What is stored of each row."""
+    """Numbers that are stored of each row."""
 
     kind: str  # sampled | topk
     vocab_size: int  # ids are below it
@@ -31,18 +31,30 @@ class CacheSpec(NamedTuple):
 
     @property
     def id_bits(self) -> int:
-        """ceil(log2 vocab_size), at least 1."""
+        """Bits of a token id: ceil(log2 vocab_size), at least 1."""
         return max((self.vocab_size - 1).bit_length(), 1)
 
     @property
+    def draws(self) -> int:
+        """num_draws of a sampled cache."""
+        assert self.num_draws is not None, "num_draws is of a sampled cache"
+        return self.num_draws
+
+    @property
+    def kept(self) -> int:
+        """top_k of a topk cache."""
+        assert self.top_k is not None, "top_k is of a topk cache"
+        return self.top_k
+
+    @property
     def entry_bytes(self) -> int:
-        """Of one drawn token with its count, 0 to num_draws."""
-        return -(-(self.id_bits + self.num_draws.bit_length()) // 8)
+        """Bytes of one drawn token with its count, 0 to num_draws."""
+        return -(-(self.id_bits + self.draws.bit_length()) // 8)
 
     @property
     def ids_bytes(self) -> int:
-        """Of the ids of one row of topk."""
-        return -(-(self.top_k * self.id_bits) // 8)
+        """Bytes of the ids of one row of topk."""
+        return -(-(self.kept * self.id_bits) // 8)
 
     @property
     def tempered(self) -> tuple[int, ...]:
@@ -51,7 +63,7 @@ class CacheSpec(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """The teacher's signal for the n rows of one record, at all temperatures of the spec."""
+    """Teacher's targets for the n rows of one record, at all temperatures of the spec."""
 
     key: bytes  # kd.batching.record_key.record_key
     row_digest: bytes  # kd.batching.record_key.rows_digest
@@ -59,15 +71,15 @@ class Entry(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """A record that got no signal."""
+    """Record that the teacher gave no targets for."""
 
     key: bytes
     record_id: str
     reason: str
 
 
-def checked(spec: CacheSpec) -> CacheSpec:
-    """The spec, its temperatures as a tuple of floats.
+def check_spec(spec: CacheSpec) -> CacheSpec:
+    """Check the spec and return it, its temperatures as a tuple of floats.
 
     Raises:
         CacheError: numbers out of range, or of the other kind.

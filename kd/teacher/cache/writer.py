@@ -1,4 +1,4 @@
-"""Writing a cache: shard after shard, each whole or not there, then the manifest. The layout is in
+"""Writer of a cache: shard after shard, each whole or not there, then the manifest. The layout is in
 kd/teacher/cache/format.py.
 """
 
@@ -11,13 +11,14 @@ from pathlib import Path
 
 from kd.atomic_files import flush, publish
 from kd.teacher.cache import manifest as manifests
-from kd.teacher.cache.integrity import damage
+from kd.teacher.cache.integrity import find_damage
 from kd.teacher.cache.manifest import MANIFEST, Manifest, ShardInfo, shard_name
 from kd.teacher.cache.shard import encode_shard
-from kd.teacher.cache.spec import CacheError, CacheSpec, Entry, Missing, checked
+from kd.teacher.cache.spec import CacheError, CacheSpec, Entry, Missing, check_spec
 
 
 def make_folder(folder: Path) -> None:
+    """Make the cache's folder where it is not there. Raises CacheError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -25,13 +26,13 @@ def make_folder(folder: Path) -> None:
 
 
 class CacheWriter:
-    """One cache folder being written, by one program or by several that write different shards of it.
+    """Cache folder being written, by one program or by several that write different shards of it.
 
     Args:
         folder: made where it is not there.
-        spec: what is stored.
-        identity: what the signal is of (teacher, revision, tokenizer, data, ...), by name.
-        say: told, in words, which shards are written again and why.
+        spec: numbers that are stored of each row.
+        identity: teacher, revision, tokenizer, data, ... of the targets, by name.
+        say: told, in words, of shards that are written again and why.
 
     Raises:
         CacheError: the folder holds a cache, finished or begun, of another spec or identity (both shown), or cannot be
@@ -41,17 +42,18 @@ class CacheWriter:
     def __init__(
         self, folder: str | Path, spec: CacheSpec, identity: dict[str, str], say: Callable[[str], None] = print
     ):
-        self._folder, self._spec, self._identity, self._say = Path(folder), checked(spec), dict(identity), say
+        self._folder, self._spec, self._identity, self._say = Path(folder), check_spec(spec), dict(identity), say
         self._digest = manifests.cache_digest(self._spec, self._identity)
         make_folder(self._folder)
         self._missing: dict[bytes, Missing] = {}
-        self._of_manifest = self._finished()
+        self._of_manifest = self._read_finished()
         for path in sorted(self._folder.glob("shard-*.json")):
-            self._begun(path)
+            self._read_begun(path)
 
     def published(self) -> set[int]:
-        """Indices of shards that are there and whole, every byte checked. Others are told of: they are to be written
-        again.
+        """Return the indices of shards that are there and whole, every byte checked.
+
+        Damaged ones are told of, and are to be written again.
         """
         found = set()
         for path in sorted(self._folder.glob("shard-*.safetensors")):
@@ -66,17 +68,19 @@ class CacheWriter:
         return found
 
     def finished(self) -> bool:
-        """Whether there is a manifest, and no shard was written since."""
+        """Tell whether there is a manifest, and no shard was written since."""
         return (self._folder / MANIFEST).exists() and not any(self._folder.glob("shard-*.json"))
 
     @property
     def missing(self) -> dict[bytes, Missing]:
-        """By key: records that got no signal when a shard that was there already was written."""
+        """Records, by key, that got no targets when a shard that was there already was written."""
         return self._missing
 
     def write_shard(self, index: int, entries: Sequence[Entry], missing: Sequence[Missing] = ()) -> int:
-        """Publish the records of one fixed run of capture batches as shard `index`; gives its size in bytes. `missing`:
-        those of them that got no signal.
+        """Publish the records of one fixed run of capture batches as shard `index`; return its size in bytes.
+
+        Args:
+            missing: those of the records that got no targets.
 
         Raises:
             CacheError: rows that do not fit the spec, or a disk that does not take them; what was published stays.
@@ -90,7 +94,7 @@ class CacheWriter:
         return info.bytes
 
     def finish(self, num_shards: int, missing: Sequence[Missing] = ()) -> None:
-        """Publish the manifest over shards 0 to num_shards - 1, then remove what is no longer needed.
+        """Publish the manifest over shards 0 to num_shards - 1, then remove files that are no longer needed.
 
         Raises:
             CacheError: a shard is not there or not whole (each named), or the disk does not take the manifest.
@@ -118,7 +122,7 @@ class CacheWriter:
         self._of_manifest = {info.name: info for info in infos}
 
     def _info(self, index: int) -> ShardInfo:
-        """What was written down of shard `index` of this cache, which is whole; CacheError otherwise."""
+        """Return the ShardInfo of shard `index`, which is whole. Raises CacheError where it is not."""
         name = shard_name(index)
         if self._sidecar(index).exists():
             sidecar = manifests.read(self._sidecar(index), manifests.SIDECAR_FORMAT)
@@ -127,12 +131,12 @@ class CacheWriter:
             info = self._of_manifest.get(name)
         if info is None:
             raise CacheError(f"{self._folder / name} was not published")
-        problem = damage(self._folder / name, info, self._digest, index)
+        problem = find_damage(self._folder / name, info, self._digest, index)
         if problem:
             raise CacheError(problem)
         return info
 
-    def _finished(self) -> dict[str, ShardInfo]:
+    def _read_finished(self) -> dict[str, ShardInfo]:
         if not (self._folder / MANIFEST).exists():
             return {}
         try:
@@ -140,22 +144,21 @@ class CacheWriter:
         except manifests.Unreadable as error:
             self._say(f"captured again: {error}")
             return {}
-        self._take(manifest, "a finished cache")
+        self._take_missing(manifest, "a finished cache")
         return {info.name: info for info in manifest.shards}
 
-    def _begun(self, sidecar: Path) -> None:
+    def _read_begun(self, sidecar: Path) -> None:
         with contextlib.suppress(manifests.Unreadable):  # `published` tells of it, and its shard is written again
             begun = manifests.read(sidecar, manifests.SIDECAR_FORMAT)
-            self._take(begun, f"a cache that was begun, {sidecar.name} is there,")
+            self._take_missing(begun, f"a cache that was begun, {sidecar.name} is there,")
 
-    def _take(self, manifest: Manifest, what: str) -> None:
-        """Its missing records, if it is of this cache."""
-        other = manifests.differences(manifests.make(self._spec, self._identity, []), manifest)
+    def _take_missing(self, manifest: Manifest, state: str) -> None:
+        """Take the missing records of a manifest of this cache. Raises CacheError where it is of another."""
+        other = manifests.describe_differences(manifests.make(self._spec, self._identity, []), manifest)
         if other:
             raise CacheError(
-                f"{self._folder} holds {what} of something else ({other}): undo that change, choose another "
-                "teacher.cache.path, or "
-                "delete it"
+                f"{self._folder} holds {state} of something else ({other}): undo that change, choose another "
+                "teacher.cache.path, or delete it"
             )
         self._missing |= {
             bytes.fromhex(m.key): Missing(bytes.fromhex(m.key), m.record_id, m.reason) for m in manifest.missing
@@ -167,8 +170,7 @@ class CacheWriter:
     def _cannot_write(self, path: Path, error: OSError) -> CacheError:
         return CacheError(
             f"{path} cannot be written ({error}): make room, or change teacher.cache.path, and start the same command "
-            "again; shards "
-            "that are there are kept"
+            "again; shards that are there are kept"
         )
 
 

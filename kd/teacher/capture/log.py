@@ -1,4 +1,4 @@
-"""What a capture says of itself while it goes: a progress bar, and a line each half minute."""
+"""Capture log: a progress bar, and a line each half minute."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ _EVERY = 30.0  # seconds between two lines
 
 
 class CaptureLog:
-    """Only one rank's is active: on others every call does nothing but count."""
+    """Log of one rank's capture; on ranks where it is not active every call does nothing but count."""
 
     def __init__(self, active: bool):
-        self._active, self._bar = active, None
+        self._active = active
+        self._bar: tqdm | None = None
         self.num_bytes = 0
 
     def begin(self, num_tokens: int, num_done: int, num_bytes: int) -> None:
-        """Of the tokens of all records so many are on disk already, as so many bytes."""
+        """Begin the bar: of `num_tokens` of all records `num_done` are on disk already, as `num_bytes`."""
         self.num_bytes, self._total, self._done = num_bytes, num_tokens, num_done
         self._new, self._started = 0, time.monotonic()
         self._said = self._started
@@ -36,9 +37,10 @@ class CaptureLog:
             )
 
     def advance(self, tokens: int, num_bytes: int) -> None:
+        """Count the tokens of a batch of all ranks, and the bytes of the shards that it finished."""
         self.num_bytes, self._new = self.num_bytes + num_bytes, self._new + tokens
         now = time.monotonic()
-        if self._active:
+        if self._bar is not None:
             self._bar.update(tokens)
             self._bar.set_postfix_str(size(self.num_bytes), refresh=False)
         if now - self._said >= _EVERY:
@@ -46,16 +48,16 @@ class CaptureLog:
             left = self._total - self._done - self._new
             self.say(
                 f"{(self._done + self._new) / self._total:.1%} of {self._total:,} tokens, {rate:,.0f} tok/s, "
-                f"{size(self.num_bytes)} so far, "
-                f"about {duration(left / max(rate, 1e-9))} left"
+                f"{size(self.num_bytes)} so far, about {duration(left / max(rate, 1e-9))} left"
             )
 
     def say(self, text: str) -> None:
-        """A line for the person watching, clear of the progress bar."""
+        """Print a line for the person watching, clear of the progress bar."""
         if self._active:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def close(self) -> None:
+        """End the bar."""
         if self._bar is not None:
             self._bar.close()

@@ -1,5 +1,4 @@
-"""What capture runs over: every record once, in batches and shards that the data and two numbers of the configuration
-fix.
+"""Plan of a capture: every record once, in batches and shards that the data and two numbers of the configuration fix.
 
 Padded and unpadded logits differ in their last bits, so a record's neighbours and padding must not depend on how many
 ranks there are or where a capture was killed. Records are sorted by length and cut into batches of
@@ -12,30 +11,26 @@ as training leaves it out, and so is what cannot be rendered or located where da
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kd.batching.fit import fitted
 from kd.batching.micro_batch import MicroBatch, collate, padding_of, supervised
 from kd.batching.record_key import record_key, rows_digest
 from kd.batching.workers import in_order, num_workers
-from kd.config.schema import RunConfig
+from kd.config.schema import Data
+from kd.distributed.ranks import Ranks
 from kd.records.checks import DataError
 from kd.rendering.encode import Encoded, encode
 from kd.sources.source import Source
 
 _MEASURED_TOGETHER = 64  # records a worker measures at once
-_LENGTH, _ROWS, _KEY, _CONTENT = (
-    0,
-    1,
-    slice(2, 4),
-    slice(2, 5),
-)  # columns of what is measured; a content is a key and a row digest
+# Columns of what is measured; a content is a key and a row digest.
+_LENGTH, _ROWS, _KEY, _CONTENT = 0, 1, slice(2, 4), slice(2, 5)
 
 Place = tuple[int, int]  # a record: its stage, and its index there
 
@@ -106,63 +101,70 @@ class BatchMaker(NamedTuple):
         ]
 
 
-def batch_maker(config: RunConfig, tokenizer, sources: Sequence[Source]) -> BatchMaker:
-    """Over the records of each stage (kd/sources/stages.py)."""
+def batch_maker(data: Data, tokenizer: Any, sources: Sequence[Source]) -> BatchMaker:
+    """Make the BatchMaker over the records of each stage, in the order of data.stages."""
     return BatchMaker(
         tuple(sources),
         tokenizer,
-        tuple(stage.max_length for stage in config.data.stages),
-        config.data.too_long == "truncate",
-        config.data.max_bad_fraction > 0,
+        tuple(stage.max_length for stage in data.stages),
+        data.too_long == "truncate",
+        data.max_bad_fraction > 0,
     )
 
 
-def plan_capture(
-    config: RunConfig,
-    maker: BatchMaker,
-    shard_rows: int,
-    sum_over_ranks: Callable[[Tensor], Tensor],
-    rank: int,
-    world: int,
-) -> CapturePlan:
-    """The plan of all ranks; each reads its share of the records and `sum_over_ranks` adds up what they found."""
+def plan_capture(data: Data, maker: BatchMaker, ranks: Ranks, *, batch_size: int, shard_rows: int) -> CapturePlan:
+    """Measure every record and plan the capture; the plan is the same on every rank. All ranks call it together.
+
+    Each rank measures its share of the records, and what they found is added up.
+
+    Args:
+        batch_size: records of a batch.
+        shard_rows: rows of a shard, at least.
+
+    Raises:
+        DataError: more records cannot be rendered or located than data.max_bad_fraction allows.
+    """
     counts = [len(source) for source in maker.sources]
     places = np.stack(
         [np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])], 1
     )
     measured = torch.zeros(len(places), 5, dtype=torch.int64)
-    starts = range(0, len(places), _MEASURED_TOGETHER)[rank::world]
+    starts = range(0, len(places), _MEASURED_TOGETHER)[ranks.rank :: ranks.world_size]
     shares = ([tuple(p) for p in places[at : at + _MEASURED_TOGETHER].tolist()] for at in starts)
-    for at, found in zip(starts, in_order(maker.measured, shares, num_workers(config.data.workers))):
+    for at, found in zip(starts, in_order(maker.measured, shares, num_workers(data.workers))):
         measured[at : at + len(found)] = torch.tensor(found)
-    measured = sum_over_ranks(measured).numpy()
-    refused = _refused(config, maker, places[measured[:, _LENGTH] < 0])
-    return arranged(places, measured, config.training.micro_batch_size, shard_rows)._replace(refused=refused)
+    measured = ranks.sum(measured).numpy()
+    refused = _check_refused(data, maker, places[measured[:, _LENGTH] < 0])
+    return arrange(places, measured, batch_size, shard_rows)._replace(refused=refused)
 
 
-def _refused(config: RunConfig, maker: BatchMaker, places: NDArray) -> str:
-    """Why the first of these records is refused. Raises DataError where there are more of them than training would
-    allow.
-    """
+def _check_refused(data: Data, maker: BatchMaker, places: NDArray) -> str:
+    """Return the reason of the first refused record. Raises DataError where more are refused than training allows."""
     reasons = []
-    for index, (stage, source) in enumerate(zip(config.data.stages, maker.sources)):
+    for index, (stage, source) in enumerate(zip(data.stages, maker.sources)):
         mine = places[places[:, 0] == index].tolist()
         if mine:
             try:
                 maker.encoded(tuple(mine[0]))
             except DataError as error:
                 reasons.append(str(error))
-        if len(mine) > config.data.max_bad_fraction * len(source):
+        if len(mine) > data.max_bad_fraction * len(source):
             raise DataError(
                 f"stage {stage.name}: {reasons[-1]} ({len(mine)} of its {len(source)} records are refused, more than "
-                "data.max_bad_fraction "
-                f"({config.data.max_bad_fraction:g}) allows)"
+                f"data.max_bad_fraction ({data.max_bad_fraction:g}) allows)"
             )
     return reasons[0] if reasons else ""
 
 
-def arranged(places: NDArray, measured: NDArray, batch_size: int, shard_rows: int) -> CapturePlan:
-    """The plan of records [R, 2] and what was measured of them [R, 5]."""
+def arrange(places: NDArray, measured: NDArray, batch_size: int, shard_rows: int) -> CapturePlan:
+    """Sort the records by length, leave out repeated ones, and cut them into batches and shards.
+
+    Args:
+        places: [R, 2] int64, stage and index of each record.
+        measured: [R, 5] int64, tokens, rows and the content's three numbers, as BatchMaker measures them.
+        batch_size: records of a batch.
+        shard_rows: rows of a shard, at least.
+    """
     fitting = np.flatnonzero(measured[:, _LENGTH] > 0)
     first = np.sort(np.unique(measured[fitting, _CONTENT], axis=0, return_index=True)[1])
     chosen = fitting[first]

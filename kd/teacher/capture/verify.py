@@ -1,4 +1,4 @@
-"""Is a cache what its teacher says? Every byte by its hash, and a random sample of records computed again.
+"""Verification of a cache: every byte by its hash, and a random sample of records computed again by the teacher.
 
 A record is computed in the batch it was captured in, so on the same machine and software every number comes out equal.
 On others the last bits of the logits differ: a draw at the edge of a token may go to its neighbour, and a stored number
@@ -21,38 +21,41 @@ from kd.teacher.cache.manifest import MANIFEST, read
 from kd.teacher.cache.reader import CacheReader
 from kd.teacher.cache.spec import Entry
 from kd.teacher.cache.writer import CacheWriter
-from kd.teacher.cached import by_record_id, require_captured
-from kd.teacher.capture.capture import SHARD_ROWS, CaptureError, Job, entries_of
+from kd.teacher.cached import name_records, require_captured
+from kd.teacher.capture.errors import CaptureError
+from kd.teacher.capture.job import SHARD_ROWS, Job, open_job
+from kd.teacher.capture.rows import split_by_record
 from kernels import SparseTeacher
 
 _SHOWN = 20
 # bf16 has steps of 1/8 between logits of 16 and 32, so two of them may move by 1/8 against each other, twice over in
-# two runs;
-# p (1 - p) of that is at most 1/16.
+# two runs; p (1 - p) of that is at most 1/16.
 _SERVERS_ROUNDING = 1 / 16
 
 
 def verify_cache(config: RunConfig, num_records: int) -> list[str]:
-    """Problems of the finished cache, by name; none where all is well. They are also printed. All ranks call it
-    together.
+    """Verify a finished cache; print and return its problems, by file or record. All ranks call it together.
+
+    Args:
+        num_records: records to compute again.
 
     Raises:
         CacheError, CaptureError: there is no finished cache, or it is of something else.
     """
     if config.teacher is None or config.teacher.cache is None:
         raise CaptureError("teacher.cache: this configuration names no cache to verify")
-    require_captured(config)
-    job = Job(config, _shard_rows(config), run_folder(config))
+    require_captured(config.teacher.cache)
+    job = open_job(config, _read_shard_rows(Path(config.teacher.cache.path)), run_folder(config))
     try:
         reader = CacheReader(job.folder, job.identity, job.spec)
-        problems = job.everyones(reader.verify() if job.rank == 0 else None)[0]
+        problems = job.ranks.gather(reader.verify() if job.ranks.rank == 0 else [])[0]
         shards = reader.manifest.shards
         job.log.say(
             f"{len(shards)} shards, {sum(s.bytes for s in shards):,} bytes: "
             + (f"{len(problems)} damaged" if problems else "every hash is right")
         )
         if not problems:  # from damaged shards no record is read
-            problems = _computed_again(job, reader, num_records)
+            problems = _compute_again(job, reader, num_records)
         for problem in problems[:_SHOWN]:
             job.log.say(f"  {problem}")
         if len(problems) > _SHOWN:
@@ -64,36 +67,34 @@ def verify_cache(config: RunConfig, num_records: int) -> list[str]:
         job.close()
 
 
-def _shard_rows(config: RunConfig) -> int:
-    """As the cache was captured with; it is part of its identity."""
-    said = re.fullmatch(
-        r"\d+ records, (\d+) rows a shard", read(Path(config.teacher.cache.path) / MANIFEST).identity.get("batches", "")
-    )
+def _read_shard_rows(folder: Path) -> int:
+    """Read the rows a shard that the cache was captured with; they are part of its identity."""
+    batches = read(folder / MANIFEST).identity.get("batches", "")
+    said = re.fullmatch(r"\d+ records, (\d+) rows a shard", batches)
     return int(said[1]) if said else SHARD_ROWS
 
 
-def _computed_again(job: Job, reader: CacheReader, num_records: int) -> list[str]:
-    total = len(job.plan.rows)
-    chosen = set(
-        job.everyones(random.SystemRandom().sample(range(total), min(num_records, total)) if job.rank == 0 else None)[0]
-    )
-    size = job.plan.batch_size
-    numbers = sorted({record // size for record in chosen})[job.rank :: job.world]
+def _compute_again(job: Job, reader: CacheReader, num_records: int) -> list[str]:
+    """Let the teacher compute random records again; return the differences of all ranks."""
+    ranks, total, size = job.ranks, len(job.plan.rows), job.plan.batch_size
+    drawn = random.SystemRandom().sample(range(total), min(num_records, total)) if ranks.rank == 0 else []
+    chosen = set(ranks.gather(drawn)[0])
+    numbers = sorted({record // size for record in chosen})[ranks.rank :: ranks.world_size]
     found: list[str] = []
     compared = 0
     for at, micro in enumerate(job.batches(numbers)):
-        rows, unanswered = job.rows().signal_rows(micro), job.rows().missing(micro)
-        for i, entry in enumerate(entries_of(micro, rows)):
-            if numbers[at] * size + i in chosen and entry.key not in reader.missing and i not in unanswered:
-                compared += 1
-                difference = _difference(job, reader, entry)
-                found += (
-                    [f"record {micro.record_ids[i]}: {by_record_id(difference, {entry.key: micro.record_ids[i]})}"]
-                    if difference
-                    else []
-                )
-    problems = [problem for of_rank in job.everyones(found) for problem in of_rank]
-    compared = int(job.sum(torch.tensor(compared)))
+        teacher = job.teacher.get()
+        rows, unanswered = teacher.target_rows(micro), teacher.missing(micro)
+        for i, entry in enumerate(split_by_record(micro, rows)):
+            if numbers[at] * size + i not in chosen or entry.key in reader.missing or i in unanswered:
+                continue
+            compared += 1
+            difference = _find_difference(job, reader, entry)
+            if difference:
+                record_id = micro.record_ids[i]
+                found.append(f"record {record_id}: {name_records(difference, {entry.key: record_id})}")
+    problems = [problem for of_rank in ranks.gather(found) for problem in of_rank]
+    compared = int(ranks.sum(torch.tensor(compared)))
     job.log.say(
         f"{compared} records computed again by the teacher: "
         + (f"{len(problems)} differ" if problems else "all are equal")
@@ -101,29 +102,26 @@ def _computed_again(job: Job, reader: CacheReader, num_records: int) -> list[str
     return problems
 
 
-def _difference(job: Job, reader: CacheReader, entry: Entry) -> str | None:
-    """What differs between the cache's rows of a record and these, which go the same way through a cache of their
-    own.
-    """
+def _find_difference(job: Job, reader: CacheReader, entry: Entry) -> str | None:
+    """Compare the cache's rows of a record with these, which go the same way through a cache of their own."""
     with tempfile.TemporaryDirectory() as folder:
         CacheWriter(folder, job.spec, job.identity).write_shard(0, [entry])
         writer = CacheWriter(folder, job.spec, job.identity)
         writer.finish(1)
         again = CacheReader(folder)
         wanted = [entry.key], [entry.row_digest], [len(entry.rows.argmax)]
+        served = job.endpoint is not None
         for temperature in job.spec.temperatures:
-            difference = _rows_differ(
-                again.read(*wanted, temperature),
-                reader.read(*wanted, temperature),
-                job.config.teacher.endpoint is not None,
-            )
+            computed, stored = again.read(*wanted, temperature), reader.read(*wanted, temperature)
+            difference = _compare_rows(computed, stored, served)
             if difference:
                 return f"at temperature {temperature:g} {difference}"
     return None
 
 
-def _rows_differ(teacher: SparseTeacher, cached: SparseTeacher, served: bool) -> str | None:
-    gaps = {"probability": _probability_gaps(teacher, cached)}
+def _compare_rows(teacher: SparseTeacher, cached: SparseTeacher, served: bool) -> str | None:
+    """Say how many rows differ, and by how much at most; None where all are equal."""
+    gaps = {"probability": probability_gaps(teacher, cached)}
     for name in () if served else ("entropy", "entropy_t", "log_tail"):
         one, two = (torch.nan_to_num(getattr(of, name)) for of in (teacher, cached))
         gaps[name] = (one - two).abs()
@@ -136,8 +134,9 @@ def _rows_differ(teacher: SparseTeacher, cached: SparseTeacher, served: bool) ->
     return f"{int(differing.sum())} of {len(differing)} rows differ from the teacher's (at most: {largest})"
 
 
-def _probability_gaps(one: SparseTeacher, two: SparseTeacher) -> torch.Tensor:
-    """[N]: the most by which a token's probability differs, where a token that only one of them has is 0 in the other.
+def probability_gaps(one: SparseTeacher, two: SparseTeacher) -> torch.Tensor:
+    """Return the largest difference [N] of a token's probability in each row; a token that only one has is 0 in the
+    other.
 
     Example: ids [7, 9] with [.6, .4] against ids [9, 8] with [.5, .5]: 7 differs by .6, 8 by .5, 9 by .1; so .6.
     """

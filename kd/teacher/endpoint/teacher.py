@@ -41,7 +41,7 @@ from kernels import TeacherTopK
 
 
 class EndpointTeacher:
-    """`signal_rows(micro)` gives the TeacherTopK of its rows, at temperature 1.
+    """`target_rows(micro)` gives the TeacherTopK of its rows, at temperature 1.
 
     Args:
         settings: teacher.endpoint.
@@ -92,7 +92,7 @@ class EndpointTeacher:
         return self._records.wire.num_requests
 
     def prefetch(self, micro_batches: Iterable[MicroBatch]) -> None:
-        """Begin to ask for records that `signal_rows` will be called with, so that more are under way than one
+        """Begin to ask for records that `target_rows` will be called with, so that more are under way than one
         micro-batch has.
         """
         for micro in micro_batches:
@@ -100,7 +100,7 @@ class EndpointTeacher:
                 if prompt not in self._asked:
                     self._asked[prompt] = asyncio.run_coroutine_threadsafe(self._records.rows(prompt), self._loop)
 
-    def signal_rows(self, micro: MicroBatch) -> TeacherTopK:
+    def target_rows(self, micro: MicroBatch) -> TeacherTopK:
         """The rows of `micro`, in its order, on the CPU. Log-probs are NaN in rows of a record that is `missing`.
 
         Raises:
@@ -120,7 +120,7 @@ class EndpointTeacher:
         )
 
     def missing(self, micro: MicroBatch) -> dict[int, str]:
-        """Which records (indices into micro.record_ids) of a micro-batch that `signal_rows` was called with have no
+        """Which records (indices into micro.record_ids) of a micro-batch that `target_rows` was called with have no
         signal, and why.
         """
         missing = self._records.missing

@@ -156,7 +156,7 @@ def test_what_is_not_there(tmp_path):
     write(tmp_path, SAMPLED, [records], missing=[Missing(lost, "talk-7", "longer than the server takes")])
     reader, (entry, n) = CacheReader(tmp_path), records[0]
     assert reader.missing == {lost: "longer than the server takes"}
-    with pytest.raises(CacheError, match=f"{lost.hex()} got no signal when .*: longer than the server takes"):
+    with pytest.raises(CacheError, match=f"{lost.hex()} got no targets when .*: longer than the server takes"):
         reader.read([entry.key, lost], [entry.row_digest, rows_digest([1])], [n, 1], 1.0)
     with pytest.raises(
         CacheError, match=f"{entry.key.hex()} is in .* with other supervised positions: its spans changed since capture"

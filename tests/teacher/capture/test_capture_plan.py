@@ -13,8 +13,9 @@ from kd.records.record import Record
 from kd.sources.demo import corpus as demo
 from kd.teacher.cache.spec import Missing
 from kd.teacher.cache.writer import CacheWriter
-from kd.teacher.capture.capture import CaptureError, _missing_before
-from kd.teacher.capture.plan import BatchMaker, arranged, plan_capture
+from kd.teacher.capture.errors import CaptureError
+from kd.teacher.capture.missing import read_missing
+from kd.teacher.capture.plan import BatchMaker, arrange, plan_capture
 
 BAD = Record("bad", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "half a pair \ud800"}])
 
@@ -27,7 +28,7 @@ def test_a_record_is_captured_once_for_each_set_of_rows():
         [[9, 3, 1, 1, 5], [9, 3, 1, 1, 5], [9, 2, 1, 1, 6], [4, 2, 7, 7, 5], [0, 0, 0, 0, 0], [-1, 0, 0, 0, 0]]
     )
     places = np.array([(0, i) for i in range(len(measured))])
-    plan = arranged(places, measured, 2, 1)
+    plan = arrange(places, measured, 2, 1)
     assert plan.places.tolist() == [[0, 3], [0, 0], [0, 2]] and plan.rows.tolist() == [2, 3, 2]
     assert (plan.num_repeated, plan.num_too_long, plan.num_refused) == (1, 1, 1)
     assert plan.shards == [range(1), range(1, 2)] and plan.keys.tolist() == [[7, 7], [1, 1], [1, 1]]
@@ -49,11 +50,9 @@ def test_more_refused_records_than_training_would_take(tokenizer):
 
     def planned(fraction):
         stages = [SimpleNamespace(name=name) for name in "ab"]
-        config = SimpleNamespace(
-            data=SimpleNamespace(stages=stages, max_bad_fraction=fraction, workers=0),
-            training=SimpleNamespace(micro_batch_size=2),
-        )
-        return plan_capture(config, maker, 1, lambda values: values, 0, 1)
+        data = SimpleNamespace(stages=stages, max_bad_fraction=fraction, workers=0)
+        alone = SimpleNamespace(rank=0, world_size=1, sum=lambda values: values)
+        return plan_capture(data, maker, alone, batch_size=2, shard_rows=1)
 
     assert planned(0.25).num_refused == 1 and "bad" in planned(0.25).refused
     with pytest.raises(
@@ -68,9 +67,9 @@ def keys_of(records) -> np.ndarray:
     return np.frombuffer(b"".join(record.entry.key for record in records), "<i8").reshape(-1, 2)
 
 
-def job_over(folder, records, cuts=CUTS):
+def missing_of(folder, records, writer, published, cuts=CUTS):
     plan = SimpleNamespace(keys=keys_of(records), of_shard=lambda what, shard: what[cuts[shard]])
-    return SimpleNamespace(folder=folder, spec=SAMPLED, plan=plan)
+    return read_missing(folder, SAMPLED, plan, writer, published)
 
 
 def test_what_is_missing_is_what_was_said_to_be(tmp_path):
@@ -85,7 +84,7 @@ def test_what_is_missing_is_what_was_said_to_be(tmp_path):
         if finish:
             writer.finish(3, [missing])
         again = CacheWriter(tmp_path, SAMPLED, IDENTITY)
-        assert _missing_before(job_over(tmp_path, records), again, [0, 1, 2]) == {1: [missing]}
+        assert missing_of(tmp_path, records, again, [0, 1, 2]) == {1: [missing]}
         assert again.finished() == finish
 
 
@@ -105,7 +104,7 @@ def test_a_shard_of_other_records_is_no_shard_with_missing_ones(tmp_path, other)
     with pytest.raises(
         CaptureError, match=r"shard-00000\d.safetensors does not hold the records that the data gives now \(1 differ\)"
     ):
-        _missing_before(job_over(tmp_path, records, cuts), writer, [0, 1, 2])
+        missing_of(tmp_path, records, writer, [0, 1, 2], cuts)
     assert files(tmp_path) == whole
 
 
@@ -115,4 +114,4 @@ def test_a_damaged_manifest_says_nothing_of_missing_records(tmp_path):
     (tmp_path / "manifest.json").write_text("")
     writer = CacheWriter(tmp_path, SAMPLED, IDENTITY, said.append)
     assert writer.missing == {} and "captured again" in said[0]
-    assert _missing_before(job_over(tmp_path, records), writer, sorted(writer.published())) == {}
+    assert missing_of(tmp_path, records, writer, sorted(writer.published())) == {}

@@ -23,7 +23,8 @@ from scenarios import run  # noqa: E402
 
 from helpers.demo_server import demo_server  # noqa: E402
 from kd.config.load import load_config  # noqa: E402
-from kd.teacher.capture.capture import CaptureError, capture  # noqa: E402
+from kd.teacher.capture.capture import capture  # noqa: E402
+from kd.teacher.capture.errors import CaptureError  # noqa: E402
 from kd.teacher.capture.verify import verify_cache  # noqa: E402
 
 folder = Path(sys.argv[1])

@@ -35,7 +35,7 @@ def test_equals_the_model_that_is_served(packed):
     with Server(table_logits) as server:
         teacher = opened(server)
         for micro in batches:
-            assert_same(teacher.signal_rows(micro), own_rows(micro))
+            assert_same(teacher.target_rows(micro), own_rows(micro))
             assert teacher.missing(micro) == {}
         teacher.close()
     sent = [ids for micro in batches for ids in micro.input_ids[micro.attention_mask.bool()].tolist()]
@@ -51,8 +51,8 @@ def test_no_records_and_no_rows():
 
     with Server(table_logits) as server:
         teacher = opened(server)
-        assert teacher.signal_rows(collate([], 0)).ids.shape == (0, K)
-        assert teacher.signal_rows(collate([Encoded("r", [1, 2], [0, 0], 1.0)], 0)).log_tail.shape == (1, 0)
+        assert teacher.target_rows(collate([], 0)).ids.shape == (0, K)
+        assert teacher.target_rows(collate([Encoded("r", [1, 2], [0, 0], 1.0)], 0)).log_tail.shape == (1, 0)
         teacher.close()
 
 
@@ -60,7 +60,7 @@ def test_all_of_the_vocabulary_leaves_no_tail():
     (micro,) = micro_batches(1)
     with Server(table_logits) as server:
         teacher = opened(server, top_k=VOCAB)
-        rows = teacher.signal_rows(micro)
+        rows = teacher.target_rows(micro)
         teacher.close()
     assert rows.log_tail.isneginf().all() and torch.equal(rows.ids, own_rows(micro, VOCAB).ids)
 
@@ -77,7 +77,7 @@ def test_as_many_requests_at_once_as_allowed_and_answers_in_order():
         teacher = opened(server, concurrency=4)
         teacher.prefetch(batches)
         for micro in batches:
-            assert_same(teacher.signal_rows(micro), own_rows(micro))
+            assert_same(teacher.target_rows(micro), own_rows(micro))
         teacher.close()
     assert server.most_active == 4 and len(server.requests) == OPENING + 16
 
@@ -110,7 +110,7 @@ def test_what_may_pass_is_tried_again(name):
     (micro,), faults, clock, said = micro_batches(1), PASSING[name], FakeClock(), []
     with Server(table_logits, faults=[None] * OPENING + faults) as server:
         teacher = opened(server, clock, said=said)
-        assert_same(teacher.signal_rows(micro), own_rows(micro))
+        assert_same(teacher.target_rows(micro), own_rows(micro))
         teacher.close()
     assert len(server.requests) == OPENING + len(faults) + 2 and len(clock.slept) == len(faults)
     for n, seconds in enumerate(clock.slept):
@@ -124,7 +124,7 @@ def test_a_slow_answer_is_cut_off_though_every_byte_is_in_time(headers):
     with Server(table_logits, faults=[None] * OPENING + [drip(headers, pause=0.05, num=100)]) as server:
         teacher = opened(server, timeout_seconds=1.0)
         started = time.monotonic()
-        assert_same(teacher.signal_rows(micro), own_rows(micro))
+        assert_same(teacher.target_rows(micro), own_rows(micro))
         assert 1.0 <= time.monotonic() - started < 4.0
         teacher.close()
     assert len(server.requests) >= OPENING + 3
@@ -148,7 +148,7 @@ def test_retry_after_is_obeyed(given, least):
     raw = {"Retry-After": given.encode().decode("latin-1")}
     with Server(table_logits, faults=[None] * OPENING + [status(429, raw)]) as server:
         teacher = opened(server, clock)
-        assert_same(teacher.signal_rows(micro), own_rows(micro))
+        assert_same(teacher.target_rows(micro), own_rows(micro))
         teacher.close()
     assert least <= clock.now <= least + 2.1  # an HTTP date has whole seconds, and up to one more is for the spread
 
@@ -168,7 +168,7 @@ def test_retry_after_holds_back_every_request():
         while len(at) < OPENING + 1:
             time.sleep(0.001)
         for micro in batches:
-            assert_same(teacher.signal_rows(micro), own_rows(micro))
+            assert_same(teacher.target_rows(micro), own_rows(micro))
         teacher.close()
     assert min(at[OPENING + 1 :]) >= 20 and len(at) == OPENING + 3
 
@@ -179,7 +179,7 @@ def stops(server: Server, message: str, *, clock=None, batches=None, **given) ->
         teacher = opened(server, clock, **given)
         try:
             for micro in batches or micro_batches(2, size=1):
-                teacher.signal_rows(micro)
+                teacher.target_rows(micro)
         finally:
             teacher.close()
     return str(caught.value)
@@ -226,7 +226,7 @@ def test_a_server_that_dies_stops_the_capture_and_no_record_is_missing():
     with Server(table_logits, faults=lambda number, request: status(503) if number >= OPENING + 3 else None) as server:
         teacher = opened(server, said=said, concurrency=3, retries=4)
         for micro in batches[:3]:
-            assert_same(teacher.signal_rows(micro), own_rows(micro))
+            assert_same(teacher.target_rows(micro), own_rows(micro))
         with pytest.raises(
             EndpointError,
             match=r"answers no more. Record r\d: status 503: not now \(attempts: 5\). Then the prompt r\d, "
@@ -235,11 +235,11 @@ def test_a_server_that_dies_stops_the_capture_and_no_record_is_missing():
         ):
             teacher.prefetch(batches[3:])
             for micro in batches[3:]:
-                teacher.signal_rows(micro)
+                teacher.target_rows(micro)
         assert [teacher.missing(micro) for micro in batches] == [{}] * 6
         num = len(server.requests)
         with pytest.raises(EndpointError, match="answers no more"):
-            teacher.signal_rows(micro_batches(1)[0])
+            teacher.target_rows(micro_batches(1)[0])
         teacher.close()
     assert len(server.requests) == num <= OPENING + 3 + 4 * 5 and not [line for line in said if "left out" in line]
 
@@ -253,7 +253,7 @@ def test_a_record_that_the_server_fails_at_is_missing_and_the_others_are_not():
     ) as server:
         teacher = opened(server, said=said, retries=3)
         for i, micro in enumerate(batches):
-            rows, wanted = teacher.signal_rows(micro), own_rows(micro)
+            rows, wanted = teacher.target_rows(micro), own_rows(micro)
             assert teacher.missing(micro) == ({0: "status 500: CUDA error (attempts: 4)"} if i == 1 else {})
             lost = micro.record == 0 if i == 1 else torch.zeros_like(micro.record, dtype=torch.bool)
             assert rows.log_probs[lost].isnan().all() and torch.allclose(
@@ -271,7 +271,7 @@ def test_a_context_that_is_too_short():
     batches, said = micro_batches(4), []  # lengths 9, 10, 11, 9, ...
     with Server(table_logits, max_model_len=11) as server:
         teacher = opened(server, said=said, longest=11)
-        missing = [teacher.missing(micro) for micro in batches if teacher.signal_rows(micro)]
+        missing = [teacher.missing(micro) for micro in batches if teacher.target_rows(micro)]
         teacher.close()
     reason = (
         "the server refuses it: This model's maximum context length is 11 tokens. However, you requested 12 tokens."
@@ -286,9 +286,9 @@ def test_a_context_that_is_too_short():
 
 def test_more_missing_than_allowed():
     with Server(table_logits, max_model_len=11) as server:
-        message = stops(server, "records have no signal", batches=micro_batches(6), max_missing=0.1, num_records=12)
+        message = stops(server, "records have no targets", batches=micro_batches(6), max_missing=0.1, num_records=12)
     assert message.startswith(
-        f"{server.url}: 2 records have no signal, more than teacher.endpoint.max_missing (0.1) allows; the last is "
+        f"{server.url}: 2 records have no targets, more than teacher.endpoint.max_missing (0.1) allows; the last is "
         "r5: the "
         "server refuses it"
     )
@@ -321,8 +321,8 @@ def test_a_wrong_answer_for_one_record(name):
     (micro, other), (change, reason) = micro_batches(2, size=1), WRONG[name]
     with Server(table_logits, faults=[None] * OPENING + [changed(change)]) as server:
         teacher = opened(server)
-        teacher.signal_rows(micro)
-        assert_same(teacher.signal_rows(other), own_rows(other))
+        teacher.target_rows(micro)
+        assert_same(teacher.target_rows(other), own_rows(other))
         (found,) = teacher.missing(micro).values()
         teacher.close()
     assert re.match(f"record r0: {reason}", found)
@@ -400,7 +400,7 @@ def test_a_redirect_is_not_followed():
 def test_the_tokenizer_is_compared():
     with Server(table_logits, decode=lambda i: f"word{i}") as server:
         teacher = opened(server, decode=lambda i: f" word{i}")
-        teacher.signal_rows(micro_batches(1)[0])
+        teacher.target_rows(micro_batches(1)[0])
         teacher.close()
         stops(
             server,
@@ -430,7 +430,7 @@ def opened_and_asked(server, num, **given):
     teacher = opened(server, decode=lambda i: f"word{i}", **given)
     try:
         for micro in micro_batches(num, size=1):
-            teacher.signal_rows(micro)
+            teacher.target_rows(micro)
     finally:
         teacher.close()
         teacher.close()

@@ -96,11 +96,11 @@ def test_what_is_missing_is_asked_for_again_and_nothing_lost_by_it(job):
     first, strict, worse, better, done, whole = found["retries"]
     assert first["num_missing"] == 1
     assert (
-        "1 of 10 records have no signal, more than teacher.endpoint.max_missing (0.05) allows" in strict["error"]
+        "1 of 10 records have no targets, more than teacher.endpoint.max_missing (0.05) allows" in strict["error"]
         and strict["prompts"] == []
     )
     assert (
-        "kept as it was: 1 records that it has got no signal this time" in worse["error"]
+        "kept as it was: 1 records that it has got no targets this time" in worse["error"]
         and worse["bytes"] == first["bytes"]
     )
     assert better["num_missing"] == 0 and better["bytes"] == whole["bytes"] != first["bytes"]

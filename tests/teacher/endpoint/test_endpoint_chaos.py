@@ -20,7 +20,7 @@ def test_connections_that_break(num, seed):
         teacher = opened(server, FakeClock(), said=said, concurrency=4, retries=60)
         teacher.prefetch(batches)
         for micro in batches:
-            rows, wanted = teacher.signal_rows(micro), own_rows(micro)
+            rows, wanted = teacher.target_rows(micro), own_rows(micro)
             assert teacher.missing(micro) == {} and torch.equal(rows.ids, wanted.ids)
             assert torch.allclose(rows.log_probs, wanted.log_probs, rtol=0, atol=1e-5)
         num_requests = teacher.num_requests

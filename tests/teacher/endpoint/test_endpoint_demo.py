@@ -43,7 +43,7 @@ def test_the_demo_teacher():
         teacher.prefetch(batches[:2])
         head = Head(head_of(model).weight.detach())
         for micro in batches:
-            rows, missing = teacher.signal_rows(micro), teacher.missing(micro)
+            rows, missing = teacher.target_rows(micro), teacher.missing(micro)
             with torch.no_grad():
                 wanted = teacher_topk(hidden_rows(model, micro), head, K, vocab_size=len(tokenizer))
             assert missing == {} and len(rows.ids) == len(micro.rows) > 20
