@@ -118,8 +118,8 @@ class Records:
         self._say(f"endpoint: record {prompt.name} is left out: {reason}")
         if len(self.missing) > self._allowed:
             raise EndpointError(
-                f"{self.wire.name}: {len(self.missing)} records have no signal, more than teacher.endpoint.max_missing "
-                f"({self._settings.max_missing:g}) allows; the last is {prompt.name}: {reason}; {_REMEDY}"
+                f"{self.wire.name}: {len(self.missing)} records have no targets, more than "
+                f"teacher.endpoint.max_missing ({self._settings.max_missing:g}) allows; the last is {prompt.name}: {reason}; {_REMEDY}"
             )
         return None
 
