@@ -119,7 +119,8 @@ class Records:
         if len(self.missing) > self._allowed:
             raise EndpointError(
                 f"{self.wire.name}: {len(self.missing)} records have no targets, more than "
-                f"teacher.endpoint.max_missing ({self._settings.max_missing:g}) allows; the last is {prompt.name}: {reason}; {_REMEDY}"
+                f"teacher.endpoint.max_missing ({self._settings.max_missing:g}) allows; the last is {prompt.name}: "
+                f"{reason}; {_REMEDY}"
             )
         return None
 

@@ -114,7 +114,7 @@ def test_two_steps_of_training(job):
     lines = found["trained"]["lines"]
     assert len(lines) == 2 and all(line["skipped_steps"] == 0 for line in lines)
     assert all(
-        line["loss"] > 0 and line["kl"] > 0 and line["teacher_agreement"] > 0 and "teacher_entropy" not in line
+        line["loss"] > 0 and line["kd"] > 0 and line["teacher_agreement"] > 0 and "teacher_entropy" not in line
         for line in lines
     )
     assert found["trained"]["result"]["num_no_signal"] <= 1
