@@ -32,7 +32,7 @@ from kd.models.student import build_student
 from kd.models.tokenizer import load_tokenizer
 from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
 from kd.reports.run_page import write_report
-from kd.sources.stages import Sources, described, run_sources, sources_to_look_at
+from kd.sources.stages import Sources, describe, run_sources, sources_to_look_at
 from kd.teacher.cache.identity import cache_spec
 from kd.teacher.cached import require_captured
 from kd.teacher.capture.size import CacheSize, estimate_size
@@ -88,7 +88,7 @@ def dry_run(config: RunConfig, world_size: int) -> str:
         tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
     if config.teacher is not None and config.teacher.cache is not None:
         spec = cache_spec(config.teacher.cache, len(tokenizer), has_entropy=config.teacher.endpoint is None)
-        size = estimate_size(spec, config.data, tokenizer, sources_to_look_at(config), seed=config.run.seed)
+        size = estimate_size(spec, config.data, tokenizer, sources_to_look_at(config.data), seed=config.run.seed)
     return format_plan(plan_here(config, world_size, cache=size))
 
 
@@ -105,14 +105,15 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     """
     rank, world = start_distributed()
     check_fits(plan_here(config, world))
-    if uses_teacher(config) and config.teacher.cache is not None:
+    if uses_teacher(config.teacher, config.loss) and config.teacher.cache is not None:
         require_captured(config.teacher.cache)
     started = time.monotonic()
-    run_dir = run_folder(config)
+    run_dir = run_folder(config.run)
     tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
     splits = held_out_records(config)
     no_teacher = on_rank_0(lambda: missing_teacher(config))
-    sources: Sources = on_rank_0(lambda: run_sources(config))  # every line is checked before a model is loaded
+    # Every line is checked before a model is loaded.
+    sources: Sources = on_rank_0(lambda: run_sources(config.data, config.run))
     on_rank_0(lambda: _prepare(run_dir, config, fresh))
     log = RunLog(run_dir, config.training.steps, rank=rank)
     _warn_of_emulation(config, log)
@@ -172,7 +173,7 @@ def _train(
     packed = config.data.packing != "none"
     engine = StudentEngine(model, config.loss, config.optimizer, ds_config, len(tokenizer), packed=packed)
     teacher = None
-    if uses_teacher(config):
+    if uses_teacher(config.teacher, config.loss):
         teacher = open_teacher(
             OpenTeacher.for_run(config, ds_config, tokenizer, engine.device, log.say, sources.stages)
         )
@@ -191,7 +192,7 @@ def _train(
         ranks=ranks,
         say=log.say,
     )
-    quarantine = quarantine_file(config)
+    quarantine = quarantine_file(config.data, config.run)
     try:
         trainer = Trainer(
             config, engine, teacher, curriculum, log, ranks, quarantine=quarantine, checkpoints=checkpoints
@@ -231,7 +232,7 @@ def _finish(
         "steps": result.steps,
         "tokens": result.tokens,
         "stopped": result.stopped,
-        "data": "; ".join(f"{stage.name}: {described(stage)}" for stage in config.data.stages),
+        "data": "; ".join(f"{stage.name}: {describe(stage)}" for stage in config.data.stages),
         "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__},
         "world_size": dist.get_world_size(),
         "notes": _write_notes(config, outcome),

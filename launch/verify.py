@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             from kd.preflight.records import data_items
 
             tokenizer, items = load_tokenizer(config.tokenizer, config.teacher, config.student), data_items(config.data)
-            args.out = args.out or run_folder(config)
+            args.out = args.out or run_folder(config.run)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _WRONG[bool(args.config)]

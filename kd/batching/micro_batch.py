@@ -1,13 +1,16 @@
-"""One forward of one rank as tensors: records padded, a record a row, or packed, several one after another in a row."""
+"""Micro-batch: the tensors of one forward of one rank, of records padded, one a sequence, or packed, several in one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kd.batching.record_key import record_key, rows_digest
+from kd.batching.fit import Sample, find_rows, make_sample
+from kd.batching.record_key import rows_digest
 from kd.rendering.encode import Encoded
 from kd.rendering.spans import ARGS, INTEGRATION, TOOL, TRUTH
 
@@ -18,7 +21,7 @@ COUNTED = (TRUTH, TOOL, ARGS, INTEGRATION)
 
 
 class Packed(NamedTuple):
-    """Where each record of a packed micro-batch begins. What is left of a row after its last record counts as one
+    """Beginnings of the records of a packed micro-batch. The rest of a sequence after its last record counts as one
     more.
     """
 
@@ -38,25 +41,23 @@ class MicroBatch(NamedTuple):
     weight: Tensor  # [N] fp32, of the row's record
     record: Tensor  # [N] int64, index into record_ids
     record_ids: tuple[str, ...]
-    keys: tuple[
-        bytes, ...
-    ]  # what each record is to the teacher's cache (kd/batching/record_key.py), parallel to record_ids
+    keys: tuple[bytes, ...]  # of the records in the teacher's cache (kd/batching/record_key.py), parallel to record_ids
     row_digests: tuple[bytes, ...]  # of its rows, likewise
     packed: Packed | None = None
-    left_out: tuple[str, ...] = ()  # records that were too long, each named in the first epoch alone
+    too_long: tuple[str, ...] = ()  # records that are left out as such, each named in the first epoch alone
     truncated: tuple[str, ...] = ()  # likewise, those that lost their end
-    no_signal: tuple[str, ...] = ()  # likewise, those the teacher has no signal for
+    no_targets: tuple[str, ...] = ()  # likewise, those that the teacher has no targets for
     refused: tuple[str, ...] = ()  # likewise, why each record that cannot be rendered or located is left out
 
     @property
     def positions(self) -> Tensor:
-        """[N] int64: where in its record each row's token stands, from 0."""
+        """[N] int64: the place of each row's token in its record, from 0."""
         if self.packed is not None:
             return self.packed.position_ids.flatten().index_select(0, self.rows)
         return self.rows % self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same with its tensors on `device`."""
+        """Copy it with its tensors on `device`."""
 
         def moved(value):
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -65,84 +66,87 @@ class MicroBatch(NamedTuple):
         return MicroBatch(*map(moved, self))._replace(packed=packed)
 
 
-def padding_of(tokenizer: Any) -> int:
-    """The token that fills a row's end: the tokenizer's own, else that of a turn's end, else 0 (no row's loss or
-    attention sees it).
+def choose_padding(tokenizer: Any) -> int:
+    """Choose the token that fills a sequence's end: the tokenizer's own, else that of a turn's end, else 0 (no row's
+    loss or attention sees it).
     """
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
-def collate(encoded: list[Encoded], pad_token_id: int, max_length: int | None = None) -> MicroBatch:
-    """Right-padded tensors and the supervised rows. No records gives one padding token and no rows.
+def collate(encoded: Sequence[Encoded], pad_token_id: int, max_length: int | None = None) -> MicroBatch:
+    """Pad encoded records, one a sequence; as `pad_samples`."""
+    return pad_samples([make_sample(e) for e in encoded], pad_token_id, max_length)
 
-    With `max_length`, batches are as wide as the longest record rounded up to PAD_MULTIPLE, but no wider than that.
+
+def collate_packed(
+    sequences: Sequence[Sequence[Encoded]], pad_token_id: int, max_length: int | None = None
+) -> MicroBatch:
+    """Pack encoded records, those of each inner list in one sequence; as `pack_samples`."""
+    return pack_samples([[make_sample(e) for e in sequence] for sequence in sequences], pad_token_id, max_length)
+
+
+def pad_samples(samples: Sequence[Sample], pad_token_id: int, max_length: int | None = None) -> MicroBatch:
+    """Make right-padded tensors and the supervised rows of samples. None gives one padding token and no rows.
+
+    With `max_length`, batches are as wide as the longest sample rounded up to PAD_MULTIPLE, but no wider than that.
     """
-    return _collate([[e] for e in encoded], pad_token_id, max_length)
+    return _assemble([[sample] for sample in samples], pad_token_id, max_length)
 
 
-def collate_packed(rows: list[list[Encoded]], pad_token_id: int, max_length: int | None = None) -> MicroBatch:
-    """As `collate`, with the records of each inner list one after another in one row, and `packed` to tell them
-    apart.
+def pack_samples(sequences: Sequence[Sequence[Sample]], pad_token_id: int, max_length: int | None = None) -> MicroBatch:
+    """As `pad_samples`, with the samples of each inner list one after another in one sequence, and `packed` to tell
+    them apart.
     """
-    micro = _collate(rows, pad_token_id, max_length)
+    micro = _assemble(sequences, pad_token_id, max_length)
     width, lengths = micro.input_ids.shape[1], []
-    for row in rows or [[]]:
-        used = [len(e.input_ids) for e in row]
+    for sequence in sequences or [[]]:
+        used = [len(sample.input_ids) for sample in sequence]
         lengths += used + [width - sum(used)] * (sum(used) < width)
     position_ids = torch.cat([torch.arange(n) for n in lengths]).view_as(micro.input_ids)
     cu_seq_lens = torch.tensor([0, *lengths]).cumsum(0).int()
     return micro._replace(packed=Packed(position_ids, cu_seq_lens, max(lengths)))
 
 
-def _collate(lines: list[list[Encoded]], pad_token_id: int, max_length: int | None) -> MicroBatch:
-    length = max((sum(len(e.input_ids) for e in line) for line in lines), default=1)
-    if lines and max_length is not None:
+def _assemble(sequences: Sequence[Sequence[Sample]], pad_token_id: int, max_length: int | None) -> MicroBatch:
+    length = max((sum(len(sample.input_ids) for sample in sequence) for sequence in sequences), default=1)
+    if sequences and max_length is not None:
         length = max(length, min(-(-length // PAD_MULTIPLE) * PAD_MULTIPLE, max_length))
-    input_ids = torch.full((max(len(lines), 1), length), pad_token_id, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    if not lines:
+    input_ids = np.full((max(len(sequences), 1), length), pad_token_id, np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    if not sequences:
         attention_mask[0, 0] = 1  # attention over nothing is NaN in some implementations
-    rows, labels, bits, weight, record, record_ids, keys, digests = [], [], [], [], [], [], [], []
-    for b, line in enumerate(lines):
+    none = np.empty(0, np.int64)
+    rows, labels, bits, counts, digests = [none], [none], [none], [], []
+    for number, sequence in enumerate(sequences):
         start = 0
-        for e in line:
-            end = start + len(e.input_ids)
-            input_ids[b, start:end] = torch.tensor(e.input_ids)
-            attention_mask[b, start:end] = 1
-            positions = supervised(e)
-            for t in positions:
-                rows.append(b * length + start + t)
-                labels.append(e.input_ids[t + 1])
-                bits.append(e.bits[t + 1])
-                weight.append(e.weight)
-                record.append(len(record_ids))
-            record_ids.append(e.record_id)
-            keys.append(record_key(e.input_ids))
+        for sample in sequence:
+            end = start + len(sample.input_ids)
+            input_ids[number, start:end] = sample.input_ids
+            attention_mask[number, start:end] = 1
+            positions = find_rows(sample.bits)
+            rows.append(number * length + start + positions)
+            labels.append(sample.input_ids[positions + 1])
+            bits.append(sample.bits[positions + 1])
+            counts.append(len(positions))
             digests.append(rows_digest(positions))
             start = end
+    samples = [sample for sequence in sequences for sample in sequence]
+    per_sample = np.array(counts, np.int64)
+    weights = np.array([sample.weight for sample in samples], np.float32)
     return MicroBatch(
-        input_ids,
-        attention_mask,
-        torch.tensor(rows, dtype=torch.int64),
-        torch.tensor(labels, dtype=torch.int64),
-        torch.tensor(bits, dtype=torch.int64),
-        torch.tensor(weight, dtype=torch.float32),
-        torch.tensor(record, dtype=torch.int64),
-        tuple(record_ids),
-        tuple(keys),
+        torch.from_numpy(input_ids),
+        torch.from_numpy(attention_mask),
+        *(torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in (rows, labels, bits)),
+        torch.from_numpy(np.repeat(weights, per_sample)),
+        torch.from_numpy(np.repeat(np.arange(len(samples)), per_sample)),
+        tuple(sample.record_id for sample in samples),
+        tuple(sample.key for sample in samples),
         tuple(digests),
     )
 
 
-def supervised(encoded: Encoded) -> list[int]:
-    """Positions in a record whose next token is trained. This is the one place of the shift: bits at t make a row at t
-    - 1.
-    """
-    return [t - 1 for t in range(1, len(encoded.input_ids)) if encoded.bits[t]]
-
-
 def count_rows(micro_batches: list[MicroBatch]) -> Tensor:
-    """[4] float64: the sum of record weights over rows with each bit of COUNTED, over one rank's micro-batches."""
+    """Sum the record weights of rows with each bit of COUNTED, over one rank's micro-batches: [4] float64."""
     counts = torch.zeros(len(COUNTED), dtype=torch.float64)
     for micro in micro_batches:
         for i, bit in enumerate(COUNTED):

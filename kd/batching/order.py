@@ -1,7 +1,7 @@
-"""The order records are taken in: by epoch, from the seed, the same on every rank.
+"""Order of records: by epoch, from the seed, the same on every rank.
 
-A row is what one line of a micro-batch holds, as positions in the source: one record, or several packed together. An
-epoch comes in groups of rows; a group is what one optimizer step is best made of.
+A sequence of a micro-batch holds one record, or several packed together, and is given as their positions in the source.
+An epoch comes in groups of sequences; a group is what one optimizer step is best made of.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import bisect
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
-Row = list[int]
+Indices = list[int]
 
 WINDOW_STEPS = 16  # padded: steps sorted together by length
-WINDOW_ROWS = 256  # packed: rows filled together
+WINDOW_SEQUENCES = 256  # packed: sequences filled together
 
 
-def padded_epoch(source, seed: int, epoch: int, batch: int) -> Iterator[list[Row]]:
-    """Groups of `batch` rows of one record each, of like length, so that little is padding; one group may be short.
+def padded_epoch(source, seed: int, epoch: int, batch: int) -> Iterator[list[Indices]]:
+    """Yield groups of `batch` records, one a sequence, of like length, so that little is padding; one group may be
+    short.
 
     Records are shuffled, then windows of them are sorted by length and cut into groups, which are shuffled.
     """
@@ -31,37 +32,40 @@ def padded_epoch(source, seed: int, epoch: int, batch: int) -> Iterator[list[Row
         yield from ([[i] for i in group] for group in groups)
 
 
-def packed_epoch(lengths: Sequence[int], seed: int, epoch: int, max_length: int) -> Iterator[list[Row]]:
-    """Groups of a single row, each with records of at most max_length tokens together; no batch size is in it.
+def packed_epoch(lengths: Sequence[int], seed: int, epoch: int, max_length: int) -> Iterator[list[Indices]]:
+    """Yield groups of a single sequence of records of at most max_length tokens together; no batch size is in it.
 
-    Records are shuffled, then windows of them, of WINDOW_ROWS rows' tokens, are packed and their rows shuffled.
+    Records are shuffled, then windows of them, of WINDOW_SEQUENCES sequences' tokens, are packed and their sequences
+    shuffled.
     """
     rng, order = _shuffled(len(lengths), seed, epoch)
     window, tokens = [], 0
     for i in order:
         window.append(i)
         tokens += lengths[i]
-        if tokens >= WINDOW_ROWS * max_length or i == order[-1]:
-            rows = best_fit(window, lengths, max_length)
-            rng.shuffle(rows)
-            yield from ([row] for row in rows)
+        if tokens >= WINDOW_SEQUENCES * max_length or i == order[-1]:
+            sequences = best_fit(window, lengths, max_length)
+            rng.shuffle(sequences)
+            yield from ([sequence] for sequence in sequences)
             window, tokens = [], 0
 
 
-def best_fit(indices: Iterable[int], lengths: Sequence[int], max_length: int) -> list[Row]:
-    """Rows of at most max_length tokens: the longest record first, each into the fullest row that has room for it."""
-    rows: list[Row] = []
-    free: list[tuple[int, int]] = []  # ascending: room left, number of the row
+def best_fit(indices: Iterable[int], lengths: Sequence[int], max_length: int) -> list[Indices]:
+    """Pack records into sequences of at most max_length tokens: the longest first, each into the fullest that has room
+    for it.
+    """
+    sequences: list[Indices] = []
+    free: list[tuple[int, int]] = []  # ascending: room left, number of the sequence
     for i in sorted(indices, key=lambda i: -lengths[i]):
         assert lengths[i] <= max_length, (i, lengths[i])
         at = bisect.bisect_left(free, (lengths[i], 0))
         if at == len(free):
-            free.append((max_length, len(rows)))
-            rows.append([])
-        room, row = free.pop(at)
-        rows[row].append(i)
-        bisect.insort(free, (room - lengths[i], row))
-    return rows
+            free.append((max_length, len(sequences)))
+            sequences.append([])
+        room, number = free.pop(at)
+        sequences[number].append(i)
+        bisect.insort(free, (room - lengths[i], number))
+    return sequences
 
 
 def _shuffled(num_records: int, seed: int, epoch: int) -> tuple[random.Random, list[int]]:
@@ -71,19 +75,19 @@ def _shuffled(num_records: int, seed: int, epoch: int) -> tuple[random.Random, l
 
 
 def cut_into_steps(
-    groups: Iterable[list[Row]], size: int, whole_group: int, num_done: int
-) -> Iterator[tuple[int, list[Row]]]:
-    """(records taken by then, rows of the step) of one epoch: `size` rows a step, fewer where a group has fewer than
-    `whole_group` rows and at the epoch's end. Rows among the first `num_done` records are passed over.
+    groups: Iterable[list[Indices]], size: int, whole_group: int, num_done: int
+) -> Iterator[tuple[int, list[Indices]]]:
+    """Yield (records taken by then, sequences of the step) of one epoch: `size` sequences a step, fewer where a group
+    has fewer than `whole_group` and at the epoch's end. Those among the first `num_done` records are skipped.
 
     With size = whole_group a step is a group. The order of records is the same for every size.
     """
     taken, step = 0, []
     for group in groups:
-        for row in group:
-            taken += len(row)
+        for sequence in group:
+            taken += len(sequence)
             if taken > num_done:
-                step.append(row)
+                step.append(sequence)
             if len(step) == size:
                 yield taken, step
                 step = []

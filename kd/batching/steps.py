@@ -1,7 +1,7 @@
-"""From records to optimizer steps: the same global order at every world size, each step cut into micro-batches by rank.
+"""Steps: optimizer steps made of records, the same global order at every world size, cut into micro-batches by rank.
 
-A step takes micro_batch_size x gradient_accumulation x world_size rows of the order that kd/batching/order.py makes; a
-row is one record, padded, or several packed into one sequence. Which records share a step depends on the global batch
+A step takes micro_batch_size x gradient_accumulation x world_size sequences of the order that kd/batching/order.py
+makes; a sequence is one record, padded, or several packed. Which records share a step depends on the global batch
 alone, never on how ranks and accumulation split it.
 
 A rank that a step has no records for gets empty micro-batches: it still runs the same forwards, since under ZeRO-3 a
@@ -10,72 +10,86 @@ rank that does not join a gather stops all the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kd.batching.fit import fitted
-from kd.batching.micro_batch import MicroBatch, collate, collate_packed, padding_of
-from kd.batching.order import Row, cut_into_steps, packed_epoch, padded_epoch
-from kd.batching.record_key import record_key
+from kd.batching.fit import FitPolicy, Sample, fit
+from kd.batching.kept_tokens import SHARE_RECORDS, KeptTokens, choose_stem, pack_sample
+from kd.batching.micro_batch import MicroBatch, choose_padding, pack_samples, pad_samples
+from kd.batching.order import cut_into_steps, packed_epoch, padded_epoch
 from kd.batching.workers import in_order
 from kd.records.checks import DataError
-from kd.rendering.encode import Encoded, encode
+from kd.rendering.encode import encode
 from kd.sources.source import Source
 
-_MEASURED_TOGETHER = 64  # records a worker measures at once
+
+class StepShape(NamedTuple):
+    """Size of a step, and the part of it that is this rank's."""
+
+    micro_batch_size: int  # sequences
+    gradient_accumulation: int = 1  # micro-batches
+    rank: int = 0
+    world_size: int = 1
+
+
+class PackingPolicy(NamedTuple):
+    """Packing of several records into one sequence, by what `measure` found."""
+
+    lengths: Sequence[int]  # tokens of each record, of all ranks added up
+    kept: KeptTokens | None = None  # samples that need not be encoded again
+
+
+class Measured(NamedTuple):
+    """Records as one rank measured its share of them."""
+
+    lengths: Tensor  # [num_records] int64, CPU: tokens in a sequence, 0 for a record left out and for other ranks'
+    kept: KeptTokens
 
 
 class StepBatches:
     """An endless iterator of optimizer steps for one rank: lists of exactly `gradient_accumulation` MicroBatches.
 
     `state_dict()` says what was taken by the steps given out so far, in global terms; a loader of any rank and world
-    size that loads it goes on with the record that follows, in the order that the first one began.
+    size that loads it resumes with the record that follows, in the order that the first one began.
 
     Args:
-        source: where records come from; epochs follow one another, each in an order of its own.
+        source: records by position; epochs follow one another, each in an order of its own.
         tokenizer: fast, with a chat template.
-        max_length: of a record, or of a row of packed records, in tokens.
-        too_long: what happens to a longer record: "drop" leaves it out, "truncate" keeps what `truncated` does.
-        lengths: of every record, from `measure` summed over ranks, to pack several into a row; None for a record a row.
+        policy: rules for records that are too long, have no targets or cannot be encoded.
+        seed: of the order.
+        packing: pack several records into a sequence; None for a record a sequence.
         workers: processes that make batches ahead; 0 makes them when they are asked for.
-        no_signal: keys (kd/batching/record_key.py) of records that the teacher has no signal for; they are left out.
-        refuse: leave out a record that cannot be rendered or located, and name it (MicroBatch.refused); by default its
-            DataError is raised when its turn comes.
+
+    Raises:
+        DataError: the source has no record.
     """
 
     def __init__(
         self,
         source: Source,
         tokenizer,
+        policy: FitPolicy,
+        shape: StepShape,
         *,
-        max_length: int,
-        micro_batch_size: int,
-        gradient_accumulation: int,
-        rank: int = 0,
-        world_size: int = 1,
         seed: int = 0,
-        too_long: str = "drop",
-        lengths: Sequence[int] | None = None,
+        packing: PackingPolicy | None = None,
         workers: int = 0,
-        no_signal: frozenset[bytes] = frozenset(),
-        refuse: bool = False,
     ):
         if not len(source):
             raise DataError("no record to train on")
-        self._source, self._max_length, self._lengths = source, max_length, lengths
-        self._make = _Maker(
-            source, tokenizer, max_length, too_long == "truncate", lengths is not None, no_signal, refuse
-        )
-        self._micro, self._accumulation = micro_batch_size, gradient_accumulation
-        self._rank, self._world, self._seed, self._workers = rank, world_size, seed, workers
+        self._source, self._policy, self._shape, self._packing = source, policy, shape, packing
+        self._make = _Maker(source, tokenizer, policy, packing is not None, packing and packing.kept)
+        self._seed, self._workers = seed, workers
         self._at = _Place(0, 0)
-        self._group = self._size = micro_batch_size * gradient_accumulation * world_size
+        self._group = self._size = shape.micro_batch_size * shape.gradient_accumulation * shape.world_size
         self._fingerprint = source.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the place in the data as plain values, for a checkpoint."""
         return {
             **self._at._asdict(),
             "group": self._group,
@@ -84,7 +98,7 @@ class StepBatches:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; before the first step is asked for.
+        """Resume from a place in the data, before the first step is asked for.
 
         Raises:
             DataError: the source has other records than the one the state is of.
@@ -92,8 +106,7 @@ class StepBatches:
         if state["fingerprint"] != self._fingerprint:
             raise DataError(
                 f"the data is not what it was when the checkpoint was written ({state['source_records']} records "
-                f"then, {len(self._source)} "
-                "now): restore its files, or give --fresh to begin again"
+                f"then, {len(self._source)} now): restore its files, or give --fresh to begin again"
             )
         self._at, self._group = _Place(state["epoch"], state["num_records"]), state["group"]
 
@@ -104,14 +117,15 @@ class StepBatches:
 
     def _work(self) -> Iterator[_Work]:
         epoch, num_done = self._at
+        shape, size = self._shape, self._shape.micro_batch_size
+        starts = [(number * shape.world_size + shape.rank) * size for number in range(shape.gradient_accumulation)]
         while True:
-            if self._lengths is None:
+            if self._packing is None:
                 groups, whole = padded_epoch(self._source, self._seed, epoch, self._group), self._group
             else:
-                groups, whole = packed_epoch(self._lengths, self._seed, epoch, self._max_length), 1
+                groups, whole = packed_epoch(self._packing.lengths, self._seed, epoch, self._policy.max_length), 1
             for taken, step in cut_into_steps(groups, self._size, whole, num_done):
-                starts = [(m * self._world + self._rank) * self._micro for m in range(self._accumulation)]
-                yield _Work(_Place(epoch, taken), [step[at : at + self._micro] for at in starts])
+                yield _Work(_Place(epoch, taken), [step[at : at + size] for at in starts])
             epoch, num_done = epoch + 1, 0
 
 
@@ -122,7 +136,12 @@ class _Place(NamedTuple):
 
 class _Work(NamedTuple):
     after: _Place
-    micro_batches: list[list[Row]]
+    micro_batches: list[list[list[int]]]
+
+
+class _LeftOut(NamedTuple):
+    reason: str  # a field of MicroBatch
+    name: str  # what that field lists: the record, or why it is refused
 
 
 class _Maker(NamedTuple):
@@ -130,87 +149,77 @@ class _Maker(NamedTuple):
 
     source: Source
     tokenizer: Any
-    max_length: int
-    truncate: bool
+    policy: FitPolicy
     packed: bool
-    no_signal: frozenset[bytes]
-    refuse: bool
+    kept: KeptTokens | None = None
 
     def __call__(self, work: _Work) -> tuple[_Place, list[MicroBatch]]:
-        return work.after, [self._micro_batch(rows, work.after.epoch == 0) for rows in work.micro_batches]
+        return work.after, [self._micro_batch(part, work.after.epoch == 0) for part in work.micro_batches]
 
-    def lengths(self, indices: range) -> list[int]:
-        """Tokens that are kept of each record; 0 of one that is left out."""
-        found = (self._encoded(i) for i in indices)
-        fitted = (self._fitted(e) if isinstance(e, Encoded) else None for e in found)
-        return [len(e.input_ids) if e and not self._silent(e) else 0 for e in fitted]
+    def measure(self, indices: range) -> list[tuple[int, bytes]]:
+        """Tokens of each record and its sample as bytes; 0 and b"" of one that is left out."""
+        samples = map(self._encode, indices)
+        return [(len(s.input_ids), pack_sample(s)) if isinstance(s, Sample) else (0, b"") for s in samples]
 
-    def _encoded(self, index: int) -> Encoded | str:
-        """The record's tokens, or why there are none."""
+    def _sample(self, index: int) -> Sample | _LeftOut:
+        kept = self.kept.read(index) if self.kept is not None else None
+        return self._encode(index) if kept is None else kept
+
+    def _encode(self, index: int) -> Sample | _LeftOut:
         try:
-            return encode(self.source[index], self.tokenizer)
+            encoded = encode(self.source[index], self.tokenizer)
         except DataError as error:
-            if not self.refuse:
+            if not self.policy.refuse:
                 raise
-            return str(error)
+            return _LeftOut("refused", str(error))
+        sample = fit(encoded, self.policy)
+        if sample is None:
+            return _LeftOut("too_long", encoded.record_id)
+        return _LeftOut("no_targets", encoded.record_id) if sample.key in self.policy.missing else sample
 
-    def _fitted(self, encoded: Encoded) -> Encoded | None:
-        return fitted(encoded, self.max_length, self.truncate)
-
-    def _silent(self, encoded: Encoded) -> bool:
-        return bool(self.no_signal) and record_key(encoded.input_ids) in self.no_signal
-
-    def _micro_batch(self, rows: list[Row], count: bool) -> MicroBatch:
-        kept, left_out, cut, silent, refused = [], [], [], [], []
-        for row in rows:
-            kept.append([])
-            for whole in map(self._encoded, row):
-                if isinstance(whole, str):
-                    refused.append(whole)
-                    continue
-                fitted = self._fitted(whole)
-                if fitted is None:
-                    left_out.append(whole.record_id)
-                    continue
-                if self._silent(fitted):
-                    silent.append(whole.record_id)
-                    continue
-                kept[-1].append(fitted)
-                if fitted is not whole:
-                    cut.append(whole.record_id)
-        kept = [row for row in kept if row]
-        pad = padding_of(self.tokenizer)
-        micro = (
-            collate_packed(kept, pad, self.max_length)
-            if self.packed
-            else collate([row[0] for row in kept], pad, self.max_length)
-        )
+    def _micro_batch(self, sequences: list[list[int]], count: bool) -> MicroBatch:
+        made = [list(map(self._sample, sequence)) for sequence in sequences]
+        kept = [[sample for sample in sequence if isinstance(sample, Sample)] for sequence in made]
+        kept = [sequence for sequence in kept if sequence]
+        padding, max_length = choose_padding(self.tokenizer), self.policy.max_length
+        if self.packed:
+            micro = pack_samples(kept, padding, max_length)
+        else:
+            micro = pad_samples([sample for (sample,) in kept], padding, max_length)
         if not count:
             return micro
-        return micro._replace(
-            left_out=tuple(left_out), truncated=tuple(cut), no_signal=tuple(silent), refused=tuple(refused)
-        )
+        named: dict[str, list[str]] = {"too_long": [], "truncated": [], "no_targets": [], "refused": []}
+        for found in (found for sequence in made for found in sequence):
+            if isinstance(found, _LeftOut):
+                named[found.reason].append(found.name)
+            elif found.is_cut:
+                named["truncated"].append(found.record_id)
+        return micro._replace(**{reason: tuple(names) for reason, names in named.items()})
 
 
 def measure(
-    source: Source,
-    tokenizer,
-    *,
-    max_length: int,
-    too_long: str,
-    rank: int,
-    world_size: int,
-    workers: int = 0,
-    no_signal: frozenset[bytes] = frozenset(),
-    refuse: bool = False,
-) -> Tensor:
-    """[num_records] int64: tokens that each record takes in a row, 0 for one left out. Each rank measures its share and
-    has 0 for the others': add up over ranks."""
-    maker = _Maker(source, tokenizer, max_length, too_long == "truncate", True, no_signal, refuse)
-    shares = [range(at, min(at + _MEASURED_TOGETHER, len(source))) for at in range(0, len(source), _MEASURED_TOGETHER)][
-        rank::world_size
-    ]
+    source: Source, tokenizer, policy: FitPolicy, *, rank: int = 0, world_size: int = 1, workers: int = 0
+) -> Measured:
+    """Encode this rank's share of the records, for their lengths, and keep them (kd/batching/kept_tokens.py).
+
+    Every rank calls it, and `lengths` are added up over ranks before any step is made.
+
+    Raises:
+        DataError: a record cannot be rendered or located, unless `policy` says to refuse it.
+        OSError: the samples cannot be written.
+    """
+    maker = _Maker(source, tokenizer, policy, packed=True)
+    starts = range(0, len(source), SHARE_RECORDS)[rank::world_size]
+    shares = [range(at, min(at + SHARE_RECORDS, len(source))) for at in starts]
     lengths = torch.zeros(len(source), dtype=torch.int64)
-    for share, found in zip(shares, in_order(maker.lengths, shares, workers)):
-        lengths[share.start : share.stop] = torch.tensor(found)
-    return lengths
+
+    def samples() -> Iterable[bytes]:
+        for share, found in zip(shares, in_order(maker.measure, shares, workers)):
+            lengths[share.start : share.stop] = torch.tensor([length for length, _ in found])
+            yield from (packed for _, packed in found)
+
+    rules = policy._replace(missing=frozenset()), sorted(policy.missing), world_size, tokenizer.chat_template
+    content = hashlib.sha256(f"{source.fingerprint()} {rules}".encode()).hexdigest()[:16]
+    kept = KeptTokens(choose_stem(source.spool, content), rank, world_size)
+    kept.write(samples())
+    return Measured(lengths, kept)

@@ -1,4 +1,4 @@
-"""Work done ahead of the training loop, by processes of its own."""
+"""Workers: processes that do work ahead of the training loop."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from kd.config.registries import import_extension, imported_extensions
 from kd.records.checks import DataError
 
 
 def num_workers(asked: int | None) -> int:
-    """data.workers, or what it is by default: 2 where there is a GPU, and none on a CPU, whose cores all train."""
+    """Return data.workers, or its default: 2 where there is a GPU, and none on a CPU, whose cores all train."""
     return asked if asked is not None else 2 if torch.cuda.is_available() else 0
 
 
 def in_order(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Iterator[Any]:
-    """function(item) for each of `items` (endless, if need be), in their order; ahead of time by `num_workers`
-    processes, or by this one when asked for where that is 0. A DataError of `function` is raised here at its item's
-    turn, unchanged.
+    """Yield function(item) for each of `items` (endless, if need be), in their order; made ahead of time by
+    `num_workers` processes, or by this one when asked for where that is 0.
+
+    A DataError of `function` is raised here at its item's turn, unchanged. A worker imports the user's modules
+    (run.extensions) before its first item.
 
     Processes and not a thread: rendering is Python, and its thread would hold the interpreter that launches the step's
     kernels. torch's DataLoader and not torchdata's StatefulDataLoader: items are made here, so no worker has a state.
@@ -52,7 +56,7 @@ def _from_workers(function: Callable[[Any], Any], items: Iterable[Any], num_work
         collate_fn=_unchanged,
         num_workers=num_workers,
         multiprocessing_context="spawn",
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, extensions=imported_extensions()),
         generator=torch.Generator(),
     )
     for pickled in loader:
@@ -71,16 +75,17 @@ class _Calls(Dataset):
             result = self._function(item)
         except DataError as error:
             result = error
-        return pickle.dumps(
-            result
-        )  # bytes go through a pipe; DataLoader sends tensors as files, of which a process may open few
+        # Bytes go through a pipe; DataLoader sends tensors as files, of which a process may open few.
+        return pickle.dumps(result)
 
 
 def _unchanged(result):
     return result
 
 
-def _start_worker(worker_id: int) -> None:
+def _start_worker(worker_id: int, extensions: tuple[str, ...]) -> None:
+    for module in extensions:
+        import_extension(module)  # it was imported in the parent, so it can be
     # A signal to the whole job is the trainer's to act on: it saves first, and needs the step that is being made.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,22 +1,21 @@
-"""TODO docstring."""
+"""Facts that several keys decide together."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kd.config.schema import Data, Loss, RunConfig
+from kd.config.schema import Data, Loss, Run, Teacher
 
 
-def uses_teacher(config: RunConfig) -> bool:
-    """Whether any term of the run ever reads the teacher's logits; without one the teacher is never run."""
-    loss = config.loss
-    if config.teacher is None:
+def uses_teacher(teacher: Teacher | None, loss: Loss) -> bool:
+    """Tell whether any term of the run ever reads the teacher's targets; without one the teacher is never run."""
+    if teacher is None:
         return False
     return loss.weights is None or loss.weights.kd > 0 or loss.weights.hard > 0
 
 
 def uses_temperature(loss: Loss) -> bool:
-    """Whether the divergence, the one term that has the temperature in it, ever weighs anything in a run with a
+    """Tell whether the divergence, the one term that has the temperature in it, ever weighs anything in a run with a
     teacher.
     """
     if loss.entropy_weighting is not None:
@@ -26,12 +25,14 @@ def uses_temperature(loss: Loss) -> bool:
     return loss.weights is None or loss.weights.kd > 0
 
 
-def run_folder(config: RunConfig) -> Path:
-    return Path(config.run.output_dir) / config.run.name
+def run_folder(run: Run) -> Path:
+    """Return the folder of a run's files."""
+    return Path(run.output_dir) / run.name
 
 
-def quarantine_file(config: RunConfig) -> Path:
-    return Path(config.data.quarantine) if config.data.quarantine is not None else run_folder(config) / "refused.jsonl"
+def quarantine_file(data: Data, run: Run) -> Path:
+    """Return the file that keeps the records a run refuses."""
+    return Path(data.quarantine) if data.quarantine is not None else run_folder(run) / "refused.jsonl"
 
 
 def longest_length(data: Data) -> int:

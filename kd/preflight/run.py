@@ -17,8 +17,9 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
+from kd.batching.fit import FitPolicy
 from kd.batching.micro_batch import MicroBatch, count_rows
-from kd.batching.steps import StepBatches
+from kd.batching.steps import StepBatches, StepShape
 from kd.config.derived import longest_length, uses_teacher
 from kd.config.schema import RunConfig
 from kd.models.hidden_states import hidden_rows
@@ -124,7 +125,7 @@ def _memory_needed(config: RunConfig, tokenizer) -> int | str:
     try:
         model_config = _student_model_config(config, tokenizer)
         needed = count_parameters(model_config) * 3 * DTYPES[config.student.dtype].itemsize
-        if uses_teacher(config) and config.teacher.cache is None:
+        if uses_teacher(config.teacher, config.loss) and config.teacher.cache is None:
             teacher = read_model_config(config.teacher.path, config.teacher.revision, key="teacher.path")
             dtype = DTYPES[config.teacher.dtype] if config.teacher.dtype != "auto" else teacher.dtype or torch.float32
             needed += count_parameters(teacher) * dtype.itemsize
@@ -135,18 +136,16 @@ def _memory_needed(config: RunConfig, tokenizer) -> int | str:
     return needed + tokens * (text.hidden_size * text.num_hidden_layers * 40 + text.vocab_size * 8)
 
 
-def first_batch(config: RunConfig, tokenizer, no_signal: frozenset[bytes] = frozenset()) -> tuple[MicroBatch, int]:
+def first_batch(config: RunConfig, tokenizer, missing: frozenset[bytes] = frozenset()) -> tuple[MicroBatch, int]:
     """A micro-batch of the run's first stage that has rows for each weighted span, or the first one with rows; and its
-    step. Records of the keys in `no_signal` are left out, as in training."""
+    step. Records of the keys in `missing` are left out, as in training."""
     stage = config.data.stages[0]
     steps = StepBatches(
-        stage_source(config, 0),
+        stage_source(config.data, 0),
         tokenizer,
-        max_length=stage.max_length,
-        micro_batch_size=config.training.micro_batch_size,
-        gradient_accumulation=1,
+        FitPolicy(stage.max_length, missing=missing),
+        StepShape(config.training.micro_batch_size),
         seed=config.run.seed,
-        no_signal=no_signal,
     )
     wanted = [
         bit
@@ -170,8 +169,8 @@ def first_batch(config: RunConfig, tokenizer, no_signal: frozenset[bytes] = froz
 
 def _one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
     source = None
-    if uses_teacher(config):
-        sources = [] if config.teacher.cache is None else sources_to_look_at(config)
+    if uses_teacher(config.teacher, config.loss):
+        sources = [] if config.teacher.cache is None else sources_to_look_at(config.data)
         source = open_teacher(
             OpenTeacher.for_run(_whole_teacher(config), {}, tokenizer, torch.device("cpu"), lambda text: None, sources)
         )

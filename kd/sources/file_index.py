@@ -58,9 +58,9 @@ class RecordIndex:
         self._files: list[tuple[str, str | None]] = []  # path, format
         self._at, self._sizes, self._of, self._lines = array("q"), array("i"), array("i"), array("i")
         self._checksums = array("I")  # CRC-32 of the bytes that were checked
-        self._spool = str(spool) if spool is not None else _temporary()
-        weakref.finalize(self, _remove, self._spool)
-        with open(self._spool, "wb") as out:
+        self.spool = str(spool) if spool is not None else _make_temporary()
+        weakref.finalize(self, _remove, self.spool)
+        with open(self.spool, "wb") as out:
             making = _Making(quarantine or Quarantine(), out, hashlib.sha256())
             for source in sources:
                 files = expand([source.pattern])
@@ -83,7 +83,7 @@ class RecordIndex:
                 at, raw, path, format = item.offset, item.raw, str(file), source.format
             else:
                 raw = json.dumps(asdict(item.record), ensure_ascii=False).encode() + b"\n"
-                at, path, format = making.spool.tell(), self._spool, "chat"
+                at, path, format = making.spool.tell(), self.spool, "chat"
                 making.spool.write(raw)
             if not self._files or self._files[-1] != (path, format):
                 self._files.append((path, format))
@@ -133,7 +133,7 @@ class RecordIndex:
         return self._fingerprint
 
 
-def _temporary() -> str:
+def _make_temporary() -> str:
     handle, path = tempfile.mkstemp(prefix="records-", suffix=".jsonl")
     os.close(handle)
     return path

@@ -1,4 +1,4 @@
-"""Where the records of each stage of a run come from: its files, or the demo corpus."""
+"""Sources of a run: the records of each stage, from its files or the demo corpus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kd.config.derived import quarantine_file, run_folder
-from kd.config.schema import RunConfig, Stage
+from kd.config.schema import Data, Run, Stage, TrainFiles
+from kd.records.checks import DataError
 from kd.records.files import DataFiles
 from kd.records.quarantine import Quarantine
 from kd.sources.demo.source import DemoSource
@@ -25,8 +26,8 @@ class Sources(NamedTuple):
     quarantine: Path | None  # the file they are in, where there are any
 
 
-def run_sources(config: RunConfig) -> Sources:
-    """Checks every line of every stage's files once. Refused lines are in data.quarantine, and records that are no line
+def run_sources(data: Data, run: Run) -> Sources:
+    """Check every line of every stage's files once. Refused lines are in data.quarantine, and records that are no line
     of a plain file in records-*.jsonl of the run's folder, until the process that called this ends.
 
     For rank 0 of a job (kd.distributed.collectives.on_rank_0 hands the result to the others, which read the same
@@ -35,63 +36,65 @@ def run_sources(config: RunConfig) -> Sources:
     Raises:
         DataError: a file is missing, has no record, or more lines are refused than data.max_bad_fraction allows.
     """
-    folder = run_folder(config)
-    return _sources(config, folder, quarantine_file(config), lambda index: folder / f"records-{index}.jsonl")
+    folder = run_folder(run)
+    return _open_all(data, folder, quarantine_file(data, run), lambda index: folder / f"records-{index}.jsonl")
 
 
-def sources_beside(config: RunConfig, folder: Path, kept: Path | None) -> Sources:
-    """As `run_sources` for another program than the run's, which may be at work: records in files of `folder` that no
-    one else has, refused lines in `kept` or nowhere."""
+def sources_beside(data: Data, folder: Path, kept: Path | None) -> Sources:
+    """Check as `run_sources` does, for another program than the run's, which may be at work: records in files of
+    `folder` that no one else has, refused lines in `kept` or nowhere.
+    """
 
     def own(index: int) -> Path:
         handle, path = tempfile.mkstemp(prefix=".records-", suffix=".jsonl", dir=folder)
         os.close(handle)
         return Path(path)
 
-    return _sources(config, folder, kept, own)
+    return _open_all(data, folder, kept, own)
 
 
-def _sources(config: RunConfig, folder: Path, kept: Path | None, spool: Callable[[int], Path]) -> Sources:
-    quarantine = Quarantine(kept, config.data.max_bad_fraction)
-    found: dict[tuple, Source] = {}
-    for index, stage in enumerate(config.data.stages):
+def _open_all(data: Data, folder: Path, kept: Path | None, spool: Callable[[int], Path]) -> Sources:
+    quarantine = Quarantine(kept, data.max_bad_fraction)
+    found: dict[tuple[TrainFiles, ...], Source] = {}
+    for index, stage in enumerate(data.stages):
         if stage.train is not None and stage.train not in found:
             folder.mkdir(parents=True, exist_ok=True)
-            found[stage.train] = _index(config, stage, quarantine, spool(index))
+            found[stage.train] = _index(stage.train, quarantine, spool(index))
     quarantine.check()
     stages = (
-        found[stage.train] if stage.train is not None else stage_source(config, index)
-        for index, stage in enumerate(config.data.stages)
+        found[stage.train] if stage.train is not None else stage_source(data, index)
+        for index, stage in enumerate(data.stages)
     )
     return Sources(tuple(stages), quarantine.num_bad, kept)
 
 
-def sources_to_look_at(config: RunConfig) -> list[Source]:
-    """Of every stage, as `stage_source`."""
-    return [stage_source(config, index) for index in range(len(config.data.stages))]
+def sources_to_look_at(data: Data) -> list[Source]:
+    """Open the records of every stage, each as `stage_source`."""
+    return [stage_source(data, index) for index in range(len(data.stages))]
 
 
-def stage_source(config: RunConfig, index: int) -> Source:
-    """The records of one stage alone; each stage draws its own demo corpus. Refused lines are kept nowhere.
+def stage_source(data: Data, index: int) -> Source:
+    """Open the records of one stage alone; each stage draws its own demo corpus. Refused lines are kept nowhere.
 
     Raises:
         DataError: as `run_sources`, of this stage's files.
     """
-    stage = config.data.stages[index]
+    stage = data.stages[index]
     if stage.train is None:
-        corpus = config.data.demo
-        return DemoSource(corpus.num_records, corpus.seed * 1000 + index, stage.mix)
-    quarantine = Quarantine(None, config.data.max_bad_fraction)
-    source = _index(config, stage, quarantine)
+        if data.demo is None or stage.mix is None:
+            raise DataError(f"data.stages.{index}: neither train nor a mix of data.demo: give one of the two")
+        return DemoSource(data.demo.num_records, data.demo.seed * 1000 + index, stage.mix)
+    quarantine = Quarantine(None, data.max_bad_fraction)
+    source = _index(stage.train, quarantine)
     quarantine.check()
     return source
 
 
-def _index(config: RunConfig, stage: Stage, quarantine: Quarantine, spool: Path | None = None) -> RecordIndex:
-    files = [DataFiles(source.files, source.weight, source.format) for source in stage.train]
+def _index(train: tuple[TrainFiles, ...], quarantine: Quarantine, spool: Path | None = None) -> RecordIndex:
+    files = [DataFiles(source.files, source.weight, source.format) for source in train]
     return RecordIndex(files, quarantine, spool=spool)
 
 
-def described(stage: Stage) -> str:
-    """What a stage trains on, in words."""
-    return ", ".join(source.files for source in stage.train) if stage.train else f"demo corpus, {dict(stage.mix)}"
+def describe(stage: Stage) -> str:
+    """Say in words what a stage trains on."""
+    return ", ".join(source.files for source in stage.train) if stage.train else f"demo corpus, {dict(stage.mix or {})}"

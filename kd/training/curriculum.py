@@ -7,14 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from kd.batching.fit import FitPolicy
 from kd.batching.micro_batch import MicroBatch
 from kd.batching.prefetch import Ahead
-from kd.batching.steps import StepBatches, measure
+from kd.batching.steps import PackingPolicy, StepBatches, StepShape, measure
 from kd.batching.workers import num_workers
 from kd.config.schema import Data, Stage, Training
 from kd.distributed.ranks import Ranks
 from kd.sources.source import Source
-from kd.sources.stages import described
+from kd.sources.stages import describe
 from kd.training.progress import Progress
 
 
@@ -58,7 +59,7 @@ class Curriculum:
         num_steps = self._training.steps
         while at.step < num_steps:
             stage, source = self._data.stages[at.stage], self._sources[at.stage]
-            self._say(f"stage {stage.name}: {described(stage)}")
+            self._say(f"stage {stage.name}: {describe(stage)}")
             made = Ahead(self._batches(source, stage, at.data))
             while at.step < num_steps and not _is_over(stage, at):
                 micro_batches, state = made.take()
@@ -69,31 +70,22 @@ class Curriculum:
             at.next_stage()
 
     def _batches(self, source: Source, stage: Stage, state: dict[str, Any] | None) -> StepBatches:
-        fitting = {
-            "max_length": stage.max_length,
-            "too_long": self._data.too_long,
-            "rank": self._ranks.rank,
-            "world_size": self._ranks.world_size,
-            "workers": num_workers(self._data.workers),
-            "no_signal": self._missing,
-            "refuse": self._data.max_bad_fraction > 0,
-        }
-        lengths = None
-        if self._data.packing == "length":
-            lengths = self._ranks.sum(measure(source, self._tokenizer, **fitting)).tolist()
-            self._say(
-                f"stage {stage.name}: {len(source)} records of {sum(lengths):,} tokens, packed into sequences of "
-                f"{stage.max_length}"
-            )
-        batches = StepBatches(
-            source,
-            self._tokenizer,
-            micro_batch_size=self._training.micro_batch_size,
-            gradient_accumulation=self._training.gradient_accumulation,
-            seed=self._seed,
-            lengths=lengths,
-            **fitting,
+        ranks, workers = self._ranks, num_workers(self._data.workers)
+        policy = FitPolicy(stage.max_length, self._data.too_long, self._missing, refuse=self._data.max_bad_fraction > 0)
+        shape = StepShape(
+            self._training.micro_batch_size, self._training.gradient_accumulation, ranks.rank, ranks.world_size
         )
+        packing = None
+        if self._data.packing == "length":
+            measured = measure(
+                source, self._tokenizer, policy, rank=ranks.rank, world_size=ranks.world_size, workers=workers
+            )
+            packing = PackingPolicy(ranks.sum(measured.lengths).tolist(), measured.kept)
+            self._say(
+                f"stage {stage.name}: {len(source)} records of {sum(packing.lengths):,} tokens, packed into sequences "
+                f"of {stage.max_length}"
+            )
+        batches = StepBatches(source, self._tokenizer, policy, shape, seed=self._seed, packing=packing, workers=workers)
         if state is not None:
             batches.load_state_dict(state)
         return batches

@@ -13,6 +13,7 @@ from kd.batching.micro_batch import MicroBatch, count_rows
 from kd.distributed.ranks import Ranks
 
 TOO_LONG, NO_TARGETS, REFUSED, TRUNCATED = "too_long", "no_targets", "refused", "truncated"
+REASONS = (TOO_LONG, NO_TARGETS, REFUSED, TRUNCATED)  # each a field of MicroBatch that names such records
 LEFT_OUT = (TOO_LONG, NO_TARGETS, REFUSED)  # reasons for which a record is not trained at all
 _SENTENCES = {
     TOO_LONG: "were longer than their stage's max_length and were left out",
@@ -20,7 +21,6 @@ _SENTENCES = {
     REFUSED: "could not be rendered or located and were left out",
     TRUNCATED: "were longer than their stage's max_length and were cut after an assistant turn",
 }
-_FIELDS = {TOO_LONG: "left_out", NO_TARGETS: "no_signal", REFUSED: "refused", TRUNCATED: "truncated"}  # of MicroBatch
 
 
 class StepTally(NamedTuple):
@@ -35,12 +35,12 @@ class StepTally(NamedTuple):
 def tally_step(micro_batches: list[MicroBatch], ranks: Ranks, *, signalled: bool, over_budget: bool) -> StepTally:
     """Sum this rank's part of a step with the others', in one all-reduce on the CPU."""
     tokens = sum(int(micro.attention_mask.sum()) for micro in micro_batches if micro.record_ids)
-    records = [sum(len(getattr(micro, field)) for micro in micro_batches) for field in _FIELDS.values()]
+    records = [sum(len(getattr(micro, reason)) for micro in micro_batches) for reason in REASONS]
     own = torch.tensor([tokens, *records, signalled, over_budget], dtype=torch.float64)
     sums = ranks.sum(torch.cat([count_rows(micro_batches), own]))
     num_tokens, *counts, num_signalled, num_over = map(int, sums[4:])
     stopped = "signal" if num_signalled else "budget" if num_over else None
-    return StepTally(sums[:4], num_tokens, dict(zip(_FIELDS, counts)), stopped)
+    return StepTally(sums[:4], num_tokens, dict(zip(REASONS, counts)), stopped)
 
 
 class Tally:

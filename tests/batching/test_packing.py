@@ -12,9 +12,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import modeling_flash_attention_utils as flash
 
 from helpers.packing_cases import assert_no_leak, model, records
+from kd.batching.fit import FitPolicy
 from kd.batching.micro_batch import collate, collate_packed
 from kd.batching.order import best_fit
-from kd.batching.steps import StepBatches, measure
+from kd.batching.steps import PackingPolicy, StepBatches, StepShape, measure
 from kd.models.hidden_states import UnpackableModel, check_packable, hidden_rows
 from kd.rendering.encode import Encoded, encode
 from kd.rendering.spans import TOOL, TRUTH
@@ -134,22 +135,18 @@ def test_rows_hold_every_record_once_and_no_two_of_them_fit_in_one(lengths):
 
 
 def packed(tokenizer, source, number, *, world=1, micro=1, accumulation=1, max_length=900, **options):
-    shares = [
-        measure(source, tokenizer, max_length=max_length, too_long="drop", rank=r, world_size=world)
-        for r in range(world)
-    ]
+    policy = FitPolicy(max_length)
+    shares = [measure(source, tokenizer, policy, rank=r, world_size=world) for r in range(world)]
+    lengths = sum(share.lengths for share in shares).tolist()
     return [
         list(
             islice(
                 StepBatches(
                     source,
                     tokenizer,
-                    max_length=max_length,
-                    micro_batch_size=micro,
-                    gradient_accumulation=accumulation,
-                    rank=r,
-                    world_size=world,
-                    lengths=sum(shares).tolist(),
+                    policy,
+                    StepShape(micro, accumulation, r, world),
+                    packing=PackingPolicy(lengths, shares[r].kept),
                     **options,
                 ),
                 number,
@@ -197,7 +194,7 @@ def test_records_that_are_too_long_are_named_once(tokenizer):
     lengths = {source[i].id: len(encode(source[i], tokenizer).input_ids) for i in range(12)}
     limit = sorted(lengths.values())[7]
     ranks = packed(tokenizer, source, 30, world=2, max_length=limit)
-    left_out = [name for made in ranks for step in made for micro in step for name in micro.left_out]
+    left_out = [name for made in ranks for step in made for micro in step for name in micro.too_long]
     assert sorted(left_out) == sorted(name for name, n in lengths.items() if n > limit) and set(
         names(ranks)
     ) == lengths.keys() - set(left_out)

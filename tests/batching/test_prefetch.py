@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from kd.batching.fit import FitPolicy
 from kd.batching.prefetch import Ahead
-from kd.batching.steps import StepBatches
+from kd.batching.steps import StepBatches, StepShape
 from kd.records.checks import DataError
 from kd.sources.demo.source import DemoSource
 
@@ -33,13 +34,7 @@ class Failing:
 
 def batches(tokenizer, source=None, **options):
     return StepBatches(
-        source or DemoSource(12, 1, {"chat": 1.0}),
-        tokenizer,
-        max_length=200,
-        micro_batch_size=2,
-        gradient_accumulation=1,
-        seed=3,
-        **options,
+        source or DemoSource(12, 1, {"chat": 1.0}), tokenizer, FitPolicy(200), StepShape(2), seed=3, **options
     )
 
 

@@ -15,9 +15,9 @@ import psutil
 import pytest
 import torch
 
-from kd.batching.fit import truncated
+from kd.batching.fit import FitPolicy, truncate
 from kd.batching.micro_batch import collate, count_rows
-from kd.batching.steps import StepBatches, measure
+from kd.batching.steps import PackingPolicy, StepBatches, StepShape, measure
 from kd.records.checks import DataError
 from kd.records.files import DataFiles, write_records
 from kd.records.record import Record
@@ -28,19 +28,11 @@ from kd.sources.demo.source import DemoSource
 from kd.sources.file_index import RecordIndex
 
 MIX = {"single": 1.0, "chat": 1.0, "echo_short": 1.0}
+POLICY = FitPolicy(2000)
 
 
-def loader(tokenizer, source, *, world=1, rank=0, micro=1, accumulation=1, max_length=2000, **options):
-    return StepBatches(
-        source,
-        tokenizer,
-        max_length=max_length,
-        micro_batch_size=micro,
-        gradient_accumulation=accumulation,
-        rank=rank,
-        world_size=world,
-        **options,
-    )
+def loader(tokenizer, source, *, world=1, rank=0, micro=1, accumulation=1, policy=POLICY, **options):
+    return StepBatches(source, tokenizer, policy, StepShape(micro, accumulation, rank, world), **options)
 
 
 def steps(tokenizer, source, number, **options):
@@ -94,6 +86,8 @@ def test_a_rank_without_records_has_empty_micro_batches(tokenizer):
 class Listed:
     """A source of these records."""
 
+    spool = None
+
     def __init__(self, records):
         self.records = records
 
@@ -117,16 +111,16 @@ LONG = Record("long", [{"role": "user", "content": "go " * 400}, {"role": "assis
 def test_records_that_are_too_long_are_left_out_and_named_once(tokenizer, too_long):
     source = Listed([demo.record("chat", 1), LONG, demo.record("chat", 2)])
     ranks = [
-        steps(tokenizer, source, 4, world=2, rank=r, max_length=200, too_long=too_long) for r in (0, 1)
+        steps(tokenizer, source, 4, world=2, rank=r, policy=FitPolicy(200, too_long)) for r in (0, 1)
     ]  # two epochs
     assert "long" not in [r for made in ranks for step in made for r in ids(step)]
-    assert [name for made in ranks for step in made for micro in step for name in micro.left_out] == ["long"]
+    assert [name for made in ranks for step in made for micro in step for name in micro.too_long] == ["long"]
 
 
 def test_truncation_by_hand():
     """Two turns end after tokens 3 and 7; the second holds a call."""
     bits = [0, TRUTH, TRUTH, 0, TRUTH, TRUTH | TOOL, TRUTH | ARGS, 0, 0]
-    kept = [truncated(Encoded("a", list(range(9)), bits, 0.5), n) for n in range(1, 10)]
+    kept = [truncate(Encoded("a", list(range(9)), bits, 0.5), n) for n in range(1, 10)]
     assert [k and len(k.input_ids) for k in kept] == [None, None, 3, 3, 3, 3, 7, 7, 7]
     assert kept[3] == Encoded("a", [0, 1, 2], bits[:3], 0.5)
 
@@ -140,7 +134,7 @@ def test_truncation_cuts_no_span_and_keeps_every_turn_that_fits(tokenizer):
     }
     assert len(ends) > 2
     for limit in range(1, len(whole.input_ids), 7):
-        kept = truncated(whole, limit)
+        kept = truncate(whole, limit)
         assert (len(kept.input_ids) if kept else None) == max((e for e in ends if e <= limit), default=None)
         for bit in (TRUTH, TOOL, ARGS, INTEGRATION):
             assert kept is None or not (kept.bits[-1] & bit and whole.bits[len(kept.bits)] & bit)
@@ -149,9 +143,9 @@ def test_truncation_cuts_no_span_and_keeps_every_turn_that_fits(tokenizer):
 def test_truncated_records_are_trained_to_their_last_whole_turn_and_named_once(tokenizer):
     record = demo.record("multi", 4)
     limit = len(encode(record, tokenizer).input_ids) - 1
-    made = steps(tokenizer, Listed([record, demo.record("chat", 1)]), 4, max_length=limit, too_long="truncate")
+    made = steps(tokenizer, Listed([record, demo.record("chat", 1)]), 4, policy=FitPolicy(limit, "truncate"))
     assert [name for step in made for micro in step for name in micro.truncated] == [record.id]
-    expected = truncated(encode(record, tokenizer), limit)
+    expected = truncate(encode(record, tokenizer), limit)
     assert [len(step[0].rows) for step in made if ids(step) == [record.id]] == [sum(map(bool, expected.bits[1:]))] * 2
 
 
@@ -178,10 +172,16 @@ def taken(tokenizer, source, number, world, state=None, **options):
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_sequence_of_records_is_the_same_at_worlds_1_2_and_4(tokenizer, packed):
     source = Listed([demo.record("echo", n, short=True) for n in range(37)])
-    lengths = [len(encode(r, tokenizer).input_ids) for r in source.records] if packed else None
+    packing = PackingPolicy([len(encode(r, tokenizer).input_ids) for r in source.records]) if packed else None
     found = []
     for world, micro, accumulation in [(1, 2, 4), (1, 8, 1), (2, 2, 2), (2, 4, 1), (4, 2, 1), (4, 1, 2)]:
-        options = {"micro": micro, "accumulation": accumulation, "seed": 5, "max_length": 400, "lengths": lengths}
+        options = {
+            "micro": micro,
+            "accumulation": accumulation,
+            "seed": 5,
+            "policy": FitPolicy(400),
+            "packing": packing,
+        }
         found.append(taken(tokenizer, source, 12, world, **options)[0])
     assert len(found[0]) > 74 and all(other == found[0] for other in found)  # two epochs and more
 
@@ -190,9 +190,9 @@ def test_the_sequence_of_records_is_the_same_at_worlds_1_2_and_4(tokenizer, pack
 @pytest.mark.parametrize("packed", [False, True])
 def test_stopped_anywhere_it_goes_on_with_the_next_record_at_any_world_size(tokenizer, worlds, packed):
     source = Listed([demo.record("echo", n, short=True) for n in range(37)])
-    options = {"micro": 2, "accumulation": 1, "seed": 5, "max_length": 400}
+    options = {"micro": 2, "accumulation": 1, "seed": 5, "policy": FitPolicy(400)}
     if packed:
-        options["lengths"] = [len(encode(r, tokenizer).input_ids) for r in source.records]
+        options["packing"] = PackingPolicy([len(encode(r, tokenizer).input_ids) for r in source.records])
     whole, _ = taken(tokenizer, source, 60, worlds[0], **options)
     for stop in (0, 1, 4, 18, 19, 23):
         found, state = [], None
@@ -220,7 +220,7 @@ def same(one, other):
 
 
 def test_workers_make_the_same_batches_ahead_and_end(tokenizer):
-    source, options = DemoSource(30, 1, MIX), {"micro": 2, "accumulation": 2, "max_length": 300}
+    source, options = DemoSource(30, 1, MIX), {"micro": 2, "accumulation": 2, "policy": FitPolicy(300)}
     here = loader(tokenizer, source, **options)
     away = loader(tokenizer, source, workers=2, **options)
     before = torch.get_rng_state()
@@ -289,10 +289,14 @@ def test_a_bad_record_in_a_worker_is_raised_at_its_turn_with_its_message(tokeniz
 def test_a_bad_record_is_left_out_and_named_once_where_it_may_be(tokenizer, packed, workers):
     bad = Record("bad", [{"role": "user", "content": "so"}, {"role": "assistant", "content": "<|end|>"}])
     source = Listed([demo.record("chat", 1), demo.record("chat", 2), bad, demo.record("chat", 3)])
-    options = {"max_length": 300, "workers": workers, "refuse": True}
-    lengths = measure(source, tokenizer, too_long="drop", rank=0, world_size=1, **options).tolist() if packed else None
+    options = {"policy": FitPolicy(300, refuse=True), "workers": workers}
+    lengths = None
+    if packed:
+        measured = measure(source, tokenizer, **options)
+        lengths = measured.lengths.tolist()
+        options["packing"] = PackingPolicy(lengths, measured.kept)
     seen, refused = [], []
-    for step in islice(loader(tokenizer, source, lengths=lengths, **options), 2 if packed else 8):  # two epochs
+    for step in islice(loader(tokenizer, source, **options), 2 if packed else 8):  # two epochs
         seen += [name for micro in step for name in micro.record_ids]
         refused += [reason for micro in step for reason in micro.refused]
     assert sorted(seen) == sorted([r.id for r in source.records if r.id != "bad"] * 2)
@@ -302,7 +306,7 @@ def test_a_bad_record_is_left_out_and_named_once_where_it_may_be(tokenizer, pack
 
 def test_no_record_is_an_error():
     with pytest.raises(DataError, match="no record to train on"):
-        StepBatches(Listed([]), None, max_length=1, micro_batch_size=1, gradient_accumulation=1)
+        StepBatches(Listed([]), None, FitPolicy(1), StepShape(1))
 
 
 def test_files_and_the_demo_corpus_give_the_same_records(tmp_path, tokenizer):

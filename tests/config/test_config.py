@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from helpers.config_cases import GOOD, changed, problems
 from kd.config import yaml as config_yaml
 from kd.config.load import dump_config, load_config
 from kd.config.problems import ConfigError, all_keys
-from tests.helpers.config_cases import GOOD, changed, problems
 
 
 def test_good_file(write):

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from helpers.config_cases import GOOD, changed, problems
 from kd.config.load import load_config
 from kd.config.registries import FORMATS, SCHEDULES, imported_extensions
-from tests.helpers.config_cases import GOOD, changed, problems
 
 
 @pytest.fixture

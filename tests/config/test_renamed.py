@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.config_cases import GOOD, changed, problems
 from kd.config.load import load_config
 from kd.config.problems import all_keys
 from kd.config.renamed import RENAMED
-from tests.helpers.config_cases import GOOD, changed, problems
 
 
 def test_new_names_exist_and_old_ones_do_not():

@@ -104,7 +104,7 @@ def run(scenario: dict, out: Path) -> dict:
     finally:
         kd.training.engine.build_optimizer = build
     partitioned = [name for name, p in model.named_parameters() if p.numel() == 0]
-    sources = on_rank_0(lambda: run_sources(config)).stages
+    sources = on_rank_0(lambda: run_sources(config.data, config.run)).stages
     if scenario.get("capture"):
         capture(config, shard_rows=scenario["capture"])
         torch.set_num_threads(1)
@@ -137,7 +137,8 @@ def run(scenario: dict, out: Path) -> dict:
         ranks=ranks,
         say=log.say,
     )
-    result = Trainer(config, engine, teacher, curriculum, log, ranks, quarantine=quarantine_file(config)).run()
+    quarantine = quarantine_file(config.data, config.run)
+    result = Trainer(config, engine, teacher, curriculum, log, ranks, quarantine=quarantine).run()
     counts = {f"num_{name}": result.tally.count(reason) for name, reason in COUNTED.items()}
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")

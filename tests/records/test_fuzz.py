@@ -446,7 +446,7 @@ def test_an_index_gives_the_records_of_every_kind_of_file_by_position(tmp_path):
     assert index.size_hint(1) == len(line("a1")) and quarantine.num_bad == 4
     kept = [json.loads(bad)["line"] for bad in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert kept == [3, 4, 3, 4]
-    spool = index._spool
+    spool = index.spool
     del index
     assert not Path(spool).exists()
 

@@ -21,7 +21,7 @@ from kd.records.files import write_records
 from kd.sources.demo import corpus as demo
 from kd.sources.demo.source import DemoSource
 from kd.sources.file_index import RecordIndex
-from kd.sources.stages import described, run_sources, sources_beside, stage_source
+from kd.sources.stages import describe, run_sources, sources_beside, stage_source
 
 CONFIG = """\
 run: {{name: r, output_dir: {out}/runs}}
@@ -57,12 +57,16 @@ def config(tmp_path):
     return lambda *overrides: load_config(tmp_path / "run.yaml", overrides)
 
 
+def sources_of(config):
+    return run_sources(config.data, config.run)
+
+
 def ids(source) -> list[str]:
     return [source[index].id for index in range(len(source))]
 
 
 def test_stages_read_what_verify_reads_and_share_what_they_share(config, tmp_path):
-    found = run_sources(config("data.max_bad_fraction=0.2"))
+    found = sources_of(config("data.max_bad_fraction=0.2"))
     first, second, third = found.stages
     assert first is third and isinstance(second, DemoSource) and len(second) == 40
     chats = [f"train-chat-0-{index}" for index in range(6)]
@@ -75,7 +79,7 @@ def test_stages_read_what_verify_reads_and_share_what_they_share(config, tmp_pat
         3,
         "broken\n",
     ) and "not a line of JSON" in refused["reason"]
-    assert described(config().data.stages[0]) == f"{tmp_path}/a.jsonl, {tmp_path}/b*" and "demo corpus" in described(
+    assert describe(config().data.stages[0]) == f"{tmp_path}/a.jsonl, {tmp_path}/b*" and "demo corpus" in describe(
         config().data.stages[1]
     )
 
@@ -83,11 +87,11 @@ def test_stages_read_what_verify_reads_and_share_what_they_share(config, tmp_pat
 def test_another_program_has_its_own_files_of_the_same_records(config, tmp_path):
     """Capture and its verification may run beside the training of the same configuration."""
     allowed = config("data.max_bad_fraction=0.2")
-    training = run_sources(allowed)
+    training = sources_of(allowed)
     folder, all_ids = training.quarantine.parent, ids(training.stages[0])
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for kept in (None, tmp_path / "cache" / "refused.jsonl"):
-        others = [sources_beside(allowed, where, kept) for where in (folder, tmp_path / "cache", folder)]
+        others = [sources_beside(allowed.data, where, kept) for where in (folder, tmp_path / "cache", folder)]
         assert all(
             ids(other.stages[0]) == all_ids and other.stages[0].fingerprint() == training.stages[0].fingerprint()
             for other in others
@@ -99,7 +103,7 @@ def test_another_program_has_its_own_files_of_the_same_records(config, tmp_path)
 
 
 def test_records_that_are_no_line_of_a_file_go_with_the_process_that_checked_them(config):
-    found = run_sources(config("data.max_bad_fraction=0.2"))
+    found = sources_of(config("data.max_bad_fraction=0.2"))
     folder, all_ids = found.quarantine.parent, ids(found.stages[0])
     assert sorted(path.name for path in folder.iterdir()) == ["records-0.jsonl", "refused.jsonl"]
     for _ in range(2):  # another rank's, or a worker's, which ends before
@@ -118,28 +122,28 @@ def test_by_default_the_first_bad_line_stops_the_run(config, tmp_path):
         match=rf"^{tmp_path}/a\.jsonl:3: .*1 of 3 lines are refused, more than max_bad_fraction 0 allows; they are in "
         r".*kept\.jsonl",
     ):
-        run_sources(config(f"data.quarantine={tmp_path}/kept.jsonl"))
+        sources_of(config(f"data.quarantine={tmp_path}/kept.jsonl"))
     assert json.loads((tmp_path / "kept.jsonl").read_text())["line"] == 3
     (tmp_path / "a.jsonl").write_text("")
-    assert run_sources(config(f"data.quarantine={tmp_path}/kept.jsonl")).num_refused == 0
+    assert sources_of(config(f"data.quarantine={tmp_path}/kept.jsonl")).num_refused == 0
     assert not (tmp_path / "kept.jsonl").exists()  # what it held was of the run before
 
 
 def test_the_fraction_is_of_the_lines_of_all_files(config):
     """Of the first stage's first file it is 1 of 4."""
     with pytest.raises(DataError, match="1 of 8 lines are refused"):
-        run_sources(config("data.max_bad_fraction=0.1"))
-    assert run_sources(config("data.max_bad_fraction=0.125")).num_refused == 1
+        sources_of(config("data.max_bad_fraction=0.1"))
+    assert sources_of(config("data.max_bad_fraction=0.125")).num_refused == 1
 
 
 def test_one_stage_alone_leaves_nothing_behind(config, tmp_path):
-    source = stage_source(config("data.max_bad_fraction=0.2"), 0)
+    source = stage_source(config("data.max_bad_fraction=0.2").data, 0)
     assert len(source) == 11 and not (tmp_path / "runs").exists()
 
 
 def test_a_named_form_is_the_only_one_read(config, tmp_path):
     with pytest.raises(DataError, match=r"a\.jsonl:1: "):
-        run_sources(config(f"data.stages.0.train=[{{files: {tmp_path}/a.jsonl, format: xlam}}]"))
+        sources_of(config(f"data.stages.0.train=[{{files: {tmp_path}/a.jsonl, format: xlam}}]"))
 
 
 def test_every_form_can_be_named():
@@ -152,7 +156,7 @@ def test_the_fingerprint_is_of_the_records_and_not_of_their_place(config, tmp_pa
 
     def of(*train: str) -> str:
         overrides = [f"data.stages.0.train=[{', '.join(train)}]"] if train else []
-        return stage_source(config(allowed, *overrides), 0).fingerprint()
+        return stage_source(config(allowed, *overrides).data, 0).fingerprint()
 
     a, b = f"{tmp_path}/a.jsonl", f'"{tmp_path}/b*"'
     whole = of()
@@ -177,7 +181,7 @@ def test_the_fingerprint_is_of_the_records_and_not_of_their_place(config, tmp_pa
 def test_a_fraction_of_the_records_is_the_same_for_every_seed(config, tmp_path):
     """Else a cache would serve one seed."""
     files = f'data.stages.0.train=[{{files: "{tmp_path}/b*", weight: 0.5}}]'
-    assert len({stage_source(config(files, f"run.seed={seed}"), 0).fingerprint() for seed in range(4)}) == 1
+    assert len({stage_source(config(files, f"run.seed={seed}").data, 0).fingerprint() for seed in range(4)}) == 1
 
 
 def test_the_demo_corpus_has_a_fingerprint_of_its_parameters_and_of_what_they_make(monkeypatch):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from kd.batching.fit import FitPolicy
 from kd.batching.micro_batch import collate
-from kd.batching.steps import StepBatches
+from kd.batching.steps import StepBatches, StepShape
 from kd.config.load import load_config
 from kd.models.tokenizer import TokenizerError, load_tokenizer
 from kd.models.weight_files import weights_hash
@@ -41,6 +42,10 @@ training: {{steps: 4}}
 CPU = torch.device("cpu")
 
 
+def stages_of(config):
+    return run_sources(config.data, config.run).stages
+
+
 @pytest.fixture(scope="module")
 def records():
     return list(demo.records("train", 6, seed=5, mix={"single": 1, "chat": 1}))
@@ -62,7 +67,7 @@ def captured(request, tmp_path_factory, teacher_folder, tokenizer, records):
         micro
     )
     entries = split_by_record(micro, rows)
-    identity = cache_identity(config.teacher, config.data, tokenizer, run_sources(config).stages) | {
+    identity = cache_identity(config.teacher, config.data, tokenizer, stages_of(config)) | {
         "seed": "3",
         "batches": "by hand",
     }
@@ -82,7 +87,7 @@ def quiet(text):
 
 
 def open_of(config, tokenizer, say):
-    return open_cache(OpenTeacher.for_run(config, {}, tokenizer, CPU, say, run_sources(config).stages))
+    return open_cache(OpenTeacher.for_run(config, {}, tokenizer, CPU, say, stages_of(config)))
 
 
 def test_what_is_read_is_what_the_teacher_gave_in_any_order(captured, tokenizer, records):
@@ -143,16 +148,9 @@ def test_a_missing_record_is_left_out_and_named(captured, tokenizer, records):
     said = []
     source = open_of(config, tokenizer, said.append)
     assert "1 records got no targets and are left out" in said[0]
-    batches = StepBatches(
-        run_sources(config).stages[0],
-        tokenizer,
-        max_length=600,
-        micro_batch_size=6,
-        gradient_accumulation=1,
-        no_signal=source.missing,
-    )
+    batches = StepBatches(stages_of(config)[0], tokenizer, FitPolicy(600, missing=source.missing), StepShape(6))
     (step,) = next(iter(batches))
-    assert step.no_signal == (micro.record_ids[5],) and len(step.record_ids) == 5 and step.left_out == ()
+    assert step.no_targets == (micro.record_ids[5],) and len(step.record_ids) == 5 and step.too_long == ()
     source.targets(step, 2.0)
     with pytest.raises(
         ValueError, match=f"record {micro.record_ids[5]} got no targets when .* was captured: the server refused it"

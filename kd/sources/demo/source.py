@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Demo source: records of the demo corpus by position, made when they are read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ _FINGERPRINTED = 32  # records of the demo corpus, which its generator makes
 
 
 class DemoSource:
-    """The demo corpus, made record by record: kinds drawn from `mix`, or `short` records whose kind carries that
-    suffix.
+    """The demo corpus, made record by record.
+
+    Args:
+        mix: kinds and their weights; a kind with the suffix _short gives its short records.
+
+    Raises:
+        DataError: the corpus has no such kind.
     """
+
+    spool = None
 
     def __init__(self, num_records: int, seed: int, mix: dict[str, float]):
         unknown = [k for k in mix if k.removesuffix("_short") not in demo.KINDS]
@@ -37,6 +44,7 @@ class DemoSource:
         return demo.record(kind.removesuffix("_short"), index, seed=self._seed, short=kind.endswith("_short"))
 
     def size_hint(self, index: int) -> int:
+        """Return about the record's length in characters."""
         record = self[index]
         return (
             sum(len(m["content"]) + 2 * len(str(m.get("tool_calls", ""))) for m in record.messages)
@@ -44,7 +52,9 @@ class DemoSource:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over the parameters, and over the first records: another version of the corpus is another corpus."""
+        """Return the SHA-256 over the parameters and the first records: another version of the corpus is another
+        corpus.
+        """
         first = [asdict(self[index]) for index in range(min(len(self), _FINGERPRINTED))]
         return hashlib.sha256(
             json.dumps([len(self), self._seed, self._mix, first], ensure_ascii=False).encode()

@@ -101,7 +101,7 @@ def open_job(config: RunConfig, shard_rows: int, scratch: Path, kept: Path | Non
     ranks, log = Ranks.over_cpu(), CaptureLog(rank == 0)
     tokenizer = load_tokenizer(config.tokenizer, teacher, config.student)
     # A training run of the same configuration may be at work, and has its own files.
-    sources = on_rank_0(lambda: sources_beside(config, scratch, kept)).stages
+    sources = on_rank_0(lambda: sources_beside(config.data, scratch, kept)).stages
     maker = batch_maker(data, tokenizer, sources)
     spec = cache_spec(cache, len(tokenizer), has_entropy=teacher.endpoint is None)
     batch_size = config.training.micro_batch_size

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kd.batching.fit import fitted
-from kd.batching.micro_batch import MicroBatch, collate, padding_of, supervised
-from kd.batching.record_key import record_key, rows_digest
+from kd.batching.fit import FitPolicy, Sample, find_rows, fit
+from kd.batching.micro_batch import MicroBatch, choose_padding, pad_samples
+from kd.batching.record_key import rows_digest
 from kd.batching.workers import in_order, num_workers
 from kd.config.schema import Data
 from kd.distributed.ranks import Ranks
 from kd.records.checks import DataError
-from kd.rendering.encode import Encoded, encode
+from kd.rendering.encode import encode
 from kd.sources.source import Source
 
 _MEASURED_TOGETHER = 64  # records a worker measures at once
@@ -65,40 +65,40 @@ class BatchMaker(NamedTuple):
 
     sources: tuple[Source, ...]
     tokenizer: Any
-    max_lengths: tuple[int, ...]
-    truncate: bool
-    refuse: bool
+    policies: tuple[FitPolicy, ...]  # of the stages
 
     def __call__(self, places: list[Place]) -> MicroBatch:
-        return collate([self.encoded(place) for place in places], padding_of(self.tokenizer), max(self.max_lengths))
+        samples = [self.sample(place) for place in places]
+        assert None not in samples  # the plan has no record that is too long
+        longest = max(policy.max_length for policy in self.policies)
+        return pad_samples([s for s in samples if s is not None], choose_padding(self.tokenizer), longest)
 
-    def encoded(self, place: Place) -> Encoded | None:
-        """As training would have it; None where it is too long. Raises DataError where it cannot be rendered or
-        located.
+    def sample(self, place: Place) -> Sample | None:
+        """Encode a record as training does; None where it is too long.
+
+        Raises:
+            DataError: it cannot be rendered or located.
         """
         stage, index = place
-        return fitted(encode(self.sources[stage][index], self.tokenizer), self.max_lengths[stage], self.truncate)
+        return fit(encode(self.sources[stage][index], self.tokenizer), self.policies[stage])
 
-    def measured(self, places: list[Place]) -> list[list[int]]:
-        """Tokens, rows and the content's three numbers of each record; zeros of one that is too long; of one that is
-        refused the tokens are -1."""
-        return [self._measured(place) for place in places]
+    def measure(self, places: list[Place]) -> list[list[int]]:
+        """Measure each record: its tokens, rows and the content's three numbers; zeros of one that is too long; of one
+        that is refused the tokens are -1.
+        """
+        return [self._measure(place) for place in places]
 
-    def _measured(self, place: Place) -> list[int]:
+    def _measure(self, place: Place) -> list[int]:
         try:
-            encoded = self.encoded(place)
+            sample = self.sample(place)
         except DataError:
-            if not self.refuse:
+            if not self.policies[place[0]].refuse:
                 raise
             return [-1, 0, 0, 0, 0]
-        if encoded is None:
+        if sample is None:
             return [0, 0, 0, 0, 0]
-        rows = supervised(encoded)
-        return [
-            len(encoded.input_ids),
-            len(rows),
-            *np.frombuffer(record_key(encoded.input_ids) + rows_digest(rows), "<i8").tolist(),
-        ]
+        rows = find_rows(sample.bits)
+        return [len(sample.input_ids), len(rows), *np.frombuffer(sample.key + rows_digest(rows), "<i8").tolist()]
 
 
 def batch_maker(data: Data, tokenizer: Any, sources: Sequence[Source]) -> BatchMaker:
@@ -106,9 +106,7 @@ def batch_maker(data: Data, tokenizer: Any, sources: Sequence[Source]) -> BatchM
     return BatchMaker(
         tuple(sources),
         tokenizer,
-        tuple(stage.max_length for stage in data.stages),
-        data.too_long == "truncate",
-        data.max_bad_fraction > 0,
+        tuple(FitPolicy(stage.max_length, data.too_long, refuse=data.max_bad_fraction > 0) for stage in data.stages),
     )
 
 
@@ -131,7 +129,7 @@ def plan_capture(data: Data, maker: BatchMaker, ranks: Ranks, *, batch_size: int
     measured = torch.zeros(len(places), 5, dtype=torch.int64)
     starts = range(0, len(places), _MEASURED_TOGETHER)[ranks.rank :: ranks.world_size]
     shares = ([tuple(p) for p in places[at : at + _MEASURED_TOGETHER].tolist()] for at in starts)
-    for at, found in zip(starts, in_order(maker.measured, shares, num_workers(data.workers))):
+    for at, found in zip(starts, in_order(maker.measure, shares, num_workers(data.workers))):
         measured[at : at + len(found)] = torch.tensor(found)
     measured = ranks.sum(measured).numpy()
     refused = _check_refused(data, maker, places[measured[:, _LENGTH] < 0])
@@ -145,7 +143,7 @@ def _check_refused(data: Data, maker: BatchMaker, places: NDArray) -> str:
         mine = places[places[:, 0] == index].tolist()
         if mine:
             try:
-                maker.encoded(tuple(mine[0]))
+                maker.sample(tuple(mine[0]))
             except DataError as error:
                 reasons.append(str(error))
         if len(mine) > data.max_bad_fraction * len(source):

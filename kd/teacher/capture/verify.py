@@ -45,7 +45,7 @@ def verify_cache(config: RunConfig, num_records: int) -> list[str]:
     if config.teacher is None or config.teacher.cache is None:
         raise CaptureError("teacher.cache: this configuration names no cache to verify")
     require_captured(config.teacher.cache)
-    job = open_job(config, _read_shard_rows(Path(config.teacher.cache.path)), run_folder(config))
+    job = open_job(config, _read_shard_rows(Path(config.teacher.cache.path)), run_folder(config.run))
     try:
         reader = CacheReader(job.folder, job.identity, job.spec)
         problems = job.ranks.gather(reader.verify() if job.ranks.rank == 0 else [])[0]

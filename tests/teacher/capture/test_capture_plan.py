@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.cache_cases import CUTS, IDENTITY, SAMPLED, files, records_of, signal_of, three_shards
+from kd.batching.fit import FitPolicy
 from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.sources.demo import corpus as demo
@@ -36,17 +37,17 @@ def test_a_record_is_captured_once_for_each_set_of_rows():
 
 def test_a_record_that_cannot_be_rendered(tokenizer):
     source = [demo.record("single", 1), BAD]
-    maker = BatchMaker((source,), tokenizer, (600,), False, refuse=True)
-    good, refused = maker.measured([(0, 0), (0, 1)])
+    maker = BatchMaker((source,), tokenizer, (FitPolicy(600, refuse=True),))
+    good, refused = maker.measure([(0, 0), (0, 1)])
     assert good[0] > good[1] > 0 and refused == [-1, 0, 0, 0, 0]
     with pytest.raises(DataError, match="bad"):
-        maker._replace(refuse=False).measured([(0, 1)])
+        maker._replace(policies=(FitPolicy(600),)).measure([(0, 1)])
 
 
 def test_more_refused_records_than_training_would_take(tokenizer):
     """Found before the teacher is asked for anything, and the first of them named."""
     source = [demo.record("single", i) for i in range(3)] + [BAD]
-    maker = BatchMaker((source, source[:3]), tokenizer, (600, 600), False, refuse=True)
+    maker = BatchMaker((source, source[:3]), tokenizer, (FitPolicy(600, refuse=True),) * 2)
 
     def planned(fraction):
         stages = [SimpleNamespace(name=name) for name in "ab"]
