@@ -2,8 +2,8 @@
 
 One command for each script of launch/, with the same options:
 
-    spanwise plan --config configs/demo.yaml                        parameters, memory and work of a run
-    spanwise train --config configs/demo.yaml                       one rank
+    spanwise plan --config configs/demo.yaml                           parameters, memory and work of a run
+    spanwise train --config configs/demo.yaml                          one rank
     deepspeed --no_python spanwise train --config configs/demo.yaml    a rank on each GPU of this machine
 
 `spanwise COMMAND --help` lists the options of one.
@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
 COMMANDS = {
-    "train": "train a student, alone on the truth or from a teacher",
+    "train": "train a student: on the truth alone, or from a teacher",
     "capture": "run the teacher over the data once and write its targets to disk",
     "verify": "check that data, or a run, is ready: every record, every span, one real step",
     "evaluate": "evaluate tool use of saved models on held-out records",
