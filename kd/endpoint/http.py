@@ -1,10 +1,10 @@
 """Requests to an OpenAI-compatible server: retried, timed, and never telling the key.
 
-What may pass (no connection, a broken or late answer, statuses 408, 425, 429 and 5xx, an answer that is no JSON) is
-tried again after 0.5, 1, 2, ... 60 seconds, each times a random number from 0.5 to 1 so that many clients do not come
-back together. Retry-After is obeyed by all requests; one that reaches past the record's deadline ends the capture. What
-cannot pass (a wrong key, address or model, a redirect) ends it at once. Redirects are never followed: they would take
-the key along.
+A failure that may pass (no connection, a broken or late answer, statuses 408, 425, 429 and 5xx, an answer that is no
+JSON) is tried again after 0.5, 1, 2, ... 60 seconds, each times a random number from 0.5 to 1 so that many clients do
+not come back together. Retry-After is obeyed by all requests; one that reaches past the record's deadline ends the
+capture. A failure that cannot pass (a wrong key, address or model, a redirect) ends it at once. Redirects are never
+followed: they would take the key along.
 
 An exception of the HTTP library holds the request and so the key. None leaves this file, not even as another's context.
 """
@@ -36,19 +36,19 @@ _QUOTED = 300  # characters of a server's own words
 
 
 class EndpointError(SpanwiseError, ValueError):
-    """The endpoint cannot be used, or not for now. What was captured is kept: start the capture again."""
+    """Endpoint that cannot be used, or not for now. What was captured is kept: start the capture again."""
 
 
 class Refused(SpanwiseError, ValueError):
-    """The server read this one request and will not answer it, in its own words."""
+    """Request that the server read and will not answer, in its own words."""
 
 
 class Failed(SpanwiseError, RuntimeError):
-    """One request failed with all its attempts; others may succeed."""
+    """Request that failed with all its attempts; others may succeed."""
 
 
 class Clock(NamedTuple):
-    """Time, so that tests need not wait."""
+    """Clock and sleep, so that tests need not wait."""
 
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
@@ -59,7 +59,7 @@ SYSTEM_CLOCK = Clock()
 
 
 class ApiKey(httpx2.Auth):
-    """The key out of the environment. It is put into a request on its way out, and is in no other place."""
+    """Key out of the environment. It is put into a request on its way out, and is in no other place."""
 
     def __init__(self, variable: str | None):
         self._value = os.environ.get(variable, "").strip() if variable else None
@@ -79,18 +79,19 @@ class ApiKey(httpx2.Auth):
         return "ApiKey(not shown)"
 
     def auth_flow(self, request: httpx2.Request):
+        """Put the key into a request on its way out."""
         if self._value:
             request.headers["Authorization"] = f"Bearer {self._value}"
         yield request
 
     def hide(self, text: str) -> str:
-        """Text from outside, cut to a printable line without the key."""
+        """Cut text from outside to a printable line without the key."""
         text = text.replace(self._value, "[key]") if self._value else text
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_QUOTED]
 
 
 class Wire:
-    """One server. All methods run on one event loop."""
+    """Connection to one server. All methods run on one event loop."""
 
     def __init__(self, settings: Endpoint, say: Callable[[str], None], clock: Clock = SYSTEM_CLOCK):
         self._settings, self._say, self._clock, self._key = settings, say, clock, ApiKey(settings.api_key_env)
@@ -108,19 +109,20 @@ class Wire:
         self.num_requests = 0
 
     async def close(self) -> None:
+        """End the connection."""
         await self._client.aclose()
 
     async def ask(self, method: str, path: str, body: dict | None = None, *, max_bytes: int = 2**20) -> Any:
-        """The JSON that the server answers.
+        """Send a request until it is answered, and return the JSON of the answer.
 
         Raises:
             Refused: status 400, 413 or 422.
-            Failed: what may pass did not, within the record's deadline and number of attempts.
-            EndpointError: what cannot pass, or the deadline of the whole capture.
+            Failed: no attempt succeeded within the record's deadline and number of attempts.
+            EndpointError: a failure that cannot pass, or the deadline of the whole capture.
         """
         ends = self._clock.monotonic() + self._settings.record_deadline_seconds
         attempts = AsyncRetrying(
-            retry=retry_if_exception_type(_Passing),
+            retry=retry_if_exception_type(_MayPass),
             wait=self._wait,
             sleep=self._clock.sleep,
             before_sleep=self._tell,
@@ -142,8 +144,7 @@ class Wire:
         if self._clock.monotonic() >= self._ends:
             raise EndpointError(
                 f"{self.name}: teacher.endpoint.deadline_seconds ({self._settings.deadline_seconds:g}) have passed: "
-                "what was "
-                "captured is kept; start the capture again to go on"
+                "what was captured is kept; start the capture again to go on"
             )
 
     async def _once(self, method: str, path: str, body: dict | None, ends: float, max_bytes: int) -> Any:
@@ -153,24 +154,24 @@ class Wire:
         now = self._clock.monotonic()
         limit = min(self._settings.timeout_seconds, ends - now, self._ends - now)
         if limit <= 0:
-            raise _Passing("its time ran out while the server had asked to wait")
+            raise _MayPass("its time ran out while the server had asked to wait")
         self.num_requests += 1
         try:
             reply, problem = await asyncio.wait_for(self._exchange(method, path, body, max_bytes), limit)
         except asyncio.TimeoutError:
             reply, problem = None, f"no whole answer within {limit:.3g} s"
         if reply is None:
-            raise _Passing(problem)
+            raise _MayPass(problem)
         return self._judge(reply, path, ends)
 
     def _tell(self, state: Any) -> None:
-        """Now and then that something is tried again, so that a capture that waits does not look dead."""
+        """Say now and then that a request is tried again, so that a capture that waits does not look dead."""
         if self._clock.monotonic() >= self._told + _TOLD_EVERY:
             self._told = self._clock.monotonic()
             self._say(f"endpoint: {state.outcome.exception()}; trying again")
 
     async def _exchange(self, method: str, path: str, body: dict | None, max_bytes: int) -> tuple[_Reply | None, str]:
-        """The whole answer, or what went wrong with it."""
+        """Return the whole answer and "", or None and the failure in words."""
         try:
             async with self._client.stream(method, self.name + path, json=body) as response:
                 parts, size = [], 0
@@ -186,10 +187,10 @@ class Wire:
     def _judge(self, reply: _Reply, path: str, ends: float) -> Any:
         status, words = reply.status, self.hide(reply.words())
         if status == 200:
-            return self._parsed(reply)
+            return self._parse(reply)
         if status in _PASSING or status >= 500:
             self._obey(reply.headers.get("retry-after"), status, ends)
-            raise _Passing(f"status {status}: {words}")
+            raise _MayPass(f"status {status}: {words}")
         if status in _REFUSALS:
             raise Refused(words)
         if 300 <= status < 400:
@@ -207,15 +208,15 @@ class Wire:
             "servers) and model"
         )
 
-    def _parsed(self, reply: _Reply) -> Any:
+    def _parse(self, reply: _Reply) -> Any:
         kind = reply.headers.get("content-type", "nothing").split(";")[0].strip().lower()
         if kind != "application/json":
-            raise _Passing(f"an answer of type {self.hide(kind)}, not application/json: {self.hide(reply.words())}")
+            raise _MayPass(f"an answer of type {self.hide(kind)}, not application/json: {self.hide(reply.words())}")
         try:
             return json.loads(reply.content)
         except (ValueError, RecursionError):
             problem = f"{len(reply.content)} bytes that are no JSON"
-        raise _Passing(problem)
+        raise _MayPass(problem)
 
     def _obey(self, retry_after: str | None, status: int, ends: float) -> None:
         seconds = _seconds(retry_after, self._clock.wall())
@@ -223,15 +224,14 @@ class Wire:
         if now + seconds > ends:
             raise EndpointError(
                 f"{self.name}: status {status}, and asks to wait {seconds:.0f} s, past "
-                "teacher.endpoint.record_deadline_seconds "
-                f"({self._settings.record_deadline_seconds:g}): what was captured is kept; start the capture again "
-                "then, or raise it"
+                f"teacher.endpoint.record_deadline_seconds ({self._settings.record_deadline_seconds:g}): what was "
+                "captured is kept; start the capture again then, or raise it"
             )
         self._not_before = max(self._not_before, now + seconds)
 
 
-class _Passing(Exception):
-    """Worth another attempt."""
+class _MayPass(Exception):
+    """Failure that is worth another attempt."""
 
 
 class _Reply(NamedTuple):
@@ -243,16 +243,14 @@ class _Reply(NamedTuple):
         return "_Reply(not shown)"  # it may repeat the key
 
     def host(self) -> str:
-        """That a redirect leads to."""
+        """Return the host that a redirect leads to."""
         try:
             return urlsplit(self.headers.get("location", "")).hostname or "itself"
         except ValueError:
             return "no address"
 
     def words(self) -> str:
-        """What the server says went wrong: the message in OpenAI's form, an older one of vLLM's, or FastAPI's; else the
-        body's beginning.
-        """
+        """Return the server's message: OpenAI's field, an older one of vLLM's, or FastAPI's; else the body's start."""
         try:
             body = json.loads(self.content)
         except (ValueError, RecursionError):
@@ -264,7 +262,7 @@ class _Reply(NamedTuple):
 
 
 def _seconds(retry_after: str | None, now: float) -> float:
-    """Of a Retry-After header: a number of seconds or an HTTP date; 0 where it is neither."""
+    """Read a Retry-After header, a number of seconds or an HTTP date, in seconds; 0 where it is neither."""
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:12])

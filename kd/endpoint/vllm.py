@@ -1,4 +1,4 @@
-"""vLLM's form of /v1/completions: the request for a prompt's log-probs, and the answer as the teacher's rows.
+"""Log-probs of a prompt by vLLM's /v1/completions: the request, and the answer as the teacher's rows.
 
 The prompt goes out as token ids, so nothing is tokenized twice. The answer has, for token t of the prompt, the K best
 tokens of the distribution that predicts it, and token t itself where it is not among them:
@@ -6,7 +6,7 @@ tokens of the distribution that predicts it, and token t itself where it is not 
     choices[0].prompt_logprobs = [null, {"<token id>": {"logprob": -0.1, "rank": 1, "decoded_token": "a"}, ...}, ...]
     choices[0].prompt_token_ids = [...]        in versions that know return_token_ids
 
-A log-prob of -inf comes as -9999. All that is not as described is refused, with the record, the position and the token.
+A log-prob of -inf comes as -9999. Any other answer is refused, with the record, the position and the token.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from kernels import TeacherTopK
 _MINUS_INFINITY = -9999.0  # JSON has no -inf
 _TOO_MUCH = 1e-4  # by which K probabilities, rounded as the server rounds, may exceed 1
 _UNEXPLAINED = 1e-3  # mass that may be missing or on tokens past the vocabulary: padding of the head, which never wins
-_RESOLUTION = (
-    2.0**-20
-)  # of a sum near 1: x - log(sum of exp) is rounded in fp32 at the size of a logit, 16 to 32, for all tokens alike
+# Resolution of a sum near 1: x - log(sum of exp) is rounded in fp32 at the size of a logit, 16 to 32, for all tokens
+# alike.
+_RESOLUTION = 2.0**-20
 _ENTRY_BYTES = 400  # generous length of one token's entry
 
 
 class Prompt(NamedTuple):
-    """One record. `positions` are those of its supervised rows: a row's distribution predicts token position + 1."""
+    """Record to ask for. `positions` are those of its rows: a row's distribution predicts token position + 1."""
 
     name: str
     token_ids: tuple[int, ...]
@@ -39,16 +39,19 @@ class Prompt(NamedTuple):
 
 
 class AnswerError(SpanwiseError, ValueError):
-    """What the server answered for one record cannot be used."""
+    """Answer for one record that cannot be used."""
 
 
 class NoPromptLogprobs(AnswerError):
-    """The server does not know prompt_logprobs: it will answer no record."""
+    """Answer of a server that does not know prompt_logprobs, and so will answer no record."""
 
 
 def request_body(model: str, token_ids: Sequence[int], top_k: int) -> dict[str, Any]:
-    """Everything that could bend the distribution is switched off by name, for a server takes its defaults from the
-    model's generation_config.json. One token has to be generated; it is not read."""
+    """Make the request for a prompt's log-probs.
+
+    All that could bend the distribution is switched off by name, for a server takes its defaults from the model's
+    generation_config.json. One token has to be generated; it is not read.
+    """
     return {
         "model": model,
         "prompt": list(token_ids),
@@ -69,12 +72,12 @@ def request_body(model: str, token_ids: Sequence[int], top_k: int) -> dict[str, 
 
 
 def answer_bytes(num_tokens: int, top_k: int) -> int:
-    """What an answer may weigh; more is not read."""
+    """Return the most bytes an answer may have; more is not read."""
     return 2**20 + num_tokens * (top_k + 2) * _ENTRY_BYTES
 
 
 def read_answer(answer: Any, prompt: Prompt, top_k: int, vocab_size: int) -> TeacherTopK:
-    """The answer's rows at prompt.positions, in that order, at T = 1.
+    """Read an answer's rows at prompt.positions, in that order, at T = 1: TeacherTopK of N rows on the CPU.
 
     Ids are best first, ties by lowest id. A token past vocab_size (padding of the server's head) is left out and the
     rest scaled up to sum to 1; its slot names another token at log-prob -inf. The tail is 1 - sum of what is reported,
@@ -82,14 +85,14 @@ def read_answer(answer: Any, prompt: Prompt, top_k: int, vocab_size: int) -> Tea
     its probability is the most. It is -inf where nothing is left. Entropies are NaN: a server tells no full entropy.
 
     Raises:
-        AnswerError: an answer of another prompt, length or form; fewer than top_k (at most vocab_size) tokens; a
+        AnswerError: an answer of another prompt, length or shape; fewer than top_k (at most vocab_size) tokens; a
             log-prob that is none; probabilities that sum to more than 1, or leave more than other tokens can have.
         NoPromptLogprobs: the answer is a completion without them.
     """
     where = f"record {prompt.name}"
-    table = _aligned(answer, prompt, where)
+    table = _check_aligned(answer, prompt, where)
     ids, log_probs = _best(*_entries([table[p + 1] for p in prompt.positions], prompt.positions, top_k, where), top_k)
-    ids, known, log_probs = _inside(ids, log_probs, vocab_size, prompt.positions, where)
+    ids, known, log_probs = _keep_known(ids, log_probs, vocab_size, prompt.positions, where)
     log_tail = _log_tail(log_probs, known, vocab_size, prompt.positions, where)
     ids, log_probs = ids.int(), log_probs.float()
     unknown = torch.full((len(ids),), math.nan)
@@ -105,10 +108,12 @@ def read_answer(answer: Any, prompt: Prompt, top_k: int, vocab_size: int) -> Tea
     )
 
 
-def shown_texts(answer: Any, prompt: Prompt, decode: Callable[[int], str]) -> dict[int, tuple[str, str]]:
-    """The texts of tokens in an answer that read_answer took, by id: the server's and that of the run's tokenizer.
-    White space and pieces of a character, which servers show in several ways, are not compared, so what has no more is
-    left out."""
+def read_texts(answer: Any, prompt: Prompt, decode: Callable[[int], str]) -> dict[int, tuple[str, str]]:
+    """Return the texts of tokens in an answer that read_answer took: id -> the server's, and the run's tokenizer's.
+
+    White space and pieces of a character are not compared, as servers show them in several ways; tokens with nothing
+    else are left out.
+    """
     table = answer["choices"][0]["prompt_logprobs"]
     seen = {key: entry.get("decoded_token") for p in prompt.positions for key, entry in table[p + 1].items()}
     pairs = (
@@ -119,8 +124,8 @@ def shown_texts(answer: Any, prompt: Prompt, decode: Callable[[int], str]) -> di
     return {token: pair for token, pair in pairs if all(text and text.isascii() for text in pair)}
 
 
-def _aligned(answer: Any, prompt: Prompt, where: str) -> list[Any]:
-    """prompt_logprobs, after a check that each entry speaks of the token that was sent."""
+def _check_aligned(answer: Any, prompt: Prompt, where: str) -> list[Any]:
+    """Return prompt_logprobs, after a check that each entry speaks of the token that was sent."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise AnswerError(f"{where}: the answer is no completion with one choice")
@@ -147,12 +152,12 @@ def _aligned(answer: Any, prompt: Prompt, where: str) -> list[Any]:
 
 
 def _shown(token: Any) -> str:
-    """A server's token for a message; other words of its are not repeated."""
+    """Show a server's token in a message; no other words of the server are repeated."""
     return f"token {token}" if str(token).isdecimal() and len(str(token)) < 12 else "no token"
 
 
 def _entries(rows: list[dict], positions: Sequence[int], least: int, where: str) -> tuple[Tensor, Tensor]:
-    """ids [N, W] int64 and log-probs [N, W] fp64, with id -1 at -inf after a row's last."""
+    """Return ids [N, W] int64 and log-probs [N, W] fp64, with id -1 at -inf after a row's last."""
     all_ids, all_logs = [], []
     for position, entries in zip(positions, rows):
         at = f"{where}: position {position + 1}"
@@ -177,27 +182,27 @@ def _entries(rows: list[dict], positions: Sequence[int], least: int, where: str)
 
 
 def _best(ids: Tensor, log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row, best first, ties by lowest id. What is left out is the sent token, where it is not among
-    them.
-    """
+    """Return the k best of each row, best first, ties by lowest id; the sent token is left out if not among them."""
     by_id = ids.masked_fill(ids < 0, 2**31).argsort(dim=-1, stable=True)
     order = by_id.gather(1, log_probs.gather(1, by_id).argsort(dim=-1, descending=True, stable=True))[:, :k]
     return ids.gather(1, order), log_probs.gather(1, order)
 
 
-def _inside(
+def _keep_known(
     ids: Tensor, log_probs: Tensor, vocab_size: int, positions: Sequence[int], where: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens of the vocabulary alone, their log-probs scaled to be of it; after them, in the place of others, tokens
-    not among them at -inf. The second of the three tells the first from the latter. All [N, K]."""
+    """Keep tokens of the vocabulary alone, and scale their log-probs to sum to 1 over it.
+
+    Returns:
+        ids, known, log-probs, all [N, K]. Where `known` is False the id is a token not among the others, at -inf.
+    """
     known = ids < vocab_size
     outside = log_probs.exp().masked_fill(known, 0.0).sum(-1)
     if (bad := outside > _UNEXPLAINED).any():
         n = int(bad.nonzero()[0])
         raise AnswerError(
             f"{where}: position {positions[n] + 1}: the server gives {outside[n]:.3g} to tokens such as "
-            f"{int(ids[n].max())}, past the "
-            f"{vocab_size} of the run's tokenizer: it serves another model"
+            f"{int(ids[n].max())}, past the {vocab_size} of the run's tokenizer: it serves another model"
         )
     order = (~known).int().argsort(dim=-1, stable=True)
     ids, known, log_probs = (x.gather(1, order) for x in (ids, known, log_probs - torch.log1p(-outside)[:, None]))
@@ -208,7 +213,7 @@ def _inside(
 
 
 def _log_tail(log_probs: Tensor, known: Tensor, vocab_size: int, positions: Sequence[int], where: str) -> Tensor:
-    """[N] fp64, log of the mass on the tokens that are not known."""
+    """Return the log of the mass on the tokens that are not known, [N] fp64."""
     total = log_probs.exp().sum(-1)
     others = vocab_size - known.sum(-1)
     most = others * log_probs.masked_fill(~known, 0.0).amin(-1).exp()

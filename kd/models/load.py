@@ -78,7 +78,7 @@ def load_whole_model(path: str | os.PathLike, revision: str | None = None, *, tr
         StudentError: nothing that can be read is there.
     """
     model_config = read_model_config(path, revision)
-    dtype = loaded_dtype(model_config.dtype)
+    dtype = loaded_dtype(_saved_dtype(model_config))
     if not trained:
         return AutoModelForCausalLM.from_config(model_config, dtype=dtype)
     with _told(path):
@@ -111,8 +111,9 @@ def load_causal_lm(
     if model_config is None:
         assert source is not None, "a model without weights needs its configuration"
         model_config = read_model_config(source, revision)
-    torch_dtype = loaded_dtype(model_config.dtype) if dtype == "auto" else DTYPES[dtype]
-    sharded = ds_config is not None and ds_config.get("zero_optimization", {}).get("stage") == 3
+    torch_dtype = loaded_dtype(_saved_dtype(model_config)) if dtype == "auto" else DTYPES[dtype]
+    ds_config = ds_config or {}
+    sharded = ds_config.get("zero_optimization", {}).get("stage") == 3
     # A lazy import inside zero.Init fails with a signature-mismatch TypeError: import everything the model needs first.
     import torch._dynamo  # noqa: F401
 
@@ -144,6 +145,11 @@ def load_causal_lm(
         del slot
     _check_made(model, torch_dtype, sharded)
     return model
+
+
+def _saved_dtype(model_config: PreTrainedConfig) -> torch.dtype | None:
+    dtype = model_config.dtype
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 @contextmanager

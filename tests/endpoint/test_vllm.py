@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.endpoint_server import prompt_logprobs
-from kd.endpoint.vllm import AnswerError, NoPromptLogprobs, Prompt, read_answer, request_body, shown_texts
+from kd.endpoint.vllm import AnswerError, NoPromptLogprobs, Prompt, read_answer, read_texts, request_body
 from kernels import Head, teacher_topk
 
 VOCAB = 40
@@ -287,14 +287,14 @@ def test_no_rows():
 
 def test_texts_of_tokens_are_compared():
     answer = answer_of(logits_of(), 12)
-    texts = shown_texts(answer, PROMPT, lambda i: f" u{i}")
+    texts = read_texts(answer, PROMPT, lambda i: f" u{i}")
     assert len(texts) > 12 and texts == {i: (f"t{i}", f"u{i}") for i in texts}
     assert (
-        shown_texts(answer, PROMPT, lambda i: "\ufffd") == shown_texts(answer, PROMPT, lambda i: "\n") == {}
+        read_texts(answer, PROMPT, lambda i: "\ufffd") == read_texts(answer, PROMPT, lambda i: "\n") == {}
     )  # a piece of a character says nothing
     for entry in answer["choices"][0]["prompt_logprobs"][2].values():
         del entry["decoded_token"]
-    assert 0 < len(shown_texts(answer, PROMPT, lambda i: f"u{i}")) < len(texts)
+    assert 0 < len(read_texts(answer, PROMPT, lambda i: f"u{i}")) < len(texts)
 
 
 def test_the_request_switches_off_what_would_bend_the_distribution():

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 import torch
 
 from helpers.endpoint_server import MODEL, Server
 from kd.batching.micro_batch import MicroBatch, collate, collate_packed
 from kd.config.schema import Endpoint
-from kd.endpoint.http import Clock
+from kd.endpoint.http import Clock, EndpointError
 from kd.rendering.encode import Encoded
 from kd.rendering.spans import TRUTH
+from kd.teacher.endpoint.records import EndpointTask
 from kd.teacher.endpoint.teacher import EndpointTeacher
 from kernels import Head, TeacherTopK, teacher_topk
 
 VOCAB, K = 50, 8
+OPENING = 1  # completions that opening takes
 TABLE = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(5)) * 2
 
 
@@ -74,7 +77,7 @@ def opened(
     longest: int = 0,
     **given,
 ) -> EndpointTeacher:
-    return EndpointTeacher(
+    task = EndpointTask(
         settings_of(server, **given),
         top_k=top_k,
         vocab_size=VOCAB,
@@ -82,5 +85,24 @@ def opened(
         longest=longest,
         decode=decode,
         say=(said if said is not None else []).append,
-        clock=(clock or FakeClock()).clock(),
     )
+    return EndpointTeacher(task, (clock or FakeClock()).clock())
+
+
+def assert_same(rows: TeacherTopK, wanted: TeacherTopK) -> None:
+    assert torch.equal(rows.ids, wanted.ids) and torch.equal(rows.argmax, wanted.argmax)
+    assert torch.allclose(rows.log_probs, wanted.log_probs, rtol=0, atol=1e-5)
+    assert torch.allclose(rows.log_tail.exp(), wanted.log_tail.exp(), rtol=0, atol=1e-6)
+    assert rows.temperatures == (1.0,) and rows.entropy.isnan().all()
+
+
+def check_stops(server: Server, message: str, *, clock=None, batches=None, **given) -> str:
+    """The EndpointError of opening and asking for two records."""
+    with pytest.raises(EndpointError, match=message) as caught:
+        teacher = opened(server, clock, **given)
+        try:
+            for micro in batches or micro_batches(2, size=1):
+                teacher.target_rows(micro)
+        finally:
+            teacher.close()
+    return str(caught.value)

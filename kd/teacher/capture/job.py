@@ -26,6 +26,7 @@ from kd.teacher.capture.errors import CaptureError
 from kd.teacher.capture.log import CaptureLog
 from kd.teacher.capture.plan import BatchMaker, CapturePlan, batch_maker, plan_capture
 from kd.teacher.capture.rows import LazyRows, RowSource
+from kd.teacher.endpoint.records import EndpointTask
 from kd.teacher.endpoint.teacher import EndpointTeacher
 from kd.teacher.live import LiveRows, SparseOptions
 from kd.teacher.model import TeacherModel
@@ -143,12 +144,13 @@ def _open_live(config: RunConfig, spec: CacheSpec) -> RowSource:
 def _open_endpoint(
     endpoint: Endpoint, spec: CacheSpec, plan: CapturePlan, world_size: int, tokenizer: Any, say: Callable[[str], None]
 ) -> RowSource:
-    return EndpointTeacher(
+    task = EndpointTask(
         endpoint,
         top_k=spec.kept,
         vocab_size=spec.vocab_size,
-        say=say,
         num_records=-(-len(plan.rows) // world_size),
         longest=int(plan.lengths.max()),
         decode=lambda token: tokenizer.decode([token]),
+        say=say,
     )
+    return EndpointTeacher(task)

@@ -1,61 +1,66 @@
-"""One record after another from an endpoint, on one event loop: which is answered, which is missing, and when to
-stop.
-"""
+"""Records asked of an endpoint on one event loop: answered, missing, or the end of the capture."""
 
 from __future__ import annotations
 
 import asyncio
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from kd.config.schema import Endpoint
 from kd.endpoint.http import Clock, EndpointError, Failed, Refused, Wire
-from kd.endpoint.vllm import AnswerError, NoPromptLogprobs, Prompt, answer_bytes, read_answer, request_body, shown_texts
+from kd.endpoint.vllm import AnswerError, NoPromptLogprobs, Prompt, answer_bytes, read_answer, read_texts, request_body
 from kernels import TeacherTopK
 
 _ENOUGH = 20  # tokens to compare, of one answer or of several: the first may have none that can be
-_DIFFERING = (
-    0.1  # of the compared tokens, and of _ENOUGH, whose texts may differ: servers show a few in ways of their own
-)
+_DIFFERING = 0.1  # part of the compared tokens whose texts may differ: servers show a few in ways of their own
 _REMEDY = "what was captured is kept: start the capture again once it is mended"
 
 
+class EndpointTask(NamedTuple):
+    """Records that one process asks an endpoint for."""
+
+    settings: Endpoint  # teacher.endpoint
+    top_k: int  # tokens a row, at most vocab_size
+    vocab_size: int  # of the run's tokenizer
+    num_records: int  # settings.max_missing is a part of them
+    longest: int = 0  # tokens of the longest record
+    decode: Callable[[int], str] | None = None  # text of one token, to compare tokenizers; None compares nothing
+    say: Callable[[str], None] = print  # told, in words, what a person should know
+
+
 class Records:
-    """All methods run on the loop, `open` before the others; arguments as of EndpointTeacher.
+    """Records of a task. All methods run on the loop, `open` before the others.
 
     Attributes:
-        missing: the records that have no signal, and why.
+        missing: prompts of records without targets -> the reason.
         stopped: set with the first EndpointError; every other request is then cancelled.
         num_answers: prompts that were answered.
     """
 
-    def __init__(
-        self,
-        settings: Endpoint,
-        top_k: int,
-        vocab_size: int,
-        num_records: int,
-        decode: Callable[[int], str] | None,
-        say: Callable[[str], None],
-    ):
-        self._settings, self._top_k, self._vocab, self._decode, self._say = settings, top_k, vocab_size, decode, say
-        self._allowed = int(settings.max_missing * num_records)
-        self._good = Prompt(
-            "of two tokens", tuple(range(min(2, vocab_size))), (0,) if vocab_size > 1 else ()
-        )  # the last that was answered
+    def __init__(self, task: EndpointTask):
+        self._settings, self._top_k, self._vocab = task.settings, task.top_k, task.vocab_size
+        self._longest, self._decode, self._say = task.longest, task.decode, task.say
+        self._allowed = int(task.settings.max_missing * task.num_records)
+        # The last prompt that was answered; at first one of two tokens, which opening asks for.
+        positions = (0,) if task.vocab_size > 1 else ()
+        self._good = Prompt("of two tokens", tuple(range(min(2, task.vocab_size))), positions)
         self._tasks: set[asyncio.Task] = set()
         self._texts: dict[int, tuple[str, str]] = {}  # of the tokens compared so far: the server's and ours
         self.missing: dict[Prompt, str] = {}
         self.stopped: EndpointError | None = None
         self.num_answers = 0
 
-    async def open(self, clock: Clock, longest: int) -> None:
-        """Look whether the server has the model, knows prompt_logprobs, and gives top_k of them."""
+    async def open(self, clock: Clock) -> None:
+        """Check that the server has the model, knows prompt_logprobs, and gives top_k of them.
+
+        Raises:
+            EndpointError: it does not, or cannot be reached.
+        """
         self.wire = Wire(self._settings, self._say, clock)
         self._free, self._one_test = asyncio.Semaphore(self._settings.concurrency), asyncio.Lock()
         try:
-            self._check_model(await self.wire.ask("GET", "/models"), longest)
+            self._check_model(await self.wire.ask("GET", "/models"))
             await self._ask(self._good)
             return
         except EndpointError as error:
@@ -68,12 +73,12 @@ class Records:
         raise EndpointError(problem)
 
     async def close(self) -> None:
+        """Cancel all requests and end the connection; say so where the tokenizers could not be compared."""
         if self._decode is not None and self.num_answers > 1 and self.stopped is None:
             self._say(
                 "endpoint: whether its tokenizer is the run's is not known: its answers showed the texts of "
-                f"{len(self._texts)} tokens that can be "
-                f"compared, and {_ENOUGH} are needed; see to it that it serves the teacher that tokenizer.path "
-                "belongs to"
+                f"{len(self._texts)} tokens that can be compared, and {_ENOUGH} are needed; see to it that it serves "
+                "the teacher that tokenizer.path belongs to"
             )
         self.stopped = self.stopped or EndpointError(f"{self.wire.name}: closed while records were asked for")
         self._cancel()
@@ -85,12 +90,13 @@ class Records:
             task.cancel()
 
     async def rows(self, prompt: Prompt) -> TeacherTopK | None:
-        """The record's rows; None where it is missing.
+        """Ask for a record's rows; None where it is missing.
 
         Raises:
-            EndpointError: nothing more is to be had.
+            EndpointError: the endpoint answers no more, or too many records are missing.
         """
         task = asyncio.current_task()
+        assert task is not None
         self._tasks.add(task)
         try:
             async with self._free:
@@ -125,7 +131,7 @@ class Records:
         return None
 
     async def _test(self, failed: Prompt, reason: str, num_answers: int) -> None:
-        """Whether it is the record or the server: ask for the last one that was answered, unless another is by now."""
+        """Tell a bad record from a bad server: ask for the last answered prompt again, unless another was by now."""
         async with self._one_test:
             if self.num_answers > num_answers:
                 return
@@ -137,8 +143,7 @@ class Records:
                 again = str(error)
         raise EndpointError(
             f"{self.wire.name} answers no more. Record {failed.name}: {reason}. Then the prompt {good.name}, which it "
-            "had answered: "
-            f"{again}; {_REMEDY}"
+            f"had answered: {again}; {_REMEDY}"
         )
 
     async def _ask(self, prompt: Prompt) -> TeacherTopK:
@@ -164,34 +169,28 @@ class Records:
     def _compare_tokens(self, answer: Any, prompt: Prompt) -> None:
         if self._decode is None or not self.num_answers:  # the first is no record: its tokens may be any
             return
-        self._texts |= shown_texts(answer, prompt, self._decode)
+        self._texts |= read_texts(answer, prompt, self._decode)
         differing = [(token, *texts) for token, texts in self._texts.items() if texts[0] != texts[1]]
-        if len(differing) > _DIFFERING * max(
-            len(self._texts), _ENOUGH
-        ):  # what is still to come could not make up for it
+        # Answers still to come could not make up for so many.
+        if len(differing) > _DIFFERING * max(len(self._texts), _ENOUGH):
             shown = "; ".join(
                 f"token {token} is {self.wire.hide(theirs)!r} there and {ours!r} here"
                 for token, theirs, ours in differing[:3]
             )
             before = self.num_answers - 1
             anew = (
-                f", and capture into another folder: the answers to {before} records before showed too few "
-                "texts to tell"
-                if before
-                else ""
+                f", and capture into another folder: the answers to {before} records before showed too few texts to "
+                "tell"
             )
             raise EndpointError(
                 f"{self.wire.name}: its tokenizer is not the run's ({len(differing)} of {len(self._texts)} tokens "
-                f"differ): {shown}; "
-                f"serve the teacher that tokenizer.path belongs to{anew}"
+                f"differ): {shown}; serve the teacher that tokenizer.path belongs to{anew if before else ''}"
             )
         if len(self._texts) >= _ENOUGH:
             self._decode = None
 
-    def _check_model(self, listed: Any, longest: int) -> None:
-        """That the server lists the model; and whether it has room for the longest record and the one token that it
-        generates.
-        """
+    def _check_model(self, listed: Any) -> None:
+        """Check that the server lists the model; warn where the longest record and one token more do not fit."""
         data = listed.get("data") if isinstance(listed, dict) else None
         cards = {str(card.get("id")): card for card in data if isinstance(card, dict)} if isinstance(data, list) else {}
         if self._settings.model not in cards:
@@ -202,9 +201,8 @@ class Records:
                 + (f"; did you mean {self.wire.hide(near[0])!r}?" if near else "")
             )
         room = cards[self._settings.model].get("max_model_len")
-        if isinstance(room, int) and longest + 1 > room:
+        if isinstance(room, int) and self._longest + 1 > room:
             self._say(
-                f"endpoint: its context is {room} tokens and the longest record needs {longest + 1}: records that do "
-                "not fit will be missing; "
-                f"start the server with --max-model-len {longest + 1}"
+                f"endpoint: its context is {room} tokens and the longest record needs {self._longest + 1}: records "
+                f"that do not fit will be missing; start the server with --max-model-len {self._longest + 1}"
             )

@@ -1,7 +1,6 @@
-"""An OpenAI-compatible endpoint as the teacher: top-k log-probs of every supervised row, one request a record, at
-capture.
+"""Endpoint as the teacher: top-k log-probs of every supervised row, one request a record, at capture.
 
-It speaks vLLM's form (kd/endpoint/vllm.py): /v1/completions with the prompt as token ids and `prompt_logprobs`. The
+It speaks vLLM's API (kd/endpoint/vllm.py): /v1/completions with the prompt as token ids and `prompt_logprobs`. The
 OpenAI API itself has no log-probs of a prompt, nor has `transformers serve`; a server that ignores the option is
 refused at once. Tried with vLLM 0.32.0 on a CPU. Start vLLM with
 
@@ -26,92 +25,67 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import torch
 
 from kd.batching.micro_batch import MicroBatch
-from kd.config.schema import Endpoint
 from kd.endpoint.http import SYSTEM_CLOCK, Clock, EndpointError
 from kd.endpoint.vllm import Prompt
-from kd.teacher.endpoint.records import Records
+from kd.teacher.endpoint.records import EndpointTask, Records
 from kernels import TeacherTopK
 
 
 class EndpointTeacher:
-    """`target_rows(micro)` gives the TeacherTopK of its rows, at temperature 1.
-
-    Args:
-        settings: teacher.endpoint.
-        top_k: tokens a row, at most vocab_size.
-        vocab_size: of the run's tokenizer.
-        num_records: that this process will ask for; settings.max_missing is a part of them.
-        longest: tokens of the longest of them.
-        decode: the text of one token, to compare the server's tokenizer with the run's; None compares nothing.
-        say: told, in words, what a person should know.
+    """RowSource of a capture (kd/teacher/capture/rows.py) over a server, at temperature 1.
 
     Raises:
         EndpointError: no key, no connection, no such model there, or no prompt_logprobs of top_k.
     """
 
-    temperatures = (1.0,)
-
-    def __init__(
-        self,
-        settings: Endpoint,
-        *,
-        top_k: int,
-        vocab_size: int,
-        num_records: int,
-        longest: int = 0,
-        decode: Callable[[int], str] | None = None,
-        say: Callable[[str], None] = print,
-        clock: Clock = SYSTEM_CLOCK,
-    ):
-        if not 1 <= top_k <= vocab_size:
+    def __init__(self, task: EndpointTask, clock: Clock = SYSTEM_CLOCK):
+        if not 1 <= task.top_k <= task.vocab_size:
             raise EndpointError(
-                f"teacher.cache.top_k is {top_k}; it must lie between 1 and the vocabulary, {vocab_size}"
+                f"teacher.cache.top_k is {task.top_k}; it must lie between 1 and the vocabulary, {task.vocab_size}"
             )
-        self._top_k = top_k
-        self._records = Records(settings, top_k, vocab_size, num_records, decode, say)
+        self._top_k = task.top_k
+        self._records = Records(task)
         self._asked: dict[Prompt, Future] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
         self._thread.start()
         try:
-            self._run(self._records.open(clock, longest))
+            self._run(self._records.open(clock))
         except BaseException:
             self._end()
             raise
 
     @property
     def num_requests(self) -> int:
-        """Sent so far, further attempts included."""
+        """Requests sent so far, further attempts included."""
         return self._records.wire.num_requests
 
     def prefetch(self, micro_batches: Iterable[MicroBatch]) -> None:
-        """Begin to ask for records that `target_rows` will be called with, so that more are under way than one
-        micro-batch has.
-        """
+        """Begin to ask for records that `target_rows` will be called with, more at once than one micro-batch has."""
         for micro in micro_batches:
-            for prompt in prompts(micro):
+            for prompt in list_prompts(micro):
                 if prompt not in self._asked:
                     self._asked[prompt] = asyncio.run_coroutine_threadsafe(self._records.rows(prompt), self._loop)
 
     def target_rows(self, micro: MicroBatch) -> TeacherTopK:
-        """The rows of `micro`, in its order, on the CPU. Log-probs are NaN in rows of a record that is `missing`.
+        """Return the rows of `micro`, in its order, on the CPU; log-probs are NaN in rows of a `missing` record.
 
         Raises:
             EndpointError: the endpoint answers no more, or more records are missing than settings.max_missing allows.
         """
         self.prefetch([micro])
-        asked = prompts(micro)
+        asked = list_prompts(micro)
         parts = [self._result(prompt) for prompt in asked]
         for prompt in set(asked):
             del self._asked[prompt]
-        return _joined(
+        return _join(
             [
                 _nothing(len(prompt.positions), self._top_k) if part is None else part
                 for prompt, part in zip(asked, parts)
@@ -120,11 +94,9 @@ class EndpointTeacher:
         )
 
     def missing(self, micro: MicroBatch) -> dict[int, str]:
-        """Which records (indices into micro.record_ids) of a micro-batch that `target_rows` was called with have no
-        signal, and why.
-        """
+        """Return the records without targets, as index into micro.record_ids -> reason; see RowSource.missing."""
         missing = self._records.missing
-        return {i: missing[prompt] for i, prompt in enumerate(prompts(micro)) if prompt in missing}
+        return {i: missing[prompt] for i, prompt in enumerate(list_prompts(micro)) if prompt in missing}
 
     def close(self) -> None:
         """End all requests and the connection."""
@@ -145,11 +117,12 @@ class EndpointTeacher:
             return self._asked[prompt].result()
         except CancelledError:  # with the first error of another
             stopped = self._records.stopped
+        assert stopped is not None
         raise stopped
 
 
-def prompts(micro: MicroBatch) -> list[Prompt]:
-    """The records of a micro-batch, padded or packed, in the order of micro.record_ids."""
+def list_prompts(micro: MicroBatch) -> list[Prompt]:
+    """List the records of a micro-batch, padded or packed, in the order of micro.record_ids."""
     width, mask = micro.input_ids.shape[1], micro.attention_mask.flatten().tolist()
     starts = (
         range(0, len(mask), width)
@@ -168,14 +141,14 @@ def prompts(micro: MicroBatch) -> list[Prompt]:
 
 
 def _nothing(num_rows: int, k: int) -> TeacherTopK:
-    """Rows of which nothing is known."""
+    """Return rows of which nothing is known."""
     ids, unknown = torch.zeros(num_rows, k, dtype=torch.int32), torch.full((num_rows, k), float("nan"))
     return TeacherTopK(
         ids, unknown, unknown[None], unknown[None, :, 0], unknown[:, 0], unknown[None, :, 0], ids[:, 0], (1.0,)
     )
 
 
-def _joined(parts: list[TeacherTopK], k: int) -> TeacherTopK:
+def _join(parts: list[TeacherTopK], k: int) -> TeacherTopK:
     by_temperature = ("log_probs_t", "log_tail", "entropy_t")
     fields = {
         name: torch.cat([getattr(part, name) for part in parts or [_nothing(0, k)]], int(name in by_temperature))

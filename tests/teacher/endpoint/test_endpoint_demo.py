@@ -13,6 +13,7 @@ from kd.models.hidden_states import hidden_rows
 from kd.models.lm_head import head_of
 from kd.rendering.encode import encode
 from kd.sources.demo import corpus as demo
+from kd.teacher.endpoint.records import EndpointTask
 from kd.teacher.endpoint.teacher import EndpointTeacher
 from kernels import Head, teacher_topk
 
@@ -31,7 +32,7 @@ def test_the_demo_teacher():
             collate_packed([encoded[2:3], encoded[3:]], 0, 1024),
             collate_packed([encoded[2:]], 0, 2048),
         ]
-        teacher = EndpointTeacher(
+        task = EndpointTask(
             settings_of(server, concurrency=2),
             top_k=K,
             vocab_size=len(tokenizer),
@@ -40,6 +41,7 @@ def test_the_demo_teacher():
             longest=max(len(e.input_ids) for e in encoded),
             decode=lambda i: tokenizer.decode([i]),
         )
+        teacher = EndpointTeacher(task)
         teacher.prefetch(batches[:2])
         head = Head(head_of(model).weight.detach())
         for micro in batches:
