@@ -1,4 +1,4 @@
-"""Contradictions between keys that are each right alone. Every check names the keys it looked at."""
+"""Contradictions between keys that are each right alone; every check names the keys that it looked at."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FROM_SOURCE = (
 
 
 def conflicts(config: RunConfig) -> Iterator[Conflict]:
-    """Every contradiction in `config`, in the order of the sections."""
+    """Yield every contradiction in `config`, in the order of the sections."""
     yield from teacher_conflicts(config)
     yield from _student(config)
     yield from _heads(config)

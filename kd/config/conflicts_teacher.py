@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from kd.config.derived import uses_temperature
 from kd.config.problems import Conflict
 from kd.config.schedules import scheduled
-from kd.config.schema import RunConfig, TeacherCache
+from kd.config.schema import Loss, RunConfig, Teacher, TeacherCache
 
 
 def teacher_conflicts(config: RunConfig) -> Iterator[Conflict]:
-    """Every contradiction that the teacher, or its absence, has a part in."""
+    """Yield every contradiction that the teacher, or its absence, has a part in."""
     if config.teacher is None:
         yield from _without_teacher(config)
         return
@@ -22,9 +22,9 @@ def teacher_conflicts(config: RunConfig) -> Iterator[Conflict]:
             "a replicated teacher is not under DeepSpeed: remove this key, or use placement: sharded",
         )
     if teacher.cache is None:
-        yield from _live(config)
+        yield from _live(teacher, config.loss)
     else:
-        yield from _cached(config, teacher.cache)
+        yield from _cached(config, teacher, teacher.cache)
     if teacher.source in ("live", "cache") and (teacher.source == "cache") != (teacher.cache is not None):
         yield Conflict(
             ("teacher.source", "teacher.cache"),
@@ -33,11 +33,11 @@ def teacher_conflicts(config: RunConfig) -> Iterator[Conflict]:
             else "runs the model, and teacher.cache takes its place: remove one of the two",
         )
     if teacher.endpoint is not None:
-        yield from _endpoint(config)
+        yield from _endpoint(teacher, config.loss)
 
 
-def _live(config: RunConfig) -> Iterator[Conflict]:
-    teacher, targets = config.teacher, config.teacher.targets or "dense"
+def _live(teacher: Teacher, loss: Loss) -> Iterator[Conflict]:
+    targets = teacher.targets or "dense"
     for name, kind in (("top_k", "topk"), ("num_draws", "sampled")):
         if getattr(teacher, name) is not None and targets != kind:
             yield Conflict(
@@ -45,12 +45,12 @@ def _live(config: RunConfig) -> Iterator[Conflict]:
                 f"only with targets: {kind} (here {targets}): remove it, or change targets",
             )
     if targets == "sampled":
-        yield from _forward_kl_alone(config, "teacher.targets", "targets")
+        yield from _forward_kl_alone(loss, "teacher.targets", "targets")
 
 
-def _cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conflict]:
+def _cached(config: RunConfig, teacher: Teacher, cache: TeacherCache) -> Iterator[Conflict]:
     for name in ("targets", "top_k", "num_draws"):
-        if getattr(config.teacher, name) is not None:
+        if getattr(teacher, name) is not None:
             yield Conflict(
                 (f"teacher.{name}", "teacher.cache"),
                 "is of a teacher that runs beside the student, and teacher.cache takes its place: remove one of "
@@ -64,15 +64,15 @@ def _cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conflict]:
                 f"only with kind: {kind} (here {cache.kind}): remove it, or change kind",
             )
     if cache.kind == "sampled":
-        yield from _forward_kl_alone(config, "teacher.cache.kind", "kind")
+        yield from _forward_kl_alone(config.loss, "teacher.cache.kind", "kind")
     if len(set(cache.temperatures)) < len(cache.temperatures):
-        yield Conflict(("teacher.cache.temperatures",), f"{_listed(cache)} names a temperature twice: keep one")
-    yield from _schedule_is_cached(config, cache)
+        yield Conflict(("teacher.cache.temperatures",), f"{_show(cache)} names a temperature twice: keep one")
+    yield from _schedule_is_cached(config, teacher, cache)
 
 
-def _endpoint(config: RunConfig) -> Iterator[Conflict]:
-    """A server tells its best tokens' probabilities, at temperature 1, and no entropy."""
-    teacher, cache = config.teacher, config.teacher.cache
+def _endpoint(teacher: Teacher, loss: Loss) -> Iterator[Conflict]:
+    """Check that a server can tell what is asked: its best tokens' probabilities, at temperature 1, and no entropy."""
+    cache = teacher.cache
     if cache is None:
         yield Conflict(
             ("teacher.endpoint", "teacher.cache"),
@@ -86,7 +86,7 @@ def _endpoint(config: RunConfig) -> Iterator[Conflict]:
     if cache is not None and cache.temperatures != (1.0,):
         yield Conflict(
             ("teacher.cache.temperatures", "teacher.endpoint"),
-            f"an endpoint tells probabilities at temperature 1 alone: use [1.0] (here {_listed(cache)}), or capture "
+            f"an endpoint tells probabilities at temperature 1 alone: use [1.0] (here {_show(cache)}), or capture "
             "from the model without endpoint",
         )
     if teacher.deepspeed is not None:
@@ -94,7 +94,7 @@ def _endpoint(config: RunConfig) -> Iterator[Conflict]:
             ("teacher.deepspeed", "teacher.endpoint"),
             "no teacher runs here when an endpoint is asked: remove one of the two",
         )
-    if config.loss.entropy_weighting is not None:
+    if loss.entropy_weighting is not None:
         yield Conflict(
             ("loss.entropy_weighting", "teacher.endpoint"),
             "an endpoint tells no entropy: use loss.weights or loss.teacher_share, or capture from the model without "
@@ -102,20 +102,20 @@ def _endpoint(config: RunConfig) -> Iterator[Conflict]:
         )
 
 
-def _forward_kl_alone(config: RunConfig, key: str, name: str) -> Iterator[Conflict]:
-    if config.loss.divergence != "forward_kl":
+def _forward_kl_alone(loss: Loss, key: str, name: str) -> Iterator[Conflict]:
+    if loss.divergence != "forward_kl":
         yield Conflict(
             ("loss.divergence", key),
-            f"{config.loss.divergence} cannot be estimated from draws without bias: use forward_kl, or "
+            f"{loss.divergence} cannot be estimated from draws without bias: use forward_kl, or "
             f"{key.rpartition('.')[0]}.{name}: topk",
         )
 
 
-def _schedule_is_cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conflict]:
+def _schedule_is_cached(config: RunConfig, teacher: Teacher, cache: TeacherCache) -> Iterator[Conflict]:
     t, steps = config.loss.temperature, config.training.steps
     if (
         not uses_temperature(config.loss) or t.schedule != "constant" and t.end is None
-    ):  # of the latter another check says so
+    ):  # the latter has a check of its own
         return
     for step in range(1 if t.schedule == "constant" else steps):
         wanted = scheduled(t.schedule, t.start, t.end, step, steps)
@@ -126,9 +126,9 @@ def _schedule_is_cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conf
                 "teacher.cache.t_tolerance",
                 *(f"loss.temperature.{key}" for key in ("schedule", "start", "end")),
             )
-            known = f"and the nearest of {_listed(cache)} is farther than t_tolerance ({cache.t_tolerance:g})"
+            known = f"and the nearest of {_show(cache)} is farther than t_tolerance ({cache.t_tolerance:g})"
             remedy = f"add {wanted:.4g} to this list and capture, or change loss.temperature or t_tolerance"
-            if config.teacher.endpoint is not None:  # no other temperature can be captured from it, as _endpoint says
+            if teacher.endpoint is not None:  # no other temperature can be captured from it, as _endpoint says
                 keys = ("loss.temperature.start", "teacher.endpoint", *keys)
                 known = "and an endpoint tells probabilities at temperature 1 alone"
                 remedy = "set loss.temperature.start: 1.0" + (
@@ -138,7 +138,7 @@ def _schedule_is_cached(config: RunConfig, cache: TeacherCache) -> Iterator[Conf
             return
 
 
-def _listed(cache: TeacherCache) -> str:
+def _show(cache: TeacherCache) -> str:
     return "[" + ", ".join(f"{temperature:g}" for temperature in cache.temperatures) + "]"
 
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Defaults that depend on other keys: the one place that fills them in."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from kd.config.schema import EntropyWeighting, RunConfig, Teacher, Weights
 from kd.dtypes import multiplies_bf16
 
 
-def _filled(config: RunConfig) -> RunConfig:
-    """Defaults that depend on other keys, written out."""
+def fill_defaults(config: RunConfig) -> RunConfig:
+    """Write out the defaults that depend on other keys."""
     loss, optimizer, student = config.loss, config.optimizer, config.student
     if student.dtype == "auto":
         student = student.model_copy(update={"dtype": "bf16" if multiplies_bf16() else "fp32"})
@@ -18,12 +18,12 @@ def _filled(config: RunConfig) -> RunConfig:
         weights = Weights(truth=1.0) if config.teacher is None else Weights(kd=0.5, hard=0.3, truth=0.2)
         loss = loss.model_copy(update={"weights": weights})
     if loss.entropy_weighting is not None:
-        loss = loss.model_copy(update={"entropy_weighting": _normalised(loss.entropy_weighting)})
+        loss = loss.model_copy(update={"entropy_weighting": normalise_weights(loss.entropy_weighting)})
     if optimizer.schedule != "constant" and optimizer.final_lr_fraction is None:
         optimizer = optimizer.model_copy(update={"final_lr_fraction": 0.1})
     if optimizer.schedule == "wsd" and optimizer.decay_fraction is None:
         optimizer = optimizer.model_copy(update={"decay_fraction": 0.2})
-    teacher = None if config.teacher is None else _filled_teacher(config.teacher)
+    teacher = None if config.teacher is None else _fill_teacher(config.teacher)
     return config.model_copy(update={"student": student, "loss": loss, "optimizer": optimizer, "teacher": teacher})
 
 
@@ -32,7 +32,7 @@ def teacher_source(teacher: Teacher) -> str:
     return teacher.source or ("live" if teacher.cache is None else "cache")
 
 
-def _filled_teacher(teacher: Teacher) -> Teacher:
+def _fill_teacher(teacher: Teacher) -> Teacher:
     if teacher.cache is None:
         targets = teacher.targets or "dense"
         defaults = {"dense": {}, "topk": {"top_k": 64}, "sampled": {"num_draws": 50}}[targets]
@@ -45,8 +45,8 @@ def _missing(section: Section, defaults: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if getattr(section, name) is None}
 
 
-def _normalised(weighting: EntropyWeighting) -> EntropyWeighting:
-    """Each end's triple divided by its sum; left alone within rounding of 1, so that a saved configuration loads
+def normalise_weights(weighting: EntropyWeighting) -> EntropyWeighting:
+    """Divide each end's triple by its sum; within rounding of 1 it is left alone, so that a saved configuration loads
     equal.
     """
     names = ("kd", "hard", "truth")

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from kd.config import yaml as config_yaml
 from kd.config.conflicts import conflicts
-from kd.config.defaults import _filled
+from kd.config.defaults import fill_defaults
 from kd.config.problems import ConfigError, Report, dotted, explain, field_at, undotted
 from kd.config.registries import import_extension
 from kd.config.renamed import check_overrides, rename_key, rename_keys
@@ -49,13 +49,14 @@ def load_config(path: str | os.PathLike, overrides: Iterable[str] = ()) -> RunCo
     if config is not None:
         for conflict in conflicts(config):
             report.add_conflict(conflict.keys, conflict.message)
-        config = _with_files(config, report)
+        config = _find_files(config, report)
     report.raise_if_any()
-    return _filled(config)
+    assert config is not None, "a configuration that cannot be checked has a problem"
+    return fill_defaults(config)
 
 
 def dump_config(config: RunConfig) -> str:
-    """The configuration as YAML, every key written out; load_config gives an equal configuration from it."""
+    """Write the configuration as YAML, every key written out; load_config gives an equal one from it."""
     return config_yaml.dump(config.model_dump())
 
 
@@ -83,7 +84,7 @@ def _read(report: Report) -> dict:
 
 
 def _override(data: dict, override: str, report: Report) -> dict:
-    """`data` with one `a.b=c` applied; lists are reached by index and cannot grow."""
+    """Apply one `a.b=c` to `data`; lists are reached by index and cannot grow."""
     key, equals, text = override.partition("=")
     path = undotted(key.strip())
     if not equals or "" in path or ":" in key:
@@ -95,7 +96,7 @@ def _override(data: dict, override: str, report: Report) -> dict:
         report.add_override(override, f"the value is not valid YAML: {error}")
         return data
     path = rename_key(path)
-    changed = _placed(data, path, parsed.data)
+    changed = _place(data, path, parsed.data)
     if changed is _MISSING:
         report.add_override(
             override,
@@ -109,16 +110,16 @@ def _override(data: dict, override: str, report: Report) -> dict:
     return changed
 
 
-def _placed(data: Any, path: Path, value: Any) -> Any:
-    """A copy of `data` with `value` at `path`; _MISSING where there is no such place."""
+def _place(data: Any, path: Path, value: Any) -> Any:
+    """Copy `data` with `value` at `path`; return _MISSING where there is no such place."""
     if not path:
         return value
     head, rest = path[0], path[1:]
     if data is None or isinstance(data, dict):
-        inner = _placed((data or {}).get(str(head)), rest, value)
+        inner = _place((data or {}).get(str(head)), rest, value)
         return inner if inner is _MISSING else {**(data or {}), str(head): inner}
     if isinstance(data, tuple) and isinstance(head, int) and head < len(data):
-        inner = _placed(data[head], rest, value)
+        inner = _place(data[head], rest, value)
         return inner if inner is _MISSING else (*data[:head], inner, *data[head + 1 :])
     return _MISSING
 
@@ -133,8 +134,9 @@ def _import_extensions(data: dict, report: Report) -> None:
 
 
 def _validate(data: dict, report: Report) -> RunConfig | None:
-    """The configuration. Where keys are faulty they are reported and stand-ins take their place, so that contradictions
-    among the others are found in the same run; None when even that gives nothing to check."""
+    """Validate `data`. Faulty keys are reported and stand-ins take their place, so that contradictions among the others
+    are found in the same run; None when even that gives nothing to check.
+    """
     for attempt in range(8):  # a stand-in can uncover a fault one level further in, and no section is deeper than this
         try:
             return RunConfig.model_validate(data)
@@ -147,18 +149,18 @@ def _validate(data: dict, report: Report) -> RunConfig | None:
             path = tuple(part for part in fault["loc"] if part != "[key]")
             if attempt == 0 and not (fault["input"] is None and report.is_bad(path)):  # its tag was refused already
                 report.add(path, explain({**fault, "loc": path}))
-            data = _mended(data, path, fault["type"] == "missing")
+            data = _mend(data, path, fault["type"] == "missing")
     return None
 
 
-def _mended(data: Any, path: Path, missing: bool) -> Any:
-    """`data` without the faulty key at `path`, or with the example of its declaration where it is missing."""
+def _mend(data: Any, path: Path, missing: bool) -> Any:
+    """Copy `data` without the faulty key at `path`, or with the example of its declaration where it is missing."""
     size = len(path)
     while size > 1 and not isinstance(path[size - 1], str):
         size -= 1  # an item of a list cannot be left out: leave out the list
     field = field_at(path[:size])
     if missing and size == len(path) and field is not None and field.examples:
-        return _placed(data, path, field.examples[0])
+        return _place(data, path, field.examples[0])
     return _without(data, path[:size])
 
 
@@ -172,8 +174,8 @@ def _without(data: Any, path: Path) -> Any:
     return {**data, path[0]: _without(data[path[0]], path[1:])}
 
 
-def _with_files(config: RunConfig, report: Report) -> RunConfig:
-    """DeepSpeed JSONs as files that exist, looked for from the working directory, the YAML's folder, the repository."""
+def _find_files(config: RunConfig, report: Report) -> RunConfig:
+    """Find the DeepSpeed JSONs, from the working directory, the YAML's folder, the repository."""
     for name in ("training", "teacher"):
         section = getattr(config, name)
         if section is None or section.deepspeed is None:
@@ -186,14 +188,14 @@ def _with_files(config: RunConfig, report: Report) -> RunConfig:
             looked = ", ".join(dict.fromkeys(os.path.abspath(folder) for folder in folders))
             report.add_conflict((f"{name}.deepspeed",), f"no file {section.deepspeed!r} in {looked}")
             continue
-        if fault := _fault_of_json(found[0], trains=name == "training"):
+        if fault := _check_json(found[0], trains=name == "training"):
             report.add_conflict((f"{name}.deepspeed",), fault)
         config = config.model_copy(update={name: section.model_copy(update={"deepspeed": found[0]})})
     return config
 
 
-def _fault_of_json(file: str, trains: bool) -> str | None:
-    """What is wrong with a DeepSpeed JSON, or None. Its optimizers without ZeRO have no gradient norm to log, and no
+def _check_json(file: str, trains: bool) -> str | None:
+    """Say what is wrong with a DeepSpeed JSON, or None. Optimizers without ZeRO have no gradient norm to log, and no
     finite gate.
     """
     try:

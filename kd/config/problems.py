@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, said so that a person can mend it: place, key, fault, remedy, nearest key."""
+"""Configuration errors: file line, key, problem, fix, nearest key."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _NOT_IN_KEYS = re.compile(r"[=:{}\[\]\s]")
 
 
 class ConfigError(SpanwiseError, ValueError):
-    """Everything wrong with a configuration, one line each."""
+    """A configuration that cannot be run; the message has a line for each problem."""
 
 
 class Report:
-    """Collects problems and knows where each key was written: a line of the file, or an override."""
+    """Problems of one configuration, with the place of each key: a line of the file, or an override."""
 
     def __init__(self, file: str):
         self.file = file
@@ -34,17 +34,19 @@ class Report:
         self._problems: list[tuple[int, str]] = []
 
     def add(self, path: Path, message: str, line: int | None = None) -> None:
-        """A fault of one key."""
+        """Add a fault of one key."""
         self._bad.add(path)
         order, where = self._where(path) if line is None else (line, f"{self.file}:{line}")
         self._problems.append((order, f"{where}: {dotted(path)}: {message}"))
 
     def add_override(self, override: str, message: str) -> None:
-        """A `--set` that is not even a key and a value, or has no place."""
+        """Add a `--set` that is not even a key and a value, or has no place."""
         self._problems.append((_LAST, f"--set {key_of(override)}: {message}"))
 
     def add_conflict(self, keys: tuple[str, ...], message: str) -> None:
-        """A contradiction between keys; kept back when one of them is faulty itself, for it may be a consequence."""
+        """Add a contradiction between keys; it is kept back when one of them is faulty itself, for it may be a
+        consequence.
+        """
         paths = [undotted(key) for key in keys]
         if not any(_related(path, bad) for path in paths for bad in self._bad):
             order, where = self._where(paths[0])
@@ -64,17 +66,22 @@ class Report:
         self.overridden = set(map(moved, self.overridden))
 
     def is_bad(self, path: Path) -> bool:
+        """Tell whether the key has a fault of its own."""
         return path in self._bad
 
     def raise_if_any(self) -> None:
+        """Raise ConfigError with every problem, in the order of the file; do nothing where there is none."""
         if self._problems:
             lines = dict.fromkeys(text for _, text in sorted(self._problems, key=lambda problem: problem[0]))
             count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
             raise ConfigError(f"{self.file}: {count}\n" + "\n".join(f"  {line}" for line in lines))
 
     def _where(self, path: Path) -> tuple[int, str]:
-        """The key, or the nearest section around it that was written down; of an override its key alone, as what it was
-        set to may hold a secret anywhere: under a name that does not exist, or beside the key that is faulty."""
+        """Find the key, or the nearest section around it that was written down.
+
+        Of an override only its key is shown: what it was set to may hold a secret anywhere, under a name that does not
+        exist, or beside the key that is faulty.
+        """
         for size in range(len(path), -1, -1):
             if path[:size] in self.overridden:
                 return _LAST, f"--set {dotted(path[:size])}"
@@ -84,20 +91,24 @@ class Report:
 
 
 def dotted(path: Path) -> str:
+    """Write a path as a dotted key: ("data", "stages", 0) as data.stages.0."""
     return ".".join(str(part) for part in path)
 
 
 def undotted(key: str) -> Path:
+    """Read a dotted key as a path; a number is an index."""
     return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
 
 
 def key_of(override: str) -> str:
-    """What of a `--set` may be printed: all before the first sign that no key has. The rest may be a secret."""
+    """Return the part of a `--set` that may be printed: all before the first sign that no key has. The rest may be a
+    secret.
+    """
     return _NOT_IN_KEYS.split(override.strip(), maxsplit=1)[0]
 
 
 def explain(error: dict[str, Any]) -> str:
-    """One error of pydantic (an item of ValidationError.errors()) in words a user can act on."""
+    """Say one error of pydantic (an item of ValidationError.errors()) in words that a user can act on."""
     kind, path, value, context = error["type"], error["loc"], error.get("input"), error.get("ctx", {})
     if kind == "extra_forbidden":
         return f"unknown key; {_nearest(path)}"
@@ -124,7 +135,7 @@ def explain(error: dict[str, Any]) -> str:
         return (
             f"must not be empty{about}"
             if context.get("min_length") == 1
-            else f"expected {context['min_length']} values, got {len(value)}{about}"
+            else f"expected {context['min_length']} values, got {context.get('actual_length', 0)}{about}"
         )
     if kind == "too_long":
         return f"expected {context['max_length']} values, got {context['actual_length']}{about}"
@@ -134,7 +145,7 @@ def explain(error: dict[str, Any]) -> str:
 
 
 def all_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key that exists; `*` stands for an index of a list or a name of the user's choice."""
+    """Yield every dotted key that exists; `*` stands for an index of a list or a name of the user's choice."""
     for name, field in model.model_fields.items():
         key, inner = f"{prefix}{name}", _plain(field.annotation)
         while typing.get_origin(inner) in (tuple, dict) and _section(_item(inner)) is not None:
@@ -163,9 +174,7 @@ _BOUNDS = {
 
 
 def _nearest(path: Path) -> str:
-    """The key meant: one of the same section, else one with such a name elsewhere, else the list of what exists
-    here.
-    """
+    """Guess the key meant: one of the same section, else one with such a name elsewhere, else list what exists here."""
     parent, key = path[:-1], str(path[-1])
     section = _section(_annotation(parent))
     fields = list(section.model_fields) if section else []
@@ -189,23 +198,23 @@ def _example(path: Path) -> str:
 
 
 def field_at(path: Path):
-    """The declaration of the key at `path`, or of the list or mapping the value stands in."""
+    """Return the declaration of the key at `path`, or of the list or mapping that the value stands in."""
     while path and _section(_annotation(path[:-1])) is None:
         path = path[:-1]
     section = _section(_annotation(path[:-1])) if path else None
-    return section.model_fields.get(path[-1]) if section else None
+    return section.model_fields.get(str(path[-1])) if section else None
 
 
 class _NotShown:
-    """Stands for a value that may be a secret written in the wrong place."""
+    """Stand-in for a value that may be a secret written in the wrong place."""
 
     def __str__(self) -> str:
         return "a value that is not shown here"
 
 
 def _hidden(path: Path) -> bool:
-    """Whether the key, or one of the section that should stand there, is declared with repr=False: an error must not
-    repeat its value.
+    """Tell whether the key, or one of the section that should stand there, is declared with repr=False: an error must
+    not repeat its value.
     """
     field, section = field_at(path), _section(_annotation(path))
     return field is not None and not field.repr or section is not None and _holds_hidden(section)
@@ -219,7 +228,7 @@ def _holds_hidden(section: type[BaseModel]) -> bool:
 
 
 def _annotation(path: Path) -> Any:
-    """Type of the value at `path`; None where no such place is declared."""
+    """Find the type of the value at `path`; None where no such place is declared."""
     current: Any = RunConfig
     for part in path:
         current, section = _plain(current), _section(current)
@@ -231,7 +240,7 @@ def _annotation(path: Path) -> Any:
 
 
 def _plain(annotation: Any) -> Any:
-    """Without Annotated and `| None`."""
+    """Strip Annotated and `| None`."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _plain(typing.get_args(annotation)[0])
@@ -251,7 +260,7 @@ def _item(annotation: Any) -> Any:
 
 
 def _related(a: Path, b: Path) -> bool:
-    """One is the other, or stands inside it."""
+    """Tell whether one is the other, or stands inside it."""
     size = min(len(a), len(b))
     return a[:size] == b[:size]
 
@@ -274,7 +283,10 @@ def _show(value: Any) -> str:
 
 
 class Conflict(NamedTuple):
-    """`keys`: dotted, the one to change first; it is not reported when one of them is already wrong by itself."""
+    """Contradiction between dotted keys, the one to change first.
+
+    It is not reported when one of them is already wrong by itself.
+    """
 
     keys: tuple[str, ...]
     message: str

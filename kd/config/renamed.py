@@ -40,7 +40,7 @@ def rename_keys(data: dict[str, Any], report: Report) -> dict[str, Any]:
     A key that is given by both names is a problem, reported at the old one; the new one's value is kept.
     """
     for old, new in _PATHS.items():
-        section = data
+        section: Any = data
         for part in old[:-1]:
             section = section.get(part) if isinstance(section, dict) else None
         if not isinstance(section, dict) or old[-1] not in section:
@@ -50,19 +50,19 @@ def rename_keys(data: dict[str, Any], report: Report) -> dict[str, Any]:
         else:
             _say(report.locate(old), old, new)
             report.move(old, new)
-        data = _with_section(data, old[:-1], _renamed(section, str(old[-1]), str(new[-1])))
+        data = _put(data, old[:-1], _rename(section, str(old[-1]), str(new[-1])))
     return data
 
 
-def _renamed(section: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    """`section` with the value of `old` at `new`, in its place, unless `new` is there."""
+def _rename(section: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Copy `section` with the value of `old` at `new`, in its place, unless `new` is there."""
     if new in section:
         return {key: value for key, value in section.items() if key != old}
     return {new if key == old else key: value for key, value in section.items()}
 
 
-def _with_section(data: Any, path: Path, section: dict[str, Any]) -> Any:
-    return {**data, path[0]: _with_section(data[path[0]], path[1:], section)} if path else section
+def _put(data: Any, path: Path, section: dict[str, Any]) -> Any:
+    return {**data, path[0]: _put(data[path[0]], path[1:], section)} if path else section
 
 
 def _say(where: str, old: Path, new: Path) -> None:

@@ -2,7 +2,7 @@
 
 PyYAML's safe loader keeps the last of two equal keys without a word, reads `3e-4` as text, `no` as False and `1:30` as
 90 (it follows YAML 1.1). This reader resolves plain scalars by the core rules of YAML 1.2, knows no tag beyond the
-plain types, and returns beside the data where each key stands, so that an error can name its line.
+plain types, and returns the line of each key beside the data, so that an error can name it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class Problem(NamedTuple):
-    """One thing wrong: where it stands in the file (1-based line, 0 when unknown), the key, and what to do about it."""
+    """One thing wrong: the line of the file (from 1; 0 when unknown), the key, and what to do about it."""
 
     line: int
     path: Path
@@ -32,6 +32,8 @@ class Problem(NamedTuple):
 
 
 class Parsed(NamedTuple):
+    """YAML document as plain data, with the line of each key."""
+
     data: Any  # dicts, tuples (never lists: a frozen configuration holds them), str, int, float, bool, None
     lines: dict[Path, int]
     problems: list[Problem]
@@ -45,18 +47,15 @@ class YamlError(ValueError):
         self.line = line
 
 
-class _NoAlias:
-    """Aliases are refused: a configuration is read top to bottom, and an alias can nest into itself or explode."""
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict = {}  # its own table: PyYAML's is shared by every loader of the process
 
     def compose_node(self, parent, index):
+        """Refuse aliases: a configuration is read top to bottom, and an alias can nest into itself or explode."""
         event = self.peek_event()
         if isinstance(event, yaml.events.AliasEvent):
             raise yaml.MarkedYAMLError(problem="an alias (*name): write the value out", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
-
-
-class _Loader(_NoAlias, yaml.SafeLoader):
-    yaml_implicit_resolvers: dict = {}  # its own table: PyYAML's is shared by every loader of the process
 
 
 class _Dumper(yaml.SafeDumper):

@@ -43,35 +43,6 @@ def loss_weight_schedule(
     return share * SOFT_SHARE, share * (1 - SOFT_SHARE), 1 - share
 
 
-def entropy_weighting(
-    *,
-    h_min: float = 2.0,
-    h_max: float = 8.0,
-    kd: tuple[float, float] = (0.4, 0.6),
-    hard: tuple[float, float] = (0.2, 0.2),
-    truth: tuple[float, float] = (0.4, 0.2),
-) -> EntropyWeighting:
-    """Make the kernels' EntropyWeighting, each end's triple divided by its sum (entropies in nats).
-
-    Raises:
-        ValueError: h_min >= h_max, a negative weight, or an end whose weights are all zero.
-    """
-    if not h_min < h_max:
-        raise ValueError(f"entropy weighting needs h_min < h_max, got {h_min} and {h_max}")
-    if min(*kd, *hard, *truth) < 0:
-        raise ValueError("entropy weighting: weights must be 0 or more")
-    sums = [kd[i] + hard[i] + truth[i] for i in (0, 1)]
-    if min(sums) <= 0:
-        raise ValueError(
-            "entropy weighting: kd, hard and truth are all 0 at one end; give at least one of them a weight there"
-        )
-
-    def over_sums(pair: tuple[float, float]) -> tuple[float, float]:
-        return pair[0] / sums[0], pair[1] / sums[1]
-
-    return EntropyWeighting(h_min, h_max, over_sums(kd), over_sums(truth), over_sums(hard))
-
-
 def weights_at(loss: Loss, step: int, num_steps: int, *, has_teacher: bool) -> TermWeights:
     """Return the weights of optimizer step `step` (from 0) of `num_steps` under a run's loss section."""
     t = loss.temperature
@@ -81,7 +52,7 @@ def weights_at(loss: Loss, step: int, num_steps: int, *, has_teacher: bool) -> T
         kd, hard, truth = 0.0, 0.0, 1.0 if loss.weights is None else loss.weights.truth
     elif loss.entropy_weighting is not None:
         e = loss.entropy_weighting
-        entropy = entropy_weighting(h_min=e.h_min, h_max=e.h_max, kd=e.kd, hard=e.hard, truth=e.truth)
+        entropy = EntropyWeighting(e.h_min, e.h_max, kd=e.kd, truth=e.truth, hard=e.hard)  # load_config normalised them
         kd = hard = truth = 1.0
     elif loss.teacher_share is not None:
         s = loss.teacher_share

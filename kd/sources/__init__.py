@@ -1,1 +1,1 @@
-"""TODO."""
+"""Sources: the records of a stage by position, from files or the demo corpus."""

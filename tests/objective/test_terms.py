@@ -8,7 +8,7 @@ import pytest
 
 from kd.config.schedules import adaptive_temperature, scheduled
 from kd.config.schema import Loss
-from kd.objective.terms import TERMS, entropy_weighting, loss_weight_schedule, weights_at
+from kd.objective.terms import TERMS, loss_weight_schedule, weights_at
 
 
 def loss(**options) -> Loss:
@@ -79,26 +79,6 @@ def test_entropy_weights_replace_the_three_and_leave_the_spans():
     assert terms[1:7] == (1.0, 1.0, 1.0, 0.5, 0.15, 0.1)
     assert (terms.entropy.h_min, terms.entropy.h_max) == (2.0, 8.0)
     assert (terms.entropy.kd, terms.entropy.hard, terms.entropy.truth) == ((0.4, 0.6), (0.2, 0.2), (0.4, 0.2))
-
-
-def test_each_end_of_the_entropy_weights_is_divided_by_its_sum():
-    weighting = entropy_weighting(h_min=0, h_max=1, kd=(1, 6), hard=(2, 0), truth=(1, 2))
-    assert (weighting.kd, weighting.hard, weighting.truth) == ((0.25, 0.75), (0.5, 0.0), (0.25, 0.25))
-    for end in (0, 1):
-        assert sum(pair[end] for pair in (weighting.kd, weighting.hard, weighting.truth)) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"h_min": 2, "h_max": 2}, "h_min < h_max"),
-        ({"kd": (-0.1, 1)}, "0 or more"),
-        ({"kd": (0, 1), "hard": (0, 1), "truth": (0, 1)}, "all 0 at one end"),
-    ],
-)
-def test_entropy_weights_that_mean_nothing_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
-        entropy_weighting(**options)
 
 
 def test_the_terms_are_named_as_the_weights_are():

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Record formats: one a file, converted to the chat format."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Demo corpus: made-up tools, conversations and calls, drawn from a seed."""
