@@ -26,7 +26,7 @@ from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.dtypes import multiplies_bf16
 from kd.evaluation.files import format_table
-from kd.evaluation.held_out import evaluate_run, held_out_records, missing_teacher
+from kd.evaluation.held_out import evaluate_candidates, held_out_records, list_candidates, missing_teacher
 from kd.models.load import count_parameters, read_model_config
 from kd.models.student import build_student
 from kd.models.tokenizer import load_tokenizer
@@ -110,8 +110,8 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     started = time.monotonic()
     run_dir = run_folder(config.run)
     tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
-    splits = held_out_records(config)
-    no_teacher = on_rank_0(lambda: missing_teacher(config))
+    splits = held_out_records(config.data, config.evaluation.num_records)
+    no_teacher = on_rank_0(lambda: missing_teacher(config.evaluation, config.teacher) if splits else None)
     # Every line is checked before a model is loaded.
     sources: Sources = on_rank_0(lambda: run_sources(config.data, config.run))
     on_rank_0(lambda: _prepare(run_dir, config, fresh))
@@ -126,13 +126,15 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
         if result.stopped == "signal":
             log.say("the same command goes on from here")
             return run_dir
-        metrics = (
-            evaluate_run(
-                config, tokenizer, run_dir / "student", run_dir, splits, log, device, teacher=no_teacher is None
+        metrics = None
+        if splits:
+            evaluation, teacher = config.evaluation, None if no_teacher else config.teacher
+            candidates = list_candidates(
+                run_dir / "student", teacher, baselines=evaluation.baselines, seed=config.run.seed
             )
-            if splits
-            else None
-        )
+            metrics = evaluate_candidates(
+                candidates, tokenizer, splits, run_dir, evaluation, device=device, say=log.say
+            )
         outcome = Outcome(result, time.monotonic() - started, sources, no_teacher)
         on_rank_0(lambda: _finish(config, run_dir, outcome, metrics, log.say))
     finally:

@@ -1,12 +1,10 @@
-"""Bytes and floating-point operations of a run, by formula. All are estimates from above, itemised so they can be
-argued with.
+"""Bytes and floating-point operations of a run, by formula: estimates from above, by item.
 
 Model states: ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3): weights, gradients, and for Adam the fp32 master
 and two moments. Activations: the tensors that autograd keeps in a transformers Llama layer, counted as in Korthikanti
 et al. (arXiv 2205.05198, section 4) for RMSNorm, GQA, SwiGLU and an attention kernel that keeps no score matrix.
-Operations:
-6 a parameter and token plus attention (Kaplan et al., arXiv 2001.08361, section 2.1; Chowdhery et al., arXiv
-2204.02311, appendix B), halved for causal attention.
+Operations: 6 a parameter and token plus attention (Kaplan et al., arXiv 2001.08361, section 2.1; Chowdhery et al.,
+arXiv 2204.02311, appendix B), halved for causal attention.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ _CPU_CHUNK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Shape:
-    """What the formulas need of a model."""
+    """Sizes of a model that the formulas need."""
 
     parameters: int
     hidden_size: int
@@ -37,6 +35,7 @@ class Shape:
 
     @staticmethod
     def of(model_config: PreTrainedConfig, parameters: int) -> Shape:
+        """Read the sizes of a model of `parameters` parameters off its transformers configuration."""
         text = model_config.get_text_config()
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -54,13 +53,13 @@ class Shape:
 
     @property
     def matrix_parameters(self) -> int:
-        """Parameters a token is multiplied by: all but an embedding that is only looked up."""
+        """Parameters by which a token is multiplied: all but an embedding that is only looked up."""
         return self.parameters - (0 if self.tied else self.vocab_size * self.hidden_size)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything the memory of one rank depends on; variants of it answer `what if`."""
+    """Job of one rank: all that its memory depends on; variants of a job answer `what if`."""
 
     student: Shape
     teacher: Shape | None
@@ -83,16 +82,15 @@ class Job:
         return self.ds_config.get("zero_optimization", {})
 
     def offloads(self, what: str) -> bool:
-        """Whether `optimizer` or `param` states leave the device."""
+        """Check that `optimizer` or `param` states leave the device."""
         return (self.zero.get(f"offload_{what}") or {}).get("device", "none") != "none"
 
 
-def memory(job: Job) -> tuple[dict[str, int], dict[str, int]]:
-    """(bytes on the device, bytes in host memory) of one rank, each by item. Ranks on the CPU have everything on `the
-    device`.
+def estimate_memory(job: Job) -> tuple[dict[str, int], dict[str, int]]:
+    """Estimate one rank's memory, each by item: (bytes on the device, bytes in host memory).
 
-    What is never alive together is counted at its peak: the teacher's forward ends before the student's begins, and
-    activations are gone when the optimizer steps.
+    Ranks on the CPU have everything on `the device`. Items that are never alive together count at their peak: the
+    teacher's forward ends before the student's begins, and activations are gone when the optimizer steps.
     """
     device, host = _student_states(job)
     work = _student_work(job)
@@ -105,12 +103,12 @@ def memory(job: Job) -> tuple[dict[str, int], dict[str, int]]:
     device.update(work)
     if job.teacher is not None:
         (host if job.teacher_offloaded and not job.on_cpu else device)["teacher weights"] = teacher_weights(job)
-        device.update(_teacher(job.teacher, job))
+        device.update(_teacher_work(job.teacher, job))
     return {name: size for name, size in device.items() if size}, {name: size for name, size in host.items() if size}
 
 
 def _share(job: Job, from_stage: int) -> int:
-    """Parameters whose state one rank holds: split from this ZeRO stage on."""
+    """Count the parameters whose state one rank holds, split from this ZeRO stage on."""
     count = job.student.parameters
     return -(-count // job.world_size) if job.zero.get("stage", 0) >= from_stage else count
 
@@ -152,16 +150,17 @@ def _student_work(job: Job) -> dict[str, int]:
 
 
 def _layer_bytes(job: Job) -> int:
-    """Bytes a token that backward of one layer needs, in bf16: two RMSNorms (fp32 input and normalised value, output),
-    two residual sums, queries, keys and values before and after rotation, the attention's output, and four MLP
-    tensors."""
+    """Count the bytes a token that backward of one layer needs, in bf16.
+
+    They are two RMSNorms (fp32 input and normalised value, output), two residual sums, queries, keys and values before
+    and after rotation, the attention's output, and four MLP tensors.
+    """
     s = job.student
     elements = (
         2 * s.hidden_size + 2 * (s.attention_width + 2 * s.kv_width) + s.attention_width + 4 * s.intermediate_size
     )
-    scores = (
-        8 * s.num_heads * job.max_length if job.eager_attention else 0
-    )  # fp32 softmax, its bf16 copy and dropout's input
+    # eager attention keeps the fp32 softmax, its bf16 copy and dropout's input
+    scores = 8 * s.num_heads * job.max_length if job.eager_attention else 0
     return 2 * elements + 2 * 10 * s.hidden_size + scores
 
 
@@ -173,8 +172,9 @@ def _chunk_rows(job: Job) -> int:
 
 
 def _teacher_working(job: Job) -> int:
-    """Without autograd only the layer at work is alive: its input and output, residual and norm, and the MLP's widest
-    three.
+    """Count the bytes of the teacher's layer at work, as no other is alive without autograd.
+
+    They are its input and output, residual and norm, and the MLP's widest three.
     """
     if job.teacher is None:
         return 0
@@ -183,12 +183,14 @@ def _teacher_working(job: Job) -> int:
 
 
 def teacher_weights(job: Job) -> int:
-    """Of one rank."""
+    """Count the bytes of the teacher's weights on one rank; 0 without a teacher."""
+    if job.teacher is None:
+        return 0
     return -(-job.teacher.parameters // (job.world_size if job.teacher_sharded else 1)) * WIDTH[job.teacher_dtype]
 
 
-def _teacher(teacher: Shape, job: Job) -> dict[str, int]:
-    """On the device, besides the weights."""
+def _teacher_work(teacher: Shape, job: Job) -> dict[str, int]:
+    """Count the bytes that the teacher takes on the device besides its weights, by item."""
     width = WIDTH[job.teacher_dtype]
     live = min(teacher.parameters, int(job.zero.get("stage3_max_live_parameters", 1e9)))
     return {
@@ -199,8 +201,11 @@ def _teacher(teacher: Shape, job: Job) -> dict[str, int]:
 
 
 def flops_per_token(student: Shape, teacher: Shape | None, length: int, gradient_checkpointing: bool) -> int:
-    """Operations a token: forward and backward of the student (6 a parameter; 8 when recomputed), forward of the
-    teacher (2). Causal attention adds 2 x layers x width x length to a forward."""
+    """Count the operations a token of sequences of `length` tokens.
+
+    Forward and backward of the student take 6 a parameter, 8 when recomputed; forward of the teacher takes 2. Causal
+    attention adds 2 x layers x width x length to a forward.
+    """
     passes = 4 if gradient_checkpointing else 3
     total = passes * (2 * student.matrix_parameters + 2 * student.num_layers * student.attention_width * length)
     if teacher is not None:

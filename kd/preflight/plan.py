@@ -1,19 +1,17 @@
-"""What a run needs, before anything is loaded or rented: parameters, memory, tokens, time, and what to change if it
-does not fit.
-"""
+"""Plan of a run, before anything is loaded or rented: parameters, memory, tokens, time, and what makes it fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kd.config.derived import longest_length
-from kd.config.schema import RunConfig, Teacher
+from kd.config.schema import RunConfig, Stage, Teacher, Training
 from kd.distributed.deepspeed_json import read_ds_config
 from kd.errors import SpanwiseError
 from kd.models.load import ModelNotFound, count_parameters, read_model_config
 from kd.models.student import student_model_config
-from kd.preflight.memory import Job, Shape, flops_per_token, memory, teacher_weights
+from kd.preflight.memory import Job, Shape, estimate_memory, flops_per_token, teacher_weights
 from kd.teacher.capture.size import CacheSize
 from kd.units import size
 
@@ -28,6 +26,8 @@ class PlanError(SpanwiseError, ValueError):
 
 @dataclass(frozen=True)
 class StagePlan:
+    """Steps and tokens of one stage."""
+
     name: str
     max_length: int
     steps: int  # at most, where the stage ends at a loss
@@ -36,6 +36,8 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
+    """Needs of a run on a number of ranks."""
+
     name: str
     world_size: int
     ranks_per_host: int
@@ -51,10 +53,11 @@ class Plan:
     peak_flops: float | None
     notes: tuple[str, ...]
     problems: tuple[str, ...]
-    cache: CacheSize | None = None  # of the teacher's signal on disk
+    cache: CacheSize | None = None  # of the teacher's targets on disk
 
     @property
     def tokens(self) -> int:
+        """Tokens of the whole run, when every record is as long as its stage's max_length."""
         return sum(stage.steps * stage.tokens_per_step for stage in self.stages)
 
 
@@ -75,7 +78,11 @@ def plan_run(
     host_memory_bytes: of one host, with `ranks_per_host` ranks (by default all); None leaves it unchecked.
     peak_flops: of one device in the run's precision, for the time estimate; None leaves time out.
     cache: size of the teacher's cache on disk (kd/teacher/capture/size.py), where the run has one and it is known.
-    Reads no network: a teacher that is not on this machine is left out, and a note says so.
+
+    No network is read: a teacher that is not on this machine is left out, and a note says so.
+
+    Raises:
+        StudentError: the student that `config` asks for cannot be made.
     """
     ranks_per_host = ranks_per_host or world_size
     max_length = longest_length(config.data)
@@ -105,8 +112,8 @@ def plan_run(
         packing_mask=config.data.packing != "none" and config.student.attention_implementation != "flash_attention_2",
     )
     machine = _Machine(device_memory_bytes, host_memory_bytes, ranks_per_host)
-    device, host = memory(job)
-    stages = tuple(_stages(config, world_size))
+    device, host = estimate_memory(job)
+    stages = tuple(_plan_stages(config.data.stages, config.training, world_size))
     flops = sum(
         stage.steps
         * stage.tokens_per_step
@@ -135,7 +142,11 @@ def plan_run(
 
 
 def check_fits(plan: Plan) -> None:
-    """Raise PlanError when the machine cannot hold the run; call it before anything is loaded."""
+    """Refuse a run that the machine cannot hold; call it before anything is loaded.
+
+    Raises:
+        PlanError: names each memory that is too small, and the changes that help.
+    """
     if plan.problems:
         raise PlanError(
             f"{plan.name} does not fit this machine:\n" + "\n".join(f"  {problem}" for problem in plan.problems)
@@ -143,7 +154,7 @@ def check_fits(plan: Plan) -> None:
 
 
 def format_plan(plan: Plan) -> str:
-    """The plan for a person."""
+    """Format the plan for a person."""
     teacher = "none" if plan.teacher_parameters is None else f"{plan.teacher_parameters / 1e9:.2f} B"
     place = "rank, in host memory" if plan.device_memory_bytes is None else "GPU"
     lines = [
@@ -160,7 +171,7 @@ def format_plan(plan: Plan) -> str:
         lines.append(f"    {stage.name:<38} {stage.steps:>9,} steps x {stage.tokens_per_step:,}")
     lines.append(f"    {'all stages':<38} {plan.tokens / 1e9:>9.3f} B tokens")
     lines.append(f"  work      {plan.flops:.3g} FLOPs, {plan.flops / max(plan.tokens, 1):.3g} a token")
-    if plan.tokens_per_second is None:
+    if plan.tokens_per_second is None or plan.peak_flops is None:
         lines.append("  time      not estimated: the device's peak is not known")
     else:
         days = plan.tokens / plan.tokens_per_second / 86400
@@ -171,8 +182,7 @@ def format_plan(plan: Plan) -> str:
     if plan.cache is not None:
         lines.append(
             f"  cache     about {size(plan.cache.num_bytes)} on disk: {plan.cache.num_rows:,} rows of "
-            f"{plan.cache.row_bytes:.0f} bytes, if the "
-            "teacher is as sure as a language model of 2 nats"
+            f"{plan.cache.row_bytes:.0f} bytes, if the teacher is as sure as a language model of 2 nats"
         )
     lines += [f"  note      {note}" for note in plan.notes]
     lines += [f"  PROBLEM   {problem}" for problem in plan.problems] or ["  fits      no problem found"]
@@ -206,13 +216,13 @@ def _capture_notes(job: Job, cached: bool) -> Iterator[str]:
         )
 
 
-def _stages(config: RunConfig, world_size: int) -> Iterator[StagePlan]:
-    records, left = (
-        config.training.micro_batch_size * config.training.gradient_accumulation * world_size,
-        config.training.steps,
-    )
-    for stage in config.data.stages:
-        steps = left if stage.until is None else min(left, stage.until.steps or stage.until.max_steps)
+def _plan_stages(stages: Sequence[Stage], training: Training, world_size: int) -> Iterator[StagePlan]:
+    records = training.micro_batch_size * training.gradient_accumulation * world_size
+    left = training.steps
+    for stage in stages:
+        # a stage that ends at a loss has max_steps (kd/config/conflicts.py)
+        most = None if stage.until is None else stage.until.steps or stage.until.max_steps
+        steps = left if most is None else min(left, most)
         left -= steps
         yield StagePlan(stage.name, stage.max_length, steps, records * stage.max_length)
 
@@ -224,8 +234,8 @@ class _Machine:
     ranks_per_host: int
 
     def shortages(self, job: Job) -> list[tuple[str, int, int]]:
-        """(what, bytes needed, bytes there) of each memory that is too small."""
-        device, host = (sum(sizes.values()) for sizes in memory(job))
+        """List each memory that is too small: (its name, bytes needed, bytes there)."""
+        device, host = (sum(sizes.values()) for sizes in estimate_memory(job))
         found = []
         if self.device_memory_bytes is None:
             host += device
@@ -256,7 +266,7 @@ def _advice(job: Job, machine: _Machine) -> str:
 
 
 def _variants(job: Job) -> Iterator[list[tuple[str, Job]]]:
-    """Single changes in families, the cheapest first, each from mild to strong."""
+    """Yield single changes in families, the cheapest first, each from mild to strong."""
     if not job.gradient_checkpointing:
         yield [("student.gradient_checkpointing: true", replace(job, gradient_checkpointing=True))]
     if job.packing_mask:

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from kd.batching.micro_batch import MicroBatch
 from kd.checkpoints.format import CheckpointFormat
 from kd.config.schema import Loss, Optimizer
-from kd.models.hidden_states import check_packable, hidden_rows
-from kd.models.lm_head import head_of
-from kd.objective.loss import CombinedLoss, SpanRows, combined_kd_loss, row_weights
+from kd.models.hidden_states import check_packable
+from kd.objective.loss import CombinedLoss, row_weights
+from kd.objective.student_loss import StudentWithLoss
 from kd.objective.terms import TERMS, TermWeights
 from kd.rendering.spans import BIT_NAMES
 from kd.teacher.source import TeacherSource
 from kd.training.optimizer import build_optimizer
-from kernels import DenseTeacher, SparseTeacher
 
 HITS = tuple(f"{name}_accuracy" for name in BIT_NAMES)
 SUMS = (*TERMS, *HITS, "teacher_agreement", "teacher_entropy")  # the columns of StepReport.sums
@@ -44,33 +43,6 @@ class StepReport(NamedTuple):
     sums: Tensor
     skipped: bool
     suspects: tuple[str, ...]
-
-
-class _StudentWithLoss(nn.Module):
-    """Module that DeepSpeed wraps: tokens and the teacher's targets in, the loss and its rows out."""
-
-    def __init__(self, model: nn.Module, loss: Loss, vocab_size: int):
-        super().__init__()
-        self.model = model
-        self._options = {
-            "divergence": loss.divergence,
-            "beta": loss.beta,
-            "chunk_rows": loss.chunk_rows,
-            "vocab_size": vocab_size,
-        }
-
-    def forward(
-        self,
-        micro: MicroBatch,
-        weights: SpanRows,
-        terms: TermWeights,
-        teacher: DenseTeacher | SparseTeacher | None,
-        grad_scale: float,
-    ) -> CombinedLoss:
-        hidden = hidden_rows(self.model, micro)
-        return combined_kd_loss(
-            hidden, head_of(self.model), teacher, micro.labels, weights, terms, grad_scale=grad_scale, **self._options
-        )
 
 
 class StudentEngine:
@@ -103,7 +75,7 @@ class StudentEngine:
             _gather_whole_layers(model)
         self._engine: Any  # deepspeed.initialize is typed as four things at once
         self._engine, *_ = deepspeed.initialize(
-            model=_StudentWithLoss(model, loss, vocab_size),
+            model=StudentWithLoss(model, loss, vocab_size),
             optimizer=build_optimizer(model, optimizer, ds_config),
             config=ds_config,
         )

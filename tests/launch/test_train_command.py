@@ -175,7 +175,7 @@ def test_metrics_have_every_term_of_every_window(run_dir):
     assert [(row["step"], row["stage"]) for row in rows] == [(2, "copy"), (4, "whole"), (6, "whole")]
     assert [row["temperature"] for row in rows] == pytest.approx([2.6, 1.8, 1.0])
     for row in rows:
-        terms = [row[name] for name in ("kl", "hard", "truth", "tool", "args", "integration")]
+        terms = [row[name] for name in ("kd", "hard", "truth", "tool", "args", "integration")]
         assert row["loss"] == pytest.approx(sum(terms)) and row["loss"] > 0
         assert (
             row["grad_norm"] > 0
@@ -212,7 +212,8 @@ def test_the_student_loads_anywhere_and_writes_what_the_evaluation_recorded(run_
         AutoTokenizer.from_pretrained(run_dir / "student"),
     )
     prompts = {}
-    for records in held_out_records(load_config(out / "two.yaml")).values():
+    config = load_config(out / "two.yaml")
+    for records in held_out_records(config.data, config.evaluation.num_records).values():
         prompts |= {(case.record_id, case.turn): case.prompt for case in build_cases(records, tokenizer)}
     cases = lines_of(run_dir / "cases.jsonl")
     assert {(case["record_id"], case["turn"]) for case in cases} == prompts.keys()

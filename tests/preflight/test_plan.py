@@ -8,7 +8,7 @@ import pytest
 from transformers import Qwen3Config
 
 from kd.config.load import load_config
-from kd.preflight.memory import Job, Shape, flops_per_token, memory
+from kd.preflight.memory import Job, Shape, estimate_memory, flops_per_token
 from kd.preflight.plan import PlanError, check_fits, format_plan, plan_run
 from kd.teacher.cache.spec import CacheSpec
 from kd.teacher.capture.size import CacheSize, row_bytes
@@ -70,7 +70,7 @@ def job(**changes) -> Job:
 
 
 def test_memory_by_hand():
-    device, host = memory(job())
+    device, host = estimate_memory(job())
     assert host == {}
     share = 552  # 2208 parameters on 4 ranks
     # bytes a token and layer: 2 * (2*8 + 2*(8 + 2*4) + 8 + 4*16) in bf16, and 20*8 for the norms
@@ -94,7 +94,7 @@ def test_memory_by_stage_offload_and_precision():
             "data_types": {"grad_accum_dtype": "fp32"},
             "zero_optimization": {"stage": stage, "reduce_bucket_size": 50, **zero},
         }
-        device, host = memory(job(ds_config=settings, student_dtype=dtype))
+        device, host = estimate_memory(job(ds_config=settings, student_dtype=dtype))
         names = ("student weights", "student gradients", "fp32 master and Adam moments")
         return [device.get(name, 0) for name in names], host
 
@@ -117,17 +117,21 @@ def test_memory_by_stage_offload_and_precision():
 def test_checkpointing_keeps_each_layers_input_and_one_layer():
     deep = Shape(PARAMETERS, 8, 16, 6, 8, 4, 2, 100, False)
     layer = 2 * (16 + 32 + 8 + 64) + 160
-    assert memory(job(student=deep))[0]["student activations"] == 30 * 6 * layer
-    assert memory(job(student=deep, gradient_checkpointing=True))[0]["student activations"] == 30 * (6 * 16 + layer)
-    assert memory(job(eager_attention=True))[0]["student activations"] == 30 * (layer + 8 * 2 * 10)
+    assert estimate_memory(job(student=deep))[0]["student activations"] == 30 * 6 * layer
+    assert estimate_memory(job(student=deep, gradient_checkpointing=True))[0]["student activations"] == 30 * (
+        6 * 16 + layer
+    )
+    assert estimate_memory(job(eager_attention=True))[0]["student activations"] == 30 * (layer + 8 * 2 * 10)
 
 
 def test_packed_records_need_a_mask_unless_flash_attention_keeps_them_apart(configure):
     mask = "mask of packed records"
-    assert mask not in memory(job())[0]
-    assert memory(job(packing_mask=True))[0][mask] == 3 * 10 * 10 * (2 + 1)
+    assert mask not in estimate_memory(job())[0]
+    assert estimate_memory(job(packing_mask=True))[0][mask] == 3 * 10 * 10 * (2 + 1)
     teacher = Shape(4000, 12, 24, 2, 12, 12, 3, 120, True)
-    assert memory(job(packing_mask=True, teacher=teacher, teacher_dtype="fp32"))[0][mask] == 3 * 10 * 10 * (4 + 1)
+    assert estimate_memory(job(packing_mask=True, teacher=teacher, teacher_dtype="fp32"))[0][mask] == 3 * 10 * 10 * (
+        4 + 1
+    )
     assert plan_run(configure({"stage": 3}, overrides=["data.packing=length"]), 2).device_bytes[mask] == 3 * 20 * 20 * (
         2 + 1
     )
@@ -139,13 +143,13 @@ def test_packed_records_need_a_mask_unless_flash_attention_keeps_them_apart(conf
 
 def test_teacher_memory():
     teacher = Shape(4000, 12, 24, 2, 12, 12, 3, 120, True)
-    device, _ = memory(job(teacher=teacher))
+    device, _ = estimate_memory(job(teacher=teacher))
     assert device["teacher weights"] == 1000 * 2
     assert device["teacher head, whole"] == 120 * 12 * 2
     assert device["gathered teacher weights"] == 1000 * 2
     assert device["teacher hidden states"] == 30 * 12 * 2
     assert device["logits of one chunk"] == 7 * 2 * (100 + 120)
-    replicated, _ = memory(job(teacher=teacher, teacher_sharded=False))
+    replicated, _ = estimate_memory(job(teacher=teacher, teacher_sharded=False))
     assert replicated["teacher weights"] == 4000 * 2 and "teacher head, whole" not in replicated
 
 

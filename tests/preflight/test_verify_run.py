@@ -7,9 +7,11 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from kd.preflight.run import check_run, first_batch
+from kd.preflight.one_step import first_batch
+from kd.preflight.run import check_run
 from kd.records.files import write_records
 from kd.sources.demo import corpus as demo
+from kd.sources.stages import stage_source
 from launch import verify
 
 CONFIG = """\
@@ -113,6 +115,9 @@ def test_the_first_batch_has_every_span_if_the_data_does(config, tokenizer, tmp_
     write_records(
         tmp_path / "train.jsonl", [demo.record("chat", index) for index in range(20)] + [demo.record("single", 1)]
     )
-    micro, step = first_batch(load_config(path), tokenizer)
+    loaded = load_config(path)
+    micro, step = first_batch(
+        stage_source(loaded.data, 0), loaded.data.stages[0], tokenizer, loss=loaded.loss, micro_batch_size=2, seed=1337
+    )
     assert any("single" in name for name in micro.record_ids) or step > 0
     assert all((micro.bits & bit).any() for bit in (2, 4, 8))
