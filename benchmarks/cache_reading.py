@@ -1,11 +1,11 @@
-"""Rows a second that one process reads from a teacher's cache, where its time goes, and the cache's bytes a row.
+"""Reading speed of a teacher's cache: rows a second of one process, its time by function, bytes a row.
 
     python benchmarks/cache_reading.py          # writes benchmarks/results/cache_reading.json
 
 Teacher distributions are made up at a language model's profile: Zipf tails over the whole vocabulary, mean entropy 2 to
 3 nats. They go through the kernels that capture uses; a pool of rows is then repeated, in random windows, into records
 of 200 rows, and micro-batches of 8 records are read in random order. "first" opens the cache and checks the SHA-256 of
-every shard on the way; "later" is what every epoch after that costs. The system's file cache is warm. One thread.
+every shard on the way; "later" is every epoch after that. The system's file cache is warm. One thread.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def made_up_teacher(vocab: int, num_rows: int) -> tuple[torch.Tensor, Head]:
     return hidden[torch.randperm(num_rows, generator=generator)], Head(weight)
 
 
-def signal_of(spec: CacheSpec, num_rows: int) -> TeacherSamples | TeacherTopK:
+def targets_of(spec: CacheSpec, num_rows: int) -> TeacherSamples | TeacherTopK:
     hidden, head = made_up_teacher(spec.vocab_size, num_rows)
     if spec.kind == "topk":
         return teacher_topk(hidden, head, spec.top_k, spec.temperatures)
@@ -70,16 +70,16 @@ def signal_of(spec: CacheSpec, num_rows: int) -> TeacherSamples | TeacherTopK:
 
 
 def write_cache(
-    folder: Path, spec: CacheSpec, signal: TeacherSamples | TeacherTopK, shards: int, records_a_shard: int
+    folder: Path, spec: CacheSpec, targets: TeacherSamples | TeacherTopK, shards: int, records_a_shard: int
 ) -> Cache:
-    """Records of LENGTH rows, each a window of the signal's rows, which go round."""
-    pool, rng, records = len(signal.argmax), random.Random(0), []
+    """Records of LENGTH rows, each a window of the rows, which go round."""
+    pool, rng, records = len(targets.argmax), random.Random(0), []
     by_temperature = {"log_probs_t", "log_tail", "entropy_t"} | ({"ids", "counts"} if spec.kind == "sampled" else set())
     rows = torch.arange(pool + LENGTH) % pool
-    turns = signal._replace(
+    turns = targets._replace(
         **{
             name: value[:, rows] if name in by_temperature else value[rows]
-            for name, value in signal._asdict().items()
+            for name, value in targets._asdict().items()
             if isinstance(value, torch.Tensor)
         }
     )
@@ -98,17 +98,17 @@ def write_cache(
         seconds += time.perf_counter() - began
         records += [(entry.key, entry.row_digest) for entry in entries]
     writer.finish(shards)
-    tokens = spec.top_k if spec.kind == "topk" else (signal.ids >= 0).sum(-1).double().mean().item()
+    tokens = spec.top_k if spec.kind == "topk" else (targets.ids >= 0).sum(-1).double().mean().item()
     return Cache(folder, spec, records, tokens, len(records) * LENGTH / seconds)
 
 
 def bytes_a_row(cache: Cache) -> float:
-    """Everything in the folder."""
+    """Count the bytes of everything in the folder."""
     return sum(path.stat().st_size for path in cache.folder.iterdir()) / (len(cache.records) * LENGTH)
 
 
 def read_all(reader: CacheReader, cache: Cache, temperature: float, seed: int) -> list[float]:
-    """Seconds of each micro-batch."""
+    """Read every record once; return the seconds of each micro-batch."""
     records, seconds = list(cache.records), []
     random.Random(seed).shuffle(records)
     for at in range(0, len(records), RECORDS):
@@ -176,25 +176,27 @@ def profile(cache: Cache, temperature: float) -> list[dict]:
 def sizes(folder: Path, vocab: int, rows: int, shards: int = 1, records_a_shard: int = 320) -> list[dict]:
     """Bytes a row on disk of sampled caches at T = 1, 2 and both, and of topk ones, beside what the format promises."""
     found = []
-    both = signal_of(CacheSpec("sampled", vocab, (1.0, 2.0), num_draws=NUM_DRAWS), rows)
+    both = targets_of(CacheSpec("sampled", vocab, (1.0, 2.0), num_draws=NUM_DRAWS), rows)
     for places in ((0,), (1,), (0, 1)):
         at = list(places)
-        signal = both._replace(
+        targets = both._replace(
             ids=both.ids[at],
             counts=both.counts[at],
             entropy_t=both.entropy_t[at],
             temperatures=tuple(both.temperatures[i] for i in at),
         )
-        spec = CacheSpec("sampled", vocab, signal.temperatures, num_draws=NUM_DRAWS)
-        drawn = (signal.counts > 0).sum(-1).double().mean(1).tolist()
-        cache = write_cache(folder / f"sampled-{vocab}-{'-'.join(map(str, at))}", spec, signal, shards, records_a_shard)
+        spec = CacheSpec("sampled", vocab, targets.temperatures, num_draws=NUM_DRAWS)
+        drawn = (targets.counts > 0).sum(-1).double().mean(1).tolist()
+        cache = write_cache(
+            folder / f"sampled-{vocab}-{'-'.join(map(str, at))}", spec, targets, shards, records_a_shard
+        )
         found.append(
             {
                 "kind": "sampled",
                 "vocab": vocab,
-                "temperatures": signal.temperatures,
+                "temperatures": targets.temperatures,
                 "num_draws": NUM_DRAWS,
-                "entropy_nats": [round(x, 3) for x in signal.entropy_t.double().mean(1).tolist()],
+                "entropy_nats": [round(x, 3) for x in targets.entropy_t.double().mean(1).tolist()],
                 "distinct_drawn": [round(x, 3) for x in drawn],
                 "entries": round(cache.tokens, 3),
                 "bytes_a_row": round(bytes_a_row(cache), 3),
@@ -204,7 +206,7 @@ def sizes(folder: Path, vocab: int, rows: int, shards: int = 1, records_a_shard:
     for temperatures in ((1.0,), (1.0, 2.0)):
         spec = CacheSpec("topk", vocab, temperatures, top_k=TOP_K)
         cache = write_cache(
-            folder / f"topk-{vocab}-{len(temperatures)}", spec, signal_of(spec, rows), shards, records_a_shard
+            folder / f"topk-{vocab}-{len(temperatures)}", spec, targets_of(spec, rows), shards, records_a_shard
         )
         found.append(
             {
@@ -241,7 +243,11 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for spec, temperature in specs:
             cache = write_cache(
-                Path(folder) / f"{spec.kind}-{temperature}", spec, signal_of(spec, args.pool), args.shards, args.records
+                Path(folder) / f"{spec.kind}-{temperature}",
+                spec,
+                targets_of(spec, args.pool),
+                args.shards,
+                args.records,
             )
             rows = len(cache.records) * LENGTH
             row = {

@@ -25,7 +25,7 @@ _ATTENTION = {"full_attention", "sliding_attention"}  # layers that see other to
 
 
 class UnpackableModel(SpanwiseError, ValueError):
-    """Packed records would reach one another in this model."""
+    """Model in which packed records would reach one another."""
 
 
 def hidden_rows(model: Any, micro: MicroBatch) -> Tensor:

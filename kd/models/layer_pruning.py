@@ -1,4 +1,4 @@
-"""A student made of some of the teacher's layers, with its embeddings, final norm and head.
+"""Student made of some of the teacher's layers, with its embeddings, final norm and head.
 
 Where the student has fewer key/value heads than the teacher, the teacher's are averaged in groups of neighbours, as in
 GQA (Ainslie et al., arXiv 2305.13245, section 2.1). Widths are kept: cutting an MLP or the residual stream is another
@@ -34,7 +34,7 @@ _FIXED = (
 
 
 class CutError(SpanwiseError, ValueError):
-    """These layers of this teacher do not make this student, or cannot be read or written."""
+    """Layers of the teacher that do not make this student, or cannot be read or written."""
 
 
 def evenly_spaced(num_layers: int, num_kept: int) -> list[int]:

@@ -16,7 +16,7 @@ from kernels import Head
 
 
 class UnsupportedHead(SpanwiseError, ValueError):
-    """The model makes its logits in a way that Head cannot express."""
+    """Model that makes its logits in a way that Head cannot express."""
 
 
 class HeadScaling(NamedTuple):

@@ -23,11 +23,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class StudentError(SpanwiseError, ValueError):
-    """The student, or a model that it comes from or learns from, cannot be read or made as asked."""
+    """Student, or model that it comes from or learns from, that cannot be read or made as asked."""
 
 
 class ModelNotFound(StudentError):
-    """No model is at the folder or hub id, or it is not on this machine."""
+    """Folder or hub id without a model, or one whose model is not on this machine."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The student: a Llama or Qwen3 model with grouped-query attention, made from scratch, from a checkpoint, or from some
+"""Student: a Llama or Qwen3 model with grouped-query attention, made from scratch, from a checkpoint, or from some
 of the teacher's layers.
 """
 

@@ -1,4 +1,4 @@
-"""The run's tokenizer, opened here alone, and the proof that teacher and student share it."""
+"""Tokenizer of a run, opened here alone, and the proof that teacher and student share it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kd.models.load import first_line, read_model_config
 
 
 class TokenizerError(SpanwiseError, ValueError):
-    """The run's tokenizer cannot be used, or the teacher was trained with another one."""
+    """Tokenizer that cannot be used, or that is not the one the teacher was trained with."""
 
 
 def read_tokenizer(source: str | os.PathLike, revision: str | None = None) -> Any:

@@ -6,17 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+from helpers.tiny_models import SIZES
 from kd.models.lm_head import HeadScaling, UnsupportedHead, head_of, head_scaling
-
-SIZES = dict(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=128,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=8,
-    max_position_embeddings=64,
-)
 
 
 def test_heads_that_are_understood():

@@ -6,19 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from helpers.tiny_models import SIZES
 from kd.config.schema import Student
 from kd.models.layer_pruning import CutError, write_cut
 from kd.models.load import ModelNotFound, StudentError, load_causal_lm, read_model_config
-
-SIZES = dict(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=128,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=8,
-    max_position_embeddings=64,
-)
 
 
 def _save_config(folder, text):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+from helpers.tiny_models import SIZES
 from kd.config.derived import longest_length
 from kd.config.load import load_config
 from kd.models.layer_pruning import CutError, evenly_spaced, pool_heads
@@ -20,15 +21,6 @@ from kd.models.student import build_student as build_student_of
 from kd.models.student import student_model_config as student_model_config_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SIZES = dict(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=128,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=8,
-    max_position_embeddings=64,
-)
 
 
 def student_model_config(config, tokenizer_length=None):

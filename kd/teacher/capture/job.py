@@ -24,7 +24,7 @@ from kd.teacher.cache.identity import cache_identity, cache_spec
 from kd.teacher.cache.spec import CacheSpec
 from kd.teacher.capture.errors import CaptureError
 from kd.teacher.capture.log import CaptureLog
-from kd.teacher.capture.plan import BatchMaker, CapturePlan, batch_maker, plan_capture
+from kd.teacher.capture.plan import BatchMaker, CapturePlan, make_batch_maker, plan_capture
 from kd.teacher.capture.rows import LazyRows, RowSource
 from kd.teacher.endpoint.records import EndpointTask
 from kd.teacher.endpoint.teacher import EndpointTeacher
@@ -103,7 +103,7 @@ def open_job(config: RunConfig, shard_rows: int, scratch: Path, kept: Path | Non
     tokenizer = load_tokenizer(config.tokenizer, teacher, config.student)
     # A training run of the same configuration may be at work, and has its own files.
     sources = on_rank_0(lambda: sources_beside(config.data, scratch, kept)).stages
-    maker = batch_maker(data, tokenizer, sources)
+    maker = make_batch_maker(data, tokenizer, sources)
     spec = cache_spec(cache, len(tokenizer), has_entropy=teacher.endpoint is None)
     batch_size = config.training.micro_batch_size
     plan = plan_capture(data, maker, ranks, batch_size=batch_size, shard_rows=shard_rows)

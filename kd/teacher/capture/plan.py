@@ -5,8 +5,9 @@ ranks there are or where a capture was killed. Records are sorted by length and 
 training.micro_batch_size, and batches, in that order, into shards of at least `shard_rows` rows; only then are shards
 dealt out to ranks.
 
-Stages may show the same tokens: a record is captured once, where it first fits. What no stage has room for is left out,
-as training leaves it out, and so is what cannot be rendered or located where data.max_bad_fraction allows some.
+Stages may show the same tokens: a record is captured once, where it first fits. A record that no stage has room
+for is left out, as training leaves it out, and so is one that cannot be rendered or located, where
+data.max_bad_fraction allows some.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from kd.rendering.encode import encode
 from kd.sources.source import Source
 
 _MEASURED_TOGETHER = 64  # records a worker measures at once
-# Columns of what is measured; a content is a key and a row digest.
+# Columns of the measures; a content is a key and a row digest.
 _LENGTH, _ROWS, _KEY, _CONTENT = 0, 1, slice(2, 4), slice(2, 5)
 
 Place = tuple[int, int]  # a record: its stage, and its index there
@@ -47,13 +48,14 @@ class CapturePlan(NamedTuple):
     num_too_long: int
     num_refused: int
     num_repeated: int
-    refused: str = ""  # why the first one is
+    refused: str = ""  # reason of the first
 
     def batch(self, number: int) -> list[Place]:
+        """List the records of batch `number`."""
         return [tuple(place) for place in self.places[self._records(number, number + 1)].tolist()]
 
     def of_shard(self, what: NDArray, shard: int) -> NDArray:
-        """The shard's part of one of the arrays."""
+        """Return the shard's part of one of the arrays."""
         return what[self._records(self.shards[shard].start, self.shards[shard].stop)]
 
     def _records(self, first: int, end: int) -> slice:
@@ -61,7 +63,7 @@ class CapturePlan(NamedTuple):
 
 
 class BatchMaker(NamedTuple):
-    """Makes capture's micro-batches, and measures records for the plan; it goes to worker processes whole."""
+    """Maker of capture's micro-batches and measurer of its records; it goes to worker processes whole."""
 
     sources: tuple[Source, ...]
     tokenizer: Any
@@ -101,7 +103,7 @@ class BatchMaker(NamedTuple):
         return [len(sample.input_ids), len(rows), *np.frombuffer(sample.key + rows_digest(rows), "<i8").tolist()]
 
 
-def batch_maker(data: Data, tokenizer: Any, sources: Sequence[Source]) -> BatchMaker:
+def make_batch_maker(data: Data, tokenizer: Any, sources: Sequence[Source]) -> BatchMaker:
     """Make the BatchMaker over the records of each stage, in the order of data.stages."""
     return BatchMaker(
         tuple(sources),

@@ -10,7 +10,7 @@ from kd.batching.record_key import DIGEST_BYTES, KEY_BYTES
 from kd.config.schema import Data
 from kd.sources.source import Source
 from kd.teacher.cache.spec import CacheSpec
-from kd.teacher.capture.plan import batch_maker
+from kd.teacher.capture.plan import make_batch_maker
 
 _SAMPLED_RECORDS = 64  # of each stage
 # Distinct tokens among 50 draws of a language model of 151,936 tokens and 2 nats: 12 at temperature 1, 26 to 49 at 2.
@@ -38,7 +38,7 @@ def estimate_size(spec: CacheSpec, data: Data, tokenizer: Any, sources: Sequence
     Raises:
         DataError: a record of the sample cannot be rendered.
     """
-    maker, rng = batch_maker(data, tokenizer, sources), random.Random(seed)
+    maker, rng = make_batch_maker(data, tokenizer, sources), random.Random(seed)
     rows_of: dict[tuple, tuple[float, int]] = {}  # files or stage -> rows a record, records
     for number, (stage, source) in enumerate(zip(data.stages, sources)):
         chosen = rng.sample(range(len(source)), min(_SAMPLED_RECORDS, len(source)))

@@ -1,16 +1,13 @@
-"""How far the gradient of a sparse teacher points away from the dense teacher's: the angle, over all of a student's
-parameters.
+"""Angle between the gradients of a sparse and of the dense teacher, over all of a student's parameters.
 
 Two places to measure it, both on a CPU in fp32, for the distillation term alone (forward KL):
 
     demo        the demo's teacher (V = 612) and a student checkpoint, on records of the demo corpus
     language    V = 151,936: a made-up teacher whose distributions have a language model's profile, Zipf tails and a
-                mean entropy of
-                2 to 3 nats, and a small student that has learned from it for some steps
+                mean entropy of 2 to 3 nats, and a small student that has learned from it for some steps
 
-A `sampled` or `topk` signal goes through the bytes of a cache, as in a run. "renormalised" is the top of the
-distribution divided by its sum, without the tail: what other trainers store, and what no configuration of this one
-offers.
+`sampled` and `topk` targets go through the bytes of a cache, as in a run. "renormalised" is the top of the distribution
+divided by its sum, without the tail: other trainers store it, and no configuration of this one offers it.
 """
 
 from __future__ import annotations
@@ -48,7 +45,7 @@ Teacher = DenseTeacher | SparseTeacher
 
 
 class Rows(NamedTuple):
-    """N rows of a batch: what the student's trunk is given, and the teacher's hidden states [N, Ht] with its head."""
+    """N rows of a batch: inputs of the student's trunk, and the teacher's hidden states [N, Ht] with its head."""
 
     inputs: object
     teacher: DenseTeacher
@@ -63,38 +60,39 @@ class Student(NamedTuple):
 
 
 def seeds_of(start: int, count: int) -> Tensor:
-    """[count] int64 seeds of rows start, start + 1, ...: spread over 64 bits by a multiplication that wraps."""
+    """Make seeds [count] int64 of rows start, start + 1, ..., spread over 64 bits by a multiplication that wraps."""
     return (torch.arange(start, start + count) + 1) * (0x9E3779B97F4A7C15 - (1 << 64))
 
 
-def through_cache(signal, vocab: int, temperature: float) -> SparseTeacher:
-    """What a run reads of `signal` once it lies on a disk."""
-    sampled = hasattr(signal, "counts")
+def through_cache(targets, vocab: int, temperature: float) -> SparseTeacher:
+    """Write `targets` to a cache and read them back, as a run does."""
+    sampled = hasattr(targets, "counts")
     spec = CacheSpec(
         "sampled" if sampled else "topk",
         vocab,
         (temperature,),
-        signal.num_draws if sampled else None,
-        None if sampled else signal.ids.shape[1],
+        targets.num_draws if sampled else None,
+        None if sampled else targets.ids.shape[1],
         "16bit",
     )
     key, digest = bytes(16), bytes(8)
     with tempfile.TemporaryDirectory() as folder:
         writer = CacheWriter(Path(folder), spec, {"teacher": "benchmark"})
-        writer.write_shard(0, [Entry(key, digest, signal)])
+        writer.write_shard(0, [Entry(key, digest, targets)])
         writer.finish(1, [])
-        return CacheReader(Path(folder)).read([key], [digest], [len(signal.argmax)], temperature)
+        return CacheReader(Path(folder)).read([key], [digest], [len(targets.argmax)], temperature)
 
 
-def renormalised(teacher: DenseTeacher, k: int, vocab: int, temperature: float) -> SparseTeacher:
-    signal = sparse_teacher(teacher_topk(*teacher, k, (temperature,), vocab_size=vocab), temperature)
-    return signal._replace(
-        probs=signal.probs / signal.probs.sum(-1, keepdim=True), log_tail=torch.full_like(signal.log_tail, -math.inf)
+def renormalise(teacher: DenseTeacher, k: int, vocab: int, temperature: float) -> SparseTeacher:
+    """Keep K tokens, their probabilities divided by their sum."""
+    targets = sparse_teacher(teacher_topk(*teacher, k, (temperature,), vocab_size=vocab), temperature)
+    return targets._replace(
+        probs=targets.probs / targets.probs.sum(-1, keepdim=True), log_tail=torch.full_like(targets.log_tail, -math.inf)
     )
 
 
-def signals(vocab: int, temperature: float) -> dict[str, Callable[[DenseTeacher, int], Teacher]]:
-    """Name -> what it makes of a dense teacher's rows, the first of which is row number `start` of the batch."""
+def list_targets(vocab: int, temperature: float) -> dict[str, Callable[[DenseTeacher, int], Teacher]]:
+    """List makers of targets by name; each takes a dense teacher's rows and the number of the first in the batch."""
 
     def sampled(draws: int):
         def make(teacher: DenseTeacher, start: int) -> SparseTeacher:
@@ -111,7 +109,7 @@ def signals(vocab: int, temperature: float) -> dict[str, Callable[[DenseTeacher,
         )
 
     def without_tail(k: int):
-        return lambda teacher, start: renormalised(teacher, k, vocab, temperature)
+        return lambda teacher, start: renormalise(teacher, k, vocab, temperature)
 
     return {
         "dense": lambda teacher, start: teacher,
@@ -126,19 +124,19 @@ def signals(vocab: int, temperature: float) -> dict[str, Callable[[DenseTeacher,
 def gradient(
     student: Student, batch: list[Rows], make: Callable[[DenseTeacher, int], Teacher], vocab: int, temperature: float
 ) -> tuple[Tensor, dict]:
-    """The gradient over all parameters [P] of the batch's mean divergence, and what the signal was like."""
+    """Compute the gradient [P] of the batch's mean divergence over all parameters, and facts of the targets."""
     count = sum(len(rows.teacher.hidden) for rows in batch)
     for p in student.parameters:
         p.grad = None
     start, distinct, entropy = 0, 0, 0.0
     for rows in batch:
-        signal = make(rows.teacher, start)
+        targets = make(rows.teacher, start)
         hidden = student.hidden(rows.inputs)
         weights = RowWeights(kd=torch.full((len(hidden),), 1 / count))
         out = linear_distill_loss(
             hidden,
             student.head(),
-            signal,
+            targets,
             torch.full((len(hidden),), -100),
             weights,
             temperature=temperature,
@@ -146,8 +144,8 @@ def gradient(
         )
         out.loss.backward()
         start, entropy = start + len(hidden), entropy + out.teacher_entropy.sum().item()
-        if isinstance(signal, SparseTeacher):
-            distinct += int((signal.probs > 0).sum())
+        if isinstance(targets, SparseTeacher):
+            distinct += int((targets.probs > 0).sum())
     found = torch.cat(
         [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in student.parameters]
     )
@@ -155,20 +153,20 @@ def gradient(
 
 
 def degrees(a: Tensor, b: Tensor) -> float:
-    """Between two vectors, in fp64."""
+    """Return the angle between two vectors, computed in fp64."""
     a, b = a.double(), b.double()
     return math.degrees(math.acos(min(1.0, float(a @ b / (a.norm() * b.norm())))))
 
 
 def angles(student: Student, batch: list[Rows], vocab: int, temperature: float, **facts) -> Iterator[dict]:
-    """A row a signal: its angle to the dense gradient, in degrees, and the ratio of the two norms."""
+    """Yield a line for each kind of targets: its angle to the dense gradient in degrees, and the ratio of norms."""
     dense = None
-    for name, make in signals(vocab, temperature).items():
+    for name, make in list_targets(vocab, temperature).items():
         found, about = gradient(student, batch, make, vocab, temperature)
         dense = found if dense is None else dense
         yield {
             **facts,
-            "signal": name,
+            "targets": name,
             "temperature": temperature,
             "degrees": degrees(found, dense),
             "norm_ratio": float(found.norm() / dense.norm()),
@@ -177,15 +175,15 @@ def angles(student: Student, batch: list[Rows], vocab: int, temperature: float, 
 
 
 def demo_batch(num_rows: int, teacher, tokenizer, student_model) -> tuple[Student, list[Rows]]:
-    """The demo's models over held-in records of the demo corpus, until the batch has `num_rows` supervised rows."""
+    """Prepare the demo's models over held-in records of the demo corpus, `num_rows` rows or more."""
     from kd.batching.micro_batch import collate
     from kd.models.hidden_states import hidden_rows
     from kd.models.lm_head import head_of, head_scaling
     from kd.rendering.encode import encode
     from kd.sources.demo import corpus as demo
 
-    form, batch, have = head_scaling(teacher.config), [], 0
-    head = Head(teacher.get_output_embeddings().weight.detach(), None, form.softcap, form.scale)
+    scaling, batch, have = head_scaling(teacher.config), [], 0
+    head = Head(teacher.get_output_embeddings().weight.detach(), None, scaling.softcap, scaling.scale)
     records = demo.records("train", 10 * num_rows, seed=1337)
     while have < num_rows:
         micro = collate([encode(r, tokenizer) for r in itertools.islice(records, 8)], tokenizer.pad_token_id or 0)
@@ -200,7 +198,7 @@ def demo_batch(num_rows: int, teacher, tokenizer, student_model) -> tuple[Studen
 
 
 def demo_angles(students: dict[str, Path], num_rows: int = 4096) -> Iterator[dict]:
-    """`students`: a checkpoint's name, with its step, and its folder."""
+    """Yield the angles of the demo's students: a checkpoint's name, with its step -> its folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = ROOT / "configs" / "demo_teacher"
@@ -217,8 +215,7 @@ class LanguageTeacher:
     """Distributions like a language model's, of contexts that are 32 random numbers.
 
     logits = hidden W^T + b with b = -log(rank + 3.7), Zipf's law as Mandelbrot has it, and hidden of a length that
-    varies from row to
-    row: some rows are all but certain, some have thousands of candidates.
+    varies from row to row: some rows are all but certain, some have thousands of candidates.
     """
 
     CONTEXT, WIDTH = 32, 64
@@ -242,9 +239,7 @@ class LanguageTeacher:
 def language_angles(
     vocab: int = 151_936, num_rows: int = 4096, steps: tuple[int, ...] = (20, 100), rows_a_step: int = 256
 ) -> Iterator[dict]:
-    """The student is an MLP and a head, taught by the dense teacher with Adam; the angles are taken at `steps` of its
-    training.
-    """
+    """Yield the angles of an MLP with a head, taught by the dense teacher with Adam, at `steps` of its training."""
     torch.manual_seed(0)
     teacher, width = LanguageTeacher(vocab), 64
     trunk = nn.Sequential(nn.Linear(LanguageTeacher.CONTEXT, 256), nn.GELU(), nn.Linear(256, width))

@@ -1,12 +1,12 @@
-"""Held-out metrics of the demo's student by the form of its teacher's signal.
+"""Held-out metrics of the demo's student by the kind of its teacher's targets.
 
     live dense                     the demo as it is, on a corpus of 15,000 records (its steps take 14,400)
     cache, sampled 50              the same from a cache of 50 draws a row: 1.2 distinct tokens, as this teacher is sure
                                    of nearly all
     cache, sampled 255             of as many draws as a cache takes
     cache, topk K renormalised     from a topk cache whose tails were taken away, so that K tokens' probabilities sum to
-                                   1: what other trainers store. No configuration makes such a cache; `without_tails`
-                                       does, to compare
+                                   1, as other trainers store them. No configuration makes such a cache;
+                                   `remove_tails` does, to compare
     ..., T 2                       at a temperature of 2, where 100 draws are about 12 distinct tokens
 
 One cache serves every seed, as teacher and corpus are the same. Runs on launch/capture.py and launch/train.py alone.
@@ -57,7 +57,7 @@ VARIANTS = {
 
 
 def live_of(name: str) -> str:
-    """The live dense teacher at a variant's temperature: what it is compared with."""
+    """Name the live dense teacher at a variant's temperature, which it is compared with."""
     return next(
         live
         for live, variant in VARIANTS.items()
@@ -66,9 +66,7 @@ def live_of(name: str) -> str:
 
 
 def common(temperature: float, ranks: int) -> list[str]:
-    """Overrides of every variant: the corpus, enough held-out records to tell a point, and the demo's step at any
-    number of ranks.
-    """
+    """List the overrides of every variant: the corpus, enough held-out records to tell a point, and the demo's step."""
     return [
         "data.demo.num_records=15000",
         "evaluation.num_records=1200",
@@ -87,7 +85,7 @@ def override_of(name: str, folder: Path) -> str:
 
 
 def cache_of(name: str, output: Path, ranks: int) -> Path:
-    """The folder of a variant's cache, captured now unless it is there."""
+    """Return the folder of a variant's cache, captured now unless it is there."""
     variant = VARIANTS[name]
     folder = output / folder_name(name)
     captured = folder.with_name(folder.name + "-captured") if variant.strip else folder
@@ -101,12 +99,12 @@ def cache_of(name: str, output: Path, ranks: int) -> Path:
             [*launcher(ranks), "launch/capture.py", "--config", "configs/demo.yaml", *settings], cwd=ROOT, check=True
         )
     if variant.strip and not (folder / "manifest.json").exists():
-        without_tails(captured, folder)
+        remove_tails(captured, folder)
     return folder
 
 
 def tokens_a_row(folder: Path) -> float:
-    """Mean number of tokens that the cache holds of a row."""
+    """Return the mean number of tokens that the cache holds of a row."""
     manifest = CacheReader(folder).manifest
     if manifest.spec.kind == "topk":
         return manifest.spec.top_k
@@ -117,8 +115,8 @@ def tokens_a_row(folder: Path) -> float:
     return entries / sum(shard.rows for shard in manifest.shards)
 
 
-def without_tails(source: Path, target: Path) -> None:
-    """The topk cache `source` again at `target`, with nothing said to be outside its K tokens."""
+def remove_tails(source: Path, target: Path) -> None:
+    """Write the topk cache `source` again at `target`, with no mass outside its K tokens."""
     reader = CacheReader(source)
     (temperature,) = reader.spec.temperatures
     writer = CacheWriter(target, reader.spec, reader.manifest.identity)
@@ -127,27 +125,27 @@ def without_tails(source: Path, target: Path) -> None:
         entries = []
         for key, digest, rows in zip(held["keys"], held["row_digests"], held["num_rows"].tolist()):
             key, digest = key.tobytes(), digest.tobytes()
-            signal = reader.read([key], [digest], [rows], temperature)
-            log_probs_t = (signal.probs / signal.probs.sum(-1, keepdim=True)).log()
+            targets = reader.read([key], [digest], [rows], temperature)
+            log_probs_t = (targets.probs / targets.probs.sum(-1, keepdim=True)).log()
             tail = torch.full((1, rows), -math.inf)
             # At T = 1 they need not sum to 1: a reader makes p^(1/T) of them and divides by the sum.
-            signal = TeacherTopK(
-                signal.ids,
+            targets = TeacherTopK(
+                targets.ids,
                 log_probs_t * temperature,
                 log_probs_t[None],
                 tail,
-                signal.entropy,
-                signal.entropy_t[None],
-                signal.argmax,
+                targets.entropy,
+                targets.entropy_t[None],
+                targets.argmax,
                 (temperature,),
             )
-            entries.append(Entry(key, digest, signal))
+            entries.append(Entry(key, digest, targets))
         writer.write_shard(index, entries)
     writer.finish(len(reader.manifest.shards), reader.manifest.missing)
 
 
 def metrics_of(name: str, seed: int, output: Path, ranks: int) -> dict:
-    """One training and evaluation of a variant: its row of the table."""
+    """Train and evaluate a variant; return its line of the table."""
     overrides, held = common(VARIANTS[name].temperature, ranks), None
     if VARIANTS[name].cache:
         folder = cache_of(name, output, ranks)

@@ -1,12 +1,12 @@
-"""What a sparse teacher costs in quality: gradient angles and held-out metrics against the live dense teacher.
+"""Quality of a sparse teacher: gradient angles and held-out metrics against the live dense teacher.
 
-    python benchmarks/teacher_signals.py                        # all; hours on two cores: captures, then a run of the
+    python benchmarks/teacher_targets.py                        # all; hours on two cores: captures, then a run of the
                                                                 demo a row
-    python benchmarks/teacher_signals.py --parts language       # V = 151,936, some minutes
+    python benchmarks/teacher_targets.py --parts language       # V = 151,936, some minutes
 
-Writes benchmarks/results/teacher_signals.json and, as tables, teacher_signals.md beside it, anew after each row; a row
-that is there already is kept, so a call that was stopped goes on where it was. benchmarks/signal_angles.py and
-signal_metrics.py say what is measured.
+Writes benchmarks/results/teacher_targets.json and, as tables, teacher_targets.md beside it, anew after each row; a row
+that is there already is kept, so a call that was stopped resumes there. benchmarks/target_angles.py and
+target_metrics.py describe the measurements.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 from measure import ROOT, commit, facts, write_json
-from signal_angles import demo_angles, language_angles
-from signal_metrics import VARIANTS, folder_name, live_of, metrics_of
+from target_angles import demo_angles, language_angles
+from target_metrics import VARIANTS, folder_name, live_of, metrics_of
 
 SHOWN = {
     "tool_name_accuracy": "names",
@@ -36,13 +36,13 @@ def _tokens(row: dict) -> str:
 
 def angle_table(rows: list[dict]) -> str:
     lines = [
-        "| place | student | T | signal | tokens a row | degrees | length, of the dense one's | teacher's entropy "
+        "| place | student | T | targets | tokens a row | degrees | length, of the dense one's | teacher's entropy "
         "| rows |",
         "|" + "---|" * 9,
     ]
     for row in rows:
         lines.append(
-            f"| {row['place']} | {row['checkpoint']} | {row['temperature']:g} | {row['signal']} | {_tokens(row)} | "
+            f"| {row['place']} | {row['checkpoint']} | {row['temperature']:g} | {row['targets']} | {_tokens(row)} | "
             f"{row['degrees']:.2f} | "
             f"{row['norm_ratio']:.3f} | {row['entropy']:.2f} | {row['rows']} |"
         )
@@ -83,7 +83,7 @@ def metric_table(rows: list[dict]) -> str:
 
 
 class Results:
-    """The results file: rows by part, added one at a time."""
+    """Results file: rows by part, added one at a time."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -101,7 +101,7 @@ class Results:
         write_json(self._path, facts(torch.device("cpu")) | self.parts)
         tables = angle_table(self.parts["angles"]), metric_table(self.parts["metrics"])
         text = (
-            "Written by `python benchmarks/teacher_signals.py`, whose docstrings say what is measured.\n\n"
+            "Written by `python benchmarks/teacher_targets.py`, whose docstrings describe the measurements.\n\n"
             + "\n\n".join(tables)
             + "\n"
         )
@@ -125,8 +125,8 @@ def main() -> None:
         help="folders of the demo's students for its angles; by default the metrics' live dense ones",
     )
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "signals", help="caches, run folders and logs")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "teacher_signals.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "targets", help="caches, run folders and logs")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "teacher_targets.json")
     args = parser.parse_args()
     results = Results(args.out)
     if "language" in args.parts and not results.has("angles", place="language"):
