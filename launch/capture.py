@@ -12,19 +12,16 @@ cache and lets the teacher compute a random sample of records again. Exit code: 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
-from launch.arguments import add_config_options, add_local_rank
+from launch.shared import add_config_options, add_local_rank, make_parser, run_config
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, prog)
     add_config_options(parser, "the run's YAML, with teacher.cache (configs/)")
     parser.add_argument(
         "--verify",
@@ -56,13 +53,8 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse(argv, prog)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from kd.config.load import load_config
-    from kd.distributed.exit import tell
-    from kd.errors import SpanwiseError
 
-    try:
-        config = load_config(args.config, args.overrides)
+    def run(config) -> int:
         if args.verify is not None:
             from kd.teacher.capture.verify import verify_cache
 
@@ -71,10 +63,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
         options = {} if args.shard_rows is None else {"shard_rows": args.shard_rows}
         capture(config, retry_missing=args.retry_missing, **options)
-    except SpanwiseError as error:
-        tell(error, args.config, args.overrides)
-        return 1
-    return 0
+        return 0
+
+    return run_config(args, run)
 
 
 if __name__ == "__main__":

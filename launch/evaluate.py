@@ -22,12 +22,11 @@ from kd.evaluation.files import format_table, write_cases, write_evaluation
 from kd.models.load import load_whole_model
 from kd.models.tokenizer import read_tokenizer
 from kd.records.files import read_records
+from launch.shared import make_parser
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, prog)
     parser.add_argument(
         "--model", action="append", required=True, type=_named, metavar="[NAME=]FOLDER", help="repeatable"
     )

@@ -15,13 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
-from launch.arguments import add_config_options
+from launch.shared import add_config_options, make_parser, run_config
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, prog)
     add_config_options(parser, "the run's YAML (configs/)")
     parser.add_argument(
         "--world-size", type=int, metavar="N", help="ranks to plan for; by default WORLD_SIZE of the environment, or 1"
@@ -34,19 +32,14 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse(argv, prog)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from kd.config.load import load_config
-    from kd.distributed.exit import tell
-    from kd.errors import SpanwiseError
-    from kd.run import dry_run
 
-    try:
-        config = load_config(args.config, args.overrides)
+    def run(config) -> int:
+        from kd.run import dry_run
+
         print(dry_run(config, args.world_size or int(os.environ.get("WORLD_SIZE", "1"))))
-    except SpanwiseError as error:
-        tell(error, args.config, args.overrides)
-        return 1
-    return 0
+        return 0
+
+    return run_config(args, run)
 
 
 if __name__ == "__main__":

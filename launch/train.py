@@ -18,13 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
-from launch.arguments import add_config_options, add_local_rank
+from launch.shared import add_config_options, add_local_rank, make_parser, run_config
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, prog)
     add_config_options(parser, "the run's YAML (configs/)")
     parser.add_argument(
         "--dry-run", action="store_true", help="print parameters, memory and plan, load nothing, and exit"
@@ -38,25 +36,19 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse(argv, prog)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from kd.config.load import load_config
-    from kd.distributed.exit import tell
-    from kd.errors import SpanwiseError
 
-    try:
-        config = load_config(args.config, args.overrides)
+    def run(config) -> int:
         if args.dry_run:
             from kd.run import dry_run
 
             print(dry_run(config, int(os.environ.get("WORLD_SIZE", "1"))))
-            return 0
-        from kd.run import execute
+        else:
+            from kd.run import execute
 
-        execute(config, fresh=args.fresh)
-    except SpanwiseError as error:
-        tell(error, args.config, args.overrides)
-        return 1
-    return 0
+            execute(config, fresh=args.fresh)
+        return 0
+
+    return run_config(args, run)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
-from launch.arguments import add_config_options
+from launch.shared import add_config_options, make_parser
 
 _WRONG = {
     False: 2,
@@ -33,9 +33,7 @@ NUM_READY_SHOWN, NUM_FAILING_SHOWN = 40, 60
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, prog)
     add_config_options(parser, "the run's YAML; its data files, tokenizer and models are checked", required=False)
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="FILE", help="files or globs of records, in place of --config"
