@@ -12,7 +12,7 @@ versions, commit, what became of each part), written again as parts start and en
 the part `train` needs what setup.py lists, and says what is missing. `--wheels FOLDER` first installs the wheels in a
 folder into DIR, with no network. In a copy without git, SPANWISE_COMMIT names the commit.
 
-A split form may become the default of impl="auto" on an architecture (kernels/fused/launches.py PROVEN) when the part
+A split launch may become the default of impl="auto" on an architecture (kernels/fused/launches.py PROVEN) when the part
 `tests` passed there and its own part was faster than the row form in `loss_kernels`.
 """
 
@@ -95,7 +95,7 @@ def parts(out: Path, rehearse: bool) -> list[Part]:
         "--continue-on-collection-errors",
     ]  # one file that lacks a package must not cost the others
     # In a rehearsal those are imported and skipped, and something that needs no GPU runs beside them.
-    pytest += ["tests/kernels/test_dense_forms.py::test_layouts"] if rehearse else []
+    pytest += ["tests/kernels/test_dense_launches.py::test_layouts"] if rehearse else []
     processes = 2 if rehearse else TEST_PROCESSES
     tests = [pytest + [f"--junitxml={out}/tests_{i}.xml", f"--shard={i}/{processes}"] for i in range(processes)]
     target = ("--vocab", "151936", "--rows", "8192", "--families", "dense", "--methods", "ours", "--gate-rows", "2048")
@@ -115,8 +115,8 @@ def parts(out: Path, rehearse: bool) -> list[Part]:
             {},
         ),
         Part("loss_kernels", 0.35, loss_kernels("loss_kernels"), {}),
-        Part("streamed", 0.07, loss_kernels("streamed", *target), {"SPANWISE_DENSE_FORM": "streamed"}),
-        Part("cooperative", 0.07, loss_kernels("cooperative", *target), {"SPANWISE_DENSE_FORM": "cooperative"}),
+        Part("streamed", 0.07, loss_kernels("streamed", *target), {"SPANWISE_DENSE_LAUNCH": "streamed"}),
+        Part("cooperative", 0.07, loss_kernels("cooperative", *target), {"SPANWISE_DENSE_LAUNCH": "cooperative"}),
         Part("train", 0.1, [train], {}, TRAIN_NEEDS),
         Part("tune", 0.11, [tune + ["--rehearse"] * rehearse], {"TRITON_INTERPRET": "1"} if rehearse else {}),
     ]
@@ -248,7 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
     suite = facts(torch.device("cpu" if chosen.rehearse else "cuda"))
     suite |= {"rehearsal": chosen.rehearse, "minutes": chosen.minutes, "parts": []}
     # The interpreter must be off on a GPU; in a rehearsal no process may find one.
-    env = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "SPANWISE_DENSE_FORM")}
+    unset = ("TRITON_INTERPRET", "SPANWISE_DENSE_LAUNCH", "SPANWISE_DENSE_FORM")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
     env |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} if chosen.rehearse else {}
     env["PYTHONUNBUFFERED"] = "1"  # a log of what is killed is whole
     search = [str(ROOT), *([str(out / "packages")] if chosen.wheels else []), env.get("PYTHONPATH", "")]

@@ -46,7 +46,7 @@ from benchmarks.methods import (
 )
 from benchmarks.parity import check, loss_and_gradients
 from kernels.divergences import kind_of
-from kernels.fused import launches as forms
+from kernels.fused import launches
 
 FAMILIES = ("dense", "sparse", "linear", "linear_sparse")
 VOCABS, ROWS = (151936, 32000, 128256, 262144), (8192, 1024)
@@ -124,17 +124,17 @@ def _bandwidths(name: str, data: Data, seconds: float, copy: float) -> dict:
     useful = useful_bytes(data.work)
     out = {"useful_gb_s": useful / seconds / 1e9, "percent_of_copy": 100 * useful / seconds / copy}
     if name.startswith("ours"):
-        out["form"] = form_of(data)
-        out["raw_gb_s"] = issued_bytes(data.work, out["form"]) / seconds / 1e9
+        out["launch"] = launch_of(data)
+        out["raw_gb_s"] = issued_bytes(data.work, out["launch"]) / seconds / 1e9
     return out
 
 
-def form_of(data: Data) -> str:
-    """The form that the dense kernel takes for this; the sparse one has a single form."""
+def launch_of(data: Data) -> str:
+    """Name the launch that the dense kernel takes for this; the sparse one has a single launch."""
     if data.work.family == "sparse":
         return "row"
     student, kind = data.leaves[0], kind_of(data.work.divergence)
-    return forms.choose(student.device, student, data.teacher, data.work.vocab, kind, gradient=True).form
+    return launches.choose(student.device, student, data.teacher, data.work.vocab, kind, gradient=True).name
 
 
 def peak_in_a_process(name: str, work: Workload) -> int:

@@ -218,12 +218,10 @@ def methods(work: Workload, device: torch.device) -> dict[str, Callable[[], Way 
 
 
 def no_fallback() -> None:
-    """A split form that the device refuses gives way to the row form: no time may be taken for its own then, so
-    raise.
-    """
+    """Raise where the device refuses a split launch: the row launch takes its place then, whose time is another."""
     from kernels.fused import cooperative
 
-    cooperative._warned.clear()
+    cooperative.refusals.clear()
     warnings.filterwarnings("error", message=r"the \w+ dense kernel does not fit")
 
 
@@ -233,10 +231,10 @@ def useful_bytes(work: Workload) -> int | None:
     return None if operands is None else operands * getattr(torch, work.dtype).itemsize * work.num_rows * work.vocab
 
 
-def issued_bytes(work: Workload, form: str) -> int | None:
+def issued_bytes(work: Workload, launch: str) -> int | None:
     """What our kernel asks for, L2's share in it: every sweep's reads, and the gradient (kernels/README.md)."""
     useful = useful_bytes(work)
-    if useful is None or form == "cooperative":
+    if useful is None or launch == "cooperative":
         return useful
     operands = useful // (getattr(torch, work.dtype).itemsize * work.num_rows * work.vocab)
     statistics = 2 if work.family == "dense" and work.divergence == "jsd" else 1

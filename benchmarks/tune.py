@@ -2,7 +2,7 @@
 
     python benchmarks/tune.py --out tune.json --minutes 5
 
-For each form: warps, groups of 16 bytes a thread, programs an SM (which sets the registers), part size. Every layout
+For each launch: warps, groups of 16 bytes a thread, programs an SM (which sets the registers), part size. Every layout
 first reproduces the gradient of the reference; one that does not, or does not launch, is reported with the reason and
 no time.
 """
@@ -25,8 +25,8 @@ from benchmarks.methods import Workload, make_data, no_fallback, settings, usefu
 from kernels import distill_loss
 from kernels.checks import resolve_options
 from kernels.contract import Settings
-from kernels.fused import dense
-from kernels.fused import launches as forms
+from kernels.fused import dense, launches
+from kernels.fused.language import INTERPRETED
 
 WARPS, GROUPS, PER_SM = (4, 8, 16, 32), (1, 2, 4), (1, 2, 3, 4, 6, 8)
 PART_BYTES = (8192, 16384, 32768, 65536)
@@ -34,35 +34,35 @@ _CHECK_ROWS = 24
 
 
 def layouts() -> Iterator[tuple[str, tuple[int, int, int], int]]:
-    """(form, shape, bytes a part), the tables' own first, then form by form; 8 to 64 warps an SM only."""
-    yield "row", forms.ROW_SHAPES[-1], 0
-    yield "streamed", forms.STREAMED_SHAPE, forms.STREAMED_PART_BYTES
-    yield "cooperative", forms.COOPERATIVE_SHAPE, 0
+    """(launch, shape, bytes a part), the tables' own first, then launch by launch; 8 to 64 warps an SM only."""
+    yield "row", launches.ROW_SHAPES[-1], 0
+    yield "streamed", launches.STREAMED_SHAPE, launches.STREAMED_PART_BYTES
+    yield "cooperative", launches.COOPERATIVE_SHAPE, 0
     shapes = [shape for shape in itertools.product(WARPS, GROUPS, PER_SM) if 8 <= shape[0] * shape[2] <= 64]
-    for form, part in (("row", 0), ("cooperative", 0), *(("streamed", part) for part in PART_BYTES)):
+    for launch, part in (("row", 0), ("cooperative", 0), *(("streamed", part) for part in PART_BYTES)):
         for shape in shapes:
-            yield form, shape, part
+            yield launch, shape, part
 
 
-def use(form: str, shape: tuple[int, int, int], part_bytes: int) -> None:
+def use(launch: str, shape: tuple[int, int, int], part_bytes: int) -> None:
     """Make the tables say this, whatever the rows' size."""
-    forms.ROW_SHAPES = forms.ROOMY_ROW_SHAPES = (shape,)
-    if form == "streamed":
-        forms.STREAMED_SHAPE, forms.STREAMED_PART_BYTES = shape, part_bytes
-    if form == "cooperative":
-        forms.COOPERATIVE_SHAPE = shape
+    launches.ROW_SHAPES = launches.ROOMY_ROW_SHAPES = (shape,)
+    if launch == "streamed":
+        launches.STREAMED_SHAPE, launches.STREAMED_PART_BYTES = shape, part_bytes
+    if launch == "cooperative":
+        launches.COOPERATIVE_SHAPE = shape
 
 
-def call(data, form: str, grad: torch.Tensor):
+def call(data, launch: str, grad: torch.Tensor):
     student = data.leaves[0].detach()
     options = resolve_options(student.device, (student.shape[1],) * 2, Settings(**settings(data.work)))
-    return dense.dense_rows(student, data.teacher, data.labels, data.weights, options, grad, form=form)
+    return dense.dense_rows(student, data.teacher, data.labels, data.weights, options, grad, launch=launch)
 
 
-def check(work: Workload, device: torch.device, form: str) -> None:
+def check(work: Workload, device: torch.device, launch: str) -> None:
     data = make_data(work._replace(num_rows=min(work.num_rows, _CHECK_ROWS)), device)
     grad = torch.full_like(data.leaves[0], float("nan")).detach()
-    call(data, form, grad)
+    call(data, launch, grad)
     loss = distill_loss(*data.leaves, data.teacher, data.labels, data.weights, **settings(work), impl="reference").loss
     loss.backward()
     expected = data.leaves[0].grad.float()
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rehearse", action="store_true", help="three layouts, tiny sizes, the interpreter")
     chosen = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and not (chosen.rehearse and dense.INTERPRETED):
+    if device.type == "cpu" and not (chosen.rehearse and INTERPRETED):
         sys.exit("needs a GPU; to rehearse, set TRITON_INTERPRET=1 and give --rehearse")
     dtype, rows, vocab = ("float32", 3, 500) if chosen.rehearse else ("bfloat16", chosen.rows, chosen.vocab)
     work = Workload("dense", "kd+ce", "forward_kl", None, 2.0, rows, vocab, dtype)
@@ -89,17 +89,17 @@ def main(arguments: list[str] | None = None) -> None:
     data = make_data(work, device)
     grad = torch.empty_like(data.leaves[0]).detach()
     deadline = time.monotonic() + 60 * chosen.minutes
-    for form, shape, part_bytes in itertools.islice(layouts(), 3 if chosen.rehearse else None):
+    for launch, shape, part_bytes in itertools.islice(layouts(), 3 if chosen.rehearse else None):
         if time.monotonic() > deadline:
             results["not_reached"] = True
             break
-        row = {"form": form, "warps": shape[0], "groups": shape[1], "per_sm": shape[2], "part_bytes": part_bytes}
+        row = {"launch": launch, "warps": shape[0], "groups": shape[1], "per_sm": shape[2], "part_bytes": part_bytes}
         try:
-            use(form, shape, part_bytes)
+            use(launch, shape, part_bytes)
             no_fallback()
-            check(work, device, form)
+            check(work, device, launch)
             if device.type == "cuda":
-                timing = time_it(lambda form=form: call(data, form, grad), device, seconds=0.2)
+                timing = time_it(lambda launch=launch: call(data, launch, grad), device, seconds=0.2)
                 row |= timing._asdict()
                 row["percent_of_copy"] = 100 * useful_bytes(work) / (timing.median_ms * 1e-3) / copy
             else:

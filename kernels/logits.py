@@ -217,9 +217,10 @@ def choose_rows(
         raise ValueError("impl='triton' needs triton >= 3.4: install it, or use impl='auto'")
     from kernels.fused import dense
     from kernels.fused import sparse as sparse_kernel
+    from kernels.fused.language import INTERPRETED
 
     divergences.kind_of(divergence)
-    if not student_logits.is_cuda and not dense.INTERPRETED:
+    if not student_logits.is_cuda and not INTERPRETED:
         raise ValueError(f"impl='triton' needs a GPU, the logits are on {student_logits.device}: use impl='auto'")
     if not fits:
         raise ValueError("impl='triton' takes fp32, fp16 and bf16 logits: use impl='reference' for others")

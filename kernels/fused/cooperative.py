@@ -1,11 +1,11 @@
-"""Several programs a row: the streamed and the cooperative form of the dense kernel (forms.py says which is for what).
+"""The streamed and the cooperative launch of the dense kernel, with several programs a row (see launches.py).
 
-A row is cut into parts. A program takes a part, publishes its statistics (kernels/fused/sweeps.py), and needs those of
+A row is cut into parts. A program takes a part, publishes its statistics (kernels/fused/parts.py), and needs those of
 all parts of a row before it can write its slice of that row's gradient. Parts are taken in order from a counter.
 
 Streamed: a turn is the statistics of a part of row i and then the gradient of that part of row i - lag. So a program
 only ever waits for turns taken before its own, and a taken turn publishes before it waits: whoever holds the earliest
-unfinished turn is running and waits for nobody. The form cannot deadlock, however few programs are resident and
+unfinished turn is running and waits for nobody. The launch cannot deadlock, however few programs are resident and
 whatever else holds the device, and a single program does it all: the interpreter, which runs programs one after
 another, tests it as it is.
 
@@ -20,54 +20,27 @@ from __future__ import annotations
 import warnings
 
 import torch
-import triton
 import triton.language as tl
 
-from kernels.fused import launches as forms
-from kernels.fused.launches import Launch
-from kernels.fused.rows import BETA, TEMPERATURE, UNSPECIALIZED, row_terms, store_row
-from kernels.fused.sweeps import (
-    PADDING,
+from kernels.fused import launches
+from kernels.fused.gradients import (
+    gradient_factors,
     gradient_of_tile,
-    measure,
-    merge_parts,
-    padding_of,
-    publish,
-    row_divergence,
     special_columns,
     store_special,
     sweep_gradient,
-    sweep_statistics,
-    widened,
     zero_padding,
 )
-from kernels.fused.tiles import NUM_STATS, U_COLUMN, Z_COLUMN, gradient_factors, tile_columns, whole_part
-
-NCCL_SMS = 16  # left to NCCL's kernels where there is more than one rank
-
-
-@triton.jit
-def _arrive(stats, partials, counters, row, part, NUM_PARTS: tl.constexpr):
-    """Publish a part, then count it: the release orders every thread's stores, which the barrier gathered, before
-    it.
-    """
-    publish(stats, partials + row * (NUM_STATS * NUM_PARTS) + part, NUM_PARTS)
-    tl.debug_barrier()
-    tl.atomic_add(counters + 1 + row, 1, sem="release", scope="gpu")
+from kernels.fused.language import jit
+from kernels.fused.launches import Launch
+from kernels.fused.parts import arrive, gather
+from kernels.fused.rows import BETA, TEMPERATURE, UNSPECIALIZED, row_terms, store_row
+from kernels.fused.sweeps import PADDING, measure, padding_of, row_divergence, sweep_statistics, widened
+from kernels.fused.tiles import NUM_STATS, U_COLUMN, Z_COLUMN, tile_columns, whole_part
 
 
-@triton.jit
-def _gather(partials, counters, row, num_parts, inv_t, KIND: tl.constexpr, T: tl.constexpr, NUM_PARTS: tl.constexpr):
-    """A row's statistics once all its parts have arrived."""
-    arrived = tl.atomic_add(counters + 1 + row, 0, sem="acquire", scope="gpu")
-    while arrived < num_parts:
-        arrived = tl.atomic_add(counters + 1 + row, 0, sem="acquire", scope="gpu")
-    tl.debug_barrier()
-    return merge_parts(partials + row * (NUM_STATS * NUM_PARTS), num_parts, inv_t, KIND, T, NUM_PARTS)
-
-
-@triton.jit(do_not_specialize=(*UNSPECIALIZED, "lag"))
-def _streamed_kernel(
+@jit(do_not_specialize=(*UNSPECIALIZED, "lag"))
+def streamed_kernel(
     student,
     teacher,
     grad,
@@ -120,9 +93,7 @@ def _streamed_kernel(
         if row < num_rows:
             z_row = student + row * student_stride
             u_row = teacher + row * teacher_stride
-            stats = sweep_statistics(
-                z_row, u_row, start, stop, inv_t, KIND, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP, "evict_last"
-            )
+            stats = sweep_statistics(z_row, u_row, start, stop, inv_t, KIND, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP, True)
             stats = measure(
                 stats,
                 z_row,
@@ -139,14 +110,14 @@ def _streamed_kernel(
                 BLOCK,
                 GROUP,
             )
-            _arrive(stats, partials, counters, row, part, NUM_PARTS)
+            arrive(stats, partials, counters, row, part, NUM_PARTS)
         row -= lag
         if row >= 0:
             z_row = student + row * student_stride
             u_row = teacher + row * teacher_stride
             g_row = grad + row * grad_stride
             label = tl.load(labels + row)
-            stats = _gather(partials, counters, row, num_parts, inv_t, KIND, T, NUM_PARTS)
+            stats = gather(partials, counters, row, num_parts, inv_t, KIND, T, NUM_PARTS)
             divergence = 0.0
             if HAS_KD:
                 divergence, _ = row_divergence(z_row, u_row, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
@@ -224,7 +195,7 @@ def _streamed_kernel(
         turn = tl.atomic_add(counters, 1, sem="relaxed")
 
 
-@triton.jit
+@jit
 def _cut(x, columns, stop):
     """A tile whose last group reaches past the vocabulary, within the row (see `run`), with nothing there. fp16 has no
     finite number for that: for its -inf `measure` sums the part anew, which is exact and slow, in the one part that has
@@ -236,8 +207,8 @@ def _cut(x, columns, stop):
     return tl.where(columns < stop, x, past).to(x.dtype)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
-def _cooperative_kernel(
+@jit(do_not_specialize=UNSPECIALIZED)
+def cooperative_kernel(
     student,
     teacher,
     grad,
@@ -302,8 +273,8 @@ def _cooperative_kernel(
         stats = measure(
             stats, z_row, u_row, start, stop, label, inv_t, KIND, T, HAS_TEACHER, HAS_KD, HAS_HARD, BLOCK, GROUP
         )
-        _arrive(stats, partials, counters, row, part, NUM_PARTS)
-        stats = _gather(partials, counters, row, num_parts, inv_t, KIND, T, NUM_PARTS)
+        arrive(stats, partials, counters, row, part, NUM_PARTS)
+        stats = gather(partials, counters, row, num_parts, inv_t, KIND, T, NUM_PARTS)
         divergence = 0.0
         if HAS_KD:
             divergence, _ = row_divergence(z_row, u_row, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
@@ -352,7 +323,7 @@ def _cooperative_kernel(
 
 
 def run(launch: Launch, runtime: tuple, constants: dict) -> bool:
-    """Launch the form on the current stream. False where the device refuses it: nothing has run then.
+    """Launch on the current stream. Return False where the device refuses: nothing has run then.
 
     Counters and partials are new for each launch, so launches on two streams never meet.
     """
@@ -360,30 +331,30 @@ def run(launch: Launch, runtime: tuple, constants: dict) -> bool:
     num_parts = -(-vocab // (launch.block * launch.tiles))
     if (num_rows + launch.lag) * num_parts >= (1 << 31) - (1 << 16):  # every program takes one turn too many
         return _not(launch, f"{num_rows} rows of {num_parts} parts are more turns than an int32 counts")
-    shape = forms.split_shape(launch, vocab)
+    shape = launches.split_shape(launch, vocab)
     partials = torch.empty(num_rows, NUM_STATS.value, shape["NUM_PARTS"], dtype=torch.float32, device=device)
     counters = torch.zeros(1 + num_rows, dtype=torch.int32, device=device)
     if (
-        launch.form == "cooperative"
+        launch.name == "cooperative"
         and min(runtime[0].shape[1], runtime[1].shape[1]) < -(-vocab // launch.group) * launch.group
     ):
         return _not(
             launch,
             f"the last {launch.group} columns reach past a row of {runtime[0].shape[1]} and {runtime[1].shape[1]}",
         )
-    options = dict(**constants, BLOCK=launch.block, **shape, **forms.options_of(launch))
-    if launch.form == "streamed":
+    options = dict(**constants, BLOCK=launch.block, **shape, **launches.options_of(launch))
+    if launch.name == "streamed":
         programs = min(launch.programs, (num_rows + launch.lag) * num_parts)
-        _streamed_kernel[(programs,)](*runtime, partials, counters, launch.lag, **options)
+        streamed_kernel[(programs,)](*runtime, partials, counters, launch.lag, **options)
         return True
     arguments = (*runtime, partials, counters)
     if device.type == "cuda":
         options["launch_cooperative_grid"] = True
-    programs = launch.programs or resident_programs(_cooperative_kernel, arguments, options, launch)
+    programs = launch.programs or resident_programs(cooperative_kernel, arguments, options, launch)
     if programs < num_parts:
         return _not(launch, f"{programs} programs are resident on {launch.device.arch}, a row needs {num_parts}")
     try:
-        _cooperative_kernel[(min(programs, num_rows * num_parts),)](*arguments, **options)
+        cooperative_kernel[(min(programs, num_rows * num_parts),)](*arguments, **options)
     except RuntimeError as error:
         if "cooperative" not in str(error).lower():
             raise
@@ -395,32 +366,17 @@ def resident_programs(kernel, arguments: tuple, options: dict, launch: Launch) -
     """Programs of the *compiled* kernel that the device holds at once, less what NCCL needs."""
     compiled = kernel.warmup(*arguments, grid=(1,), **options)
     compiled._init_handles()  # loads it, which is what tells its registers
-    return programs_held(
-        compiled.n_regs, compiled.metadata.shared, launch.num_warps, launch.device.num_sms - _nccl_sms()
+    return launches.programs_held(
+        compiled.n_regs, compiled.metadata.shared, launch.num_warps, launch.device.num_sms - launches.nccl_sms()
     )
 
 
-def programs_held(num_regs: int, shared: int, num_warps: int, num_sms: int) -> int:
-    """By registers (65536 an SM, given out 256 a warp), threads (2048) and shared memory (at least 164 KB less 1
-    each).
-    """
-    by_registers = 65536 // (-(-num_regs * 32 // 256) * 256) // num_warps
-    by_threads = 2048 // (32 * num_warps)
-    by_shared = (164 << 10) // (shared + 1024)
-    return max(0, min(by_registers, by_threads, by_shared)) * max(0, num_sms)
-
-
-def _nccl_sms() -> int:
-    many = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return NCCL_SMS if many and torch.distributed.get_world_size() > 1 else 0
-
-
-_warned = set()
+refusals: set[str] = set()  # reasons warned of in this process
 
 
 def _not(launch: Launch, reason: str) -> bool:
     """False, said once with its reason."""
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"the {launch.form} dense kernel does not fit ({reason}); using one program a row", stacklevel=3)
+    if reason not in refusals:
+        refusals.add(reason)
+        warnings.warn(f"the {launch.name} dense kernel does not fit ({reason}); using one program a row", stacklevel=3)
     return False

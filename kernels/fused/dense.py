@@ -9,40 +9,31 @@ Sweeps over a row, `BLOCK` columns at a time (S student, T teacher; bytes a logi
     3. gradient      from the last tile to the first, so that what was read last is
                      still in L2                                                     read S, T, write dS  6
 
-Row form (here): one program a row, of as many warps as leave few rows on an SM, so that sweep 3 finds what it can in
+Row launch (here): one program a row, of as many warps as leave few rows on an SM, so that sweep 3 finds what it can in
 L2. A row of 151936 is 608 KB in bf16: 132 of them are more than an H100's L2 holds. kernels/fused/cooperative.py has
-the forms in which several programs share a row; kernels/fused/launches.py says which form runs, and how it is laid out.
+the launches in which several programs share a row; kernels/fused/launches.py chooses among them and lays them out.
 """
 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.contract import DistillOutput, Options, RowWeights
 from kernels.divergences import kind_of
-from kernels.fused import cooperative
-from kernels.fused import launches as forms
-from kernels.fused.rows import BETA, TEMPERATURE, UNSPECIALIZED, row_terms, store_row
-from kernels.fused.sweeps import (
-    measure,
-    row_divergence,
-    special_columns,
-    store_special,
-    sweep_gradient,
-    sweep_statistics,
-    zero_padding,
-)
-from kernels.fused.tiles import U_COLUMN, Z_COLUMN, gradient_factors
+from kernels.fused import cooperative, launches
+from kernels.fused.gradients import gradient_factors, special_columns, store_special, sweep_gradient, zero_padding
+from kernels.fused.language import jit
+from kernels.fused.rows import BETA, TEMPERATURE, UNSPECIALIZED, fp32, output_of, row_terms, scalars_of, store_row
+from kernels.fused.sweeps import measure, row_divergence, sweep_statistics
+from kernels.fused.tiles import U_COLUMN, Z_COLUMN
 
-_SCALE_BLOCK, _SCALE_WARPS = 4096, 8
-_INTERPRETER_BLOCK = 32768  # the interpreter pays by the operation, not by the lane
+SCALE_BLOCK, SCALE_WARPS = 4096, 8
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
-def _dense_kernel(
+@jit(do_not_specialize=UNSPECIALIZED)
+def dense_kernel(
     student,  # [N, Vs], row stride student_stride
     teacher,  # [N, Vt], row stride teacher_stride
     grad,  # [N, Vs], row stride grad_stride; may be student itself
@@ -91,7 +82,6 @@ def _dense_kernel(
     inv_t = 1.0 / temperature
     beta = tl.load(scalars + BETA)
     LABEL: tl.constexpr = HAS_TRUTH or HAS_SPAN
-    HINT: tl.constexpr = "evict_last" if HAS_GRAD else "evict_first"
     row = tl.program_id(0).to(tl.int64)
     z_row = student + row * student_stride
     u_row = teacher + row * teacher_stride
@@ -99,7 +89,7 @@ def _dense_kernel(
     label = tl.load(labels + row)
 
     # 1. statistics
-    stats = sweep_statistics(z_row, u_row, 0, vocab, inv_t, KIND, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP, HINT)
+    stats = sweep_statistics(z_row, u_row, 0, vocab, inv_t, KIND, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP, HAS_GRAD)
     stats = measure(stats, z_row, u_row, 0, vocab, label, inv_t, KIND, T, HAS_TEACHER, HAS_KD, HAS_HARD, BLOCK, GROUP)
 
     # 2. divergence
@@ -166,9 +156,10 @@ def _dense_kernel(
         store_special(g_row, label, choice, special, LABEL, HAS_HARD)
 
 
-@triton.jit(do_not_specialize=("num_rows", "factor"))
-def _scale_kernel(grad, factor, num_rows, width, stride, BLOCK: tl.constexpr):
-    WIDE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
+@jit(do_not_specialize=("num_rows", "factor"))
+def scale_kernel(grad, factor, num_rows, width, stride, BLOCK: tl.constexpr):
+    # A type is a constant to the compiler.
+    WIDE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32  # pyright: ignore[reportAssignmentType]
     by = tl.load(factor).to(WIDE)
     if by != 1.0:
         row = tl.program_id(0).to(tl.int64)
@@ -182,9 +173,6 @@ def _scale_kernel(grad, factor, num_rows, width, stride, BLOCK: tl.constexpr):
             row += tl.num_programs(0)
 
 
-INTERPRETED = not isinstance(_dense_kernel, triton.runtime.JITFunction)
-
-
 def dense_rows(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
@@ -192,25 +180,24 @@ def dense_rows(
     weights: RowWeights,
     options: Options,
     grad: Tensor | None,
-    form: str | None = None,
+    launch: str | None = None,
 ) -> DistillOutput:
     """As reference.dense_rows, by the kernel: `loss` is [N], grad [N, Vs] is written if given (any float dtype).
 
-    `form` asks for one of forms.FORMS, for tests and measurements; None leaves the choice to forms.choose.
+    `launch` asks for one of launches.LAUNCHES, for tests and measurements; None leaves the choice to launches.choose.
     """
     num_rows, width = student_logits.shape
     device = student_logits.device
     floats = torch.empty(8, num_rows, dtype=torch.float32, device=device)
     hits = torch.empty(2, num_rows, dtype=torch.uint8, device=device)
     if num_rows > 0:
-        given = [None if w is None else w.to(torch.float32).contiguous() for w in weights]
         # A pointer that no compiled branch reads still has to point somewhere.
-        kd, truth, span, hard = (floats if w is None else w for w in given)
+        kd, truth, span, hard = (floats if w is None else fp32(w) for w in weights)
         teacher = student_logits if teacher_logits is None else teacher_logits
         target = student_logits if grad is None else grad
         vocab = options.vocab_size
         kind = 0 if weights.kd is None else kind_of(options.divergence)
-        launch = forms.choose(device, student_logits, teacher_logits, vocab, kind, grad is not None, form)
+        layout = launches.choose(device, student_logits, teacher_logits, vocab, kind, grad is not None, launch)
         runtime = (
             student_logits,
             teacher,
@@ -220,7 +207,7 @@ def dense_rows(
             truth,
             span,
             hard,
-            _scalars(options, device),
+            scalars_of(options, device),
             floats,
             hits,
             num_rows,
@@ -230,44 +217,17 @@ def dense_rows(
             teacher.stride(0),
             target.stride(0),
         )
-        constants = compiled_in(weights, options)
-        constants |= dict(KIND=kind, HAS_TEACHER=teacher_logits is not None, GROUP=launch.group)
-        with torch.no_grad(), _on(device):
-            if launch.form == "row" or not cooperative.run(_interpretable(launch), runtime, constants):
-                launch = _interpretable(forms.row_launch(launch.device, launch.row_bytes, launch.group, kind))
-                compiler = forms.options_of(launch)
-                _dense_kernel[(num_rows,)](
-                    *runtime, **constants, HAS_GRAD=grad is not None, BLOCK=launch.block, **compiler
-                )
+        constants = launches.compiled_in(weights, options)
+        constants |= dict(KIND=kind, HAS_TEACHER=teacher_logits is not None, GROUP=layout.group)
+        with torch.no_grad(), launches.on_device(device):
+            split = layout.name != "row"
+            if not (split and cooperative.run(launches.interpretable(layout), runtime, constants)):
+                layout = launches.row_launch(layout.device, layout.row_bytes, layout.group, kind)
+                constants |= dict(HAS_GRAD=grad is not None, BLOCK=launches.interpretable(layout).block)
+                dense_kernel[(num_rows,)](*runtime, **constants, **launches.options_of(layout))
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
             torch.autograd.graph.increment_version(student_logits)
     return output_of(floats, hits, weights)
-
-
-def output_of(floats: Tensor, hits: Tensor, weights: RowWeights) -> DistillOutput:
-    """What a kernel wrote, by name. Span weights are used as they are given."""
-    label_hit, teacher_hit = hits.view(torch.bool)
-    span = torch.zeros_like(floats[0]) if weights.span is None else weights.span.to(torch.float32)
-    *rows, kd, truth, hard = floats
-    return DistillOutput(*rows, label_hit, teacher_hit, RowWeights(kd, truth, span, hard))
-
-
-def compiled_in(weights: RowWeights, options: Options) -> dict:
-    """The choices that a kernel is compiled for: T (0: read at run time), which terms are on."""
-    temperature = options.temperature if weights.kd is not None else 1.0  # nothing else is tempered
-    constant = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
-    return dict(
-        T=int(temperature) if constant else 0,
-        HAS_KD=weights.kd is not None,
-        HAS_TRUTH=weights.truth is not None,
-        HAS_SPAN=weights.span is not None,
-        HAS_HARD=weights.hard is not None,
-        HAS_ENTROPY=options.entropy is not None,
-    )
-
-
-def _interpretable(launch: forms.Launch) -> forms.Launch:
-    return launch._replace(block=_INTERPRETER_BLOCK) if INTERPRETED else launch
 
 
 def scale_unless_one(grad: Tensor, factor: Tensor) -> None:
@@ -275,34 +235,7 @@ def scale_unless_one(grad: Tensor, factor: Tensor) -> None:
     flat = grad.view(1, -1) if grad.dim() == 1 else grad
     if flat.numel() == 0:
         return
-    with _on(grad.device):
-        _scale_kernel[(min(len(flat), 2048),)](
-            flat, factor, len(flat), flat.shape[1], flat.stride(0), BLOCK=_SCALE_BLOCK, num_warps=_SCALE_WARPS
+    with launches.on_device(grad.device):
+        scale_kernel[(min(len(flat), 2048),)](
+            flat, factor, len(flat), flat.shape[1], flat.stride(0), BLOCK=SCALE_BLOCK, num_warps=SCALE_WARPS
         )
-
-
-def _on(device: torch.device):
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(device if device.type == "cuda" else -1)
-
-
-def _scalars(options: Options, device: torch.device) -> Tensor:
-    """The run-time numbers as one fp32 vector on the device, put there without the host waiting for it."""
-    e = options.entropy
-    ends = (0.0,) * 8 if e is None else (e.h_min, e.h_max, *e.kd, *e.truth, *e.hard)
-    beta = 0.0 if options.beta is None else options.beta
-    values = (options.temperature, beta, options.grad_scale, *ends)
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # A graph would copy from host memory that is long freed when it is replayed; these numbers become part of its
-        # launches.
-        parts = (
-            v.to(torch.float32) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float32, device=device)
-            for v in values
-        )
-        return torch.stack(tuple(parts))
-    vector = torch.tensor([0.0 if isinstance(v, Tensor) else v for v in values], dtype=torch.float32)
-    vector = vector.to(device, non_blocking=True)
-    for index, value in enumerate(values):
-        if isinstance(value, Tensor):
-            vector[index] = value
-    return vector

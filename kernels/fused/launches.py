@@ -1,14 +1,15 @@
-"""Which form of the dense kernel runs where, and how it is laid out: block, warps, programs.
+"""Launches of the dense kernel: the choice among three, and the layout of each (block, warps, programs).
 
     row          one program a row. Any divergence, any GPU.
     streamed     several programs a row, two sweeps, the second a few rows behind the first: what is between the two
                  sweeps stays within L2, at any vocabulary. 6 bytes a logit of HBM, 10 of L2.
     cooperative  several programs a row, which hold their logits in registers while they exchange sums: 6 bytes of both.
 
-The last two have programs that wait for one another, on CUDA devices only. impl="auto" uses them only where PROVEN says
-that tests/gpu passed; SPANWISE_DENSE_FORM=row|streamed|cooperative overrides that for a whole process (where the form
-exists: forward_kl or cross-entropy alone, and a gradient, without which one sweep is all there is), and
-`dense_rows(form=...)` for one call.
+The last two, the *split* launches, have programs that wait for one another, on CUDA devices only. They exist for the
+gradient of forward_kl and of cross-entropy alone; without a gradient one sweep is all there is. impl="auto" uses them
+only where PROVEN says that tests/gpu passed. SPANWISE_DENSE_LAUNCH=row|streamed|cooperative overrides that for a whole
+process, wherever the launch exists (SPANWISE_DENSE_FORM, its former name, is read as well), and
+`dense_rows(launch=...)` for one call.
 """
 
 from __future__ import annotations
@@ -21,30 +22,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.contract import Options, RowWeights
 from kernels.divergences import kind_of
+from kernels.fused.language import INTERPRETED
 
-FORMS = ("row", "streamed", "cooperative")
+LAUNCHES = ("row", "streamed", "cooperative")
 # Architectures (as in Device.arch) on which tests/gpu/test_cooperative_gpu.py passed: none so far. Add one with the
 # run's date in LOG.md.
 PROVEN: dict[str, frozenset[str]] = {"streamed": frozenset(), "cooperative": frozenset()}
-_OVERRIDE = "SPANWISE_DENSE_FORM"
+_OVERRIDES = ("SPANWISE_DENSE_LAUNCH", "SPANWISE_DENSE_FORM")  # the first that is set counts
 
-# (warps, groups a thread, programs an SM). Row form: 32 warps an SM in each, and one group of 16 bytes of student and
-# of
-# teacher a thread, which leaves every sweep within 64 registers. Fewer programs are fewer rows between their two
-# sweeps, so
-# more of the second comes from L2.
+# (warps, groups a thread, programs an SM). Row launch: 32 warps an SM in each, and one group of 16 bytes of student and
+# of teacher a thread, which leaves every sweep within 64 registers. Fewer programs are fewer rows between their two
+# sweeps, so more of the second comes from L2.
 ROW_SHAPES = ((8, 1, 4), (16, 1, 2), (32, 1, 1))
 # Of reverse_kl from sm_100 on: there it spills with 64 registers and does not with 80, which are 24 warps an SM at
 # most.
 ROOMY_ROW_SHAPES = ((8, 1, 3), (16, 1, 1))
-# The split forms pay for every part and thread: the more logits a thread has the better, within registers and L2.
+# The split launches pay for every part and thread: the more logits a thread has the better, within registers and L2.
 STREAMED_SHAPE = (4, 4, 2)
 STREAMED_PART_BYTES = 32768  # of one operand
 COOPERATIVE_SHAPE = (4, 4, 2)  # a part is one tile
 REGISTERS_PER_SM = 65536
 MOST_REGISTERS = 255  # that an instruction can name
 MOST_PARTS = 64
+INTERPRETER_BLOCK = 32768
+NCCL_SMS = 16  # left to NCCL's kernels where there is more than one rank
 # An H100's L2 is two halves, and a line may lie in both: count on a half, and leave some of that to the gradient.
 L2_SHARE = 0.4
 
@@ -58,11 +61,13 @@ class Device(NamedTuple):
 
 
 class Launch(NamedTuple):
-    form: str
+    """Layout of one launch."""
+
+    name: str  # one of LAUNCHES
     block: int  # columns a tile
     num_warps: int
     registers: int | None  # a thread, at most; None where the compiler takes no such bound
-    programs: int  # of split forms, at most; 0: as many as are resident
+    programs: int  # of split launches, at most; 0: as many as are resident
     tiles: int  # tiles a part
     lag: int  # rows between a row's two sweeps
     device: Device
@@ -82,52 +87,67 @@ def choose(
     vocab: int,
     kind: int,
     gradient: bool,
-    form: str | None = None,
+    name: str | None = None,
 ) -> Launch:
-    """The layout for these logits, with or without their gradient. `form` None: the override, or the best that is
-    proven here.
+    """Return the layout for these logits [N, V], with or without their gradient.
+
+    Args:
+        kind: of the divergence, 0 where kd is off.
+        name: one of LAUNCHES; None takes the override, or the best launch that is proven here.
+
+    Raises:
+        ValueError: an unknown launch, or a split one where there is none.
     """
     dtypes = (student.dtype,) if teacher is None else (student.dtype, teacher.dtype)
     row_bytes = vocab * sum(dtype.itemsize for dtype in dtypes)
     group = min(group_of(dtype) for dtype in dtypes)
     where = device_facts(device)
-    exists = gradient and kind == 0 and vocab < 1 << 24 and not where.arch.startswith("gfx")
-    if form is None:
-        form = os.environ.get(_OVERRIDE, "")
-        if form and form not in FORMS:
-            raise ValueError(f"{_OVERRIDE} is {form!r}: choose one of {', '.join(FORMS)}, or unset it")
-        if not exists:
-            form = "row"
-        elif not form:
-            form = best_proven(where, row_bytes)
-    elif form not in FORMS or (form != "row" and not exists):
+    splits = gradient and kind == 0 and vocab < 1 << 24 and not where.arch.startswith("gfx")
+    if name is None:
+        name = override()
+        if not splits:
+            name = "row"
+        elif not name:
+            name = best_proven(where, row_bytes)
+    elif name not in LAUNCHES or (name != "row" and not splits):
         raise ValueError(
-            f"form {form!r}: choose one of {', '.join(FORMS)}; the split ones are for the gradient of forward_kl or "
-            "no kd, on CUDA"
+            f"launch {name!r}: choose one of {', '.join(LAUNCHES)}; the split ones are for the gradient of forward_kl "
+            "or no kd, on CUDA"
         )
-    if form == "streamed":
+    if name == "streamed":
         return streamed_launch(where, row_bytes, vocab, group)
-    if form == "cooperative":
+    if name == "cooperative":
         return cooperative_launch(where, row_bytes, vocab, group)
     return row_launch(where, row_bytes, group, kind)
 
 
+def override() -> str:
+    """Return the launch that the environment asks for, or "". Raises ValueError for one that is unknown."""
+    for variable in _OVERRIDES:
+        name = os.environ.get(variable, "")
+        if name and name not in LAUNCHES:
+            raise ValueError(f"{variable} is {name!r}: choose one of {', '.join(LAUNCHES)}, or unset it")
+        if name:
+            return name
+    return ""
+
+
 def best_proven(where: Device, row_bytes: int) -> str:
-    """Rows that L2 holds one a program need no exchange; for the others, the form with the least traffic."""
+    """Name the launch with the least traffic. Rows that L2 holds one a program need no exchange."""
     if row_bytes * ROW_SHAPES[0][-1] * where.num_sms <= where.l2_bytes * L2_SHARE:
         return "row"
-    for form in ("cooperative", "streamed"):
-        if where.arch in PROVEN[form]:
-            return form
+    for name in ("cooperative", "streamed"):
+        if where.arch in PROVEN[name]:
+            return name
     return "row"
 
 
 def row_launch(where: Device, row_bytes: int, group: int, kind: int) -> Launch:
     """The shape with the most programs whose rows L2 holds, or else with the fewest."""
     roomy = kind == kind_of("reverse_kl") and where.arch.startswith("sm_1")
-    for shape in ROOMY_ROW_SHAPES if roomy else ROW_SHAPES:
-        if shape[-1] * where.num_sms * row_bytes <= where.l2_bytes * L2_SHARE:
-            break
+    shapes = ROOMY_ROW_SHAPES if roomy else ROW_SHAPES
+    held = (shape for shape in shapes if shape[-1] * where.num_sms * row_bytes <= where.l2_bytes * L2_SHARE)
+    shape = next(held, shapes[-1])
     return Launch("row", *layout(where.arch, shape, group), 0, 1, 0, where, row_bytes, group)
 
 
@@ -143,6 +163,7 @@ def streamed_launch(where: Device, row_bytes: int, vocab: int, group: int) -> La
 
 
 def cooperative_launch(where: Device, row_bytes: int, vocab: int, group: int) -> Launch:
+    """A part is one tile; programs are counted when the kernel is compiled (programs_held)."""
     # The interpreter runs programs one after another: there, a row is one part or does not fit.
     programs = 1 if where.arch == "interpreter" else 0
     return Launch("cooperative", *layout(where.arch, COOPERATIVE_SHAPE, group), programs, 1, 0, where, row_bytes, group)
@@ -194,15 +215,55 @@ def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) 
     if gradient and not kind and not arch.startswith("gfx"):
         seen.append(streamed_launch(where, where.l2_bytes, vocab, group))
         seen.append(cooperative_launch(where, where.l2_bytes, vocab, group))
-    for launch in {(x.form, x.block): x for x in seen}.values():
+    for launch in {(x.name, x.block): x for x in seen}.values():
         constants = dict(KIND=kind or 0, BLOCK=launch.block, GROUP=group)
-        if launch.form != "row":
+        if launch.name != "row":
             constants |= split_shape(launch, vocab)
-        yield Compiled(launch.form, constants, options_of(launch))
+        yield Compiled(launch.name, constants, options_of(launch))
 
 
 def split_shape(launch: Launch, vocab: int) -> dict:
-    """The constants that the split kernels have beside the row form's."""
+    """The constants that the split kernels have beside the row launch's."""
     num_parts = -(-vocab // (launch.block * launch.tiles))
     shape = dict(NUM_PARTS=1 << (num_parts - 1).bit_length())
-    return shape | dict(TILES=launch.tiles) if launch.form == "streamed" else shape
+    return shape | dict(TILES=launch.tiles) if launch.name == "streamed" else shape
+
+
+def compiled_in(weights: RowWeights, options: Options) -> dict:
+    """The choices that a kernel is compiled for: T (0: read at run time), which terms are on."""
+    temperature = options.temperature if weights.kd is not None else 1.0  # nothing else is tempered
+    constant = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
+    return dict(
+        T=int(temperature) if constant else 0,
+        HAS_KD=weights.kd is not None,
+        HAS_TRUTH=weights.truth is not None,
+        HAS_SPAN=weights.span is not None,
+        HAS_HARD=weights.hard is not None,
+        HAS_ENTROPY=options.entropy is not None,
+    )
+
+
+def interpretable(launch: Launch) -> Launch:
+    """Widen the tiles for the interpreter, which pays by the operation and not by the lane."""
+    return launch._replace(block=INTERPRETER_BLOCK) if INTERPRETED else launch
+
+
+def on_device(device: torch.device) -> torch.cuda.device:
+    """Make a device current: Triton launches there, which need not be where the tensors are."""
+    return torch.cuda.device(device if device.type == "cuda" else -1)
+
+
+def programs_held(num_regs: int, shared: int, num_warps: int, num_sms: int) -> int:
+    """Count the resident programs: by registers (65536 an SM, given out 256 a warp), threads (2048 an SM) and shared
+    memory (164 KB an SM at least, 1 KB of it lost to each program).
+    """
+    by_registers = 65536 // (-(-num_regs * 32 // 256) * 256) // num_warps
+    by_threads = 2048 // (32 * num_warps)
+    by_shared = (164 << 10) // (shared + 1024)
+    return max(0, min(by_registers, by_threads, by_shared)) * max(0, num_sms)
+
+
+def nccl_sms() -> int:
+    """Count the SMs to leave to NCCL."""
+    many = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return NCCL_SMS if many and torch.distributed.get_world_size() > 1 else 0

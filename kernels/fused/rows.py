@@ -4,10 +4,12 @@
 kernels/reference.py.
 """
 
-import triton
+import torch
 import triton.language as tl
+from torch import Tensor
 
-from kernels.contract import IGNORE_INDEX
+from kernels.contract import IGNORE_INDEX, DistillOutput, Options, RowWeights, UsedWeights
+from kernels.fused.language import jit
 from kernels.fused.tiles import MOMENT, U_SUM, Z_CHOICE, Z_LABEL, Z_SUM, Z_TOP
 
 # Places in `scalars`; each of the last three has two, at n = 0 and at n = 1.
@@ -32,7 +34,7 @@ UNSPECIALIZED = (
 )
 
 
-@triton.jit
+@jit
 def row_weights(
     row,
     label,
@@ -63,7 +65,7 @@ def row_weights(
     return valid, poison, kd, truth, span, hard
 
 
-@triton.jit
+@jit
 def weigh_by_entropy(kd, truth, hard, entropy, scalars):
     h_min = tl.load(scalars + H_MIN)
     n = (entropy - h_min) / (tl.load(scalars + H_MAX) - h_min)
@@ -75,14 +77,14 @@ def weigh_by_entropy(kd, truth, hard, entropy, scalars):
     )
 
 
-@triton.jit
+@jit
 def _factor(n, ends):
     """Linear from its value at n = 0 to its value at n = 1."""
     first = tl.load(ends)
     return first + (tl.load(ends + 1) - first) * n
 
 
-@triton.jit
+@jit
 def row_terms(
     stats,
     divergence,
@@ -125,9 +127,45 @@ def row_terms(
     return outputs, kd * temperature * scale, (truth + span) * scale, hard * scale, poison
 
 
-@triton.jit
+@jit
 def store_row(outputs, label_hit, teacher_hit, floats, hits, num_rows, row):
-    for index in tl.static_range(8):
+    for index in tl.static_range(8):  # pyright: ignore[reportGeneralTypeIssues]  triton types it as no iterator
         tl.store(floats + index * num_rows + row, outputs[index])
     tl.store(hits + row, label_hit.to(tl.uint8))
     tl.store(hits + num_rows + row, teacher_hit.to(tl.uint8))
+
+
+def scalars_of(options: Options, device: torch.device) -> Tensor:
+    """Put the run-time numbers, as listed above, into one fp32 vector [11] on the device, without the host waiting."""
+    e = options.entropy
+    ends = (0.0,) * 8 if e is None else (e.h_min, e.h_max, *e.kd, *e.truth, *e.hard)
+    beta = 0.0 if options.beta is None else options.beta
+    values = (options.temperature, beta, options.grad_scale, *ends)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # A graph would copy from host memory that is long freed when it is replayed; these numbers become part of its
+        # launches.
+        parts = (
+            v.to(torch.float32) if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float32, device=device)
+            for v in values
+        )
+        return torch.stack(tuple(parts))
+    vector = torch.tensor([0.0 if isinstance(v, Tensor) else v for v in values], dtype=torch.float32)
+    vector = vector.to(device, non_blocking=True)
+    for index, value in enumerate(values):
+        if isinstance(value, Tensor):
+            vector[index] = value
+    return vector
+
+
+def fp32(values: Tensor) -> Tensor:
+    """Convert a row vector, or slots, to contiguous fp32."""
+    return values.to(torch.float32).contiguous()
+
+
+def output_of(floats: Tensor, hits: Tensor, weights: RowWeights) -> DistillOutput:
+    """Name what store_row wrote. Span weights are used as they are given."""
+    label_hit, teacher_hit = hits.view(torch.bool)
+    span = torch.zeros_like(floats[0]) if weights.span is None else weights.span.to(torch.float32)
+    loss, divergence, nll, hard_nll, entropy, kd, truth, hard = floats
+    used = UsedWeights(kd, truth, span, hard)
+    return DistillOutput(loss, divergence, nll, hard_nll, entropy, label_hit, teacher_hit, used)

@@ -4,29 +4,18 @@ Layout, masks and statistics of tiles are those of kernels/fused/sweeps.py and k
 kernels/reference_sparse.py.
 """
 
-import triton
 import triton.language as tl
 
 from kernels.contract import NO_TOKEN
-from kernels.fused.sweeps import _first_column
-from kernels.fused.tiles import (
-    FLOOR,
-    FORWARD_KL,
-    JSD,
-    REVERSE_KL,
-    add_tile,
-    exps,
-    no_columns,
-    tile_columns,
-    tile_divergence,
-    tile_max,
-)
+from kernels.fused.language import FLOOR, exps, jit
+from kernels.fused.sweeps import first_column
+from kernels.fused.tiles import add_tile, no_columns, tile_columns, tile_max
 
 EMPTY = tl.constexpr(NO_TOKEN)
 _NO_MORE = tl.constexpr(2147483647)  # past every column
 
 
-@triton.jit
+@jit
 def read_buckets(slot, ids, probs, logits, num_slots, z_top, log_sum, inv_t, rest_log_q, rest_log_p, rest_p):
     """Token, logit, log q_T, log p_T (floored) and p_T of buckets; bucket `num_slots` is the rest. Others are empty."""
     token = tl.load(ids + slot, mask=slot < num_slots, other=EMPTY)
@@ -39,56 +28,7 @@ def read_buckets(slot, ids, probs, logits, num_slots, z_top, log_sum, inv_t, res
     return token, z, log_q, log_p, tl.where(is_rest, rest_p, p)
 
 
-@triton.jit
-def log_of_rest(kept):
-    """log(1 - kept) to full precision, also of a kept mass that 1 - kept rounds off (W. Kahan's log1p)."""
-    rest = 1.0 - kept
-    return tl.where(rest == 1.0, -kept, tl.log(rest) * (kept / (1.0 - rest)))
-
-
-@triton.jit
-def _one_less_exp(x):
-    """1 - e^-x for x >= 0, to full precision (W. Kahan's expm1)."""
-    power = tl.exp(-x)
-    return tl.where(power == 1.0, x, tl.where(power == 0.0, 1.0, (1.0 - power) * (x / -tl.log(power))))
-
-
-@triton.jit
-def log_bucket_mixture(log_q, log_p, beta):
-    """log(beta p + (1 - beta) q) to full precision: the rest's is near 0, and a divergence is what is left of it."""
-    ahead = log_q - log_p
-    share = tl.where(ahead > 0.0, beta, 1.0 - beta)  # of the smaller of the two
-    larger = tl.maximum(log_q, log_p, propagate_nan=tl.PropagateNan.ALL)
-    return larger + log_of_rest(share * _one_less_exp(tl.abs(ahead)))
-
-
-@triton.jit
-def bucket_divergence(log_q, log_p, p, beta, inside, KIND: tl.constexpr):
-    """Sums over buckets of KL(p || .) and KL(q || .), as tile_divergence over columns."""
-    if KIND != JSD:
-        return tile_divergence(log_q, log_p, p, beta, inside, KIND)
-    else:
-        log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-        q = tl.where(inside, tl.exp(log_q), 0.0)
-        log_m = log_bucket_mixture(log_q, log_p, beta)
-        return tl.sum(p * (log_p - log_m), 0), tl.sum(q * (log_q - log_m), 0)
-
-
-@triton.jit
-def bucket_pull(log_q, log_p, p, mass, kl_q, beta, KIND: tl.constexpr):
-    """dD/ds of a bucket as a whole, s = z / T."""
-    if KIND == FORWARD_KL:
-        return mass * tl.exp(log_q) - p
-    else:
-        log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-        q = tl.exp(log_q)
-        if KIND == REVERSE_KL:
-            return q * (log_q - log_p - kl_q)
-        else:
-            return (1.0 - beta) * q * (log_q - log_bucket_mixture(log_q, log_p, beta) - kl_q)
-
-
-@triton.jit
+@jit
 def _without_slots(z, cols, stop, at, taken, slot_ids, num_slots):
     """A tile less the slots' columns before `stop`; `taken` is the id of slot `at`, the first one not yet met."""
     while taken < stop:
@@ -98,7 +38,7 @@ def _without_slots(z, cols, stop, at, taken, slot_ids, num_slots):
     return z, at, taken
 
 
-@triton.jit
+@jit
 def rest_statistics(
     student,
     slot_ids,
@@ -110,7 +50,7 @@ def rest_statistics(
     T: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
-    HINT: tl.constexpr,
+    AGAIN: tl.constexpr,  # what is read here is read again soon
 ):
     """Max of the columns that no slot names, its column, and sums e^(z-max), e^((z-max)/T): (LOWEST, any, 0, 0) of
     none.
@@ -122,7 +62,12 @@ def rest_statistics(
     taken = tl.load(slot_ids + at, mask=at < num_slots, other=_NO_MORE)
     for first in range(0, whole, BLOCK):
         keep = first + groups[:, None] * GROUP < whole
-        z = tl.load(student + first + offsets, mask=keep, other=float("-inf"), eviction_policy=HINT).to(tl.float32)
+        z = tl.load(
+            student + first + offsets,
+            mask=keep,
+            other=float("-inf"),
+            eviction_policy="evict_last" if AGAIN else "evict_first",
+        ).to(tl.float32)
         stop = tl.minimum(first + BLOCK, whole)
         z, at, taken = _without_slots(z, first + offsets, stop, at, taken, slot_ids, num_slots)
         stats = add_tile(stats, z, z, keep, first, inv_t, KIND, T, False, False)
@@ -134,10 +79,10 @@ def rest_statistics(
     tops, starts, d1, dt, _, _, _, _, _, _, _ = add_tile(stats, z, z, cols < vocab, start, inv_t, KIND, T, False, False)
     top, group = tile_max(tops, starts + groups * GROUP)
     f1, ft = exps(tops - top, inv_t, T)
-    return top, _first_column(student, group, top, vocab, GROUP), tl.sum(d1 * f1, 0), tl.sum(dt * ft, 0)
+    return top, first_column(student, group, top, vocab, GROUP), tl.sum(d1 * f1, 0), tl.sum(dt * ft, 0)
 
 
-@triton.jit
+@jit
 def rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr):
     """dL/dz of columns of the rest, but for the -1 of label and choice."""
     # A slot's column may lie above the rest's max; what it gets here is written again later.
@@ -152,7 +97,7 @@ def rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T: tl.constexpr,
         return e1 * 0.0 + (poison - 1.0)  # no term at all: zeros, or NaN for a bad row
 
 
-@triton.jit
+@jit
 def sweep_rest_gradient(
     student,
     grad,

@@ -21,31 +21,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.contract import DistillOutput, Options, RowWeights, SparseTeacher
 from kernels.divergences import kind_of
-from kernels.fused import launches as forms
-from kernels.fused.dense import INTERPRETED, _on, _scalars, compiled_in, output_of
-from kernels.fused.rows import BETA, GRAD_SCALE, TEMPERATURE, UNSPECIALIZED, row_weights, store_row, weigh_by_entropy
-from kernels.fused.slots import (
-    EMPTY,
-    bucket_divergence,
-    bucket_pull,
-    log_of_rest,
-    read_buckets,
-    rest_gradient,
-    rest_statistics,
-    sweep_rest_gradient,
+from kernels.fused import launches
+from kernels.fused.divergence_tiles import FORWARD_KL, REVERSE_KL, bucket_divergence, bucket_pull
+from kernels.fused.gradients import zero_padding
+from kernels.fused.language import FLOOR, LOWEST, exps, jit, log_of_rest
+from kernels.fused.rows import (
+    BETA,
+    GRAD_SCALE,
+    TEMPERATURE,
+    UNSPECIALIZED,
+    fp32,
+    output_of,
+    row_weights,
+    scalars_of,
+    store_row,
+    weigh_by_entropy,
 )
-from kernels.fused.sweeps import zero_padding
-from kernels.fused.tiles import FLOOR, FORWARD_KL, LOWEST, REVERSE_KL, exps, merge_max, tile_max
+from kernels.fused.slots import EMPTY, read_buckets, rest_gradient, rest_statistics, sweep_rest_gradient
+from kernels.fused.tiles import merge_max, tile_max
 from kernels.reference_sparse import sorted_slots
 
-_INTERPRETER_BLOCK = 32768
-_SLOTS = (128, 1024)  # taken at once, the rest's bucket among them: one a thread, or several; more are taken in turns
+SLOT_BLOCKS = (
+    128,
+    1024,
+)  # taken at once, the rest's bucket among them: one a thread, or several; more are taken in turns
 _UNSPECIALIZED = (
     *UNSPECIALIZED,
     "slot_ids",
@@ -59,8 +63,8 @@ _UNSPECIALIZED = (
 )
 
 
-@triton.jit(do_not_specialize=_UNSPECIALIZED)
-def _sparse_kernel(
+@jit(do_not_specialize=_UNSPECIALIZED)
+def sparse_kernel(
     student,  # [N, Vs], row stride student_stride
     grad,  # [N, Vs], row stride grad_stride; may be student itself
     slot_ids,  # [N, K] int32, ascending; -1 is an empty slot
@@ -120,7 +124,6 @@ def _sparse_kernel(
         temperature = tl.load(scalars + TEMPERATURE)
     else:
         temperature = T * 1.0
-    HINT: tl.constexpr = "evict_last" if HAS_GRAD else "evict_first"
     CE: tl.constexpr = HAS_TRUTH or HAS_SPAN or HAS_HARD
     inv_t = 1.0 / temperature
     beta = tl.load(scalars + BETA)
@@ -146,7 +149,7 @@ def _sparse_kernel(
 
     # 2. statistics of the rest, relative to its own max: far below the slots it keeps its proportions
     rest_top, rest_arg, rest_d1, rest_dt = rest_statistics(
-        student, slot_ids, num_empty, num_slots, vocab, inv_t, KIND, T, BLOCK, GROUP, HINT
+        student, slot_ids, num_empty, num_slots, vocab, inv_t, KIND, T, BLOCK, GROUP, HAS_GRAD
     )
 
     # 3. slots: the row's sums, then both distributions over the buckets
@@ -291,34 +294,34 @@ def sparse_rows(
     hits = torch.empty(2, num_rows, dtype=torch.uint8, device=device)
     if num_rows > 0:
         # A pointer that no compiled branch reads still has to point somewhere.
-        kd, truth, span, hard = (floats if w is None else _fp32(w) for w in weights)
+        kd, truth, span, hard = (floats if w is None else fp32(w) for w in weights)
         ids, probs, logits, num_slots = floats.view(torch.int32), floats, floats, 0
         if weights.kd is not None:
             ids, probs = sorted_slots(teacher)
-            ids, probs, num_slots = ids.contiguous(), _fp32(probs), ids.shape[1]  # sort keeps the strides it is given
+            ids, probs, num_slots = ids.contiguous(), fp32(probs), ids.shape[1]  # sort keeps the strides it is given
             logits = torch.empty(num_rows, num_slots, dtype=torch.float32, device=device)
         target = student_logits if grad is None else grad
         vocab = options.vocab_size
-        group = forms.group_of(student_logits.dtype)
+        group = launches.group_of(student_logits.dtype)
         kind = kind_of(options.divergence) if num_slots else 0
-        launch = forms.row_launch(forms.device_facts(device), vocab * student_logits.element_size(), group, kind)
-        with torch.no_grad(), _on(device):
-            _sparse_kernel[(num_rows,)](
+        launch = launches.row_launch(launches.device_facts(device), vocab * student_logits.element_size(), group, kind)
+        with torch.no_grad(), launches.on_device(device):
+            sparse_kernel[(num_rows,)](
                 student_logits,
                 target,
                 ids,
                 probs,
                 logits,
-                _fp32(teacher.log_tail),
-                _fp32(teacher.entropy),
-                _fp32(teacher.entropy_t),
+                fp32(teacher.log_tail),
+                fp32(teacher.entropy),
+                fp32(teacher.entropy_t),
                 teacher.argmax.contiguous(),
                 labels.contiguous(),
                 kd,
                 truth,
                 span,
                 hard,
-                _scalars(options, device),
+                scalars_of(options, device),
                 floats,
                 hits,
                 num_rows,
@@ -329,27 +332,23 @@ def sparse_rows(
                 target.stride(0),
                 KIND=kind,
                 SAMPLED=num_slots > 0 and teacher.kind == "sampled",
-                BLOCK=_INTERPRETER_BLOCK if INTERPRETED else launch.block,
+                BLOCK=launches.interpretable(launch).block,
                 GROUP=group,
-                SLOTS=_SLOTS[num_slots >= _SLOTS[0]],
+                SLOTS=SLOT_BLOCKS[num_slots >= SLOT_BLOCKS[0]],
                 HAS_GRAD=grad is not None,
-                **compiled_in(weights, options),
-                **forms.options_of(launch),
+                **launches.compiled_in(weights, options),
+                **launches.options_of(launch),
             )
         if grad is not None and grad.data_ptr() == student_logits.data_ptr():
             torch.autograd.graph.increment_version(student_logits)
     return output_of(floats, hits, weights)
 
 
-def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> Iterator[forms.Compiled]:
-    """As forms.launchable, with few slots and many and, for forward_kl, a sampled teacher as well; no slot without
+def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> Iterator[launches.Compiled]:
+    """As launches.launchable, with few slots and many and, for forward_kl, a sampled teacher as well; no slot without
     kd.
     """
-    for found in forms.launchable(arch, dtype, kind, gradient):
+    for found in launches.launchable(arch, dtype, kind, gradient):
         for sampled in (False, True) if kind == kind_of("forward_kl") else (False,):
-            for slots in _SLOTS[: 1 if kind is None else 2] if found.kernel == "row" else ():
+            for slots in SLOT_BLOCKS[: 1 if kind is None else 2] if found.kernel == "row" else ():
                 yield found._replace(kernel="sparse", constants=found.constants | dict(SAMPLED=sampled, SLOTS=slots))
-
-
-def _fp32(values: Tensor) -> Tensor:
-    return values.to(torch.float32).contiguous()

@@ -9,37 +9,22 @@ columns the vocabulary has, so long as rows start at multiples of 16 elements. W
 is a narrow tile of its own: one column a group.
 """
 
-import triton
 import triton.language as tl
 
+from kernels.fused.divergence_tiles import FORWARD_KL, REVERSE_KL, tile_divergence, tile_logs
+from kernels.fused.language import FLOOR, exps, jit
 from kernels.fused.tiles import (
     BLOCKED,
     CROSS,
-    FLOOR,
-    FORWARD_KL,
-    LOWEST,
-    MOMENT,
-    NUM_STATS,
-    REVERSE_KL,
-    U_COLUMN,
     U_LEAST,
-    U_SUM,
     U_SUM_T,
     U_TOP,
-    Z_CHOICE,
-    Z_COLUMN,
-    Z_LABEL,
-    Z_SUM,
     Z_SUM_T,
     Z_TOP,
     add_tile,
-    exps,
     merge_all,
     no_columns,
     tile_columns,
-    tile_divergence,
-    tile_gradient,
-    tile_logs,
 )
 
 _INF = tl.constexpr(float("inf"))
@@ -47,7 +32,7 @@ _INF = tl.constexpr(float("inf"))
 PADDING = tl.constexpr(-2.0e30)
 
 
-@triton.jit
+@jit
 def padding_of(logits):
     """What a tile is filled with past its part, in the logits' own dtype; `widened` makes PADDING of it."""
     if logits.dtype.element_ty == tl.float16:
@@ -56,7 +41,7 @@ def padding_of(logits):
         return PADDING
 
 
-@triton.jit
+@jit
 def widened(x, keep):
     """A tile in fp32, what is not kept PADDING also in fp16, which has no such number and may have rows of nothing
     above its least.
@@ -67,7 +52,7 @@ def widened(x, keep):
         return x.to(tl.float32)
 
 
-@triton.jit
+@jit
 def sweep_statistics(
     student,
     teacher,
@@ -80,7 +65,7 @@ def sweep_statistics(
     KD: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
-    HINT: tl.constexpr,
+    AGAIN: tl.constexpr,  # what is read here is read again soon
 ):
     """merge_all's statistics of [start, stop), reading every logit once. Until its end no warp waits for another."""
     tl.static_assert(BLOCK >= GROUP * GROUP, "the columns that fill no group take a group each")
@@ -90,12 +75,24 @@ def sweep_statistics(
     for first in range(start, stop, BLOCK):
         keep = first + groups * GROUP + GROUP <= stop
         z = widened(
-            tl.load(student + first + offsets, mask=keep, other=padding_of(student), eviction_policy=HINT), keep
+            tl.load(
+                student + first + offsets,
+                mask=keep,
+                other=padding_of(student),
+                eviction_policy="evict_last" if AGAIN else "evict_first",
+            ),
+            keep,
         )
         u = z
         if TEACHER:
             u = widened(
-                tl.load(teacher + first + offsets, mask=keep, other=padding_of(teacher), eviction_policy=HINT), keep
+                tl.load(
+                    teacher + first + offsets,
+                    mask=keep,
+                    other=padding_of(teacher),
+                    eviction_policy="evict_last" if AGAIN else "evict_first",
+                ),
+                keep,
             )
         stats = add_tile(stats, z, u, keep, first, inv_t, KIND, T, TEACHER, KD)
     z_tops, z_at, z_d1, z_dt, u_tops, u_at, u_d1, u_dt, moment, cross, low = add_rest(
@@ -106,7 +103,7 @@ def sweep_statistics(
     return merge_all(stats, inv_t, KIND, T)
 
 
-@triton.jit
+@jit
 def add_rest(
     stats,
     student,
@@ -135,8 +132,8 @@ def add_rest(
     return stats
 
 
-@triton.jit
-def _first_column(logits, group, best, stop, GROUP: tl.constexpr):
+@jit
+def first_column(logits, group, best, stop, GROUP: tl.constexpr):
     """The column of `best`, which is known to lie in the group that starts there; any column of it for NaN.
 
     NaN may also have left no group: 2^31 - 1, to which no lane may be added before it is compared.
@@ -147,7 +144,7 @@ def _first_column(logits, group, best, stop, GROUP: tl.constexpr):
     return group + tl.where(found == GROUP, 0, found)
 
 
-@triton.jit
+@jit
 def _guarded_sums(
     student, teacher, start, stop, z_top, u_top, inv_t, T: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
 ):
@@ -170,7 +167,7 @@ def _guarded_sums(
     return tl.sum(moment, 0), tl.sum(cross, 0), tl.max(blocked, 0)
 
 
-@triton.jit
+@jit
 def measure(
     stats,
     student,
@@ -191,12 +188,12 @@ def measure(
     the student's logit at the teacher's choice, its logit at the label (0 in the parts that do not have it), and the
     largest teacher logit that the student excludes. Reads a few logits again: nothing may have been overwritten."""
     z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low = stats
-    z_column = _first_column(student, z_column, z_top, stop, GROUP)
+    z_column = first_column(student, z_column, z_top, stop, GROUP)
     has_label = (label >= start) & (label < stop)
     z_label = tl.load(student + label, mask=has_label, other=0.0).to(tl.float32)
     z_choice, blocked = 0.0, float("-inf")
     if TEACHER:
-        u_column = _first_column(teacher, u_column, u_top, stop, GROUP)
+        u_column = first_column(teacher, u_column, u_top, stop, GROUP)
         if HARD:
             # Of nothing but NaN the largest has no column.
             z_choice = tl.load(student + u_column, mask=u_column < stop, other=0.0).to(tl.float32)
@@ -208,45 +205,7 @@ def measure(
     return (z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low, z_choice, z_label, blocked)
 
 
-@triton.jit
-def publish(stats, out, NUM_PARTS: tl.constexpr):
-    """Statistics of a part into its column of out[NUM_STATS, NUM_PARTS], fp32 (columns fit: vocab < 2^24)."""
-    for field in tl.static_range(NUM_STATS):
-        tl.store(out + field * NUM_PARTS, stats[field] * 1.0)
-
-
-@triton.jit
-def merge_parts(parts, num_parts, inv_t, KIND: tl.constexpr, T: tl.constexpr, NUM_PARTS: tl.constexpr):
-    """One row's statistics from those its parts published, read past L1: other programs wrote them."""
-    part = tl.arange(0, NUM_PARTS)
-    here = part < num_parts
-    z_top = _field(parts, Z_TOP, part, here, LOWEST, NUM_PARTS)
-    z_column = _field(parts, Z_COLUMN, part, here, 0.0, NUM_PARTS).to(tl.int32)
-    z_d1 = _field(parts, Z_SUM, part, here, 0.0, NUM_PARTS)
-    z_dt = _field(parts, Z_SUM_T, part, here, 0.0, NUM_PARTS)
-    u_tops = _field(parts, U_TOP, part, here, LOWEST, NUM_PARTS)
-    u_columns = _field(parts, U_COLUMN, part, here, -1.0, NUM_PARTS).to(tl.int32)
-    u_d1 = _field(parts, U_SUM, part, here, 0.0, NUM_PARTS)
-    u_dt = _field(parts, U_SUM_T, part, here, 0.0, NUM_PARTS)
-    moment = _field(parts, MOMENT, part, here, 0.0, NUM_PARTS)
-    cross = _field(parts, CROSS, part, here, 0.0, NUM_PARTS)
-    low = _field(parts, U_LEAST, part, here, _INF, NUM_PARTS)
-    stats = (z_top, z_column, z_d1, z_dt, u_tops, u_columns, u_d1, u_dt, moment, cross, low)
-    z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low = merge_all(stats, inv_t, KIND, T)
-    z_choices = _field(parts, Z_CHOICE, part, here, 0.0, NUM_PARTS)
-    # A part without a max has a column all the same.
-    z_choice = tl.sum(tl.where((u_columns == u_column) & (u_tops == u_top), z_choices, 0.0), 0)
-    z_label = tl.sum(_field(parts, Z_LABEL, part, here, 0.0, NUM_PARTS), 0)
-    blocked = tl.max(_field(parts, BLOCKED, part, here, float("-inf"), NUM_PARTS), 0)
-    return (z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low, z_choice, z_label, blocked)
-
-
-@triton.jit
-def _field(parts, field: tl.constexpr, part, here, other, NUM_PARTS: tl.constexpr):
-    return tl.load(parts + field * NUM_PARTS + part, mask=here, other=other, cache_modifier=".cg")
-
-
-@triton.jit
+@jit
 def exact_divergence(
     student, teacher, stats, vocab, inv_t, beta, KIND: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
 ):
@@ -269,7 +228,7 @@ def exact_divergence(
     return tl.sum(kl_p + tile_p, 0), tl.sum(kl_q + tile_q, 0)
 
 
-@triton.jit
+@jit
 def _exact_tile(z, u, keep, stats, inv_t, beta, KIND: tl.constexpr):
     z_log_dt, u_log_dt = tl.log(stats[Z_SUM_T]), tl.log(stats[U_SUM_T])
     log_q, log_p, p = tile_logs(
@@ -278,7 +237,7 @@ def _exact_tile(z, u, keep, stats, inv_t, beta, KIND: tl.constexpr):
     return tile_divergence(log_q, log_p, p, beta, keep, KIND, 1)
 
 
-@triton.jit
+@jit
 def row_divergence(
     student, teacher, stats, vocab, inv_t, beta, KIND: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
 ):
@@ -298,144 +257,3 @@ def row_divergence(
     else:
         kl_p, kl_q = exact_divergence(student, teacher, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
         return beta * kl_p + (1.0 - beta) * kl_q, kl_q
-
-
-@triton.jit
-def gradient_of_tile(
-    z, u, factors, poison, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr
-):
-    """tile_gradient of a tile as it was read."""
-    z = z.to(tl.float32)
-    if KD or CE:
-        return tile_gradient(z, u.to(tl.float32), factors, inv_t, beta, KIND, T, KD, CE)
-    else:
-        return tl.zeros_like(z) + (poison - 1.0)  # no term at all: zeros, or NaN for a bad label
-
-
-@triton.jit
-def special_columns(
-    student,
-    teacher,
-    start,
-    stop,
-    label,
-    choice,
-    factors,
-    label_factor,
-    choice_factor,
-    inv_t,
-    beta,
-    KIND: tl.constexpr,
-    T: tl.constexpr,
-    KD: tl.constexpr,
-    LABEL: tl.constexpr,
-    HARD: tl.constexpr,
-):
-    """The gradient at the label and at the teacher's choice, and whether [start, stop) has them.
-
-    These two columns are computed on their own, and stored after all others: a comparison for each of them in every
-    lane would cost as much as an exponential. Reads logits that the gradient may overwrite, so it comes before.
-    """
-    has_label = (label >= start) & (label < stop) & LABEL
-    has_choice = (choice >= start) & (choice < stop) & HARD
-    same = label == choice
-    at_label = tl.full([], 0.0, tl.float32)
-    at_choice = at_label
-    if has_label:
-        at_label = _at_column(student, teacher, label, factors, inv_t, beta, KIND, T, KD)
-        at_label -= label_factor + tl.where(same & HARD, choice_factor, 0.0)
-    if has_choice:
-        at_choice = _at_column(student, teacher, choice, factors, inv_t, beta, KIND, T, KD)
-        at_choice -= choice_factor + tl.where(same & LABEL, label_factor, 0.0)
-    return has_label, at_label, has_choice, at_choice
-
-
-@triton.jit
-def _at_column(student, teacher, column, factors, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr):
-    z = tl.load(student + column).to(tl.float32)
-    u = z
-    if KD:
-        u = tl.load(teacher + column).to(tl.float32)
-    return tile_gradient(z, u, factors, inv_t, beta, KIND, T, KD, True)
-
-
-@triton.jit
-def store_special(grad, label, choice, special, LABEL: tl.constexpr, HARD: tl.constexpr):
-    """Store what special_columns returned, over what the sweep wrote there."""
-    has_label, at_label, has_choice, at_choice = special
-    if LABEL:
-        tl.store(grad + label, at_label.to(grad.dtype.element_ty), mask=has_label)
-    if HARD:
-        tl.store(grad + choice, at_choice.to(grad.dtype.element_ty), mask=has_choice)
-
-
-@triton.jit
-def sweep_gradient(
-    student,
-    teacher,
-    grad,
-    start,
-    stop,
-    factors,
-    poison,
-    inv_t,
-    beta,
-    KIND: tl.constexpr,
-    T: tl.constexpr,
-    KD: tl.constexpr,
-    CE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """Write [start, stop) of a row's gradient, last tile first: what was read last is still near."""
-    offsets = tile_columns(BLOCK, GROUP)
-    groups = tl.arange(0, BLOCK // GROUP)[:, None]
-    write_rest(student, teacher, grad, stop, factors, poison, inv_t, beta, KIND, T, KD, CE, BLOCK, GROUP)
-    num_tiles = tl.cdiv(stop - start, BLOCK)
-    for index in range(num_tiles):
-        first = start + (num_tiles - 1 - index) * BLOCK
-        keep = first + groups * GROUP + GROUP <= stop
-        z = tl.load(student + first + offsets, mask=keep, eviction_policy="evict_first")
-        u = z
-        if KD:
-            u = tl.load(teacher + first + offsets, mask=keep, eviction_policy="evict_first")
-        g = gradient_of_tile(z, u, factors, poison, inv_t, beta, KIND, T, KD, CE)
-        tl.store(grad + first + offsets, g.to(grad.dtype.element_ty), mask=keep, eviction_policy="evict_first")
-
-
-@triton.jit
-def write_rest(
-    student,
-    teacher,
-    grad,
-    stop,
-    factors,
-    poison,
-    inv_t,
-    beta,
-    KIND: tl.constexpr,
-    T: tl.constexpr,
-    KD: tl.constexpr,
-    CE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """The gradient of the columns before `stop` that fill no group."""
-    first = stop // GROUP * GROUP
-    if first < stop:
-        cols = first + tl.arange(0, BLOCK // GROUP)
-        keep = cols < stop
-        z = tl.load(student + cols, mask=keep, other=0.0)
-        u = z
-        if KD:
-            u = tl.load(teacher + cols, mask=keep, other=0.0)
-        g = gradient_of_tile(z, u, factors, poison, inv_t, beta, KIND, T, KD, CE)
-        tl.store(grad + cols, g.to(grad.dtype.element_ty), mask=keep)
-
-
-@triton.jit
-def zero_padding(grad, vocab, width, STEP: tl.constexpr):
-    """The columns between the vocabulary and the logits' width get no gradient, in rows of NaN neither."""
-    for first in range(vocab, width, STEP):
-        cols = first + tl.arange(0, STEP)
-        tl.store(grad + cols, tl.zeros([STEP], grad.dtype.element_ty), mask=cols < width)

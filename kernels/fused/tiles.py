@@ -10,18 +10,10 @@ a sweep needs no shuffle and no barrier until its end, for one exponential more 
 that is one tile in registers has one max for all of it (whole_part).
 """
 
-import triton
 import triton.language as tl
 
-from kernels.contract import LOG_P_FLOOR
-from kernels.divergences import kind_of
-
-FORWARD_KL, REVERSE_KL, JSD = (tl.constexpr(kind_of(name)) for name in ("forward_kl", "reverse_kl", "jsd"))
-FLOOR = tl.constexpr(LOG_P_FLOOR)
-# Below every logit that is not -inf, and finite: a tile that is masked out as a whole must not make inf - inf.
-LOWEST = tl.constexpr(-1.0e30)
-TINY = tl.constexpr(1.1754944e-38)  # smallest normal fp32
-LOG2E = tl.constexpr(1.4426950408889634)  # 2^x is the instruction; e^x costs more than a multiplication on top
+from kernels.fused.divergence_tiles import REVERSE_KL, add_cross, moved_cross
+from kernels.fused.language import LOWEST, exps, jit
 
 # Places in the tuple of a part's or a row's statistics. x = z - max of the student, y = u - max of the teacher.
 NUM_STATS = tl.constexpr(14)
@@ -43,80 +35,27 @@ NUM_STATS = tl.constexpr(14)
 ) = (tl.constexpr(place) for place in range(NUM_STATS.value))
 
 
-@triton.jit
-def power(x, T: tl.constexpr):
-    """x^T for T in {1, 2, 3, 4}: e^s from e^(s/T) with multiplications in place of a second exponential."""
-    if T == 1:
-        return x
-    elif T == 2:
-        return x * x
-    elif T == 3:
-        return x * x * x
-    else:
-        return (x * x) * (x * x)
-
-
-@triton.jit
-def exps(x, inv_t, T: tl.constexpr):
-    """e^x and e^(x/T); T = 0 stands for a temperature known only at run time."""
-    if T == 0:
-        return tl.exp2(x * LOG2E), tl.exp2(x * (inv_t * LOG2E))
-    else:
-        tempered = tl.exp2(x * (LOG2E / T))
-        return power(tempered, T), tempered
-
-
-@triton.jit
+@jit
 def merge_max(best, arg, other_best, other_arg):
     """Max and its lowest column over two parts."""
     takes = (other_best > best) | ((other_best == best) & (other_arg < arg))
     return tl.where(takes, other_best, best), tl.where(takes, other_arg, arg)
 
 
-@triton.jit
+@jit
 def tile_max(x, cols):
     best = tl.max(x, 0)
     arg = tl.min(tl.where(x == best, cols, 2147483647), 0)
     return best, arg
 
 
-@triton.jit
-def tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep):
-    """log q_T, log p_T (floored) and p_T of a tile; what lies past the vocabulary has probability 0."""
-    log_q = (z - z_top) * inv_t - z_log_dt
-    log_p = tl.maximum((u - u_top) * inv_t - u_log_dt, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-    p = tl.where(keep, tl.exp2(log_p * LOG2E), 0.0)
-    return log_q, log_p, p
-
-
-@triton.jit
-def log_mixture(p, q, beta):
-    """log(beta p + (1 - beta) q), finite where both have underflowed, since it is then multiplied by 0."""
-    return tl.log(tl.maximum(beta * p + (1.0 - beta) * q, TINY, propagate_nan=tl.PropagateNan.ALL))
-
-
-@triton.jit
-def tile_divergence(log_q, log_p, p, beta, keep, KIND: tl.constexpr, AXIS: tl.constexpr = 0):
-    """A tile's sums over AXIS of KL(p || .) and KL(q || .), against each other or, for jsd, against the mixture."""
-    if KIND == FORWARD_KL:
-        return tl.sum(tl.where(p == 0.0, 0.0, p * (log_p - log_q)), AXIS), 0.0
-    else:
-        log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-        q = tl.where(keep, tl.exp2(log_q * LOG2E), 0.0)
-        if KIND == REVERSE_KL:
-            return 0.0, tl.sum(q * (log_q - log_p), AXIS)
-        else:
-            log_m = log_mixture(p, q, beta)
-            return tl.sum(p * (log_p - log_m), AXIS), tl.sum(q * (log_q - log_m), AXIS)
-
-
-@triton.jit
+@jit
 def tile_columns(BLOCK: tl.constexpr, GROUP: tl.constexpr):
     """[BLOCK / GROUP, GROUP] column offsets: a row of this is one group, and lies in one thread."""
     return tl.arange(0, BLOCK // GROUP)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
 
 
-@triton.jit
+@jit
 def no_columns(NUM: tl.constexpr):
     """Statistics of NUM groups (or parts) without a column: Z_TOP to U_LEAST."""
     zero = tl.zeros([NUM], tl.float32)
@@ -125,7 +64,7 @@ def no_columns(NUM: tl.constexpr):
     return top, first, zero, zero, top, first, zero, zero, zero, zero, zero + float("inf")
 
 
-@triton.jit
+@jit
 def add_tile(
     stats, z, u, keep, start, inv_t, KIND: tl.constexpr, T: tl.constexpr, TEACHER: tl.constexpr, KD: tl.constexpr
 ):
@@ -156,16 +95,14 @@ def add_tile(
         e1, u_et = exps(y, inv_t, T)
         moment = (moment + u_d1 * u_fall) * f1 + tl.sum(e1 * y, 1)
         if KD:
-            if KIND == FORWARD_KL:
-                cross = (cross + u_dt * (u_fall - z_fall)) * u_ft + tl.sum(u_et * (y - x), 1)
-            elif KIND == REVERSE_KL:
-                cross = (cross + z_dt_old * (z_fall - u_fall)) * z_ft + tl.sum(z_et * (x - y), 1)
+            cross = add_cross(cross, x, y, z_et, u_et, z_fall, u_fall, z_ft, u_ft, z_dt_old, u_dt, KIND)
+            if KIND == REVERSE_KL:
                 low = tl.minimum(low, tl.min(tl.where(keep, u, float("inf")), 1))
         u_d1, u_dt = _two_sums(u_d1, u_dt, f1, u_ft, e1, u_et, T)
     return z_top, z_at, z_d1, z_dt, u_top, u_at, u_d1, u_dt, moment, cross, low
 
 
-@triton.jit
+@jit
 def _two_sums(d1, dt, f1, ft, e1, et, T: tl.constexpr):
     d1 = d1 * f1 + tl.sum(e1, 1)
     if T == 1:
@@ -175,7 +112,7 @@ def _two_sums(d1, dt, f1, ft, e1, et, T: tl.constexpr):
     return d1, dt
 
 
-@triton.jit
+@jit
 def merge_all(stats, inv_t, KIND: tl.constexpr, T: tl.constexpr):
     """One statistic of many (groups of a part, or parts of a row); the columns of a max are here whole columns.
 
@@ -188,17 +125,14 @@ def merge_all(stats, inv_t, KIND: tl.constexpr, T: tl.constexpr):
     z_fall, u_fall = z_tops - z_top, u_tops - u_top
     z_f1, z_ft = exps(z_fall, inv_t, T)
     u_f1, u_ft = exps(u_fall, inv_t, T)
-    if KIND == FORWARD_KL:
-        cross = (cross + u_dt * (u_fall - z_fall)) * u_ft
-    else:
-        cross = (cross + z_dt * (z_fall - u_fall)) * z_ft
+    cross = moved_cross(cross, z_fall, u_fall, z_ft, u_ft, z_dt, u_dt, KIND)
     moment = tl.sum((moment + u_d1 * u_fall) * u_f1, 0)
     z_d1, z_dt = tl.sum(z_d1 * z_f1, 0), tl.sum(z_dt * z_ft, 0)
     u_d1, u_dt = tl.sum(u_d1 * u_f1, 0), tl.sum(u_dt * u_ft, 0)
     return z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, tl.sum(cross, 0), tl.min(low, 0)
 
 
-@triton.jit
+@jit
 def whole_part(
     z,
     u,
@@ -235,42 +169,3 @@ def whole_part(
         if KD:
             cross = tl.sum(tl.sum(et * (y - (z - z_top)), 1), 0)
     return z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, 0.0
-
-
-@triton.jit
-def gradient_factors(stats, kd, ce, kl_q):
-    """`factors` of tile_gradient from a row's statistics."""
-    return kd, ce, stats[Z_TOP], stats[Z_SUM], stats[Z_SUM_T], stats[U_TOP], stats[U_SUM_T], kl_q
-
-
-@triton.jit
-def tile_gradient(z, u, factors, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr):
-    """dL/dz of any columns, but for the -1 at the label and at the teacher's choice. Shares e^(x/T) between all terms.
-
-    `factors`: of kd and of all cross-entropies; the student's max, sum e^x, sum e^(x/T); the teacher's max and sum
-    e^(y/T); KL(q || p or m).
-    """
-    kd, ce, z_top, z_d1, z_dt, u_top, u_dt, kl_q = factors
-    x = z - z_top
-    e1, et = exps(x, inv_t, T)
-    if KD:
-        y = u - u_top
-        if KIND == FORWARD_KL:
-            _, teacher = exps(y, inv_t, T)
-            g = (kd / z_dt) * et - (kd / u_dt) * teacher
-        else:
-            log_q = x * inv_t - tl.log(z_dt)
-            if KIND == REVERSE_KL:
-                other = tl.maximum(y * inv_t - tl.log(u_dt), FLOOR, propagate_nan=tl.PropagateNan.ALL)
-                factor = kd / z_dt
-            else:
-                _, teacher = exps(y, inv_t, T)
-                other = log_mixture(teacher / u_dt, et / z_dt, beta)
-                factor = (1.0 - beta) * kd / z_dt
-            # Where q is 0 the term is 0, also if log q is -inf; NaN stays NaN.
-            g = factor * tl.where(et == 0.0, 0.0, et * (log_q - other - kl_q))
-        if CE:
-            g += (ce / z_d1) * e1
-    else:
-        g = (ce / z_d1) * e1
-    return g

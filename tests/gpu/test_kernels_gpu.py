@@ -161,7 +161,7 @@ def test_nothing_spills(dtype):
         for divergence, beta in DIVERGENCES:
             case = make_case(2, width, dtype=dtype, device="cuda")
             run_ours(case, "triton", divergence=divergence, beta=beta, temperature=2.0, entropy=ENTROPY)
-    compiled = [kernel for cache in dense._dense_kernel.device_caches.values() for kernel in cache[0].values()]
+    compiled = [kernel for cache in dense.dense_kernel.device_caches.values() for kernel in cache[0].values()]
     print({(kernel.metadata.num_warps, kernel.n_regs) for kernel in compiled})
     assert compiled and not [kernel.n_spills for kernel in compiled if kernel.n_spills]
 

@@ -70,15 +70,15 @@ def fixed_seed():
 @pytest.fixture
 def narrow_tiles(monkeypatch):
     """Many tiles a row at small V: what a large vocabulary does to the kernel."""
-    from kernels.fused import dense
+    from kernels.fused import launches
 
-    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64)
+    monkeypatch.setattr(launches, "INTERPRETER_BLOCK", 64)
 
 
 @pytest.fixture
 def narrow_slots(monkeypatch):
     """The same for the sparse kernel, whose slots then take several turns as well."""
-    from kernels.fused import sparse
+    from kernels.fused import launches, sparse
 
-    monkeypatch.setattr(sparse, "_INTERPRETER_BLOCK", 64)
-    monkeypatch.setattr(sparse, "_SLOTS", (8, 16))
+    monkeypatch.setattr(launches, "INTERPRETER_BLOCK", 64)
+    monkeypatch.setattr(sparse, "SLOT_BLOCKS", (8, 16))

@@ -33,12 +33,12 @@ def far_apart(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for the interpreter; GPUs have tests/gpu")
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
-@pytest.mark.parametrize("form", ["row", "streamed", "cooperative", "sparse"])
-def test_past_two_to_the_31(form, far_apart):
+@pytest.mark.parametrize("launch", ["row", "streamed", "cooperative", "sparse"])
+def test_past_two_to_the_31(launch, far_apart):
     case = make_case(3, 200, dtype=torch.float16)
     student, teacher, grad = (far_apart(place) for place in range(3))
     expected_grad = torch.empty_like(case.student)
-    if form == "sparse":
+    if launch == "sparse":
         case = case._replace(teacher=sparse_cases.topk_of(case.teacher, 12))
         options = sparse_cases.options_for(case)
         expected = sparse.sparse_rows(*case, options, expected_grad)
@@ -46,11 +46,11 @@ def test_past_two_to_the_31(form, far_apart):
         output = sparse.sparse_rows(*far, options, grad)
     else:
         options = options_for(case)
-        expected = dense.dense_rows(*case, options, expected_grad, form=form)
+        expected = dense.dense_rows(*case, options, expected_grad, launch=launch)
         far = case._replace(student=student.copy_(case.student), teacher=teacher.copy_(case.teacher))
-        output = dense.dense_rows(*far, options, grad, form=form)
+        output = dense.dense_rows(*far, options, grad, launch=launch)
     assert (
         output.loss.equal(expected.loss) and output.divergence.equal(expected.divergence) and grad.equal(expected_grad)
     )
-    inplace = (sparse.sparse_rows if form == "sparse" else dense.dense_rows)(*far, options, far.student)
+    inplace = (sparse.sparse_rows if launch == "sparse" else dense.dense_rows)(*far, options, far.student)
     assert inplace.loss.equal(expected.loss) and far.student.equal(expected_grad)

@@ -9,7 +9,7 @@ from helpers.kernel_cases import DIVERGENCES, ENTROPY, make_case, options_for, r
 from helpers.sparse_cases import make_sparse
 from helpers.sparse_cases import run_ours as run_sparse
 from kernels import RowWeights
-from kernels.fused import dense
+from kernels.fused import dense, launches
 
 pytestmark = pytest.mark.usefixtures("narrow_tiles", "narrow_slots")
 NAN = float("nan")
@@ -50,13 +50,13 @@ def test_the_choice_of_a_teacher_of_nan_trains_nobody(entropy, impl):
     assert_bad_rows(output, grad, output.teacher_entropy)
 
 
-@pytest.mark.parametrize("form", ["streamed", "cooperative"])
-def test_teacher_logits_where_programs_share_a_row(form, monkeypatch):
-    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64 if form == "streamed" else 1024)
+@pytest.mark.parametrize("launch", ["streamed", "cooperative"])
+def test_teacher_logits_where_programs_share_a_row(launch, monkeypatch):
+    monkeypatch.setattr(launches, "INTERPRETER_BLOCK", 64 if launch == "streamed" else 1024)
     case = make_case(5, 200)
     case = case._replace(teacher=spoiled(case.teacher), weights=RowWeights(*torch.ones(4, 5)))
     grad = torch.empty_like(case.student)
-    output = dense.dense_rows(*case, options_for(case), grad, form=form)
+    output = dense.dense_rows(*case, options_for(case), grad, launch=launch)
     assert_bad_rows(
         output._replace(loss=output.loss.sum()), grad, output.divergence, output.teacher_entropy, output.loss
     )

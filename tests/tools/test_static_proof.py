@@ -80,13 +80,11 @@ def test_representative_layouts(on_hopper):
         check(row)
 
 
-def test_the_readme_has_what_the_code_gives(on_hopper):
-    """Written by `python -m tools.kernel_proof.static_proof --write kernels/README.md`; another triton compiles other
-    code.
-    """
-    from tools.kernel_proof.static_proof import table_line
+def test_the_table_has_what_the_code_gives(on_hopper):
+    """Written by `python -m tools.kernel_proof.static_proof --write`; another triton compiles other code."""
+    from tools.kernel_proof.static_proof import TABLE, table_line
 
-    text = (ROOT / "kernels" / "README.md").read_text()
+    text = TABLE.read_text()
     if f"triton {triton.__version__};" not in text:
         pytest.skip(f"the table is of another triton than {triton.__version__}")
     for row in on_hopper:
@@ -104,7 +102,7 @@ cases = list(static_proof.cases(("sm_90",), (torch.bfloat16,), (2,), ("ce",), ("
 assert len(cases) == 4
 for case, proof in zip(cases, static_proof.prove(cases, at_once=3)):
     Path("kernel.cubin").write_bytes(static_proof.compile_case(case).asm["cubin"])
-    command = [static_proof._TOOLS / "cuobjdump", "-res-usage", "-sass", "kernel.cubin"]
+    command = [static_proof.TOOLS / "cuobjdump", "-res-usage", "-sass", "kernel.cubin"]
     alone = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     alone = read_sass(alone, alone)
     assert proof.code == alone._replace(shared=proof.code.shared), case
@@ -118,8 +116,8 @@ def test_kernels_disassembled_together_read_as_each_alone(tmp_path):
 
 
 SPECIALIZED = """
-from tools.kernel_proof.static_proof import _KERNELS
-print(sorted({p.name for k in _KERNELS.values() for p in k.params if not p.is_constexpr and not p.do_not_specialize}))
+from tools.kernel_proof.static_proof import KERNELS
+print(sorted({p.name for k in KERNELS.values() for p in k.params if not p.is_constexpr and not p.do_not_specialize}))
 """
 
 

@@ -1,5 +1,6 @@
-"""Reads compiled kernels: SASS by way of NVIDIA's tools, and AMD's assembly. Knows instructions, and nothing of our
-kernels.
+"""Compiled kernels as numbers: registers, loops and accesses from SASS (NVIDIA's tools) or AMD's assembly.
+
+Knows instructions, and nothing of our kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 
 class Loop(NamedTuple):
-    """What is run again and again; `lines` are places in the kernel's listing."""
+    """Instructions that are run again and again; `lines` are places in the kernel's listing."""
 
     lines: frozenset[int]
     num_instructions: int
@@ -29,6 +30,8 @@ class Loop(NamedTuple):
 
 
 class Code(NamedTuple):
+    """One kernel."""
+
     registers: int  # a thread
     stack: int  # bytes a thread
     spills: int  # instructions that move registers to or from the stack
@@ -50,7 +53,7 @@ _AMD_WIDTH = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4}
 
 
 def read_cubins(cubins: Sequence[bytes], arch: str, tools: Path) -> list[Code]:
-    """Of cubins with one kernel each, for one architecture (sm_90). `tools`: the folder of cuobjdump and nvdisasm.
+    """Read cubins with one kernel each, for one architecture (sm_90). `tools`: the folder of cuobjdump and nvdisasm.
 
     nvdisasm takes a second to start and little to read, so it is given the instructions of all of them as one.
     """
@@ -79,7 +82,11 @@ def _output_of(*command) -> str:
 
 
 def instructions_of(cubin: bytes) -> bytes:
-    """The section .text.<kernel> of an ELF file of 64 bits (gabi, chapter 4: the header's e_shoff, and Elf64_Shdr)."""
+    """Return the section .text.<kernel> of an ELF file of 64 bits.
+
+    The fields are the header's e_shoff and Elf64_Shdr's (System V gABI, chapter 4). Raises ValueError where there is no
+    kernel, or more than one.
+    """
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     size, num_sections, of_names = struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQ", cubin, table + size * index) for index in range(num_sections)]
@@ -91,8 +98,8 @@ def instructions_of(cubin: bytes) -> bytes:
 
 
 def read_sass(usage: str, listing: str) -> Code:
-    """From `cuobjdump -res-usage` of a kernel and its listing, wherever that starts."""
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    """Read `cuobjdump -res-usage` of a kernel, and its listing, wherever that starts."""
+    found = _find(r"REG:(\d+) STACK:(\d+)", usage)
     lines = [(int(m[1], 16), m[2]) for m in _SASS_LINE.finditer(listing)]
     places = {at: index for index, (at, _) in enumerate(lines)}
     jumps = {
@@ -107,9 +114,18 @@ def read_sass(usage: str, listing: str) -> Code:
     return Code(int(found[1]), int(found[2]), spills, 0, len(lines), loops)
 
 
+def _find(pattern: str, text: str) -> re.Match[str]:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"{pattern} is not in the compiler's output: it has another format than this file reads")
+    return found
+
+
 def read_amdgcn(assembly: str) -> Code:
+    """Read the assembly of one kernel."""
+
     def number(name):
-        return int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
+        return int(_find(rf"\.{name}:\s+(\d+)", assembly)[1])
 
     lines, labels, targets = [], {}, {}
     for text in assembly.split("\n"):

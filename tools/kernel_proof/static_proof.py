@@ -1,16 +1,15 @@
-"""What the compiled kernels do, without a GPU: ahead-of-time compilation, then the machine code is read.
+"""Static proof: kernels compiled ahead of time, without a GPU, and their machine code read.
 
-    python -m tools.kernel_proof.static_proof --write kernels/README.md    its table, between the two markers there
-    python -m tools.kernel_proof.static_proof                     the same table, printed
-    python -m tools.kernel_proof.static_proof --quick             one layout of each kernel and divergence; --arch,
-                                                                  --dtype, --kernel,
-                                                       --temperature, --terms and --slots narrow or widen it as well
-    python -m tools.kernel_proof.static_proof --all --cover 3     of all layouts, dtypes, temperatures, terms and slots
-                                                                  those few that
-                                                       have every three choices together
-    python -m tools.kernel_proof.static_proof --json              one JSON object a line, for the tests
+    python -m tools.kernel_proof.static_proof --write           write the table into TABLE.md, between its markers
+    python -m tools.kernel_proof.static_proof                   print the same table
+    python -m tools.kernel_proof.static_proof --quick           one layout of each kernel and divergence; --arch,
+                                                                --dtype, --kernel, --temperature, --terms and --slots
+                                                                narrow or widen it as well
+    python -m tools.kernel_proof.static_proof --all --cover 3   of all layouts, dtypes, temperatures, terms and slots,
+                                                                those few that have every three choices together
+    python -m tools.kernel_proof.static_proof --json            one JSON object a line, for the tests
 
-Every layout that a launch can choose is compiled (forms.launchable, and the sparse kernel's own), with pointers and
+Every layout that a launch can choose is compiled (launches.launchable, and the sparse kernel's own), with pointers and
 strides marked as multiples of 16, as the JIT finds them for vocabularies of a multiple of 16 columns, and with a
 vocab_size that is *not* one: widths are padded, tokenizers are not. Student and teacher have one dtype. Needs
 TRITON_INTERPRET unset.
@@ -33,12 +32,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.divergences import names_by_kind
-from kernels.fused import cooperative, dense, sparse
-from kernels.fused import launches as forms
+from kernels.fused import cooperative, dense, launches, sparse
 from tools.kernel_proof.covering import covering
 from tools.kernel_proof.machine_code import Code, Loop, read_amdgcn, read_cubins, widest_loops
 
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TABLE = Path(__file__).with_name("TABLE.md")
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHES = ("sm_80", "sm_90", "sm_100", "gfx942")
 _ALL = dict.fromkeys(("HAS_TEACHER", "HAS_KD", "HAS_TRUTH", "HAS_SPAN", "HAS_HARD", "HAS_ENTROPY", "HAS_GRAD"), True)
 _NONE = dict.fromkeys(_ALL, False)
@@ -51,23 +50,23 @@ TERMS = {
     "eval": _ALL | dict(HAS_GRAD=False),
 }
 _POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-_KERNELS = {
-    "row": dense._dense_kernel,
-    "streamed": cooperative._streamed_kernel,
-    "cooperative": cooperative._cooperative_kernel,
-    "sparse": sparse._sparse_kernel,
-    "scale": dense._scale_kernel,
+KERNELS = {
+    "row": dense.dense_kernel,
+    "streamed": cooperative.streamed_kernel,
+    "cooperative": cooperative.cooperative_kernel,
+    "sparse": sparse.sparse_kernel,
+    "scale": dense.scale_kernel,
 }
 
 
-def _scale_layout(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> list[forms.Compiled]:
+def _scale_layout(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> list[launches.Compiled]:
     """Backward's multiplication by an upstream gradient that is not 1."""
-    return [forms.Compiled("scale", dict(BLOCK=dense._SCALE_BLOCK), dict(num_warps=dense._SCALE_WARPS))]
+    return [launches.Compiled("scale", dict(BLOCK=dense.SCALE_BLOCK), dict(num_warps=dense.SCALE_WARPS))]
 
 
 # Each gives every layout that its launcher can choose: launchable(arch, dtype, kind, gradient). A new kernel joins here
 # and above.
-_REGISTRY = (forms.launchable, sparse.launchable, _scale_layout)
+_REGISTRY = (launches.launchable, sparse.launchable, _scale_layout)
 _LOGITS = ("student", "teacher", "grad")
 _OTHERS = {"labels": "*i64", "choices": "*i32", "hits": "*u8", "counters": "*i32", "slot_ids": "*i32"}
 _INTEGERS = (
@@ -84,6 +83,8 @@ _INTEGERS = (
 
 
 class Case(NamedTuple):
+    """One compilation."""
+
     kernel: str
     arch: str
     dtype: torch.dtype
@@ -95,12 +96,12 @@ class Case(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """Of one compilation. Loops are those over whole tiles: what a wide vocabulary spends its time in."""
+    """Counts of one compilation. Loops are those over whole tiles: what a wide vocabulary spends its time in."""
 
     case: Case
     code: Code
     statistics: list[Loop]  # read and do not write; the second, if any, is the divergence's own sweep
-    gradient: list[Loop]  # read and write; for the cooperative form the whole of a part, with what is rare in it
+    gradient: list[Loop]  # read and write; for the cooperative launch the whole of a part, with what is rare in it
     issued_bytes: float  # a logit, over all sweeps
     exps: float  # a logit, likewise
     mufu: float  # a logit, likewise
@@ -109,9 +110,9 @@ class Proof(NamedTuple):
 
 
 def cases(
-    arches=ARCHES, dtypes=tuple(_POINTERS), temperatures=(1, 2, 3, 4, 0), terms=tuple(TERMS), kernels=tuple(_KERNELS)
+    arches=ARCHES, dtypes=tuple(_POINTERS), temperatures=(1, 2, 3, 4, 0), terms=tuple(TERMS), kernels=tuple(KERNELS)
 ) -> Iterator[Case]:
-    """All that can be launched, each once, but for sets of terms between those of TERMS."""
+    """List all that can be launched, each once, but for sets of terms between those of TERMS."""
     seen = set()
     for arch, name, dtype in itertools.product(arches, terms, dtypes):
         distilled = TERMS[name]["HAS_KD"]
@@ -122,7 +123,7 @@ def cases(
                 found for launchable in _REGISTRY for found in launchable(arch, dtype, kind, TERMS[name]["HAS_GRAD"])
             ):
                 constants = found.constants | TERMS[name] | dict(T=temperature)
-                used = {key: value for key, value in constants.items() if key in _KERNELS[found.kernel].arg_names}
+                used = {key: value for key, value in constants.items() if key in KERNELS[found.kernel].arg_names}
                 what = (found.kernel, arch, dtype, *sorted(used.items()))
                 if found.kernel in kernels and what not in seen:
                     seen.add(what)
@@ -130,18 +131,19 @@ def cases(
 
 
 def choices(case: Case) -> tuple:
-    """What tells a case from the others, a value a column."""
+    """List the values that tell a case from the others, one a column."""
     of_kernel = (case.kernel, case.constants.get("SAMPLED"), case.constants.get("SLOTS"))
     return of_kernel, case.arch, case.dtype, case.kind, case.temperature, case.terms, case.options["num_warps"]
 
 
 def target_of(arch: str) -> GPUTarget:
+    """Return triton's name for an architecture (sm_90, gfx942)."""
     return GPUTarget("cuda", int(arch[3:]), 32) if arch.startswith("sm_") else GPUTarget("hip", arch, 64)
 
 
 def compile_case(case: Case):
-    """As the JIT would compile it."""
-    function = _KERNELS[case.kernel]
+    """Compile as the JIT would."""
+    function = KERNELS[case.kernel]
     signature, aligned = {}, []
     for index, name in enumerate(function.arg_names):
         if name in case.constants:
@@ -162,12 +164,12 @@ def compile_case(case: Case):
 
 
 def prove(wanted: Iterable[Case], at_once: int = 32) -> Iterator[Proof]:
-    """A proof a case, in order. So many are disassembled at once."""
+    """Prove each case, in order; `at_once` of them are disassembled together."""
     for arch, group in itertools.groupby(wanted, key=lambda case: case.arch):
         while some := list(itertools.islice(group, at_once)):
             compiled = [compile_case(case) for case in some]
             if arch.startswith("sm_"):
-                codes = read_cubins([one.asm["cubin"] for one in compiled], arch, _TOOLS)
+                codes = read_cubins([one.asm["cubin"] for one in compiled], arch, TOOLS)
             else:
                 codes = [read_amdgcn(one.asm["amdgcn"]) for one in compiled]
             for case, one, code in zip(some, compiled, codes):
@@ -201,7 +203,7 @@ def _count(case: Case, code: Code) -> Proof:
 
 
 def as_dict(proof: Proof) -> dict:
-    """As the table and the tests read it. Narrow: accesses of the loops that are not 16 bytes (4 is a slot's id)."""
+    """List what the table and the tests read. Narrow: loop accesses that are not 16 bytes (4 is a slot's id)."""
     case, code = proof.case, proof.code
     loops = proof.statistics + proof.gradient if case.kernel != "cooperative" else []
     narrow = sum(count for loop in loops for width, count in (loop.reads + loop.writes).items() if width not in (16, 4))
@@ -255,11 +257,12 @@ COLUMNS = (
 
 
 def table_line(row: dict) -> str:
+    """Write one line of the table."""
     return "| " + " | ".join(str(row[column]) for column in COLUMNS) + " |"
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: what all compilations have in common, then one line for each."""
+    """Write Markdown: what all compilations have in common, then one line for each."""
     common = ", ".join(f"{name}: " + " and ".join(sorted({str(row[name]) for row in rows})) for name in _COMMON)
     narrow = sum(row["narrow_accesses"] for row in rows)
     head = (
@@ -277,6 +280,7 @@ MARKERS = (
 
 
 def write_between_markers(path: Path, text: str) -> None:
+    """Replace the text between the MARKERS of a file."""
     before, rest = path.read_text().split(MARKERS[0])
     _, after = rest.split(MARKERS[1])
     path.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}")
@@ -295,20 +299,28 @@ def _chosen_cases(chosen: argparse.Namespace) -> list[Case]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Compile the kernels without a GPU and read their machine code.")
     parser.add_argument("--arch", nargs="+", default=list(ARCHES), choices=ARCHES)
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=[str(d).split(".")[1] for d in _POINTERS])
     parser.add_argument("--temperature", nargs="+", type=int, default=[2], help="0: known at run time")
     parser.add_argument("--terms", nargs="+", default=["all"], choices=list(TERMS))
     parser.add_argument(
-        "--slots", nargs="+", type=int, default=[sparse._SLOTS[0]], choices=sparse._SLOTS, help="of the sparse kernel"
+        "--slots",
+        nargs="+",
+        type=int,
+        default=[sparse.SLOT_BLOCKS[0]],
+        choices=sparse.SLOT_BLOCKS,
+        help="of the sparse kernel",
     )
-    parser.add_argument("--kernel", nargs="+", default=list(_KERNELS), choices=list(_KERNELS))
+    parser.add_argument("--kernel", nargs="+", default=list(KERNELS), choices=list(KERNELS))
     parser.add_argument("--all", action="store_true", help="every dtype, temperature, set of terms and number of slots")
     parser.add_argument("--cover", type=int, metavar="N", help="only so many that every N choices are in one together")
     parser.add_argument("--quick", action="store_true", help="one layout of each kernel and divergence")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between its markers in this file")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", nargs="?", const=TABLE, help="put the table between FILE's markers"
+    )
     chosen = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("unset TRITON_INTERPRET: the interpreter compiles nothing")

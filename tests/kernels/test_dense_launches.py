@@ -1,8 +1,9 @@
-"""The forms with several programs a row, and the choice between forms.
+"""The launches with several programs a row, and the choice between launches.
 
-The interpreter runs the streamed form as it is: its programs wait only for turns taken before their own, so one program
-after another is a valid order, and an order that was not would hang here. The cooperative form is run with one part a
-row, where its exchange is trivial: what it computes is tested, how it waits is for tests/gpu/test_cooperative_gpu.py.
+The interpreter runs the streamed launch as it is: its programs wait only for turns taken before their own, so one
+program after another is a valid order, and an order that was not would hang here. The cooperative launch is run with
+one part a row, where its exchange is trivial: what it computes is tested, how it waits is for
+tests/gpu/test_cooperative_gpu.py.
 """
 
 import pytest
@@ -13,11 +14,11 @@ import triton.language as tl
 from helpers.kernel_cases import DIVERGENCES, ENTROPY, assert_parity, make_case, options_for
 from kernels import RowWeights, distill_loss
 from kernels.divergences import kind_of
-from kernels.fused import cooperative, dense
-from kernels.fused import launches as forms
-from kernels.fused.sweeps import measure, merge_parts, padding_of, publish, row_divergence, widened
+from kernels.fused import cooperative, dense, launches
+from kernels.fused.divergence_tiles import FORWARD_KL
+from kernels.fused.parts import merge_parts, publish
+from kernels.fused.sweeps import measure, padding_of, row_divergence, widened
 from kernels.fused.tiles import (
-    FORWARD_KL,
     MOMENT,
     NUM_STATS,
     U_COLUMN,
@@ -33,36 +34,36 @@ from kernels.fused.tiles import (
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these run in the interpreter; GPUs have tests/gpu")
 
-H100 = forms.Device("sm_90", 132, 50 << 20)
-each_form = pytest.mark.parametrize("form", ["streamed", "cooperative"])
+H100 = launches.Device("sm_90", 132, 50 << 20)
+each_launch = pytest.mark.parametrize("launch", ["streamed", "cooperative"])
 
 
 @pytest.fixture
 def tiles(monkeypatch, request):
-    """Many parts a row for the streamed form, one for the cooperative."""
-    form = request.getfixturevalue("form")
-    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64 if form == "streamed" else 1024)
-    monkeypatch.setattr(forms, "STREAMED_PART_BYTES", 1)
-    return form
+    """Many parts a row for the streamed launch, one for the cooperative."""
+    launch = request.getfixturevalue("launch")
+    monkeypatch.setattr(launches, "INTERPRETER_BLOCK", 64 if launch == "streamed" else 1024)
+    monkeypatch.setattr(launches, "STREAMED_PART_BYTES", 1)
+    return launch
 
 
-def run(case, form, grad=True, **settings):
+def run(case, launch, grad=True, **settings):
     grad = torch.empty_like(case.student) if grad is True else grad
-    output = dense.dense_rows(*case, options_for(case, **settings), grad, form=form)
+    output = dense.dense_rows(*case, options_for(case, **settings), grad, launch=launch)
     return output._replace(loss=output.loss.sum()), grad
 
 
-@each_form
+@each_launch
 @pytest.mark.parametrize("entropy", [None, ENTROPY], ids=["constant", "entropy"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.7])
-def test_parity(temperature, entropy, form, tiles):
+def test_parity(temperature, entropy, launch, tiles):
     case = make_case(5, 300)
     settings = dict(temperature=temperature, entropy=entropy)
-    assert_parity(case, *run(case, form, **settings), **settings)
+    assert_parity(case, *run(case, launch, **settings), **settings)
 
 
-@each_form
-def test_equals_the_row_form(form, tiles):
+@each_launch
+def test_equals_the_row_launch(launch, tiles):
     """Widths that end inside a group, inside a tile and inside a part; terms on and off; over the logits themselves."""
     for width, vocab in ((304, 299), (304, 256), (40, 33), (300, 300)):
         case = make_case(4, width, vocab=vocab)
@@ -74,28 +75,28 @@ def test_equals_the_row_form(form, tiles):
         for weights in (case.weights, *alone):
             one = case._replace(weights=weights)
             expected, expected_grad = run(one, "row", temperature=2.0, vocab_size=vocab)
-            output, grad = run(one, form, temperature=2.0, vocab_size=vocab)
+            output, grad = run(one, launch, temperature=2.0, vocab_size=vocab)
             torch.testing.assert_close(grad, expected_grad)
             for name, row in expected._asdict().items():
                 torch.testing.assert_close(getattr(output, name), row)
             over = one._replace(student=one.student.clone())
-            run(over, form, grad=over.student, temperature=2.0, vocab_size=vocab)
+            run(over, launch, grad=over.student, temperature=2.0, vocab_size=vocab)
             assert over.student.equal(grad)
 
 
-@each_form
-def test_without_teacher(form, tiles):
+@each_launch
+def test_without_teacher(launch, tiles):
     case = make_case(3, 200)
     case = case._replace(teacher=None, weights=RowWeights(truth=case.weights.truth))
     options, grads = options_for(make_case(3, 200)), [torch.full_like(case.student, float("nan")) for _ in range(2)]
-    expected, output = (dense.dense_rows(*case, options, grad, form=f) for grad, f in zip(grads, ("row", form)))
+    expected, output = (dense.dense_rows(*case, options, grad, launch=f) for grad, f in zip(grads, ("row", launch)))
     torch.testing.assert_close(output.loss, expected.loss)
     torch.testing.assert_close(output.nll, expected.nll)
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
-def test_excluded_tokens(form, tiles):
+@pytest.mark.parametrize("launch", ["row", "streamed", "cooperative"])
+def test_excluded_tokens(launch, tiles):
     """-inf on either side leaves the online sums; what is computed instead is what the reference says."""
     case = make_case(5, 300)
     case.teacher[0, 5] = case.teacher[1, :250] = case.teacher[2, 1:] = -float("inf")
@@ -103,38 +104,38 @@ def test_excluded_tokens(form, tiles):
     case.teacher[3, 17] = -1e4  # the teacher's probability is 0 as well: nothing is lost
     case.student[4, 40] = -float("inf")  # the teacher likes it: the divergence is infinite
     kd = RowWeights(kd=torch.ones(5))
-    output, grad = run(case._replace(weights=kd), form, temperature=2.0)
+    output, grad = run(case._replace(weights=kd), launch, temperature=2.0)
     expected = distill_loss(*case._replace(weights=kd), temperature=2.0, impl="reference")
     torch.testing.assert_close(output.divergence, expected.divergence)
     torch.testing.assert_close(output.teacher_entropy, expected.teacher_entropy)
     assert output.divergence[4] == float("inf") and output.divergence[:4].isfinite().all() and grad.isfinite().all()
 
 
-@pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
-def test_the_teachers_choice_in_column_0_and_parts_of_nothing(form, tiles):
+@pytest.mark.parametrize("launch", ["row", "streamed", "cooperative"])
+def test_the_teachers_choice_in_column_0_and_parts_of_nothing(launch, tiles):
     """A part that is all excluded has no max of its own, and may not stand for column 0."""
     case = make_case(3, 300)
     case.teacher[:, 0] = 50.0
     case.teacher[0, 1:] = -float("inf")
     case.teacher[1, 70:] = torch.finfo(torch.float32).min
     one = RowWeights(hard=torch.ones(3), truth=torch.ones(3))
-    output, grad = run(case._replace(weights=one), form)
+    output, grad = run(case._replace(weights=one), launch)
     expected = distill_loss(*case._replace(weights=one), impl="reference")
     torch.testing.assert_close(output.hard_nll, expected.hard_nll)
     torch.testing.assert_close(output.loss, expected.loss)
 
 
-@pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
+@pytest.mark.parametrize("launch", ["row", "streamed", "cooperative"])
 @pytest.mark.parametrize("value", [-65504.0, -float("inf")], ids=["the least number", "-inf"])
 @pytest.mark.parametrize("side", ["teacher", "student"])
-def test_rows_of_fp16_with_nothing_above_its_least_number(side, value, form, tiles):
+def test_rows_of_fp16_with_nothing_above_its_least_number(side, value, launch, tiles):
     """What lies past the vocabulary is not a part of them, though fp16 has no number below theirs: as in fp32. No
     finite gradient where there is no distribution."""
     case = make_case(4, 40, vocab=33, dtype=torch.float16)
     getattr(case, side)[:2] = value
     settings = dict(temperature=2.0, vocab_size=33)
     grad = torch.empty(case.student.shape)
-    output, _ = run(case, form, grad=grad, **settings)
+    output, _ = run(case, launch, grad=grad, **settings)
     expected, expected_grad = run(
         case._replace(student=case.student.float(), teacher=case.teacher.float()), "row", **settings
     )
@@ -158,13 +159,13 @@ def test_rows_of_fp16_with_nothing_above_its_least_number(side, value, form, til
     )
 
 
-@pytest.mark.parametrize("form", ["row", "streamed", "cooperative"])
-def test_labels_and_ties(form, tiles):
+@pytest.mark.parametrize("launch", ["row", "streamed", "cooperative"])
+def test_labels_and_ties(launch, tiles):
     case = make_case(5, 300)
     labels = torch.tensor([-100, 300, 3, -1, 299])
     case.student[:, 20] = case.student[:, 290] = case.teacher[:, 20] = case.teacher[:, 70] = 99.0
     case = case._replace(labels=labels, weights=case.weights._replace(truth=torch.tensor([0.0, 1, 1, 0, 1]), span=None))
-    output, grad = run(case, form)
+    output, grad = run(case, launch)
     assert grad.isnan().all(1).tolist() == grad.isnan().any(1).tolist() == [False, True, False, True, False]
     assert output.teacher_hit.all()
     expected, expected_grad = run(case, "row")
@@ -258,62 +259,62 @@ def test_gradients_are_scaled_in_their_own_precision(factor, dtype):
 @pytest.mark.parametrize("divergence, beta", DIVERGENCES[1:])
 def test_floor_of_reverse_kl(divergence, beta, monkeypatch):
     """Finite logits so low that the floor under log p bites: the online sum is wrong there, and is not used."""
-    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64)
+    monkeypatch.setattr(launches, "INTERPRETER_BLOCK", 64)
     case = make_case(3, 200)
     case.teacher[0, 7], case.teacher[1, 150] = -3e4, -1.0001e4
     settings = dict(divergence=divergence, beta=beta)
     assert_parity(case, *run(case, "row", **settings), **settings)
 
 
-def test_choice_of_form(monkeypatch):
+def test_choice_of_launch(monkeypatch):
     logits = torch.zeros(2, 32)
-    monkeypatch.setattr(forms, "device_facts", lambda device: H100)
+    monkeypatch.setattr(launches, "device_facts", lambda device: H100)
     wide = torch.empty(1, 151936, dtype=torch.bfloat16)
 
-    def chosen(student, vocab=151936, kind=0, gradient=True, form=None):
-        return forms.choose(student.device, student, student, vocab, kind, gradient, form).form
+    def chosen(student, vocab=151936, kind=0, gradient=True, launch=None):
+        return launches.choose(student.device, student, student, vocab, kind, gradient, launch).name
 
-    monkeypatch.delenv("SPANWISE_DENSE_FORM", raising=False)
-    assert chosen(wide) == "row" and not any(forms.PROVEN.values())  # nothing is proven until a GPU has been asked
-    monkeypatch.setattr(forms, "PROVEN", {"streamed": frozenset({"sm_90"}), "cooperative": frozenset()})
+    monkeypatch.delenv("SPANWISE_DENSE_LAUNCH", raising=False)
+    assert chosen(wide) == "row" and not any(launches.PROVEN.values())  # nothing is proven until a GPU has been asked
+    monkeypatch.setattr(launches, "PROVEN", {"streamed": frozenset({"sm_90"}), "cooperative": frozenset()})
     assert chosen(wide) == "streamed" and chosen(wide, kind=1) == "row" and chosen(logits, vocab=32) == "row"
     assert chosen(wide, gradient=False) == "row"  # one sweep is all there is
-    monkeypatch.setenv("SPANWISE_DENSE_FORM", "cooperative")
-    assert chosen(wide) == "cooperative" and chosen(wide, kind=2) == "row" and chosen(wide, form="row") == "row"
-    monkeypatch.setenv("SPANWISE_DENSE_FORM", "fast")
-    with pytest.raises(ValueError, match="SPANWISE_DENSE_FORM is 'fast': choose one of row, streamed, cooperative"):
+    monkeypatch.setenv("SPANWISE_DENSE_LAUNCH", "cooperative")
+    assert chosen(wide) == "cooperative" and chosen(wide, kind=2) == "row" and chosen(wide, launch="row") == "row"
+    monkeypatch.setenv("SPANWISE_DENSE_LAUNCH", "fast")
+    with pytest.raises(ValueError, match="SPANWISE_DENSE_LAUNCH is 'fast': choose one of row, streamed, cooperative"):
         chosen(wide)
-    for form, kind, gradient in (("fast", 0, True), ("streamed", 1, True), ("cooperative", 0, False)):
+    for launch, kind, gradient in (("fast", 0, True), ("streamed", 1, True), ("cooperative", 0, False)):
         with pytest.raises(ValueError, match="the gradient of forward_kl or no kd"):
-            chosen(wide, kind=kind, gradient=gradient, form=form)
-    monkeypatch.setattr(forms, "device_facts", lambda device: H100._replace(arch="gfx942"))
-    monkeypatch.delenv("SPANWISE_DENSE_FORM")
+            chosen(wide, kind=kind, gradient=gradient, launch=launch)
+    monkeypatch.setattr(launches, "device_facts", lambda device: H100._replace(arch="gfx942"))
+    monkeypatch.delenv("SPANWISE_DENSE_LAUNCH")
     assert chosen(wide) == "row"
 
 
 def test_layouts():
     """Rows in flight fall as rows grow; registers always leave room for the programs that a shape counts on."""
     forward, reverse = (kind_of(name) for name in ("forward_kl", "reverse_kl"))
-    narrow, wide = (forms.row_launch(H100, row_bytes, 8, forward) for row_bytes in (4000, 600_000))
+    narrow, wide = (launches.row_launch(H100, row_bytes, 8, forward) for row_bytes in (4000, 600_000))
     assert (narrow.block, narrow.num_warps, narrow.registers) == (2048, 8, 64)
     assert (wide.block, wide.num_warps, wide.registers) == (8192, 32, 64)
     blackwell = H100._replace(arch="sm_100")
     for device, kind, least in ((H100, reverse, 64), (blackwell, forward, 64), (blackwell, reverse, 80)):
-        assert all(forms.row_launch(device, row_bytes, 8, kind).registers >= least for row_bytes in (4000, 600_000))
-    assert forms.layout("gfx942", (32, 1, 1), 8) == (8192, 16, None)
-    streamed = forms.streamed_launch(H100, 600_000, 151936, 8)
+        assert all(launches.row_launch(device, row_bytes, 8, kind).registers >= least for row_bytes in (4000, 600_000))
+    assert launches.layout("gfx942", (32, 1, 1), 8) == (8192, 16, None)
+    streamed = launches.streamed_launch(H100, 600_000, 151936, 8)
     parts = -(-151936 // (streamed.block * streamed.tiles))
     assert streamed.lag >= 1 and streamed.lag * parts >= streamed.programs  # who comes for a row finds it measured
     assert 2 * streamed.programs * streamed.block * streamed.tiles * 4 < H100.l2_bytes  # between a row's two sweeps
-    assert forms.streamed_launch(H100, 0, 8_000_000, 8).tiles * streamed.block * forms.MOST_PARTS >= 8_000_000
-    assert cooperative.programs_held(128, 32, 8, 132) == 264 and cooperative.programs_held(64, 0, 8, 100) == 400
-    assert cooperative.programs_held(32, 100 << 10, 4, 10) == 10 and cooperative.programs_held(255, 0, 32, 10) == 0
+    assert launches.streamed_launch(H100, 0, 8_000_000, 8).tiles * streamed.block * launches.MOST_PARTS >= 8_000_000
+    assert launches.programs_held(128, 32, 8, 132) == 264 and launches.programs_held(64, 0, 8, 100) == 400
+    assert launches.programs_held(32, 100 << 10, 4, 10) == 10 and launches.programs_held(255, 0, 32, 10) == 0
 
 
 def test_refusal_falls_back_once_with_a_warning(monkeypatch):
     """A device that cannot hold a row's programs, or refuses the grid, gets one program a row; other errors surface."""
-    monkeypatch.setattr(cooperative, "_warned", set())
-    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 64)
+    monkeypatch.setattr(cooperative, "refusals", set())
+    monkeypatch.setattr(launches, "INTERPRETER_BLOCK", 64)
     case = make_case(3, 200)
     expected, expected_grad = run(case, "row")
     with pytest.warns(UserWarning, match="1 programs are resident on interpreter, a row needs 4") as caught:
@@ -340,13 +341,13 @@ def test_refusal_falls_back_once_with_a_warning(monkeypatch):
 
             return launch
 
-    monkeypatch.setattr(dense, "_INTERPRETER_BLOCK", 256)
+    monkeypatch.setattr(launches, "INTERPRETER_BLOCK", 256)
     message = "Triton Error [CUDA]: too many blocks in cooperative launch"
-    monkeypatch.setattr(cooperative, "_cooperative_kernel", Refuses(message))
+    monkeypatch.setattr(cooperative, "cooperative_kernel", Refuses(message))
     with pytest.warns(UserWarning, match="too many blocks"):
         output, grad = run(case, "cooperative")
     assert grad.equal(run(case, "row")[1])
-    monkeypatch.setattr(cooperative, "_cooperative_kernel", Refuses("out of memory"))
+    monkeypatch.setattr(cooperative, "cooperative_kernel", Refuses("out of memory"))
     with pytest.raises(RuntimeError, match="out of memory"):
         run(case, "cooperative")
 
@@ -366,8 +367,8 @@ def test_grid_leaves_room_for_nccl(monkeypatch):
         def warmup(self, *args, grid, **options):
             return self.compiled
 
-    launch = forms.cooperative_launch(H100, 600_000, 151936, 8)
+    launch = launches.cooperative_launch(H100, 600_000, 151936, 8)
     assert cooperative.resident_programs(Kernel(), (), {}, launch) == 2 * 132 and Kernel.compiled.loaded
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
-    assert cooperative.resident_programs(Kernel(), (), {}, launch) == 2 * (132 - cooperative.NCCL_SMS)
+    assert cooperative.resident_programs(Kernel(), (), {}, launch) == 2 * (132 - launches.NCCL_SMS)
