@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever ends the program or fills the disk."""
+"""Atomic files: there whole or not at all, whatever ends the program or fills the disk."""
 
 from __future__ import annotations
 

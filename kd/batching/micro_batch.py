@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kd.batching.fit import Sample, find_rows, make_sample
@@ -59,11 +60,12 @@ class MicroBatch(NamedTuple):
     def to(self, device: torch.device) -> MicroBatch:
         """Copy it with its tensors on `device`."""
 
-        def moved(value):
-            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        def move(part: MicroBatch | Packed) -> dict[str, Tensor]:
+            fields = part._asdict().items()
+            return {name: value.to(device, non_blocking=True) for name, value in fields if isinstance(value, Tensor)}
 
-        packed = None if self.packed is None else Packed(*map(moved, self.packed))
-        return MicroBatch(*map(moved, self))._replace(packed=packed)
+        packed = None if self.packed is None else self.packed._replace(**move(self.packed))
+        return self._replace(**move(self), packed=packed)
 
 
 def choose_padding(tokenizer: Any) -> int:
@@ -115,8 +117,7 @@ def _assemble(sequences: Sequence[Sequence[Sample]], pad_token_id: int, max_leng
     attention_mask = np.zeros_like(input_ids)
     if not sequences:
         attention_mask[0, 0] = 1  # attention over nothing is NaN in some implementations
-    none = np.empty(0, np.int64)
-    rows, labels, bits, counts, digests = [none], [none], [none], [], []
+    rows, labels, bits, counts, digests = [], [], [], [], []
     for number, sequence in enumerate(sequences):
         start = 0
         for sample in sequence:
@@ -132,17 +133,22 @@ def _assemble(sequences: Sequence[Sequence[Sample]], pad_token_id: int, max_leng
             start = end
     samples = [sample for sequence in sequences for sample in sequence]
     per_sample = np.array(counts, np.int64)
-    weights = np.array([sample.weight for sample in samples], np.float32)
     return MicroBatch(
         torch.from_numpy(input_ids),
         torch.from_numpy(attention_mask),
-        *(torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in (rows, labels, bits)),
-        torch.from_numpy(np.repeat(weights, per_sample)),
-        torch.from_numpy(np.repeat(np.arange(len(samples)), per_sample)),
-        tuple(sample.record_id for sample in samples),
-        tuple(sample.key for sample in samples),
-        tuple(digests),
+        rows=_join(rows),
+        labels=_join(labels),
+        bits=_join(bits),
+        weight=torch.from_numpy(np.repeat(np.array([sample.weight for sample in samples], np.float32), per_sample)),
+        record=torch.from_numpy(np.repeat(np.arange(len(samples)), per_sample)),
+        record_ids=tuple(sample.record_id for sample in samples),
+        keys=tuple(sample.key for sample in samples),
+        row_digests=tuple(digests),
     )
+
+
+def _join(parts: list[NDArray]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts], dtype=np.int64))
 
 
 def count_rows(micro_batches: list[MicroBatch]) -> Tensor:

@@ -36,6 +36,7 @@ class Ahead:
         if self._next is None:
             self.look()
         taken, self._next = self._next, None
+        assert taken is not None, "look() made the step or kept its error"
         if isinstance(taken, DataError):
             raise taken
         return taken

@@ -11,7 +11,7 @@ rank that does not join a gather stops all the others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -110,7 +110,7 @@ class StepBatches:
             )
         self._at, self._group = _Place(state["epoch"], state["num_records"]), state["group"]
 
-    def __iter__(self) -> Iterator[list[MicroBatch]]:
+    def __iter__(self) -> Generator[list[MicroBatch], None, None]:
         for place, micro_batches in in_order(self._make, self._work(), self._workers):
             self._at = place
             yield micro_batches
@@ -157,7 +157,7 @@ class _Maker(NamedTuple):
         return work.after, [self._micro_batch(part, work.after.epoch == 0) for part in work.micro_batches]
 
     def measure(self, indices: range) -> list[tuple[int, bytes]]:
-        """Tokens of each record and its sample as bytes; 0 and b"" of one that is left out."""
+        """Measure each record: its tokens, and its sample as bytes; 0 and b"" for one that is left out."""
         samples = map(self._encode, indices)
         return [(len(s.input_ids), pack_sample(s)) if isinstance(s, Sample) else (0, b"") for s in samples]
 

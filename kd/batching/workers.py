@@ -9,7 +9,7 @@ import pickle
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ def num_workers(asked: int | None) -> int:
     return asked if asked is not None else 2 if torch.cuda.is_available() else 0
 
 
-def in_order(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Iterator[Any]:
+def in_order(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Generator[Any, None, None]:
     """Yield function(item) for each of `items` (endless, if need be), in their order; made ahead of time by
     `num_workers` processes, or by this one when asked for where that is 0.
 
@@ -46,7 +46,7 @@ def in_order(function: Callable[[Any], Any], items: Iterable[Any], num_workers: 
     return results
 
 
-def _from_workers(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Iterator[Any]:
+def _from_workers(function: Callable[[Any], Any], items: Iterable[Any], num_workers: int) -> Generator[Any, None, None]:
     # Its own generator: DataLoader would draw a seed from torch's, and a resumed run would draw one more than a whole
     # one.
     loader = DataLoader(

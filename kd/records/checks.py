@@ -1,5 +1,4 @@
-"""What every record must satisfy before its form is looked at: strict JSON, bounded in size and depth, no private
-reasoning.
+"""Checks of a record before its format is looked at: strict JSON, bounded in size and depth, no private reasoning.
 
 Strict: UTF-8; no key twice in one object (parsers disagree on which one counts); no NaN or Infinity, and no number too
 large to be one; no half surrogate pair. A record is at most MAX_RECORD_BYTES long and MAX_DEPTH levels deep: a million
@@ -51,13 +50,13 @@ class SpecialTokenError(DataError):
 
 
 def decode_json(text: bytes | str, where: str) -> Any:
-    """The value of one JSON text, strictly read; `where` opens every message.
+    """Decode one JSON text strictly; `where` opens every message.
 
     Raises:
         DataError: says what is wrong and at which character.
     """
     if len(text) > MAX_RECORD_BYTES:
-        raise DataError(f"{where}: {too_long(len(text))}")
+        raise DataError(f"{where}: {say_too_long(len(text))}")
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = _DECODER.decode(text)
@@ -83,13 +82,18 @@ def decode_json(text: bytes | str, where: str) -> Any:
     return value
 
 
-def too_long(num_bytes: int | None = None) -> str:
+def say_too_long(num_bytes: int | None = None) -> str:
+    """Say that a record is longer than it may be, and what to do."""
     size = "more than" if num_bytes is None else f"{num_bytes / 2**20:.1f} MiB long, over"
     return f"{size} the {MAX_RECORD_BYTES >> 20} MiB a record may have; split it, or cut the long text"
 
 
 def check_shape(value: Any, where: str) -> None:
-    """Raises DataError where a value nests deeper than MAX_DEPTH or holds a number that is not finite."""
+    """Refuse a value that nests deeper than MAX_DEPTH or holds a number that is not finite.
+
+    Raises:
+        DataError: says which.
+    """
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         following: list = []
@@ -107,7 +111,11 @@ def check_shape(value: Any, where: str) -> None:
 
 
 def check_no_reasoning(value: Any, where: str, dot: str = ": ") -> None:
-    """Raises DataError where a chain-of-thought field, or a <think> block in a content, is found at any depth."""
+    """Refuse a chain-of-thought field, or a <think> block in a content, at any depth.
+
+    Raises:
+        ReasoningError: names the field.
+    """
     if isinstance(value, dict):
         for key, inner in value.items():
             if key.lower().replace("-", "_") in COT_FIELDS and inner not in (None, "", [], {}):

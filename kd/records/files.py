@@ -1,5 +1,4 @@
-"""Files of records: several, globs, weighted; what is refused goes to a quarantine file, and too much of it stops the
-run.
+"""Files of records: several, globs, weighted; each line becomes a record or its refusal.
 
     for item in read_all(expand(["train/*.jsonl.gz", "extra.parquet"])):      every line, as a record or its refusal
     RecordIndex([DataFiles("train/*.jsonl.gz"), DataFiles("extra.parquet", weight=0.5)])        records by position
@@ -28,8 +27,11 @@ _TRUTH = ("ground_truth", "possible_answer", "possible_answers")
 
 
 class DataFiles(NamedTuple):
-    """A file or a glob. weight: how often each record is read, 2 twice and 0.5 every other one. format: a
-    name in kd.config.registries.FORMATS; by default found from the fields.
+    """A file or a glob of records.
+
+    Args:
+        weight: how often each record is read, 2 twice and 0.5 every other one.
+        format: a name in kd.config.registries.FORMATS; by default found from the fields.
     """
 
     pattern: str
@@ -38,7 +40,7 @@ class DataFiles(NamedTuple):
 
 
 def expand(patterns: Iterable[str | Path]) -> list[Path]:
-    """The files of paths and globs, each once, a glob's in order of name.
+    """List the files of paths and globs, each once, a glob's in order of name.
 
     Raises:
         DataError: a path or a glob that is no file.
@@ -61,9 +63,11 @@ def expand(patterns: Iterable[str | Path]) -> list[Path]:
 
 
 def num_copies(weight: float, item: Item) -> int:
-    """How often a record of this weight is read: its whole part, and once more for a fraction of the records, drawn by
-    what they hold and their line: the same ones for every seed of a run and wherever the file is, so that one cache
-    serves them all."""
+    """Count how often a record of this weight is read: its whole part, and once more for a fraction of the records.
+
+    They are drawn by their bytes and line: the same ones for every seed of a run and wherever the file is, so that one
+    cache serves them all.
+    """
     if not 0 <= weight < 1e6:
         raise DataError(f"{item.file}: weight {weight}: from 0 to a million is needed")
     drawn = zlib.crc32(item.raw, zlib.crc32(str(item.line).encode())) / 2**32  # not hash(): that is salted
@@ -71,16 +75,16 @@ def num_copies(weight: float, item: Item) -> int:
 
 
 def read_all(files: Iterable[str | Path], format: str | None = None) -> Iterator[Item]:
-    """Every line of these files; files that hold BFCL's truth give none of their own, and serve the others."""
-    files = list(map(Path, files))
-    holding_truth = [file for file in files if holds_truth(file)] if format in (None, "bfcl") else []
-    for file in files:
+    """Yield every line of these files; files that hold BFCL's truth give none of their own, and serve the others."""
+    paths = list(map(Path, files))
+    holding_truth = [file for file in paths if holds_truth(file)] if format in (None, "bfcl") else []
+    for file in paths:
         if file not in holding_truth:
             yield from read_each(file, format, holding_truth)
 
 
 def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path] = ()) -> Iterator[Item]:
-    """Every line of one file as an Item; a first line with `__header__` is passed over.
+    """Yield every line of one file as an Item; a first line with `__header__` is skipped.
 
     Raises:
         DataError: the file is missing, or a package it needs is.
@@ -89,7 +93,7 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
     for line in read_lines(path):
         where, data, name, offset = f"{path}:{line.number}", None, None, line.offset
         try:
-            data = _decoded(line, where)
+            data = _decode(line, where)
             name = data.get("id") if isinstance(data, dict) else None
             if first and isinstance(data, dict) and "__header__" in data:
                 continue
@@ -117,7 +121,7 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
         )
 
 
-def _decoded(line: Line, where: str) -> Any:
+def _decode(line: Line, where: str) -> Any:
     if line.fault:
         raise DataError(f"{where}: {line.fault}")
     if line.row is None:
@@ -127,10 +131,10 @@ def _decoded(line: Line, where: str) -> Any:
 
 
 def holds_truth(path: Path) -> bool:
-    """Whether a file's first line is BFCL's truth and no question."""
+    """Tell whether a file's first line is BFCL's truth and no question."""
     for line in read_lines(path):
         try:
-            data = _decoded(line, str(path))
+            data = _decode(line, str(path))
         except DataError:
             return False
         return (
@@ -143,7 +147,7 @@ def holds_truth(path: Path) -> bool:
 
 
 def _truths(path: Path, given: Iterable[Path]) -> dict[str | int, dict]:
-    """id -> {"ground_truth": ...}: of the file with this one's name if there is one, else of all that are given."""
+    """Read id -> {"ground_truth": ...}, of the given file with this one's name if there is one, else of all."""
     given = list(given)
     files = [file for file in given if file.name == path.name] or given
     beside = path.parent / "possible_answer" / path.name
@@ -151,7 +155,7 @@ def _truths(path: Path, given: Iterable[Path]) -> dict[str | int, dict]:
     found: dict[str | int, dict] = {}
     for file in files:
         for line in read_lines(file):
-            data = _decoded(line, f"{file}:{line.number}")
+            data = _decode(line, f"{file}:{line.number}")
             if isinstance(data, dict) and isinstance(data.get("id"), (str, int)):
                 found[data["id"]] = {key: data[key] for key in _TRUTH if key in data}
     return found
@@ -174,7 +178,7 @@ def read_records(path: str | Path, format: str | None = None) -> Iterator[Record
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Writes records as JSONL and returns their number."""
+    """Write records as JSONL and return their number."""
     count = 0
     with Path(path).open("w", encoding="utf-8") as out:
         for record in records:

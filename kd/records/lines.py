@@ -1,4 +1,4 @@
-"""The records of one data file as raw lines, whatever holds them, with bounded memory.
+"""Raw lines: the records of one data file, whatever holds them, with bounded memory.
 
     JSON lines            one record a line (.jsonl, and .json as BFCL writes it)
     JSON                  an array of records, or objects one after another over several lines (.json)
@@ -21,13 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from kd.records.checks import MAX_RECORD_BYTES, DataError, too_long
+from kd.records.checks import MAX_RECORD_BYTES, DataError, say_too_long
 
 try:
-    from compression import zstd
+    from compression import zstd  # pyright: ignore[reportMissingImports] (from Python 3.14 on)
 except ImportError:
     try:
-        from backports import zstd
+        from backports import zstd  # pyright: ignore[reportMissingImports] (optional)
     except ImportError:
         zstd = None
 
@@ -46,8 +46,8 @@ _EXTRA = "install it with: pip install 'spanwise[data]'"
 
 
 class Line(NamedTuple):
-    """One record's bytes. `fault` says why they cannot be read (then `raw` is a part of them); `row` is a Parquet
-    row.
+    """One record's bytes. `fault` says why they cannot be read (then `raw` is a part of them); `row` is a row of
+    Parquet.
     """
 
     number: int  # of its first line, from 1; of the row in Parquet and Arrow
@@ -58,7 +58,7 @@ class Line(NamedTuple):
 
 
 def read_lines(path: str | Path) -> Iterator[Line]:
-    """Every line of a file that is not blank, in order.
+    """Yield every line of a file that is not blank, in order.
 
     Raises:
         DataError: no such file, or a package that its format needs is missing. Damage further in is a Line with a
@@ -76,9 +76,9 @@ def read_lines(path: str | Path) -> Iterator[Line]:
             return
         number = 0
         try:
-            with _opened(file, path) as stream:
-                form = _form(stream, path)
-                for line in _json_lines(stream) if form is None else _json_values(stream, form):
+            with _open_stream(file, path) as stream:
+                layout = _find_layout(stream, path)
+                for line in _json_lines(stream) if layout is None else _json_values(stream, layout):
                     number = line.number
                     yield line
         except (EOFError, OSError, zlib.error, lzma.LZMAError, *_ZSTD_ERRORS) as error:
@@ -86,16 +86,16 @@ def read_lines(path: str | Path) -> Iterator[Line]:
 
 
 def is_plain_lines(path: str | Path) -> bool:
-    """Whether each record is a line of the file's own bytes, so that it can be read again by its offset."""
+    """Tell whether each record is a line of the file's own bytes, so that it can be read again by its offset."""
     with Path(path).open("rb") as file:
         head = file.read(8)
         file.seek(0)
         if head.startswith((_GZIP, _BZIP2, _XZ, _ZSTD)) or _rows_kind(file):
             return False
-        return _form(io.BufferedReader(file), Path(path)) is None
+        return _find_layout(file, Path(path)) is None
 
 
-def _rows_kind(file: BinaryIO) -> str | None:
+def _rows_kind(file: io.BufferedReader) -> str | None:
     head = file.read(8)
     size = file.seek(0, io.SEEK_END)
     file.seek(max(size - 4, 0))
@@ -104,7 +104,7 @@ def _rows_kind(file: BinaryIO) -> str | None:
     return "parquet" if head.startswith(_PARQUET) and tail == _PARQUET else "arrow" if head == _ARROW else None
 
 
-def _opened(file: BinaryIO, path: Path) -> BinaryIO:
+def _open_stream(file: io.BufferedReader, path: Path) -> io.BufferedReader:
     head = file.read(8)
     file.seek(0)
     if head.startswith(_GZIP):
@@ -117,11 +117,11 @@ def _opened(file: BinaryIO, path: Path) -> BinaryIO:
         if zstd is None:
             raise DataError(f"{path}: zstd files need Python 3.14 or the package backports.zstd; {_EXTRA}")
         return io.BufferedReader(zstd.ZstdFile(file))
-    return io.BufferedReader(file)
+    return file
 
 
-def _form(stream: io.BufferedReader, path: Path) -> str | None:
-    """ "array" or "objects" where a .json file is not one record a line, else None."""
+def _find_layout(stream: io.BufferedReader, path: Path) -> str | None:
+    """Return "array" or "objects" where a .json file is not one record a line, else None."""
     if ".json" not in path.suffixes:
         return None
     start = stream.peek(_CHUNK)[:_CHUNK].removeprefix(_BOM).lstrip()
@@ -143,15 +143,16 @@ def _json_lines(stream: BinaryIO) -> Iterator[Line]:
                 offset += len(rest)
                 if rest.endswith(b"\n"):
                     break
-            yield Line(number, head, too_long())
+            yield Line(number, head, say_too_long())
         elif line.strip():
             yield Line(number, line, offset=began)
 
 
-def _json_values(stream: BinaryIO, form: str) -> Iterator[Line]:
-    """The elements of an array, or objects one after another, told apart by their brackets alone: a broken one is still
-    one element, and those after it are read."""
-    base = 1 if form == "array" else 0
+def _json_values(stream: BinaryIO, layout: str) -> Iterator[Line]:
+    """Yield the elements of an array, or objects one after another, told apart by their brackets alone: a broken one is
+    still one element, and those after it are read.
+    """
+    base = 1 if layout == "array" else 0
     nest, number, began, in_string = _Nest(), 1, 1, False
     element, gap, held = bytearray(), bytearray(), b""
     overlong = False
@@ -191,7 +192,9 @@ def _json_values(stream: BinaryIO, form: str) -> Iterator[Line]:
                 if inside and nest.depth <= base:
                     element += chunk[done : at + 1]
                     overlong |= len(element) > MAX_RECORD_BYTES
-                    yield Line(began, bytes(element[:_CHUNK] if overlong else element), too_long() if overlong else "")
+                    yield Line(
+                        began, bytes(element[:_CHUNK] if overlong else element), say_too_long() if overlong else ""
+                    )
                     element.clear()
                     done = at + 1
                 elif not inside and nest.depth < base:  # the array's own: what follows is no part of it
@@ -240,7 +243,7 @@ class _Nest:
 
 def _rows(path: Path, kind: str) -> Iterator[Line]:
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports] (optional)
     except ImportError:
         raise DataError(f"{path}: Parquet and Arrow files need the package datasets; {_EXTRA}") from None
     number = 0
@@ -249,14 +252,14 @@ def _rows(path: Path, kind: str) -> Iterator[Line]:
             datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True), 1
         ):
             raw = json.dumps(row, default=str).encode()
-            fault = too_long(len(raw)) if len(raw) > MAX_RECORD_BYTES else _NULLS if _null_argument(row) else ""
+            fault = say_too_long(len(raw)) if len(raw) > MAX_RECORD_BYTES else _NULLS if _null_argument(row) else ""
             yield Line(number, raw[:_CHUNK], fault, _without_nulls(row))
     except (OSError, ValueError) as error:
         yield Line(number + 1, b"", f"the file is damaged or cut off here: {error}")
 
 
 def _without_nulls(value: Any) -> Any:
-    """Arrow writes null for each key that some other row has: here such a key is left out."""
+    """Leave out null keys: Arrow writes null for each key that some other row has."""
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

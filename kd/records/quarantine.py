@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Quarantine: counts of what is read and refused, and a file of what is refused, with the reason."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from kd.records.checks import DataError
 from kd.records.record import Record
 
 RAW_BYTES = 2000  # of a refused line that are kept to look at
-
-
 _MIN_SEEN = 100  # a fraction of fewer lines says little
 
 
@@ -33,8 +31,8 @@ class Item(NamedTuple):
 
 
 class Quarantine:
-    """Counts what is read and keeps what is refused: {"file", "line", "reason", "raw"} a line, the first RAW_BYTES of
-    it.
+    """Counts of lines, and a file of the refused ones: {"file", "line", "reason", "raw"} a line, of `raw` the first
+    RAW_BYTES.
 
     Args:
         path: where refused lines are written; None keeps none. The file is made at the first of them; an older one goes
@@ -51,10 +49,15 @@ class Quarantine:
             self._path.unlink(missing_ok=True)
 
     def accept(self) -> None:
+        """Count a good line."""
         self.num_good += 1
 
     def refuse(self, item: Item) -> None:
-        """Raises DataError when this one is one too many, whatever may follow a hundred lines."""
+        """Count a refused line, and keep it.
+
+        Raises:
+            DataError: it is one too many, whatever may follow a hundred lines.
+        """
         self.num_bad += 1
         self._last = item.reason
         if self._path is not None:
@@ -73,7 +76,11 @@ class Quarantine:
             self._stop()
 
     def check(self) -> None:
-        """Once all is read: raises DataError when too large a fraction of it is refused."""
+        """Check the fraction once all is read.
+
+        Raises:
+            DataError: too many lines are refused.
+        """
         if self.num_bad > self._fraction * (self.num_good + self.num_bad):
             self._stop()
 
@@ -81,13 +88,12 @@ class Quarantine:
         kept = f"; they are in {self._path}" if self._path is not None else ""
         raise DataError(
             f"{self._last} ({self.num_bad} of {self.num_good + self.num_bad} lines are refused, more than "
-            "max_bad_fraction "
-            f"{self._fraction:g} allows{kept})"
+            f"max_bad_fraction {self._fraction:g} allows{kept})"
         )
 
 
 def keep_refused(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Appends what is refused to a quarantine file."""
+    """Append what is refused to a quarantine file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as out:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

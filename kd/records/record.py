@@ -131,7 +131,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 
 
 def _check_results(messages: list[dict[str, Any]], where: str) -> None:
-    """A result that names its call must name one made before it; ids are told apart within a turn."""
+    """Refuse a result that names a call which was not made before it, and two calls of one id in a turn."""
     made: set[str] = set()
     for index, message in enumerate(messages):
         ids = [call["id"] for call in message.get("tool_calls", ()) if call.get("id") is not None]

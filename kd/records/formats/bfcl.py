@@ -1,4 +1,4 @@
-"""BFCL's records: a question, the functions offered, and for each expected call the values that count as right.
+"""BFCL records: a question, the functions offered, and for each expected call the values that count as right.
 
 The truth is in a second file (`possible_answer/`, the same name), joined by id in kd/records/files.py; here it is
 `ground_truth`:
@@ -119,7 +119,7 @@ def _value(options: Any, schema: Any, required: bool) -> Any:
 
 
 def _readings(option: Any, schema: Any) -> list[Any]:
-    """An alternative as a value: an object's own values are alternatives again, or, failing the schema, what they
+    """Read an alternative as a value: an object's own values are alternatives again, or, failing the schema, what they
     are.
     """
     if isinstance(option, dict):
@@ -135,17 +135,12 @@ def _accepts(schema: Any, value: Any) -> bool:
         return True
     try:
         return Draft202012Validator(schema).is_valid(value)
-    except (
-        SchemaError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # the declaration is broken: kd/toolcalls/registry.py names it
-        return True
+    except (SchemaError, TypeError, ValueError, AttributeError):
+        return True  # the declaration is broken: kd/toolcalls/registry.py names it
 
 
 def _python_call(text: str, by_name: dict[str, Any], where: str) -> dict:
-    """A call written in Python: keywords, or positions in the order of the schema's properties."""
+    """Read a call written in Python: keywords, or positions in the order of the schema's properties."""
     try:
         if len(text) > 100_000:
             raise ValueError("too long")

@@ -1,8 +1,8 @@
-"""Hermes and Qwen text made structured: <tool_call> blocks into tool_calls, <tool_response> blocks into tool messages,
+"""Hermes and Qwen text, made structured: <tool_call> blocks into tool_calls, <tool_response> blocks into tool messages,
 and the <tools> of a system message into declarations, so that the run's own template writes each of them its own way.
 
     assistant   "Let me look.\\n<tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>"
-                Text may stand before the calls, and only there: the chat form has no place for text between or after
+                Text may stand before the calls, and only there: the chat format has no place for text between or after
                 them. A call may be a Python literal ({'name': ...}), as older Hermes data has it.
     system      The section that offers the tools is cut out: the template writes it again. It goes from a known opening
                 ("# Tools", "You are a function calling AI model") or else from <tools>, to </tools> or the </tool_call>
@@ -22,13 +22,12 @@ from kd.toolcalls.parse import CALL_CLOSE, CALL_OPEN
 _TOOLS = re.compile(r"<tools>(\s*[^\s<].*?)</tools>", re.DOTALL)  # a preamble may name the empty tags
 _OPENINGS = ("# Tools", "You are a function calling AI model")
 _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
-_SPACE = re.compile(r"\s*")
 _MAX_LITERAL = 100_000  # characters; Python's parser takes a hundred times the memory
 _DECODER = json.JSONDecoder()
 
 
 def from_hermes_messages(messages: list[Any], tools: list[dict], where: str) -> dict:
-    """{"messages", "tools"} with what was text in these messages made structured; others stay as they are.
+    """Make text in these messages structured, and return {"messages", "tools"}; other messages stay as they are.
 
     Raises:
         DataError: a <tool_call> block that is no call, text after one, or a <tools> block that holds no declarations.
@@ -43,8 +42,8 @@ def from_hermes_messages(messages: list[Any], tools: list[dict], where: str) -> 
         if role == "assistant" and CALL_OPEN in content and not message.get("tool_calls"):
             text, calls = _split_calls(content, spot)
             out.append({**message, "content": text, "tool_calls": calls})
-        elif role == "system" and "<tools>" in content and _TOOLS.search(content):
-            offered, rest = _split_tools(content, spot)
+        elif role == "system" and "<tools>" in content and (block := _TOOLS.search(content)):
+            offered, rest = _split_tools(content, block, spot)
             tools = tools or offered
             out += [{**message, "content": rest}] if rest else []
         elif role in ("tool", "user") and "<tool_response>" in content and (results := _responses(content)):
@@ -62,8 +61,7 @@ def _responses(content: str) -> list[str]:
     return found if end == len(content) else []
 
 
-def _split_tools(content: str, where: str) -> tuple[list[dict], str]:
-    block = _TOOLS.search(content)
+def _split_tools(content: str, block: re.Match[str], where: str) -> tuple[list[dict], str]:
     text = block[1].strip()
     try:
         declared = decode_json(text, f"{where}: <tools>")
@@ -87,23 +85,27 @@ def _split_calls(content: str, where: str) -> tuple[str, list[dict]]:
     while start < len(content):
         if not content.startswith(CALL_OPEN, start):
             raise DataError(
-                f"{where}: text after a <tool_call> block ({content[start : start + 40]!r}): the chat form keeps text "
-                "before calls only"
+                f"{where}: text after a <tool_call> block ({content[start : start + 40]!r}): the chat format keeps "
+                "text before calls only"
             )
         call, end = _call(content, start + len(CALL_OPEN), f"{where}: <tool_call> {len(calls) + 1}")
         calls.append(call)
-        start = _SPACE.match(content, end).end()
+        start = _skip_space(content, end)
     return text, calls
 
 
+def _skip_space(text: str, start: int) -> int:
+    return next((at for at in range(start, len(text)) if not text[at].isspace()), len(text))
+
+
 def _call(content: str, start: int, where: str) -> tuple[dict, int]:
-    """One call and where the text after its closing tag begins."""
-    start = _SPACE.match(content, start).end()
+    """Read one call; return it and the place after its closing tag."""
+    start = _skip_space(content, start)
     try:
         end = _DECODER.raw_decode(content, start)[1]  # braces and tags in its strings are characters
     except (ValueError, RecursionError):
         end = -1
-    close = _SPACE.match(content, end).end() if end >= 0 else -1
+    close = _skip_space(content, end) if end >= 0 else -1
     if close >= 0 and content.startswith(CALL_CLOSE, close):
         call = decode_json(content[start:end], where)
     else:

@@ -1,8 +1,8 @@
-"""Parameter declarations that are not JSON Schema, made into it.
+"""Parameter declarations that are not JSON Schema, converted to it.
 
     xLAM, APIGen  {"city": {"type": "str, optional", "description": ..., "default": ...}}: Python's type names
     BFCL          {"type": "dict", "properties": {"x": {"type": "float"}, "at": {"type": "tuple", ...}}}: JSON Schema's
-                  form with Python's, Java's and JavaScript's type names
+                  shape with Python's, Java's and JavaScript's type names
 
 A type that JSON Schema has no word for (any, Callable, a class) becomes no type: any value is then valid.
 """
@@ -26,8 +26,9 @@ _MAX_LEVELS = 16  # of a Python type
 
 
 def from_bfcl(schema: Any) -> Any:
-    """A BFCL schema with JSON Schema's type names; keys JSON Schema has no word for (`optional`) are kept, as
-    annotations.
+    """Convert a BFCL schema to JSON Schema's type names.
+
+    Keys that JSON Schema has no word for (`optional`) are kept, as annotations.
     """
     if not isinstance(schema, dict):
         return schema
@@ -60,7 +61,10 @@ def from_bfcl(schema: Any) -> Any:
 
 
 def from_xlam(parameters: Any) -> dict:
-    """xLAM's parameters as a JSON Schema. An argument is required unless its type says optional or it has a default."""
+    """Convert xLAM's parameters to a JSON Schema.
+
+    An argument is required unless its type says optional or it has a default.
+    """
     if not isinstance(parameters, dict):
         return {"type": "object", "properties": {}}
     if parameters.get("type") in ("object", "dict") and isinstance(parameters.get("properties"), dict):
@@ -68,7 +72,7 @@ def from_xlam(parameters: Any) -> dict:
     properties, required = {}, []
     for name, declared in parameters.items():
         declared = declared if isinstance(declared, dict) else {"type": declared}
-        text = declared.get("type") if isinstance(declared.get("type"), str) else ""
+        text = str(declared["type"]) if isinstance(declared.get("type"), str) else ""
         kind, _, rest = text.partition(", optional") if ", optional" in text else text.partition(" (optional")
         optional = (
             len(kind) < len(text) or kind.replace(" ", "").startswith("Optional[") or declared.get("required") is False
@@ -83,7 +87,7 @@ def from_xlam(parameters: Any) -> dict:
 
 
 def from_python_type(text: str) -> dict:
-    """The JSON Schema of a type as Python writes it: "List[Tuple[int, str]]", "Union[int, None]", "str | None"."""
+    """Convert a type as Python writes it to a JSON Schema: "List[Tuple[int, str]]", "str | None"."""
     try:
         return _schema(ast.parse(text.strip(), mode="eval").body, _MAX_LEVELS) if len(text) < 1000 else {}
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -1,4 +1,4 @@
-"""The demo corpus: composed tool-use records, the tokenizer trained on them, and the held-out splits.
+"""Demo corpus: composed tool-use records, the tokenizer trained on them, and the held-out splits.
 
     record(kind, index, seed=..., split="train")     one record, the same in every process
     build_tokenizer(folder)                           byte-level BPE and a Hermes-style chat template
@@ -53,7 +53,7 @@ _CHAT = (
 
 
 def split_tools(split: str) -> list[Tool]:
-    """The tools a split may offer: training's for `train` and `unseen_values`, the others for `unseen_tools`."""
+    """List the tools that a split may offer: the training tools, or for `unseen_tools` the others."""
     return [t for t in ALL_TOOLS.values() if (t.name in UNSEEN_TOOLS) == (split == "unseen_tools")]
 
 
@@ -73,7 +73,7 @@ def _said(name: str, value: Any, rng: random.Random) -> str:
 
 
 def _request(tool: Tool, draw: Draw) -> tuple[str, dict]:
-    """A request for `tool` in words, without opening and full stop, and the arguments it fixes."""
+    """Word a request for `tool`, without opening and full stop, and return it with the arguments that it fixes."""
     rng = draw.rng
     arguments = {}
     for parameter in tool.parameters:
@@ -91,7 +91,7 @@ def _dress(request: str, rng: random.Random) -> str:
 
 
 def _menu(wanted: list[Tool], split: str, rng: random.Random, *, forbidden: tuple[str, ...] = ()) -> list[Tool]:
-    """The tools offered: those wanted, near misses (same verb or same object) and others, shuffled."""
+    """Choose the tools offered: those wanted, near misses (same verb or same object) and others, shuffled."""
     menu = {t.name: t for t in wanted}
     pool = [t for t in _TOOLS[split] if t.name not in forbidden]
     size = len(menu) + rng.choice((1, 2, 2, 3, 3))
@@ -113,7 +113,7 @@ def _call(tool: Tool, arguments: dict, identity: str) -> dict:
 
 
 def _round(tools: list[Tool], draw: Draw, first_id: int) -> list[dict]:
-    """One exchange: a request for every tool in `tools`, the calls, their results and the answer that carries
+    """Make one exchange: a request for every tool in `tools`, the calls, their results and the answer that carries
     values.
     """
     rng = draw.rng
@@ -138,7 +138,7 @@ def _echo(draw: Draw) -> list[dict]:
 
 
 def record(kind: str, index: int, *, seed: int = 0, split: str = "train", short: bool = False) -> Record:
-    """Record number `index` of a kind, fixed by (kind, index, seed, split); `short` offers at most one distractor.
+    """Make record number `index` of a kind, fixed by (kind, index, seed, split); `short` offers at most one distractor.
 
     Raises:
         ValueError: an unknown kind or split.
@@ -186,7 +186,7 @@ def record(kind: str, index: int, *, seed: int = 0, split: str = "train", short:
 
 
 def records(split: str, num_records: int, *, seed: int = 0, mix: dict[str, float] | None = None) -> Iterator[Record]:
-    """`num_records` records of a split, their kinds drawn from `mix` (weights by kind; default EVALUATION_MIX)."""
+    """Yield `num_records` records of a split; their kinds are drawn from `mix` (kind -> weight; EVALUATION_MIX)."""
     mix = mix or EVALUATION_MIX
     rng = random.Random(f"{seed}:{split}:kinds")
     for index, kind in enumerate(rng.choices(list(mix), list(mix.values()), k=num_records)):
@@ -201,7 +201,7 @@ CALL_TOKENS = ("<tool_call>", "</tool_call>")
 
 
 def build_tokenizer(folder: str | Path, *, vocab_size: int = 1024, num_records: int = 3000, seed: int = 0):
-    """Trains the demo's byte-level BPE tokenizer, saves it as a transformers tokenizer and returns it.
+    """Train the demo's byte-level BPE tokenizer, save it as a transformers tokenizer and return it.
 
     Words, digits and brackets are split apart, so a value is the same tokens in a request, in the JSON and in an
     answer, and every quote or brace that bounds a span is a token of its own. Rare words stay in pieces: training sees
@@ -237,7 +237,7 @@ def build_tokenizer(folder: str | Path, *, vocab_size: int = 1024, num_records: 
 
 
 def _plain_text(record: Record) -> str:
-    """What the tokenizer is trained on: requests, calls, results, answers and signatures."""
+    """Join the text that the tokenizer is trained on: requests, calls, results, answers and signatures."""
     parts = [json.dumps(record.tools)]
     for message in record.messages:
         parts.append(message["content"] or "")
@@ -246,7 +246,7 @@ def _plain_text(record: Record) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Writes the tokenizer, or records of a split as JSONL: python -m kd.sources.demo.corpus --tokenizer FOLDER."""
+    """Write the tokenizer, or records of a split as JSONL: python -m kd.sources.demo.corpus --tokenizer FOLDER."""
     import argparse
 
     parser = argparse.ArgumentParser(description="The demo corpus and its tokenizer.")

@@ -1,4 +1,4 @@
-"""The demo corpus's tools: hand-written ones in several domains, and composed ones named verb_object.
+"""Tools of the demo corpus: hand-written ones in several domains, and composed ones named verb_object.
 
 A parameter is declared once, with its JSON Schema, a generator of values and the ways people say it; a tool is a name,
 the wordings of a request for it and a list of parameters ("unit?" is optional). Composed tools cross VERBS with
@@ -43,17 +43,17 @@ HELD_OUT_VALUES = 5  # one value in five is kept for the held-out splits
 
 
 def stable_hash(text: str) -> int:
-    """A hash that is the same in every process (the builtin is salted)."""
+    """Hash to a number that is the same in every process (the builtin is salted)."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def is_held_out_value(value: str) -> bool:
-    """True where a value belongs to the held-out splits alone; training never draws one."""
+    """Tell whether a value belongs to the held-out splits alone; training never draws one."""
     return stable_hash(f"value:{value}") % HELD_OUT_VALUES == 0
 
 
 class Draw(NamedTuple):
-    """A source of values: `held_out` picks the half of the value space that may be drawn from."""
+    """Source of values: `held_out` picks the half of the value space that may be drawn from."""
 
     rng: random.Random
     held_out: bool
@@ -228,7 +228,7 @@ class Tool(NamedTuple):
     result: tuple[str, ...]  # keys into RESULTS
 
     def schema(self) -> dict:
-        """The tool as an OpenAI-style function declaration."""
+        """Write the tool as an OpenAI-style function declaration."""
         names = [p.rstrip("?") for p in self.parameters]
         parameters = {
             "type": "object",
