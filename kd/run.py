@@ -17,7 +17,7 @@ import torch.distributed as dist
 from kd.checkpoints.export_hf import export_student
 from kd.checkpoints.identity import run_identity
 from kd.checkpoints.store import Checkpoints, list_checkpoints
-from kd.config.derived import longest_length, quarantine_file, run_folder, uses_teacher
+from kd.config.derived import quarantine_file, run_folder, uses_teacher
 from kd.config.load import dump_config
 from kd.config.schema import RunConfig
 from kd.distributed.collectives import on_rank_0
@@ -28,7 +28,7 @@ from kd.dtypes import multiplies_bf16
 from kd.evaluation.files import format_table
 from kd.evaluation.held_out import evaluate_candidates, held_out_records, list_candidates, missing_teacher
 from kd.models.load import count_parameters, read_model_config
-from kd.models.student import build_student
+from kd.models.student import build_run_student
 from kd.models.tokenizer import load_tokenizer
 from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
 from kd.reports.run_page import write_report
@@ -161,17 +161,7 @@ def _train(
 ) -> tuple[TrainingResult, torch.device]:
     """Train, and export the student unless a signal stopped the run; returns the device that it was trained on too."""
     ds_config = resolve_ds_config(config.training, config.optimizer, config.student)
-    token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model = build_student(
-        config.student,
-        config.teacher,
-        work_dir=run_dir,
-        seed=config.run.seed,
-        max_length=longest_length(config.data),
-        ds_config=ds_config,
-        tokenizer_length=len(tokenizer),
-        token_ids=token_ids,
-    )
+    model = build_run_student(config, tokenizer, work_dir=run_dir, ds_config=ds_config)
     packed = config.data.packing != "none"
     engine = StudentEngine(model, config.loss, config.optimizer, ds_config, len(tokenizer), packed=packed)
     teacher = None

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, PreTrainedConfig, Qwen3Config
 
-from kd.config.schema import Student, Teacher
+from kd.config.derived import longest_length
+from kd.config.schema import RunConfig, Student, Teacher
 from kd.distributed.collectives import on_rank_0
 from kd.models.layer_pruning import cut_config, write_cut
 from kd.models.load import StudentError, load_causal_lm, read_model_config
@@ -148,3 +149,19 @@ def build_student(
     if student.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def build_run_student(
+    config: RunConfig, tokenizer: Any, *, work_dir: str | os.PathLike, ds_config: dict | None = None
+) -> Any:
+    """Build the student of a run, with the tokenizer's special tokens in its configuration; see build_student."""
+    return build_student(
+        config.student,
+        config.teacher,
+        work_dir=work_dir,
+        seed=config.run.seed,
+        max_length=longest_length(config.data),
+        ds_config=ds_config,
+        tokenizer_length=len(tokenizer),
+        token_ids={name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    )

@@ -18,9 +18,9 @@ from torch import Tensor
 from kd.batching.fit import FitPolicy
 from kd.batching.micro_batch import MicroBatch, count_rows
 from kd.batching.steps import StepBatches, StepShape
-from kd.config.derived import longest_length, uses_teacher
+from kd.config.derived import uses_teacher
 from kd.config.schema import Loss, RunConfig, Stage
-from kd.models.student import build_student
+from kd.models.student import build_run_student
 from kd.objective.loss import row_weights
 from kd.objective.student_loss import StudentWithLoss
 from kd.objective.terms import TERMS, TermWeights, weights_at
@@ -98,17 +98,8 @@ def check_one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
         seed=config.run.seed,
         missing=source.missing if source is not None else frozenset(),
     )
-    token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with tempfile.TemporaryDirectory() as folder:
-        student = build_student(
-            config.student,
-            config.teacher,
-            work_dir=folder,
-            seed=config.run.seed,
-            max_length=longest_length(config.data),
-            tokenizer_length=len(tokenizer),
-            token_ids=token_ids,
-        )
+        student = build_run_student(config, tokenizer, work_dir=folder)
     student.train()
     module = StudentWithLoss(student, config.loss, len(tokenizer))
     teacher, terms = None, weights_at(config.loss, 0, config.training.steps, has_teacher=source is not None)
