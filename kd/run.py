@@ -26,7 +26,7 @@ from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.dtypes import multiplies_bf16
 from kd.evaluation.files import format_table
-from kd.evaluation.held_out import evaluate_candidates, held_out_records, list_candidates, missing_teacher
+from kd.evaluation.held_out import evaluate_candidates, explain_missing_teacher, list_candidates, read_held_out
 from kd.models.load import count_parameters, read_model_config
 from kd.models.student import build_run_student
 from kd.models.tokenizer import load_tokenizer
@@ -110,8 +110,8 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     started = time.monotonic()
     run_dir = run_folder(config.run)
     tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
-    splits = held_out_records(config.data, config.evaluation.num_records)
-    no_teacher = on_rank_0(lambda: missing_teacher(config.evaluation, config.teacher) if splits else None)
+    splits = read_held_out(config.data, config.evaluation.num_records)
+    no_teacher = on_rank_0(lambda: explain_missing_teacher(config.evaluation, config.teacher) if splits else None)
     # Every line is checked before a model is loaded.
     sources: Sources = on_rank_0(lambda: run_sources(config.data, config.run))
     on_rank_0(lambda: _prepare(run_dir, config, fresh))

@@ -28,10 +28,10 @@ from launch.shared import make_parser
 def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, prog)
     parser.add_argument(
-        "--model", action="append", required=True, type=_named, metavar="[NAME=]FOLDER", help="repeatable"
+        "--model", action="append", required=True, type=_split_name, metavar="[NAME=]FOLDER", help="repeatable"
     )
     parser.add_argument(
-        "--data", action="append", required=True, type=_named, metavar="[SPLIT=]FILE", help="records, repeatable"
+        "--data", action="append", required=True, type=_split_name, metavar="[SPLIT=]FILE", help="records, repeatable"
     )
     parser.add_argument("--out", required=True, type=Path, help="folder for evaluation.json and cases.jsonl")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts generated together; 64 by default")
@@ -47,7 +47,7 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
     return args
 
 
-def _named(text: str) -> tuple[str, Path]:
+def _split_name(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     return (name, Path(path)) if equals else (Path(text).stem, Path(text))
 

@@ -4,7 +4,7 @@
     spanwise verify --data train/*.jsonl --tokenizer FOLDER     data alone
         --spans OUT.jsonl      each record's text, token ids, calls and spans, or why it is refused
         --out FOLDER           verify.json, verify.html (spans in colours), bad.jsonl (what fails, as it was read)
-        --fix CLEAN.jsonl      the records that are ready, in the chat form
+        --fix CLEAN.jsonl      the records that are ready, in the chat format
 
 Files: JSON lines, JSON, Parquet, Arrow, compressed or not, in any format of kd/records/formats/; BFCL's
 possible_answer files are given beside its questions. Exit code: 0 ready, 1 not ready, 2 wrong use.
@@ -25,10 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a 
 
 from launch.shared import add_config_options, make_parser
 
-_WRONG = {
-    False: 2,
-    True: 1,
-}  # what --data names is the command's fault; what a configuration names makes the run not ready
+# Exit codes: a wrong name in --data is the command's fault (2), one in a configuration makes the run not ready (1).
+_WRONG = {False: 2, True: 1}
 NUM_READY_SHOWN, NUM_FAILING_SHOWN = 40, 60
 
 
@@ -39,7 +37,7 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> tuple[argpa
         "--data", nargs="+", default=[], metavar="FILE", help="files or globs of records, in place of --config"
     )
     parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer with a chat template, for --data")
-    parser.add_argument("--format", help="the form of the records; by default found from their fields")
+    parser.add_argument("--format", help="the format of the records; by default found from their fields")
     parser.add_argument("--tools", metavar="PATH", help="file or folder of tools, for records that offer none")
     parser.add_argument("--spans", type=Path, metavar="FILE", help="write each record's spans here, a JSON line each")
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write the records that are ready here")
@@ -87,9 +85,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             tokenizer, items = read_rendering_tokenizer(args.tokenizer), read_all(expand(args.data), args.format)
         else:
             from kd.config.derived import run_folder
-            from kd.preflight.records import data_items
+            from kd.preflight.records import read_data_items
 
-            tokenizer, items = load_tokenizer(config.tokenizer, config.teacher, config.student), data_items(config.data)
+            tokenizer, items = (
+                load_tokenizer(config.tokenizer, config.teacher, config.student),
+                read_data_items(config.data),
+            )
             args.out = args.out or run_folder(config.run)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -101,24 +102,24 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
     from tqdm import tqdm
 
     from kd.preflight.read_back import SpanReader
-    from kd.preflight.records import bad_line, spans_line, verify_records
+    from kd.preflight.records import make_bad_line, make_spans_line, verify_records
     from kd.preflight.tally import Tally
     from kd.records.checks import DataError
 
     tally, shown, reader = Tally(), [], SpanReader(tokenizer)
     ready_shown = failing_shown = 0
     with ExitStack() as stack:
-        spans, fixed = _opened(stack, args.spans), _opened(stack, args.fix)
-        bad = _opened(stack, args.out / "bad.jsonl") if args.out else None
+        spans, fixed = _open(stack, args.spans), _open(stack, args.fix)
+        bad = _open(stack, args.out / "bad.jsonl") if args.out else None
         try:
             for verified in verify_records(tqdm(items, unit=" records", disable=None, leave=False), tokenizer, tools):
                 tally.add(verified)
                 if spans:
-                    _write(spans, spans_line(verified, reader))
+                    _write(spans, make_spans_line(verified, reader))
                 if fixed and verified.ready and verified.record:
                     _write(fixed, asdict(verified.record))
                 if bad and not verified.ready:
-                    _write(bad, bad_line(verified))
+                    _write(bad, make_bad_line(verified))
                 if (
                     verified.ready
                     and ready_shown < NUM_READY_SHOWN
@@ -149,7 +150,7 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
 
 def report(args: argparse.Namespace, tally, shown: list, tokenizer, ready: bool, checks: list[dict[str, Any]]) -> None:
     from kd.preflight.tally import format_tally, summarise_tally
-    from kd.reports.preflight_page import verify_page
+    from kd.reports.preflight_page import build_verify_page
 
     print(format_tally(tally, checks))
     verdict = "READY" if ready else "NOT READY"
@@ -158,13 +159,14 @@ def report(args: argparse.Namespace, tally, shown: list, tokenizer, ready: bool,
         (args.out / "verify.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         title = args.config or ", ".join(args.data)
         (args.out / "verify.html").write_text(
-            verify_page(f"{verdict.capitalize()}: {title}", tally, shown, tokenizer, verdict, checks), encoding="utf-8"
+            build_verify_page(f"{verdict.capitalize()}: {title}", tally, shown, tokenizer, verdict, checks),
+            encoding="utf-8",
         )
         print(f"page      {args.out / 'verify.html'}")
     print(verdict)
 
 
-def _opened(stack: ExitStack, path: Path | None) -> TextIO | None:
+def _open(stack: ExitStack, path: Path | None) -> TextIO | None:
     if path is None:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import re
 
-from kd.toolcalls.json_scan import skip_space, value_at
+from kd.toolcalls.json_scan import read_value, skip_space
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place
 from kd.toolcalls.syntax.registry import SYNTAXES, Syntax
@@ -16,7 +16,7 @@ def locate_lisp(text, start, end, name, arguments):
         at = first = skip_space(text, start + opens.end())
         given, last = {}, at
         while key := KEY.match(text, at):
-            found = value_at(text, key.end())
+            found = read_value(text, key.end())
             if found is None:
                 break
             given[key[1]], last = found

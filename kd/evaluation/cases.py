@@ -16,7 +16,7 @@ from typing import Any
 
 from kd.records.record import Record
 from kd.rendering.turns import render_prompt
-from kd.toolcalls.grounding import carried_values
+from kd.toolcalls.grounding import find_carried
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
             if calls:
                 kind = "call"
             elif results:
-                carried = list(dict.fromkeys(value.text for value in carried_values(text, results)))
+                carried = list(dict.fromkeys(value.text for value in find_carried(text, results)))
                 kind = "integration" if carried and history[-1]["role"] == "tool" else ""
             else:
                 kind = "no_tool" if record.tools and user_at >= 0 else ""

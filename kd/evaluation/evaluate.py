@@ -25,7 +25,7 @@ from kd.evaluation.cases import Case, build_cases
 from kd.evaluation.judge import judge_case
 from kd.evaluation.metrics import summarise
 from kd.records.record import Record
-from kd.rollouts.decode import greedy
+from kd.rollouts.decode import generate_greedily
 
 
 class Evaluation(NamedTuple):
@@ -73,7 +73,7 @@ def evaluate_cases(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate and judge each case; `model` is whole (never a ZeRO-3 shard), the rest as in
-    `kd.rollouts.decode.greedy`.
+    `kd.rollouts.decode.generate_greedily`.
 
     Returns one outcome a case, of plain JSON values: those of `kd.evaluation.judge.judge_case`, num_tokens, and
     finished (an end token came in time).
@@ -83,7 +83,7 @@ def evaluate_cases(
     """
     stop_ids = _stop_ids(model, tokenizer)
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False)["input_ids"] if cases else []
-    answers = greedy(
+    answers = generate_greedily(
         model,
         prompts,
         stop_ids=stop_ids,

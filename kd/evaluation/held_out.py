@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
     random_seed: int | None = None  # of random weights, which then replace the saved ones
 
 
-def held_out_records(data: schema.Data, num_records: int) -> dict[str, list[Record]]:
+def read_held_out(data: schema.Data, num_records: int) -> dict[str, list[Record]]:
     """Read the first `num_records` of each split of data.evaluation; `demo` names the demo corpus's split.
 
     Raises:
@@ -54,7 +54,7 @@ def held_out_records(data: schema.Data, num_records: int) -> dict[str, list[Reco
     return splits
 
 
-def missing_teacher(evaluation: schema.Evaluation, teacher: schema.Teacher | None) -> str | None:
+def explain_missing_teacher(evaluation: schema.Evaluation, teacher: schema.Teacher | None) -> str | None:
     """Say why the teacher cannot be evaluated beside the student; None where it can, or need not be.
 
     With a cache the teacher's weights need not be on this machine. A live teacher has loaded them by then.

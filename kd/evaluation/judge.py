@@ -6,7 +6,7 @@ from typing import Any
 
 from kd.evaluation.cases import Case
 from kd.toolcalls.compare import same_calls, same_names
-from kd.toolcalls.grounding import carried_values, occurs
+from kd.toolcalls.grounding import find_carried, occurs
 from kd.toolcalls.parse import parse_tool_calls
 from kd.toolcalls.registry import ToolRegistry
 
@@ -43,7 +43,7 @@ def judge_case(case: Case, text: str) -> dict[str, Any]:
     else:
         answer = parsed.text_outside  # a value inside a further call has not reached the user
         missing = [value for value in case.carried if not occurs(value, answer)]
-        given = list(dict.fromkeys(value.text for value in carried_values(answer, case.results)))
+        given = list(dict.fromkeys(value.text for value in find_carried(answer, case.results)))
         problems += [f"value {value!r} of the tool's result is missing" for value in missing]
         outcome = {
             "integrated": not missing,

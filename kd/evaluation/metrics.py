@@ -34,7 +34,7 @@ class Metric:
     lower_is_better: bool = False
 
 
-def fraction(kind: str, verdict: str) -> Callable[[Cases], float | None]:
+def make_fraction(kind: str, verdict: str) -> Callable[[Cases], float | None]:
     """Make a measure: the part of the cases of `kind` whose outcome says yes to `verdict` (kd/evaluation/judge.py)."""
 
     def measure(cases: Cases) -> float | None:
@@ -45,12 +45,12 @@ def fraction(kind: str, verdict: str) -> Callable[[Cases], float | None]:
 
 
 METRICS: Registry[Metric] = Registry("metric")
-METRICS.register("tool_name_accuracy", Metric("tool name accuracy", fraction("call", "names")))
-METRICS.register("exact_arguments", Metric("exact arguments", fraction("call", "exact")))
-METRICS.register("json_validity", Metric("JSON validity", fraction("call", "json")))
-METRICS.register("schema_validity", Metric("schema validity", fraction("call", "schema")))
-METRICS.register("over_calling", Metric("over calling", fraction("no_tool", "over_called"), lower_is_better=True))
-METRICS.register("integration", Metric("integration", fraction("integration", "integrated")))
+METRICS.register("tool_name_accuracy", Metric("tool name accuracy", make_fraction("call", "names")))
+METRICS.register("exact_arguments", Metric("exact arguments", make_fraction("call", "exact")))
+METRICS.register("json_validity", Metric("JSON validity", make_fraction("call", "json")))
+METRICS.register("schema_validity", Metric("schema validity", make_fraction("call", "schema")))
+METRICS.register("over_calling", Metric("over calling", make_fraction("no_tool", "over_called"), lower_is_better=True))
+METRICS.register("integration", Metric("integration", make_fraction("integration", "integrated")))
 
 
 def summarise(cases: Cases) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def summarise(cases: Cases) -> dict[str, Any]:
     metrics["num_records"] = len({case["record"] for case in cases})
     metrics["counts"] = {f"{kind}_turns": sum(case["kind"] == kind for case in cases) for kind in KINDS}
     metrics["extra"] = {
-        "repaired_json_validity": fraction("call", "repaired_json")(cases),
+        "repaired_json_validity": make_fraction("call", "repaired_json")(cases),
         "integration_f1": _integration_f1(cases),
         "unfinished": sum(not case["finished"] for case in cases) / len(cases) if cases else None,
         "mean_generated_tokens": sum(case["num_tokens"] for case in cases) / len(cases) if cases else None,

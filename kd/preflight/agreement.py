@@ -20,7 +20,7 @@ class OwnTokenizer(NamedTuple):
     tokenizer: Any | None  # None where the model brings none, and so learns the run's
 
 
-def other_tokenizers(path: str | None, teacher: Teacher | None, student: Student) -> Iterator[OwnTokenizer]:
+def read_other_tokenizers(path: str | None, teacher: Teacher | None, student: Student) -> Iterator[OwnTokenizer]:
     """Read the tokenizers of the teacher and of the student's checkpoint, where the run's is not theirs.
 
     path: tokenizer.path.

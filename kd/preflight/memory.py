@@ -79,6 +79,7 @@ class Job:
 
     @property
     def zero(self) -> dict:
+        """ZeRO section of the DeepSpeed JSON."""
         return self.ds_config.get("zero_optimization", {})
 
     def offloads(self, what: str) -> bool:
@@ -102,7 +103,7 @@ def estimate_memory(job: Job) -> tuple[dict[str, int], dict[str, int]]:
         work["fp32 gradients of the optimizer step, beyond backward"] = max(0, scratch - sum(work.values()))
     device.update(work)
     if job.teacher is not None:
-        (host if job.teacher_offloaded and not job.on_cpu else device)["teacher weights"] = teacher_weights(job)
+        (host if job.teacher_offloaded and not job.on_cpu else device)["teacher weights"] = count_teacher_weights(job)
         device.update(_teacher_work(job.teacher, job))
     return {name: size for name, size in device.items() if size}, {name: size for name, size in host.items() if size}
 
@@ -182,7 +183,7 @@ def _teacher_working(job: Job) -> int:
     return job.micro_batch_size * job.max_length * WIDTH[job.teacher_dtype] * widths
 
 
-def teacher_weights(job: Job) -> int:
+def count_teacher_weights(job: Job) -> int:
     """Count the bytes of the teacher's weights on one rank; 0 without a teacher."""
     if job.teacher is None:
         return 0
@@ -200,7 +201,7 @@ def _teacher_work(teacher: Shape, job: Job) -> dict[str, int]:
     }
 
 
-def flops_per_token(student: Shape, teacher: Shape | None, length: int, gradient_checkpointing: bool) -> int:
+def count_flops(student: Shape, teacher: Shape | None, length: int, gradient_checkpointing: bool) -> int:
     """Count the operations a token of sequences of `length` tokens.
 
     Forward and backward of the student take 6 a parameter, 8 when recomputed; forward of the teacher takes 2. Causal

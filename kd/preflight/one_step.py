@@ -36,7 +36,7 @@ MAX_STEPS_LOOKED_AT = 64
 _SPAN_BITS = {"tool": TOOL, "args": ARGS, "integration": INTEGRATION}
 
 
-def first_batch(
+def find_first_batch(
     source: Source,
     stage: Stage,
     tokenizer,
@@ -89,7 +89,7 @@ def check_one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
         source = open_teacher(
             OpenTeacher.for_run(_whole_teacher(config), {}, tokenizer, torch.device("cpu"), lambda text: None, sources)
         )
-    micro, step = first_batch(
+    micro, step = find_first_batch(
         stage_source(config.data, 0),
         config.data.stages[0],
         tokenizer,

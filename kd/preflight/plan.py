@@ -11,7 +11,7 @@ from kd.distributed.deepspeed_json import read_ds_config
 from kd.errors import SpanwiseError
 from kd.models.load import ModelNotFound, count_parameters, read_model_config
 from kd.models.student import student_model_config
-from kd.preflight.memory import Job, Shape, estimate_memory, flops_per_token, teacher_weights
+from kd.preflight.memory import Job, Shape, count_flops, count_teacher_weights, estimate_memory
 from kd.teacher.capture.size import CacheSize
 from kd.units import size
 
@@ -117,7 +117,7 @@ def plan_run(
     flops = sum(
         stage.steps
         * stage.tokens_per_step
-        * flops_per_token(student, job.teacher, stage.max_length, job.gradient_checkpointing)
+        * count_flops(student, job.teacher, stage.max_length, job.gradient_checkpointing)
         for stage in stages
     )
     tokens = sum(stage.steps * stage.tokens_per_step for stage in stages)
@@ -212,7 +212,7 @@ def _capture_notes(job: Job, cached: bool) -> Iterator[str]:
         place = "host" if job.teacher_offloaded else "GPU"
         yield (
             f"with teacher.cache the teacher runs at capture alone (launch/capture.py), where its weights take "
-            f"{teacher_weights(job) / _GIB:.2f} GiB of each {'rank' if job.on_cpu else place}"
+            f"{count_teacher_weights(job) / _GIB:.2f} GiB of each {'rank' if job.on_cpu else place}"
         )
 
 

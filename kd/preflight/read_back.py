@@ -18,7 +18,7 @@ from kd.records.record import Record
 from kd.rendering.encode import Annotated
 from kd.rendering.tokens import tokenize
 from kd.rendering.turns import render_text
-from kd.toolcalls.grounding import carried_values, occurs
+from kd.toolcalls.grounding import find_carried, occurs
 from kd.toolcalls.json_values import same_json
 
 READ_BACK = ("tool", "args", "integration")
@@ -27,7 +27,7 @@ _LOST = "\ufffd"  # of a character whose bytes are in two tokens
 _MAX_PYTHON = 100_000  # characters
 
 
-def offsets_of(record: Record, annotated: Annotated, tokenizer) -> list[tuple[int, int]]:
+def read_offsets(record: Record, annotated: Annotated, tokenizer) -> list[tuple[int, int]]:
     """Return [start, end) characters of each token of a record."""
     return tokenize(record, annotated.text, tokenizer, lambda other: render_text(other, tokenizer))[1]
 
@@ -54,7 +54,7 @@ class SpanReader:
                 counts[kind] = len(annotated.calls), len(annotated.calls)
         if problems or not spans:
             return counts, problems
-        offsets = offsets_of(record, annotated, self._tokenizer)
+        offsets = read_offsets(record, annotated, self._tokenizer)
         results = [m["content"] for m in record.messages if m["role"] == "tool"]
         numbers: Counter = Counter()
         for kind, start, end in spans:
@@ -104,7 +104,7 @@ class SpanReader:
             value
             and (
                 any(occurs(value, result) for result in results)
-                or any(c.text == value for c in carried_values(value, results))
+                or any(c.text == value for c in find_carried(value, results))
             )
             for value in dict.fromkeys((written.strip(), written.strip(_EDGES)))
         )
@@ -156,13 +156,13 @@ def _is_python(text: str, arguments: dict) -> bool:
         call = ast.parse("f" + text, mode="eval").body
         if not isinstance(call, ast.Call):
             return False
-        value = {keyword.arg: ast.literal_eval(_named(keyword.value)) for keyword in call.keywords}
+        value = {keyword.arg: ast.literal_eval(_as_python(keyword.value)) for keyword in call.keywords}
         return not call.args and same_json(json.loads(json.dumps(value)), arguments)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return False
 
 
-def _named(node: ast.AST) -> ast.AST:
+def _as_python(node: ast.AST) -> ast.AST:
     """Replace JSON's true, false and null in a literal by Python's."""
     constants = {"true": True, "false": False, "null": None}
 

@@ -45,6 +45,7 @@ class Verified(NamedTuple):
 
     @property
     def ready(self) -> bool:
+        """Neither refused nor flagged."""
         return not self.refused and not self.problems
 
     @property
@@ -129,13 +130,13 @@ def _judge_calls(record: Record, annotated: Annotated, tools: ToolRegistry | Non
     return "", "arguments" if problems else "", problems, unchecked
 
 
-def bad_line(verified: Verified) -> dict[str, Any]:
+def make_bad_line(verified: Verified) -> dict[str, Any]:
     """Make the line of bad.jsonl, as kd.records.quarantine.Quarantine writes it."""
     raw = verified.raw[:RAW_BYTES].decode("utf-8", "backslashreplace")
     return {"file": verified.file, "line": verified.line, "reason": verified.reason, "raw": raw}
 
 
-def spans_line(verified: Verified, reader: SpanReader) -> dict[str, Any]:
+def make_spans_line(verified: Verified, reader: SpanReader) -> dict[str, Any]:
     """Make the line of --spans: the record's text, tokens, calls and spans, or the reason why it is refused."""
     line: dict[str, Any] = {"id": verified.id, "file": verified.file, "line": verified.line}
     found = verified.annotated
@@ -154,7 +155,7 @@ def spans_line(verified: Verified, reader: SpanReader) -> dict[str, Any]:
     return line | ({"problems": list(verified.problems)} if verified.problems else {})
 
 
-def data_items(data: Data) -> Iterator[Item]:
+def read_data_items(data: Data) -> Iterator[Item]:
     """Read every line of every data file of a run, and NUM_DEMO records of each stage and split of the demo corpus."""
     patterns = [(source.files, source.format) for stage in data.stages for source in stage.train or ()]
     patterns += [(path, None) for path in data.evaluation.values() if path != "demo"]
@@ -166,14 +167,14 @@ def data_items(data: Data) -> Iterator[Item]:
     for index, stage in enumerate(data.stages):
         if stage.mix is not None:
             source = DemoSource(min(corpus.num_records, NUM_DEMO), corpus.seed * 1000 + index, stage.mix)
-            yield from (_made(f"demo:{stage.name}", at, source[at]) for at in range(len(source)))
+            yield from (_make_item(f"demo:{stage.name}", at, source[at]) for at in range(len(source)))
     for name, path in data.evaluation.items():
         if path == "demo" and name in demo.SPLITS:
             yield from (
-                _made(f"demo:{name}", at, record)
+                _make_item(f"demo:{name}", at, record)
                 for at, record in enumerate(demo.records(name, NUM_DEMO, seed=corpus.seed))
             )
 
 
-def _made(name: str, index: int, record: Record) -> Item:
+def _make_item(name: str, index: int, record: Record) -> Item:
     return Item(name, index + 1, record, None, b"", record.id)

@@ -16,7 +16,7 @@ from kd.config.derived import longest_length, uses_teacher
 from kd.config.schema import RunConfig, Student, Teacher
 from kd.models.load import DTYPES, count_parameters, read_model_config
 from kd.models.student import student_model_config
-from kd.preflight.agreement import check_templates, check_tokenizers, check_vocabulary, other_tokenizers
+from kd.preflight.agreement import check_templates, check_tokenizers, check_vocabulary, read_other_tokenizers
 from kd.preflight.one_step import STEP_CHECK, check_one_step
 
 _USABLE = 0.8  # of the memory that is free now
@@ -31,7 +31,7 @@ def check_run(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
             config.student, config.teacher, max_length=max_length, tokenizer_length=len(tokenizer)
         )
 
-    others = list(other_tokenizers(config.tokenizer.path, config.teacher, config.student))
+    others = list(read_other_tokenizers(config.tokenizer.path, config.teacher, config.student))
     yield _run_check("tokenizers agree", lambda: check_tokenizers(others, tokenizer))
     yield _run_check("chat templates agree", lambda: check_templates(others, tokenizer))
     yield _run_check("vocabulary fits", lambda: check_vocabulary(student_config(), config.teacher, len(tokenizer)))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kd.records.checks import DataError
 from kd.records.record import Record
-from kd.rendering.spans import BIT_NAMES, TRUTH, Call, find, token_ranges
+from kd.rendering.spans import BIT_NAMES, TRUTH, Call, find, find_token_ranges
 from kd.rendering.tokens import check_special_tokens, tokenize
 from kd.rendering.turns import render, render_text
 
@@ -58,7 +58,7 @@ def annotate(record: Record, tokenizer) -> Annotated:
         ) from None
     calls, spans = find(record, text, turns)
     input_ids, offsets = tokenize(record, text, tokenizer, lambda other: render_text(other, tokenizer))
-    ranges = token_ranges(offsets, spans)
+    ranges = find_token_ranges(offsets, spans)
     bits = [0] * len(input_ids)
     for span, (start, end) in zip(spans, ranges):
         for token in range(start, end):

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.toolcalls.grounding import CarriedIndex
-from kd.toolcalls.json_scan import TextCall, text_calls
+from kd.toolcalls.json_scan import TextCall, find_text_calls
 from kd.toolcalls.locate import locate_calls
 from kd.toolcalls.place import Place
 from kd.toolcalls.syntax.registry import SYNTAXES
@@ -83,14 +83,14 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
         spans.append(Span(TRUTH, start, end))
         if message.get("tool_calls"):
             functions = [call["function"] for call in message["tool_calls"]]
-            places, said = _structured(text, start, end, functions, content, where)
+            places, said = _locate_structured(text, start, end, functions, content, where)
         else:
-            written = text_calls(content, names)
-            said = _only_place(text, start, end, content)
+            written = find_text_calls(content, names)
+            said = _find_only(text, start, end, content)
             functions = [{"name": call.name, "arguments": call.arguments} for call in written]
             if written and said is None:
                 raise DataError(f"{where}.content is not in the rendered turn; the chat template rewrites it")
-            places = [_moved(call, said) for call in written] if said is not None else []
+            places = [_shift(call, said) for call in written] if said is not None else []
         for function, place in zip(functions, places):
             calls.append(Call(index, function["name"], function["arguments"]))
             spans += [Span(TOOL, *place.name), Span(ARGS, *place.arguments)]
@@ -113,7 +113,7 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
     return Found(calls, spans)
 
 
-def _structured(
+def _locate_structured(
     text: str, start: int, end: int, functions: list[dict], content: str, where: str
 ) -> tuple[list[Place], int | None]:
     """Locate a turn's calls, and the first character of its content; None where the template leaves that out.
@@ -136,7 +136,7 @@ def _structured(
         places = after or before
         first = first if after else last
     if places and content:
-        return places, first if first == last or _apart(text, start, end, content, places) else None
+        return places, first if first == last or _stands_apart(text, start, end, content, places) else None
     if not content or not any(locate_calls(content, 0, len(content), [function]) for function in functions):
         places = locate_calls(text, start, end, functions)
     if not places:
@@ -149,18 +149,18 @@ def _structured(
     return places, None
 
 
-def _apart(text: str, start: int, end: int, content: str, places: list[Place]) -> bool:
+def _stands_apart(text: str, start: int, end: int, content: str, places: list[Place]) -> bool:
     """Check that only the calls' own text repeats the content, so that its place beside them is certain."""
     inside = min(min(p.name[0], p.arguments[0]) for p in places), max(p.end for p in places)
     return text.count(content, start, inside[0]) + text.count(content, inside[1], end) == 1
 
 
-def _only_place(text: str, start: int, end: int, content: str) -> int | None:
+def _find_only(text: str, start: int, end: int, content: str) -> int | None:
     at = text.find(content, start, end)
     return at if content and at >= 0 and text.find(content, at + 1, end) < 0 else None
 
 
-def _moved(call: TextCall, by: int) -> Place:
+def _shift(call: TextCall, by: int) -> Place:
     name, arguments = ((at[0] + by, at[1] + by) for at in (call.name_at, call.arguments_at))
     return Place(name, arguments, call.end + by)
 
@@ -171,7 +171,7 @@ def _overlaps(span: Span, places: list[Place]) -> bool:
     )
 
 
-def token_ranges(offsets: list[tuple[int, int]], spans: list[Span]) -> list[tuple[int, int]]:
+def find_token_ranges(offsets: list[tuple[int, int]], spans: list[Span]) -> list[tuple[int, int]]:
     """Map each span to its tokens [first, end), in the order of `spans`.
 
     offsets: the tokenizer's (start, end) of each token in characters, ascending.
@@ -196,10 +196,10 @@ def token_ranges(offsets: list[tuple[int, int]], spans: list[Span]) -> list[tupl
     return ranges
 
 
-def token_bits(offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
-    """Map spans to the bit mask of each token; as `token_ranges`."""
+def find_token_bits(offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
+    """Map spans to the bit mask of each token; as `find_token_ranges`."""
     bits = [0] * len(offsets)
-    for span, (begin, end) in zip(spans, token_ranges(offsets, spans)):
+    for span, (begin, end) in zip(spans, find_token_ranges(offsets, spans)):
         for token in range(begin, end):
             bits[token] |= span.bit
     return bits

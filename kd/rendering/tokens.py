@@ -28,7 +28,7 @@ Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and the characters of e
 
 
 @lru_cache(maxsize=8)
-def special_pattern(tokenizer) -> re.Pattern[str] | None:
+def compile_special_tokens(tokenizer) -> re.Pattern[str] | None:
     """Compile a pattern of the strings that this tokenizer turns into control tokens; None where it has none."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     strings = sorted(filter(None, added | set(tokenizer.all_special_tokens)), key=len, reverse=True)
@@ -41,7 +41,7 @@ def check_special_tokens(record: Record, tokenizer) -> None:
     Raises:
         SpecialTokenError: names the record, the field and the token.
     """
-    special = special_pattern(tokenizer)
+    special = compile_special_tokens(tokenizer)
     stack: list[tuple[str, Any]] = [("tools", record.tools)]
     for index, message in enumerate(record.messages):
         own = ("role", "content") if message["role"] in _NEUTRAL else ("role",)
@@ -66,7 +66,7 @@ def tokenize(record: Record, text: str, tokenizer, rendered: Callable[[Record], 
     Raises:
         DataError: a special token's text in a message cannot be told from the template's own, or kept apart from it.
     """
-    special = special_pattern(tokenizer)
+    special = compile_special_tokens(tokenizer)
     if special is None:
         return _plain(text, tokenizer)
     quotes = {

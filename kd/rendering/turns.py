@@ -32,7 +32,7 @@ from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.rendering.chat_template import REFUSALS, apply_template
 from kd.rendering.template_needs import adapt_messages, adapt_tools, template_needs
-from kd.rendering.tokens import special_pattern
+from kd.rendering.tokens import compile_special_tokens
 
 _BOUNDARY = re.compile(r"[\n>\]]")  # the end of a line or of a tag
 
@@ -60,8 +60,8 @@ def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
     turns: list[tuple[int, int, int]] = []
     cursor = 0
     for index, before, through in zip(indices, written(indices, True), [*after, text]):
-        needed = _needed(messages[index])
-        place = _appended(text, before, through, needed)
+        needed = _list_needed(messages[index])
+        place = _place_appended(text, before, through, needed)
         if place is None:
             around = _Around(
                 text,
@@ -74,10 +74,10 @@ def render(record: Record, tokenizer) -> tuple[str, list[tuple[int, int, int]]]:
                 index,
             )
             place = (
-                _parted(around, len(around.bare), needed)
-                or _bridged(around, needed)
-                or _ended_otherwise(text, before, through, needed, special_pattern(tokenizer))
-                or _moved(around, needed)
+                _place_parted(around, len(around.bare), needed)
+                or _place_bridged(around, needed)
+                or _place_ended_otherwise(text, before, through, needed, compile_special_tokens(tokenizer))
+                or _place_moved(around, needed)
             )
         if place is None or place[0] < cursor:  # or the turn before was found where this one is
             raise DataError(
@@ -123,7 +123,7 @@ def _render_beginnings(
         raise DataError(f"record {record.id}: the chat template refuses it: {error}") from error
 
 
-def _needed(message: dict) -> list[str]:
+def _list_needed(message: dict) -> list[str]:
     """List the parts that a turn has to hold: its content and the names of its calls."""
     return [(message["content"] or "").strip(), *(call["function"]["name"] for call in message.get("tool_calls", ()))]
 
@@ -141,14 +141,14 @@ class _Around(NamedTuple):
     index: int
 
 
-def _appended(text: str, before: str, through: str, needed: list[str]) -> tuple[int, int] | None:
+def _place_appended(text: str, before: str, through: str, needed: list[str]) -> tuple[int, int] | None:
     """Place the turn of a template that only appends."""
     if not (text.startswith(before) and through.startswith(before)):
         return None
-    return _as_in(text, len(before), through[len(before) :], needed)
+    return _find_turn(text, len(before), through[len(before) :], needed)
 
 
-def _parted(around: _Around, at: int, needed: list[str]) -> tuple[int, int] | None:
+def _place_parted(around: _Around, at: int, needed: list[str]) -> tuple[int, int] | None:
     """Place a turn whose generation prompt opens a block that the text lacks; `at`: end of `bare` in the text."""
     text, _, _, bare, before, through, *_ = around
     if not (before.startswith(bare) and through.startswith(bare) and (at != len(bare) or text.startswith(bare))):
@@ -157,10 +157,10 @@ def _parted(around: _Around, at: int, needed: list[str]) -> tuple[int, int] | No
     opened = max((match.end() for match in _BOUNDARY.finditer(shared)), default=0)
     if not opened or not through.startswith(text[at : at + opened], len(bare)):
         return None
-    return _as_in(text, at + opened, through[len(bare) + opened :], needed)
+    return _find_turn(text, at + opened, through[len(bare) + opened :], needed)
 
 
-def _bridged(around: _Around, needed: list[str]) -> tuple[int, int] | None:
+def _place_bridged(around: _Around, needed: list[str]) -> tuple[int, int] | None:
     """Place a turn before which the template closes a message otherwise than where that is the last one."""
     text, _, _, bare, before, through, *_ = around
     prompt = before[len(bare) :] if before.startswith(bare) else ""
@@ -173,16 +173,16 @@ def _bridged(around: _Around, needed: list[str]) -> tuple[int, int] | None:
     return (start, len(through)) if start > shared and whole_turn else None
 
 
-def _moved(around: _Around, needed: list[str]) -> tuple[int, int] | None:
+def _place_moved(around: _Around, needed: list[str]) -> tuple[int, int] | None:
     """Place a turn before which the text differs from the rendering that ends with it."""
     text, last, cursor, bare, before, through, messages, index = around
     place = None
     if last and last in bare:  # what follows the turn before is the same in the text
         link = bare[bare.rfind(last) + len(last) :]
-        place = _parted(around, cursor + len(link), needed) if text.startswith(link, cursor) else None
+        place = _place_parted(around, cursor + len(link), needed) if text.startswith(link, cursor) else None
     said = (messages[index - 1]["content"] or "").strip() if index else ""
     if place is None and said and said in before and said in bare:
-        place = _after(around, said, needed)
+        place = _place_after(around, said, needed)
     if place is not None and any(
         text[slice(*place)].strip() in other["content"] for other in messages if other["role"] != "assistant"
     ):
@@ -190,7 +190,7 @@ def _moved(around: _Around, needed: list[str]) -> tuple[int, int] | None:
     return place
 
 
-def _after(around: _Around, said: str, needed: list[str]) -> tuple[int, int] | None:
+def _place_after(around: _Around, said: str, needed: list[str]) -> tuple[int, int] | None:
     """Place a turn after the first place where the text has the message before (`said`) and the template's words."""
     text, _, cursor, bare, before, through, *_ = around
     link = before[before.rfind(said) :]
@@ -202,10 +202,10 @@ def _after(around: _Around, said: str, needed: list[str]) -> tuple[int, int] | N
         return at + len(link), at + len(link) + len(turn)
     link = bare[bare.rfind(said) :]
     at = text.find(link, cursor)
-    return _parted(around, at + len(link), needed) if len(link) > len(said) and at >= 0 else None
+    return _place_parted(around, at + len(link), needed) if len(link) > len(said) and at >= 0 else None
 
 
-def _ended_otherwise(
+def _place_ended_otherwise(
     text: str, before: str, through: str, needed: list[str], special: re.Pattern[str] | None
 ) -> tuple[int, int] | None:
     """Place a turn that ends in another control token where it is the last one."""
@@ -221,7 +221,7 @@ def _ended_otherwise(
     return (len(before), end) if all(part in turn for part in needed) else None
 
 
-def _as_in(text: str, start: int, turn: str, needed: list[str]) -> tuple[int, int] | None:
+def _find_turn(text: str, start: int, turn: str, needed: list[str]) -> tuple[int, int] | None:
     """Find [start, end) of `turn`, rendered as the last one, at `start` in `text`; None where it is not there.
 
     Where `turn` opens with a block that the text lacks, its longest end that has all that is `needed` counts.

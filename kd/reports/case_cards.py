@@ -51,7 +51,7 @@ def choose(cases: Sequence[dict], models: Sequence[str], count: int) -> tuple[li
     return chosen, [(_verdict_text(models, verdict), tally[verdict][0], tally[verdict][1]) for verdict in order]
 
 
-def card(case: dict[str, Any], models: Sequence[str]) -> Html:
+def draw_card(case: dict[str, Any], models: Sequence[str]) -> Html:
     """Draw one case: the prompt, the record's answer, and each model's, marked where it departs from the record's."""
     gold, prompt = case["gold"], case["prompt"]
     meta = el(
@@ -76,10 +76,10 @@ def _side(model: str, answer: dict[str, Any], gold: dict[str, Any]) -> Html:
     badge = el("span", "right" if right else "wrong", class_=f"badge {'right' if right else 'wrong'}")
     num_blocks = answer["output"].count(CALL_OPEN)
     if num_blocks and num_blocks == len(answer["calls"]):
-        shown = calls_text(_in_order(answer["calls"], gold["calls"]))
+        shown = format_calls(_put_in_order(answer["calls"], gold["calls"]))
     else:
         shown = answer["output"]
-    wanted = calls_text(gold["calls"]) if gold["calls"] else gold["text"]
+    wanted = format_calls(gold["calls"]) if gold["calls"] else gold["text"]
     if gold["calls"] and shown is answer["output"] and CALL_OPEN in shown:
         wanted = "".join(f"{CALL_OPEN}{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in gold["calls"])
     notes = list(answer["problems"]) if not right else []
@@ -99,7 +99,7 @@ def _side(model: str, answer: dict[str, Any], gold: dict[str, Any]) -> Html:
 
 def _gold(gold: dict[str, Any]) -> Html:
     if gold["calls"]:
-        return join(calls_text(gold["calls"]))
+        return join(format_calls(gold["calls"]))
     text, out, done = gold["text"], [], 0
     for value in gold["carried"]:  # in the order of the answer, first occurrence of each
         at = text.find(value, done)
@@ -109,7 +109,7 @@ def _gold(gold: dict[str, Any]) -> Html:
     return join(*out, text[done:])
 
 
-def calls_text(calls: Sequence[dict]) -> str:
+def format_calls(calls: Sequence[dict]) -> str:
     """Write calls for reading: the name on a line, each argument below it as JSON."""
     lines = []
     for call in calls:
@@ -118,7 +118,7 @@ def calls_text(calls: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def _in_order(calls: Sequence[dict], gold: Sequence[dict]) -> list[dict]:
+def _put_in_order(calls: Sequence[dict], gold: Sequence[dict]) -> list[dict]:
     """Put calls in the record's order and spelling where JSON sees no difference, so that a diff shows real ones."""
     left, out = list(calls), []
     for wanted in gold:
@@ -127,16 +127,16 @@ def _in_order(calls: Sequence[dict], gold: Sequence[dict]) -> list[dict]:
         ]
         if same:
             left.remove(same[0])
-            out.append(_spelled_as(same[0], wanted))
+            out.append(_spell_as(same[0], wanted))
     return out + left
 
 
-def _spelled_as(value: Any, gold: Any) -> Any:
+def _spell_as(value: Any, gold: Any) -> Any:
     if same_json(value, gold):
         return gold
     if isinstance(value, dict) and isinstance(gold, dict):
         keys = [key for key in gold if key in value] + [key for key in value if key not in gold]
-        return {key: _spelled_as(value[key], gold.get(key)) for key in keys}
+        return {key: _spell_as(value[key], gold.get(key)) for key in keys}
     return value
 
 

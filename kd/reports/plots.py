@@ -27,7 +27,7 @@ _STAND_INS |= {_INK: "var(--soft)", _LINE: "var(--line)"}
 Series = Sequence[tuple[float, float]]  # (step, value)
 
 
-def curve(series: Sequence[Series], first: float, last: float) -> Html:
+def draw_curve(series: Sequence[Series], first: float, last: float) -> Html:
     """Draw one line a stage over the steps from `first` to `last`, as an <svg> of about 10 kB.
 
     An empty stage keeps its colour. Where matplotlib is not installed, return a line that says so.

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kd.preflight.read_back import READ_BACK, offsets_of
+from kd.preflight.read_back import READ_BACK, read_offsets
 from kd.preflight.records import CHECKS, Verified
 from kd.preflight.tally import Tally
 from kd.records.record import Record
@@ -27,7 +27,7 @@ LEGEND = {
 STYLE = "\n" + Path(__file__).with_name("preflight_page.css").read_text(encoding="utf-8")
 
 
-def verify_page(
+def build_verify_page(
     title: str, tally: Tally, shown: list[Verified], tokenizer, verdict: str, run_checks: list[dict[str, Any]]
 ) -> str:
     """Build one self-contained document: the verdict, the tables, a legend, and `shown` records, failures first."""
@@ -135,7 +135,7 @@ def _record(verified: Verified, tokenizer) -> Html:
 def _segments(record: Record, found: Annotated, tokenizer) -> Iterator[Html]:
     """Cut the text into runs of tokens with equal bits; characters that no token has go with the run before them."""
     text, bits = found.text, found.encoded.bits
-    offsets = offsets_of(record, found, tokenizer)
+    offsets = read_offsets(record, found, tokenizer)
     runs = [
         (key, [offsets[at][0] for at in group]) for key, group in groupby(range(len(bits)), key=lambda at: bits[at])
     ]

@@ -23,9 +23,9 @@ from typing import Any, TypeGuard
 
 from kd.atomic_files import publish
 from kd.evaluation.metrics import METRICS
-from kd.reports.case_cards import card, choose
+from kd.reports.case_cards import choose, draw_card
 from kd.reports.html import Html, el, join, page
-from kd.reports.plots import NUM_STAGE_COLOURS, curve
+from kd.reports.plots import NUM_STAGE_COLOURS, draw_curve
 
 NUM_CASES = 12
 TERMS = {
@@ -196,7 +196,7 @@ def _figure(rows: Sequence[dict], stages: Sequence[Any], key: str, label: str) -
     last = next(row[key] for row in reversed(rows) if _is_number(row.get(key)))
     caption = el("figcaption", el("b", label), el("span", f"last {last:.4g}"))
     steps = [row["step"] for row in rows]
-    return el("figure", caption, curve(series, min(steps), max(steps)))
+    return el("figure", caption, draw_curve(series, min(steps), max(steps)))
 
 
 def _cases(cases: Sequence[dict]) -> Html:
@@ -220,7 +220,7 @@ def _cases(cases: Sequence[dict]) -> Html:
         el("mark", "Marked"),
         " in a record: values carried from the tool's result.",
     )
-    return join(title, intro, *(card(case, models) for case in chosen))
+    return join(title, intro, *(draw_card(case, models) for case in chosen))
 
 
 def _config(path: Path) -> Html:

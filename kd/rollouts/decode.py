@@ -16,7 +16,7 @@ _KEEP_FRACTION = 0.75
 
 
 @torch.inference_mode()
-def greedy(
+def generate_greedily(
     model: torch.nn.Module,
     prompts: Sequence[Sequence[int]],
     *,

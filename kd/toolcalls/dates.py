@@ -19,7 +19,7 @@ _NAMES = "January February March April May June July August September October No
 _MONTHS = _NAMES.split()
 
 
-def other_spellings(text: str) -> Iterator[str]:
+def list_spellings(text: str) -> Iterator[str]:
     """Yield the other ways to write each date and time in `text`."""
     for match in _ISO.finditer(text):
         try:

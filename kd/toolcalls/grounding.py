@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import NamedTuple
 
-from kd.toolcalls.dates import other_spellings
+from kd.toolcalls.dates import list_spellings
 
 MIN_STRING_CHARS = 3
 MIN_NUMBER_DIGITS = 2
@@ -111,7 +111,7 @@ class CarriedIndex:
             node[_END] = {}
 
 
-def carried_values(answer: str, results: list[str]) -> list[Carried]:
+def find_carried(answer: str, results: list[str]) -> list[Carried]:
     """Find the spans of `answer` that carry a value from `results`, texts of tool messages; as `CarriedIndex.find`."""
     index = CarriedIndex()
     for result in results:
@@ -162,7 +162,7 @@ def _open_json(text: str):
 def _pieces(text: str) -> Iterator[str | Decimal]:
     text = text.strip()
     yield text
-    yield from other_spellings(text)
+    yield from list_spellings(text)
     for match in _NUMBER.finditer(text):
         if _is_whole(text, match.start(), match.end()):
             yield _decimal(match.group())

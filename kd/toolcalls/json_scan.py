@@ -47,12 +47,12 @@ def skip_space(text: str, at: int) -> int:
     return space.end() if space else at
 
 
-def braces(text: str, start: int, end: int) -> Iterator[int]:
+def find_braces(text: str, start: int, end: int) -> Iterator[int]:
     """Yield the offset of each opening brace in text[start:end]."""
     return (match.start() for match in _BRACE.finditer(text, start, end))
 
 
-def value_at(text: str, at: int) -> tuple[object, int] | None:
+def read_value(text: str, at: int) -> tuple[object, int] | None:
     """Read the JSON value that begins at `at`: (value, end); None where none does, or it nests too deep to be read."""
     try:
         return _DECODER.raw_decode(text, at)
@@ -60,21 +60,21 @@ def value_at(text: str, at: int) -> tuple[object, int] | None:
         return None
 
 
-def members(text: str, brace: int) -> tuple[list[Member], int]:
+def read_members(text: str, brace: int) -> tuple[list[Member], int]:
     """Read the object that opens at `brace`: (its members, its end); ([], -1) where no JSON object opens there."""
     found: list[Member] = []
     at = skip_space(text, brace + 1)
     if text[at : at + 1] == "}":
         return found, at + 1
     while text[at : at + 1] == '"':
-        key = value_at(text, at)
+        key = read_value(text, at)
         if key is None:
             break
         colon = skip_space(text, key[1])
         if text[colon : colon + 1] != ":":
             break
         start = skip_space(text, colon + 1)
-        value = value_at(text, start)
+        value = read_value(text, start)
         if value is None:
             break
         found.append(Member(str(key[0]), value[0], (at, key[1]), (start, value[1])))
@@ -90,12 +90,12 @@ def members(text: str, brace: int) -> tuple[list[Member], int]:
 def open_arguments(value: object) -> dict | None:
     """Return a call's arguments from a member's value, an object or a JSON string that holds one; else None."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        opened = value_at(value, skip_space(value, 0))
+        opened = read_value(value, skip_space(value, 0))
         value = opened[0] if opened and not value[opened[1] :].strip() else None
     return value if isinstance(value, dict) else None
 
 
-def text_calls(text: str, names: Collection[str]) -> list[TextCall]:
+def find_text_calls(text: str, names: Collection[str]) -> list[TextCall]:
     """Find the calls in `text`, left to right; a call inside another's arguments is not one.
 
     names: of the tools; where there are none, any name is taken.
@@ -111,7 +111,7 @@ def text_calls(text: str, names: Collection[str]) -> list[TextCall]:
 
 
 def _call_at(text: str, brace: int, names: Collection[str]) -> TextCall | None:
-    found, end = members(text, brace)
+    found, end = read_members(text, brace)
     by_key = {member.key: member for member in found}
     name = next((by_key[key] for key in NAME_KEYS if key in by_key), None)
     given = next((by_key[key] for key in ARGUMENT_KEYS if key in by_key), None)

@@ -15,7 +15,7 @@ class Place(NamedTuple):
     end: int  # the search for the next call begins here
 
 
-def whole_names(text: str, start: int, end: int, name: str) -> Iterator[int]:
+def find_whole_names(text: str, start: int, end: int, name: str) -> Iterator[int]:
     """Yield the offsets in text[start:end] where `name` is a whole name: "add" is in neither "add_all" nor "add.all".
 
     A namespace may precede it ("functions.add").

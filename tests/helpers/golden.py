@@ -1,4 +1,4 @@
-"""The golden file of each template in tests/helpers/templates: one conversation as rendered, its spans marked in the
+"""Golden file of each template in tests/helpers/templates: one conversation as rendered, its spans marked in the
 text.
 
     ⟦truth ... ⟦tool get_weather⟧ ... ⟦args {"city": "Paris"}⟧ ... ⟧
@@ -92,8 +92,8 @@ def template(name: str) -> str:
     return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def marked(text: str, spans) -> str:
-    """`text` with the spans that `find_spans` gave; an empty span is marked too."""
+def mark_spans(text: str, spans) -> str:
+    """Mark the spans that `find_spans` gave in `text`; an empty span is marked too."""
     from kd.rendering.spans import BIT_NAMES
 
     kinds = {bit: kind for kind, bit in BIT_NAMES.items()}
@@ -123,7 +123,7 @@ def main() -> None:
         tokenizer.chat_template = template(name)
         record = parse_record(CONVERSATION, "golden")
         text, turns = render(record, tokenizer)
-        (FOLDER / f"{name}.golden.txt").write_text(marked(text, find_spans(record, text, turns)), encoding="utf-8")
+        (FOLDER / f"{name}.golden.txt").write_text(mark_spans(text, find_spans(record, text, turns)), encoding="utf-8")
 
 
 if __name__ == "__main__":

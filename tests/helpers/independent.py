@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from kd.preflight.read_back import offsets_of
+from kd.preflight.read_back import read_offsets
 from kd.records.record import Record
 from kd.rendering.encode import Annotated
 from kd.rendering.spans import BIT_NAMES
@@ -24,7 +24,7 @@ class Misplaced(AssertionError):
 
 
 def true_names(record: Record, tokenizer, text: str) -> list[int]:
-    """Where each call's name stands in `text`, read off a rendering that has marks in their places."""
+    """Find where each call's name stands in `text`, from a rendering that has marks in their places."""
     marks = iter(f"\ue000{number}\ue001" for number in range(100_000))
     marked = [
         {**m, "tool_calls": [{**c, "function": {**c["function"], "name": next(marks)}} for c in m["tool_calls"]]}
@@ -49,7 +49,7 @@ def true_names(record: Record, tokenizer, text: str) -> list[int]:
 
 
 def says(written: str, arguments: dict) -> bool:
-    """Whether the text of an ARGS span says `arguments` and nothing else."""
+    """Check that the text of an ARGS span says `arguments` and nothing else."""
     if written.startswith("("):
         return _says_python(written, arguments)
     if written.startswith("<"):
@@ -64,7 +64,7 @@ def says(written: str, arguments: dict) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal as JSON: true is not 1, and 1.0 is 1."""
+    """Compare as JSON: true is not 1, and 1.0 is 1."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, dict) and isinstance(other, dict):
@@ -101,7 +101,7 @@ def _says_python(written: str, arguments: dict) -> bool:
 
 
 def _says_tags(written: str, arguments: dict) -> bool:
-    """Every key and every value in its order, each as some way of writing it has it, and between them tags alone."""
+    """Find every key and value in order, each in some way of writing it, with tags alone between them."""
     rest, between = written, []
     for key, value in arguments.items():
         for part in (key, value):
@@ -131,9 +131,13 @@ def _says_tags(written: str, arguments: dict) -> bool:
 
 
 def check_located(record: Record, found: Annotated, tokenizer) -> None:
-    """Raises Misplaced where a TOOL span is not the name at its place, an ARGS span does not say the arguments, a token
-    has a bit that no span gives it, or a turn lacks what its message says or has what another's says."""
-    text, offsets = found.text, offsets_of(record, found, tokenizer)
+    """Check every span of a record.
+
+    Raises:
+        Misplaced: a TOOL span is not the name at its place, an ARGS span does not say the arguments, a token has a bit
+            that no span gives it, or a turn lacks its message's words or has another's.
+    """
+    text, offsets = found.text, read_offsets(record, found, tokenizer)
     calls = [call["function"] for m in record.messages for call in m.get("tool_calls", ())]
     if any(m.get("tool_calls") for m in record.messages):
         tools, args = ([s for s in found.spans if s.kind == kind] for kind in ("tool", "args"))
@@ -178,7 +182,7 @@ def _must(holds: bool, record: Record, what: str) -> None:
 
 
 def _only(offsets: list[tuple[int, int]], span, start: int, end: int, what: str) -> None:
-    """The tokens of `span` are those with a character of text[start:end], and no other."""
+    """Check that the tokens of `span` are those with a character of text[start:end], and no other."""
     meant = [t for t, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
     with_empty = [t for t in range(span.start, span.end) if offsets[t][1] > offsets[t][0]]
     if with_empty != meant:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from helpers.jobs import REPOSITORY, free_port, plain_environment
 from kd.config.load import load_config
 from kd.evaluation.cases import build_cases
-from kd.evaluation.held_out import held_out_records
+from kd.evaluation.held_out import read_held_out
 from kd.evaluation.metrics import METRICS
 from kd.records.files import write_records
 from kd.sources.demo import corpus as demo
@@ -213,7 +213,7 @@ def test_the_student_loads_anywhere_and_writes_what_the_evaluation_recorded(run_
     )
     prompts = {}
     config = load_config(out / "two.yaml")
-    for records in held_out_records(config.data, config.evaluation.num_records).values():
+    for records in read_held_out(config.data, config.evaluation.num_records).values():
         prompts |= {(case.record_id, case.turn): case.prompt for case in build_cases(records, tokenizer)}
     cases = lines_of(run_dir / "cases.jsonl")
     assert {(case["record_id"], case["turn"]) for case in cases} == prompts.keys()

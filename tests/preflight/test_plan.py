@@ -8,7 +8,7 @@ import pytest
 from transformers import Qwen3Config
 
 from kd.config.load import load_config
-from kd.preflight.memory import Job, Shape, estimate_memory, flops_per_token
+from kd.preflight.memory import Job, Shape, count_flops, estimate_memory
 from kd.preflight.plan import PlanError, check_fits, format_plan, plan_run
 from kd.teacher.cache.spec import CacheSpec
 from kd.teacher.capture.size import CacheSize, row_bytes
@@ -156,10 +156,10 @@ def test_teacher_memory():
 def test_operations_by_hand():
     # all but the embedding's 800 are multiplied: 1408. Attention of one causal forward: 2 * 1 layer * 8 wide * 10 long.
     forward = 2 * 1408 + 160
-    assert flops_per_token(SHAPE, None, 10, False) == 3 * forward
-    assert flops_per_token(SHAPE, None, 10, True) == 4 * forward
+    assert count_flops(SHAPE, None, 10, False) == 3 * forward
+    assert count_flops(SHAPE, None, 10, True) == 4 * forward
     teacher = Shape(4000, 12, 24, 2, 12, 12, 3, 120, True)  # tied: its one matrix is multiplied too
-    assert flops_per_token(SHAPE, teacher, 10, False) == 3 * forward + 2 * 4000 + 2 * 2 * 12 * 10
+    assert count_flops(SHAPE, teacher, 10, False) == 3 * forward + 2 * 4000 + 2 * 2 * 12 * 10
 
 
 def test_tokens_and_time(configure):

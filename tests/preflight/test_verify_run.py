@@ -7,7 +7,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from kd.preflight.one_step import first_batch
+from kd.preflight.one_step import find_first_batch
 from kd.preflight.run import check_run
 from kd.records.files import write_records
 from kd.sources.demo import corpus as demo
@@ -116,7 +116,7 @@ def test_the_first_batch_has_every_span_if_the_data_does(config, tokenizer, tmp_
         tmp_path / "train.jsonl", [demo.record("chat", index) for index in range(20)] + [demo.record("single", 1)]
     )
     loaded = load_config(path)
-    micro, step = first_batch(
+    micro, step = find_first_batch(
         stage_source(loaded.data, 0), loaded.data.stages[0], tokenizer, loss=loaded.loss, micro_batch_size=2, seed=1337
     )
     assert any("single" in name for name in micro.record_ids) or step > 0

@@ -20,10 +20,10 @@ from kd.sources.demo import corpus as demo
 
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_the_golden_conversation(name, tokenizer):
-    """Text and spans, to the character, as a person read them: see data/golden.py."""
+    """Text and spans, to the character, as a person read them: see tests/helpers/golden.py."""
     record = parse_record(golden.CONVERSATION, "golden")
     text, turns = render(record, with_template(tokenizer, golden.template(name), "<s>", "</s>"))
-    assert golden.marked(text, find_spans(record, text, turns)) == (golden.FOLDER / f"{name}.golden.txt").read_text(
+    assert golden.mark_spans(text, find_spans(record, text, turns)) == (golden.FOLDER / f"{name}.golden.txt").read_text(
         encoding="utf-8"
     )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from kd.rollouts.decode import greedy
+from kd.rollouts.decode import generate_greedily
 
 
 @pytest.fixture(
@@ -29,32 +29,37 @@ def prompts_of(*lengths):
 
 def test_batched_generation_equals_one_by_one(tiny):
     prompts = prompts_of(3, 17, 1, 9, 9, 30, 5)
-    alone = [greedy(tiny, [prompt], stop_ids=[3, 7, 11], max_new_tokens=25, batch_size=1)[0] for prompt in prompts]
+    alone = [
+        generate_greedily(tiny, [prompt], stop_ids=[3, 7, 11], max_new_tokens=25, batch_size=1)[0] for prompt in prompts
+    ]
     assert len({len(row) for row in alone}) > 2  # rows end at different steps, so dropping them is exercised
     for batch_size in (2, 3, 7, 50):
-        assert greedy(tiny, prompts, stop_ids=[3, 7, 11], max_new_tokens=25, batch_size=batch_size) == alone
+        assert generate_greedily(tiny, prompts, stop_ids=[3, 7, 11], max_new_tokens=25, batch_size=batch_size) == alone
 
 
 def test_generation_is_what_generate_says(tiny):
     prompt = prompts_of(12)[0]
     ids = tiny.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=3, pad_token_id=0)
-    assert greedy(tiny, [prompt], stop_ids=[3], max_new_tokens=20, batch_size=1)[0] == ids[0, len(prompt) :].tolist()
+    assert (
+        generate_greedily(tiny, [prompt], stop_ids=[3], max_new_tokens=20, batch_size=1)[0]
+        == ids[0, len(prompt) :].tolist()
+    )
 
 
 def test_columns_beyond_the_tokenizer_are_never_chosen(tiny):
     prompts = prompts_of(3, 8)
-    free = greedy(tiny, prompts, stop_ids=[3], max_new_tokens=20, batch_size=2)
+    free = generate_greedily(tiny, prompts, stop_ids=[3], max_new_tokens=20, batch_size=2)
     narrow = min(max(row) for row in free)  # a token that both rows would say
-    rows = greedy(tiny, prompts, stop_ids=[3], max_new_tokens=20, batch_size=2, vocab_size=narrow)
+    rows = generate_greedily(tiny, prompts, stop_ids=[3], max_new_tokens=20, batch_size=2, vocab_size=narrow)
     assert max(map(max, rows)) < narrow
 
 
 def test_generation_ends_at_the_stop_token_and_restores_the_mode(tiny):
     tiny.train()
     try:
-        row = greedy(tiny, prompts_of(5), stop_ids=range(40), max_new_tokens=9, batch_size=2)[0]
+        row = generate_greedily(tiny, prompts_of(5), stop_ids=range(40), max_new_tokens=9, batch_size=2)[0]
         assert len(row) == 1 and tiny.training
     finally:
         tiny.eval()
     with pytest.raises(ValueError, match="chat template"):
-        greedy(tiny, [[]], stop_ids=[1], max_new_tokens=2, batch_size=1)
+        generate_greedily(tiny, [[]], stop_ids=[1], max_new_tokens=2, batch_size=1)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kd.toolcalls.grounding import carried_values, occurs
+from kd.toolcalls.grounding import find_carried, occurs
 
 RESULT = json.dumps(
     {
@@ -28,7 +28,7 @@ RESULT = json.dumps(
 
 
 def texts(answer, *results):
-    found = carried_values(answer, list(results or [RESULT]))
+    found = find_carried(answer, list(results or [RESULT]))
     assert all(answer[one.start : one.end] == one.text for one in found)
     assert all(one.end <= two.start for one, two in zip(found, found[1:]))
     return [one.text for one in found]

@@ -11,8 +11,8 @@ import pytest
 
 from kd.records.checks import DataError
 from kd.records.record import parse_record
-from kd.rendering.spans import ARGS, INTEGRATION, TOOL, TRUTH, Span, find, token_bits, token_ranges
-from kd.toolcalls.json_scan import text_calls
+from kd.rendering.spans import ARGS, INTEGRATION, TOOL, TRUTH, Span, find, find_token_bits, find_token_ranges
+from kd.toolcalls.json_scan import find_text_calls
 from kd.toolcalls.locate import locate_calls
 
 
@@ -203,7 +203,7 @@ NAMES = {"f", "get", "get_weather"}
     ],
 )
 def test_calls_in_the_text_of_an_assistant(text, calls):
-    found = text_calls(text, NAMES)
+    found = find_text_calls(text, NAMES)
     assert [(call.name, call.arguments) for call in found] == calls
     for call in found:
         assert text[slice(*call.name_at)] == call.name
@@ -212,7 +212,7 @@ def test_calls_in_the_text_of_an_assistant(text, calls):
 
 
 def test_without_tools_any_name_is_taken():
-    assert [call.name for call in text_calls('{"name": "other", "arguments": {}}', ())] == ["other"]
+    assert [call.name for call in find_text_calls('{"name": "other", "arguments": {}}', ())] == ["other"]
 
 
 def test_a_text_only_assistant_gets_the_same_spans():
@@ -231,7 +231,7 @@ def test_a_text_only_assistant_gets_the_same_spans():
 
 def test_time_grows_with_the_text():
     start = time.process_time()
-    text_calls('{"a": {"b": "' + "x" * 200 + '"}} { "' * 5000, NAMES)
+    find_text_calls('{"a": {"b": "' + "x" * 200 + '"}} { "' * 5000, NAMES)
     locate_calls('{"a": [' * 50 + "f " * 20_000, 0, 40_350, [{"name": "f", "arguments": {}}])
     assert time.process_time() - start < 5
 
@@ -249,12 +249,14 @@ def test_time_grows_with_the_text():
 )
 def test_the_rule_of_the_edges(offsets, tokens):
     """Span [5, 9) of a text of 12 characters."""
-    assert token_ranges(offsets, [Span(TOOL, 5, 9)]) == [tokens]
-    assert [t for t, bits in enumerate(token_bits(offsets, [Span(TOOL, 5, 9)])) if bits] == list(range(*tokens))
+    assert find_token_ranges(offsets, [Span(TOOL, 5, 9)]) == [tokens]
+    assert [t for t, bits in enumerate(find_token_bits(offsets, [Span(TOOL, 5, 9)])) if bits] == list(range(*tokens))
 
 
 def test_an_empty_span_has_no_token_and_a_turn_has_the_mark_before_its_text():
     assert (
-        token_bits([(0, 5), (5, 9)], [Span(ARGS, 5, 5)]) == [0, 0] == token_bits([(0, 5), (5, 9)], [Span(ARGS, 7, 7)])
+        find_token_bits([(0, 5), (5, 9)], [Span(ARGS, 5, 5)])
+        == [0, 0]
+        == find_token_bits([(0, 5), (5, 9)], [Span(ARGS, 7, 7)])
     )
-    assert token_bits([(0, 5), (5, 5), (5, 9)], [Span(TRUTH, 5, 9)]) == [0, TRUTH, TRUTH]
+    assert find_token_bits([(0, 5), (5, 5), (5, 9)], [Span(TRUTH, 5, 9)]) == [0, TRUTH, TRUTH]

@@ -7,7 +7,7 @@ its braces (or quotes) included.
 
 from __future__ import annotations
 
-from kd.toolcalls.json_scan import ARGUMENT_KEYS, NAME_KEYS, Member, braces, members, open_arguments
+from kd.toolcalls.json_scan import ARGUMENT_KEYS, NAME_KEYS, Member, find_braces, open_arguments, read_members
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place
 from kd.toolcalls.syntax.registry import Syntax
@@ -15,8 +15,8 @@ from kd.toolcalls.syntax.registry import Syntax
 
 def locate_object(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
     """Locate the first JSON object in text[start:end] that is this call."""
-    for brace in braces(text, start, end):
-        found, object_end = members(text, brace)
+    for brace in find_braces(text, start, end):
+        found, object_end = read_members(text, brace)
         if not found or object_end > end:
             continue
         named = next((m for m in found if m.key in NAME_KEYS and m.value == name), None)

@@ -5,19 +5,19 @@ ARGS is the object. The name must stand whole and once between the call before a
 
 from __future__ import annotations
 
-from kd.toolcalls.json_scan import braces, value_at
+from kd.toolcalls.json_scan import find_braces, read_value
 from kd.toolcalls.json_values import same_json
-from kd.toolcalls.place import Place, whole_names
+from kd.toolcalls.place import Place, find_whole_names
 from kd.toolcalls.syntax.registry import Syntax
 
 
 def locate_name_first(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
     """Locate the first JSON object that equals the arguments, and the one place before it where the name stands."""
-    for brace in braces(text, start, end):
-        found = value_at(text, brace)
+    for brace in find_braces(text, start, end):
+        found = read_value(text, brace)
         if found is None or found[1] > end or not same_json(found[0], arguments):
             continue
-        names = list(whole_names(text, start, brace, name))
+        names = list(find_whole_names(text, start, brace, name))
         if len(names) > 1:
             return None  # one of them is the template's own word, and nothing says which
         if names:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 
-from kd.toolcalls.json_scan import skip_space, value_at
+from kd.toolcalls.json_scan import read_value, skip_space
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place
 from kd.toolcalls.syntax.registry import Syntax
@@ -52,7 +52,7 @@ def _arguments_end(text: str, at: int, arguments: dict) -> int | None:
 
 def _value(text: str, at: int, value: object) -> re.Match | None:
     """Match the comma or parenthesis after the value at `at`; None where that value is not `value`."""
-    found = value_at(text, at)
+    found = read_value(text, at)
     if found and same_json(found[0], value) and (follows := _FOLLOWS.match(text, found[1])):
         return follows
     end = _literal_end(text, at)

@@ -20,9 +20,9 @@ import json
 import re
 from functools import lru_cache
 
-from kd.toolcalls.json_scan import skip_space, value_at
+from kd.toolcalls.json_scan import read_value, skip_space
 from kd.toolcalls.json_values import same_json
-from kd.toolcalls.place import Place, whole_names
+from kd.toolcalls.place import Place, find_whole_names
 from kd.toolcalls.syntax.registry import Syntax
 
 _TAG = r"[^\s<>=/\"']+"
@@ -36,15 +36,15 @@ _CHARS_OF_A_TAG = 200  # how far before a name its tag may open
 
 def locate_tags(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
     """Locate the first tagged call in text[start:end] that is this one."""
-    for at in whole_names(text, start, end, name):
+    for at in find_whole_names(text, start, end, name):
         after = at + len(name)
         before = text[max(at - _CHARS_OF_A_TAG, start) : at]
         if _NAME_IN_TAG.search(before):
             head = _REST_OF_TAG.match(text, after)
-            begins = head and (head.end(), _past(_OPENS, text, head.end()))
+            begins = head and (head.end(), _skip_tag(_OPENS, text, head.end()))
         else:  # <name>f</name><parameters>: the tag of the name closes, one more may open
-            closed = _past(_CLOSES, text, after)
-            begins = _TAG_END.search(before) and (after, closed, _past(_OPENS, text, closed))
+            closed = _skip_tag(_CLOSES, text, after)
+            begins = _TAG_END.search(before) and (after, closed, _skip_tag(_OPENS, text, closed))
         for begin in begins or ():
             found = _parameters(text, begin, arguments)
             if found is not None and found[1] <= end:
@@ -52,7 +52,7 @@ def locate_tags(text: str, start: int, end: int, name: str, arguments: dict) -> 
     return None
 
 
-def _past(tag: re.Pattern, text: str, at: int) -> int:
+def _skip_tag(tag: re.Pattern, text: str, at: int) -> int:
     found = tag.match(text, at)
     return found.end() if found else at
 
@@ -67,7 +67,7 @@ def _parameters(text: str, at: int, arguments: dict) -> tuple[int, int] | None:
     while left:
         opens = skip_space(text, at)
         for key in left:
-            opening = _opening(key).match(text, opens)
+            opening = _compile_opening(key).match(text, opens)
             closed = _value_end(text, opening.end(), left[key]) if opening else None
             if closed is not None:
                 first, last = (opens if first is None else first), closed
@@ -80,7 +80,7 @@ def _parameters(text: str, at: int, arguments: dict) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=4096)
-def _opening(key: str) -> re.Pattern:
+def _compile_opening(key: str) -> re.Pattern:
     key = "(?:" + "|".join(dict.fromkeys(map(re.escape, (key, html.escape(key))))) + ")"
     return re.compile(
         rf"<{_TAG}={key}>|<{_TAG}\s(?:[^<>]*\s)?{_TAG}=\"{key}\"(?:\s[^<>]*)?>|<{key}>|<({_TAG})>\s*{key}\s*</\1>\s*<{_TAG}>"
@@ -91,7 +91,7 @@ def _value_end(text: str, at: int, value: object) -> int | None:
     """Find the end of the closing tag of the value that begins at `at`; None where that is not `value`."""
     begins = dict.fromkeys((at, at + text.startswith("\n", at), skip_space(text, at)))
     if not isinstance(value, str):
-        found = value_at(text, skip_space(text, at))
+        found = read_value(text, skip_space(text, at))
         if found and same_json(found[0], value) and (closing := _CLOSES.match(text, found[1])):
             return closing.end()
     for written in _spellings(value):
