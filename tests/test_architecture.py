@@ -183,7 +183,6 @@ def test_no_room_is_crowded():
     assert not {folder: count for folder, count in crowded.items() if count > MAX_FILES}
 
 
-@pytest.mark.xfail(reason="being mended", strict=False)
 @pytest.mark.parametrize(
     "path", [one for one in KD_FILES if one.values[0].name == "__init__.py" and one.values[0].parent.name != "kd"]
 )
