@@ -87,10 +87,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             from kd.config.derived import run_folder
             from kd.preflight.records import read_data_items
 
-            tokenizer, items = (
-                load_tokenizer(config.tokenizer, config.teacher, config.student),
-                read_data_items(config.data),
-            )
+            tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
+            items = read_data_items(config.data)
             args.out = args.out or run_folder(config.run)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
