@@ -10,3 +10,4 @@ class SpanwiseError(Exception):
     """
 
     remedy: str | None = None  # file in launch/ that provides what is missing, to be run with the same configuration
+    exit_code: int = 1

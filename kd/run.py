@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,24 +16,30 @@ import torch.distributed as dist
 
 from kd.checkpoints.export_hf import export_student
 from kd.checkpoints.identity import run_identity
-from kd.checkpoints.store import Checkpoints, list_checkpoints
+from kd.checkpoints.store import Checkpoints, Found, find_resumable
 from kd.config.derived import quarantine_file, run_folder, uses_teacher
 from kd.config.load import dump_config
 from kd.config.schema import RunConfig
 from kd.distributed.collectives import on_rank_0
-from kd.distributed.deepspeed_json import resolve_ds_config
+from kd.distributed.deepspeed_json import read_ds_config, resolve_ds_config
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.dtypes import multiplies_bf16
+from kd.errors import SpanwiseError
 from kd.evaluation.files import format_table
 from kd.evaluation.held_out import evaluate_candidates, explain_missing_teacher, list_candidates, read_held_out
+from kd.hashing import hash_text
 from kd.models.load import count_parameters, read_model_config
 from kd.models.student import build_run_student
 from kd.models.tokenizer import load_tokenizer
+from kd.models.weight_files import weights_fingerprint
 from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
 from kd.reports.run_page import write_report
+from kd.run_folder import RunFolder, RunFolderError
 from kd.sources.stages import Sources, describe, run_sources, sources_to_look_at
-from kd.teacher.cache.identity import cache_spec
+from kd.teacher.cache.identity import cache_spec, tokenizer_hash
+from kd.teacher.cache.manifest import MANIFEST, content_of
+from kd.teacher.cache.manifest import read as read_manifest
 from kd.teacher.cached import require_captured
 from kd.teacher.capture.size import CacheSize, estimate_size
 from kd.teacher.open import open_teacher
@@ -45,6 +51,19 @@ from kd.training.tally import REFUSED
 from kd.training.trainer import Trainer, TrainingResult
 
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
+
+
+class JudgingError(SpanwiseError, RuntimeError):
+    """Training is done and the student exported, but not evaluated, or without its report."""
+
+    exit_code = 3
+
+
+class Start(NamedTuple):
+    """Beginning of a run, decided before any model is loaded."""
+
+    identity: dict[str, Any]
+    resume: Found | None
 
 
 class Outcome(NamedTuple):
@@ -83,64 +102,130 @@ def dry_run(config: RunConfig, world_size: int) -> str:
     Raises:
         PlanError, DataError, TokenizerError: something that the configuration names is not there.
     """
-    size = tokenizer = None
-    if config.teacher is not None and (config.teacher.cache is not None or config.teacher.targets != "dense"):
-        tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
-    if config.teacher is not None and config.teacher.cache is not None:
-        spec = cache_spec(config.teacher.cache, len(tokenizer), has_entropy=config.teacher.endpoint is None)
-        size = estimate_size(spec, config.data, tokenizer, sources_to_look_at(config.data), seed=config.run.seed)
+    size, teacher = None, config.teacher
+    if teacher is not None and (teacher.cache is not None or teacher.targets != "dense"):
+        tokenizer = load_tokenizer(config.tokenizer, teacher, config.student)
+        if teacher.cache is not None:
+            spec = cache_spec(teacher.cache, len(tokenizer), has_entropy=teacher.endpoint is None)
+            size = estimate_size(spec, config.data, tokenizer, sources_to_look_at(config.data), seed=config.run.seed)
     return format_plan(plan_here(config, world_size, cache=size))
 
 
 def execute(config: RunConfig, *, fresh: bool = False) -> Path:
-    """Runs `config` on all ranks and returns the run folder. Every rank of the launcher calls it.
+    """Run `config` on all ranks and return the run folder. Every rank of the launcher calls it.
 
-    A run that was stopped or killed goes on from its newest good checkpoint; `fresh` begins again instead. A run that
-    was finished begins again.
+    A run that was stopped or killed resumes from its newest good checkpoint, also with a larger time budget or number
+    of steps; one that is finished is left as it is. `fresh` begins again instead: what an earlier run left is set aside
+    in previous-N/ once the new one has taken its first step.
 
     Raises:
         PlanError: this machine cannot hold the run; nothing was loaded.
         NotCaptured: the teacher's cache is not there yet; nothing was loaded.
-        DataError, TokenizerError, StudentError, CheckpointError, TrainingError: each says where and what to do.
+        RunFolderError, CheckpointError: the folder is another's, or its checkpoints are of another run; nothing was
+            loaded.
+        DataError, TokenizerError, StudentError, TrainingError: each says where and what to do.
+        JudgingError: training is done and the student exported, and evaluation or report failed.
     """
-    rank, world = start_distributed()
+    _, world = start_distributed()
     check_fits(plan_here(config, world))
-    if uses_teacher(config.teacher, config.loss) and config.teacher.cache is not None:
+    if config.teacher is not None and config.teacher.cache is not None and uses_teacher(config.teacher, config.loss):
         require_captured(config.teacher.cache)
-    started = time.monotonic()
-    run_dir = run_folder(config.run)
-    tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
-    splits = read_held_out(config.data, config.evaluation.num_records)
-    no_teacher = on_rank_0(lambda: explain_missing_teacher(config.evaluation, config.teacher) if splits else None)
-    # Every line is checked before a model is loaded.
-    sources: Sources = on_rank_0(lambda: run_sources(config.data, config.run))
-    on_rank_0(lambda: _prepare(run_dir, config, fresh))
-    log = RunLog(run_dir, config.training.steps, rank=rank)
-    _warn_of_emulation(config, log)
+    folder = RunFolder(run_folder(config.run))
+    on_rank_0(folder.take)
     try:
+        return _run(config, folder, fresh)
+    finally:
+        folder.release()
+
+
+def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
+    started = time.monotonic()
+    run_dir = folder.path
+    log = RunLog(run_dir, config.training.steps, rank=dist.get_rank())
+    try:
+        tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
+        identity = on_rank_0(lambda: _identify(config, tokenizer))
+        resume = on_rank_0(lambda: _find_start(folder, identity, fresh, log.say))
+        if resume is not None and resume.step >= config.training.steps and on_rank_0(folder.finished):
+            log.say(
+                f"{run_dir} is finished, {resume.step} steps: its report is {run_dir / 'report.html'}. Raise "
+                "training.steps to lengthen it, or give --fresh to begin again (this run is then set aside)"
+            )
+            return run_dir
+        splits = read_held_out(config.data, config.evaluation.num_records)
+        no_teacher = on_rank_0(lambda: explain_missing_teacher(config.evaluation, config.teacher) if splits else None)
+        sources: Sources = on_rank_0(
+            lambda: run_sources(config.data, config.run)
+        )  # every line is checked before a model is loaded
+        _warn_of_emulation(config, log)
         if no_teacher:
             log.say(f"evaluation: {no_teacher}")
         if sources.num_refused:
             log.say(f"data: {sources.num_refused} lines are refused; they are in {sources.quarantine}")
-        result, device = _train(config, tokenizer, run_dir, log, sources)
+        result, device = _train(config, tokenizer, folder, log, sources, Start(identity, resume))
         if result.stopped == "signal":
-            log.say("the same command goes on from here")
+            log.say("the same command resumes the run")
             return run_dir
-        metrics = None
-        if splits:
-            evaluation, teacher = config.evaluation, None if no_teacher else config.teacher
-            candidates = list_candidates(
-                run_dir / "student", teacher, baselines=evaluation.baselines, seed=config.run.seed
-            )
-            metrics = evaluate_candidates(
-                candidates, tokenizer, splits, run_dir, evaluation, device=device, say=log.say
-            )
-        outcome = Outcome(result, time.monotonic() - started, sources, no_teacher)
-        on_rank_0(lambda: _finish(config, run_dir, outcome, metrics, log.say))
+        with _after_training(run_dir):
+            metrics = None
+            if splits:
+                evaluation, teacher = config.evaluation, None if no_teacher else config.teacher
+                candidates = list_candidates(
+                    run_dir / "student", teacher, baselines=evaluation.baselines, seed=config.run.seed
+                )
+                metrics = evaluate_candidates(
+                    candidates, tokenizer, splits, run_dir, evaluation, device=device, say=log.say
+                )
+            outcome = Outcome(result, time.monotonic() - started, sources, no_teacher)
+            on_rank_0(lambda: _finish(config, run_dir, outcome, metrics, log.say))
     finally:
         log.close()
     dist.barrier()
     return run_dir
+
+
+@contextmanager
+def _after_training(run_dir: Path) -> Iterator[None]:
+    """Turn whatever fails once the student is exported into a JudgingError, so that it is never taken for a lost
+    run.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise JudgingError(
+            f"the student is trained and exported to {run_dir / 'student'}, but its evaluation or report failed: "
+            f"{type(error).__name__}: {error}; mend that, and give the same command again (it trains nothing more), or "
+            "run launch/evaluate.py on the student"
+        ) from error
+
+
+def _identify(config: RunConfig, tokenizer) -> dict[str, Any]:
+    """Return what a checkpoint must match, by name and by content, before any model is loaded."""
+    teacher = config.teacher if uses_teacher(config.teacher, config.loss) else None
+    cache = content_of(read_manifest(Path(teacher.cache.path) / MANIFEST)) if teacher and teacher.cache else None
+    contents: dict[str, str | None] = {
+        "tokenizer": tokenizer_hash(tokenizer),
+        "chat template": hash_text(json.dumps(tokenizer.chat_template, sort_keys=True)),
+        "training.deepspeed": hash_text(json.dumps(read_ds_config(config.training.deepspeed), sort_keys=True)),
+    }
+    if teacher is not None and teacher.cache is None:
+        contents["teacher.path"] = weights_fingerprint(teacher.path, teacher.revision)
+    return run_identity(config, cache, contents)
+
+
+def _find_start(folder: RunFolder, identity: dict[str, Any], fresh: bool, say: Callable[[str], None]) -> Found | None:
+    """Find the checkpoint to resume, or None to begin."""
+    if fresh:
+        return None
+    found = find_resumable(folder.path / "checkpoints", identity, dist.get_world_size(), say)
+    if found is None and folder.finished() is not None:
+        raise RunFolderError(
+            f"{folder.path} is finished and its checkpoints are gone: give --fresh to begin again (it is then set "
+            "aside), or choose another run.name"
+        )
+    if found is not None and found.lengthened:
+        say(found.lengthened)
+    return found
 
 
 def _warn_of_emulation(config: RunConfig, log: RunLog) -> None:
@@ -157,9 +242,10 @@ def _warn_of_emulation(config: RunConfig, log: RunLog) -> None:
 
 
 def _train(
-    config: RunConfig, tokenizer, run_dir: Path, log: RunLog, sources: Sources
+    config: RunConfig, tokenizer, folder: RunFolder, log: RunLog, sources: Sources, start: Start
 ) -> tuple[TrainingResult, torch.device]:
     """Train, and export the student unless a signal stopped the run; returns the device that it was trained on too."""
+    run_dir = folder.path
     ds_config = resolve_ds_config(config.training, config.optimizer, config.student)
     model = build_run_student(config, tokenizer, work_dir=run_dir, ds_config=ds_config)
     packed = config.data.packing != "none"
@@ -170,9 +256,14 @@ def _train(
             OpenTeacher.for_run(config, ds_config, tokenizer, engine.device, log.say, sources.stages)
         )
     ranks = Ranks.over_cpu()
-    identity = run_identity(config, teacher.content if teacher is not None else None)
-    written_as = config.training.checkpoint_format
-    checkpoints = Checkpoints(run_dir / "checkpoints", engine, ranks, identity, log.say, format=written_as)
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints",
+        engine,
+        ranks,
+        start.identity,
+        format=config.training.checkpoint_format,
+        resume=start.resume,
+    )
     missing = teacher.missing if teacher is not None else frozenset()
     curriculum = Curriculum(
         config.data,
@@ -184,32 +275,36 @@ def _train(
         ranks=ranks,
         say=log.say,
     )
-    quarantine = quarantine_file(config.data, config.run)
+
+    def begin(resumed: bool) -> None:
+        aside = on_rank_0(lambda: folder.begin(dump_config(config), resumed=resumed))
+        if aside is not None:
+            log.say(f"what an earlier run left is set aside in {aside}")
+
     try:
         trainer = Trainer(
-            config, engine, teacher, curriculum, log, ranks, quarantine=quarantine, checkpoints=checkpoints
+            config,
+            engine,
+            teacher,
+            curriculum,
+            log,
+            ranks,
+            quarantine=quarantine_file(config.data, config.run),
+            checkpoints=checkpoints,
+            begin=begin,
         )
         result = trainer.run()
     finally:
         if teacher is not None:
             teacher.close()
+    skipped = f"{result.num_skipped} of them skipped, as their gradient was not finite" if result.num_skipped else None
     done = f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
     stopped = f"stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else None
-    log.say("; ".join(filter(None, [done, stopped, *result.tally.describe()])))
+    log.say("; ".join(filter(None, [done, skipped, stopped, *result.tally.describe()])))
     if result.stopped != "signal":
         export_student(model, tokenizer, run_dir / "student")
     engine.close()
     return result, engine.device
-
-
-def _prepare(run_dir: Path, config: RunConfig, fresh: bool) -> None:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if fresh or (run_dir / "run.json").exists() or not list_checkpoints(run_dir / "checkpoints"):
-        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-        shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
-        for name in ("metrics.jsonl", "run.json", "evaluation.json", "cases.jsonl", "report.html"):
-            (run_dir / name).unlink(missing_ok=True)
-    (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
 
 
 def _finish(
@@ -248,6 +343,11 @@ def _write_notes(config: RunConfig, outcome: Outcome) -> list[str]:
         )
     if outcome.no_teacher:
         notes.append(f"{outcome.no_teacher[0].upper()}{outcome.no_teacher[1:]}.")
+    if outcome.result.num_skipped:
+        notes.append(
+            f"{outcome.result.num_skipped} of {outcome.result.steps} optimizer steps were skipped, as their gradient "
+            "was not finite; the log names the records."
+        )
     sources, tally = outcome.sources, outcome.result.tally
     if sources.num_refused:
         notes.append(f"{sources.num_refused} lines of the data were refused.")

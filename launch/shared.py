@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ def add_local_rank(parser: argparse.ArgumentParser) -> None:
 def run_config(args: argparse.Namespace, run: Callable[[Any], int]) -> int:
     """Return the exit code of `run`, which gets the RunConfig that args.config and args.overrides name.
 
-    An error of ours is printed, and the exit code is then 1.
+    An error of ours is printed, and gives the exit code (SpanwiseError.exit_code); an interrupt gives 130.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kd.config.load import load_config
@@ -45,4 +46,7 @@ def run_config(args: argparse.Namespace, run: Callable[[Any], int]) -> int:
         return run(load_config(args.config, args.overrides))
     except SpanwiseError as error:
         tell(error, args.config, args.overrides)
-        return 1
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: the same command resumes from what was saved", file=sys.stderr)
+        return 130

@@ -6,25 +6,31 @@ Free to change: where and how often things are written, evaluation, where the ca
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from kd.config.renamed import RENAMED
 from kd.config.schema import RunConfig
 
 CACHE = "content of teacher.cache"
+CONTENT = "content of "  # begins keys of what is compared by content; earlier versions did not note all of it
+STEPS = "training.steps"
 _FREE = {
-    "training": {"log_every", "save_every", "time_budget_seconds", "checkpoint_format"},
+    "training": {"log_every", "save_every", "time_budget_seconds", "max_skipped_fraction", "checkpoint_format"},
     "run": {"output_dir", "extensions"},
     "data": {"evaluation", "workers", "max_bad_fraction", "quarantine"},
     "teacher": {"endpoint"},
 }
 
 
-def run_identity(config: RunConfig, cache: dict[str, str] | None) -> dict[str, Any]:
+def run_identity(
+    config: RunConfig, cache: dict[str, str] | None, contents: Mapping[str, str | None] | None = None
+) -> dict[str, Any]:
     """Return what decides training, by dotted key, as JSON gives it back.
 
     Args:
         cache: kd.teacher.cache.manifest.content_of of the cache that training reads; None where it reads none.
+        contents: hashes of what stands behind names: tokenizer, chat template, weights, DeepSpeed JSON.
     """
     sections = config.model_dump(exclude={"evaluation": True, "teacher": {"cache": {"path"}}})
     found = {
@@ -34,13 +40,15 @@ def run_identity(config: RunConfig, cache: dict[str, str] | None) -> dict[str, A
         for key, value in keys.items()
         if key not in _FREE.get(section, ())
     }
-    return json.loads(json.dumps(found | {CACHE: cache}))
+    hashes = {CONTENT + name: digest for name, digest in (contents or {}).items()}
+    return json.loads(json.dumps(found | hashes | {CACHE: cache}))
 
 
 def difference(was: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Say how a checkpoint of identity `was` differs from a run of identity `now`, and the remedy, or return None."""
     was = _with_current_names(was)
-    other = [key for key in sorted(was.keys() | now.keys()) if _differ(was.get(key), now.get(key))]
+    unknown = {key for key in now.keys() - was.keys() if key.startswith(CONTENT) and key != CACHE}
+    other = [key for key in sorted((was.keys() | now.keys()) - unknown) if _differ(was.get(key), now.get(key))]
     if CACHE in other and CACHE not in was:
         return (
             "an earlier version of this program wrote it, which did not note what was in the teacher's cache, so that "

@@ -17,11 +17,11 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kd.atomic_files import flush
 from kd.checkpoints.format import CheckpointFormat
-from kd.checkpoints.identity import difference
+from kd.checkpoints.identity import STEPS, difference
 from kd.config.registries import CHECKPOINT_FORMATS
 from kd.distributed.ranks import Ranks
 from kd.errors import SpanwiseError
@@ -44,13 +44,68 @@ class Engine(Protocol):
     def load(self, folder: Path, written_as: CheckpointFormat) -> dict[str, Any]: ...
 
 
+class Found(NamedTuple):
+    """Checkpoint that a run resumes from."""
+
+    path: str
+    step: int
+    written_as: str  # name in CHECKPOINT_FORMATS
+    lengthened: str | None  # how training.steps differs from what it was, which schedules span
+
+
+def find_resumable(folder: Path, identity: dict[str, Any], world_size: int, say: Callable[[str], None]) -> Found | None:
+    """Find the newest checkpoint of `folder` that is whole, or None where there is none. One rank calls it.
+
+    Args:
+        identity: settings that must be equal (kd/checkpoints/identity.py); training.steps may be another number that
+            is not below the checkpoint's step.
+        say: told of checkpoints that are damaged.
+
+    Raises:
+        CheckpointError: checkpoints exist but all are damaged, or the newest good one is of another configuration,
+            cache, world size or version.
+    """
+    candidates = list_checkpoints(folder)
+    for path in candidates:
+        problem = find_damage(path)
+        if problem:
+            say(f"checkpoint {path} is damaged and left aside: {problem}")
+            continue
+        manifest = json.loads((path / MANIFEST).read_text())
+        version, written_as = manifest.get("version", 1), manifest.get("format", "deepspeed")
+        if version > VERSION or written_as not in CHECKPOINT_FORMATS:
+            raise CheckpointError(
+                f"{path} is of version {version} and format {written_as}, and this program reads versions up to "
+                f"{VERSION} and {', '.join(CHECKPOINT_FORMATS.names())}: resume it with the program that wrote it, or "
+                "give --fresh to begin again"
+            )
+        if manifest["world_size"] != world_size:
+            raise CheckpointError(
+                f"{path} was written by {manifest['world_size']} ranks and this run has {world_size}: start it with "
+                f"{manifest['world_size']}, or give --fresh to begin again"
+            )
+        was, now = manifest["identity"], identity
+        lengthened = None
+        if was.get(STEPS) != now.get(STEPS) and isinstance(now.get(STEPS), int) and now[STEPS] >= manifest["step"]:
+            lengthened = f"{STEPS} was {was.get(STEPS)} and is {now[STEPS]}: schedules span the new number from here on"
+            if difference(was | {STEPS: now[STEPS]}, now) is None:
+                was = was | {STEPS: now[STEPS]}
+        other = difference(was, now)
+        if other:
+            raise CheckpointError(f"cannot go on from {path}: {other}")
+        return Found(str(path), manifest["step"], written_as, lengthened)
+    if candidates:
+        raise CheckpointError(f"{folder}: no checkpoint is whole; give --fresh to begin again from the start")
+    return None
+
+
 class Checkpoints:
     """Checkpoints of one run folder. All ranks make one and call `save` and `load` together.
 
     Args:
-        identity: settings that must be equal for a checkpoint to be resumed (kd/checkpoints/identity.py).
-        format: name in CHECKPOINT_FORMATS of what `save` writes; `load` reads what the manifest names.
-        say: told, in words, what a person should know.
+        identity: settings that must match before a checkpoint is resumed (kd/checkpoints/identity.py).
+        format: name in CHECKPOINT_FORMATS of what `save` writes.
+        resume: what `find_resumable` found, the same on every rank; `load` loads it.
     """
 
     def __init__(
@@ -59,12 +114,12 @@ class Checkpoints:
         engine: Engine,
         ranks: Ranks,
         identity: dict[str, Any],
-        say: Callable[[str], None],
         *,
         format: str = "deepspeed",
+        resume: Found | None = None,
     ):
-        self._folder, self._engine, self._ranks, self._identity, self._say = folder, engine, ranks, identity, say
-        self._format = format
+        self._folder, self._engine, self._ranks, self._identity = folder, engine, ranks, identity
+        self._format, self._resume = format, resume
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the engine and this rank's `state` as the checkpoint of `step`.
@@ -83,59 +138,17 @@ class Checkpoints:
         )
 
     def load(self) -> dict[str, Any] | None:
-        """Load the newest good checkpoint into the engine; returns this rank's `state`, or None where there is none.
+        """Load the checkpoint to resume from into the engine; returns this rank's `state`, or None where there is none.
 
         Raises:
-            CheckpointError: checkpoints exist but all are damaged, or the newest good one is of another configuration,
-                cache, world size or version.
+            CheckpointError: on every rank, when any rank could not load it.
         """
-        found, problem = None, None
-        if self._ranks.rank == 0:
-            try:
-                found = self._newest_good()
-            except CheckpointError as error:
-                problem = str(error)
-        found, problem = self._ranks.broadcast((found, problem))
-        if problem:
-            raise CheckpointError(problem)
-        if found is None:
+        if self._resume is None:
             return None
-        path, written_as = found
+        path, written_as = Path(self._resume.path), CHECKPOINT_FORMATS[self._resume.written_as]
         state: dict[str, Any] = {}
-        self._together(
-            lambda: state.update(self._engine.load(Path(path), CHECKPOINT_FORMATS[written_as])),
-            f"cannot go on from {path}",
-        )
+        self._together(lambda: state.update(self._engine.load(path, written_as)), f"cannot go on from {path}")
         return state
-
-    def _newest_good(self) -> tuple[str, str] | None:
-        """Find the newest checkpoint that is whole, and its format."""
-        candidates = list_checkpoints(self._folder)
-        for path in candidates:
-            problem = find_damage(path)
-            if problem:
-                self._say(f"checkpoint {path} is damaged and left aside: {problem}")
-                continue
-            manifest = json.loads((path / MANIFEST).read_text())
-            version, written_as = manifest.get("version", 1), manifest.get("format", "deepspeed")
-            if version > VERSION or written_as not in CHECKPOINT_FORMATS:
-                raise CheckpointError(
-                    f"{path} is of version {version} and format {written_as}, and this program reads versions up to "
-                    f"{VERSION} and {', '.join(CHECKPOINT_FORMATS.names())}: resume it with the program that wrote it, "
-                    "or give --fresh to begin again"
-                )
-            if manifest["world_size"] != self._ranks.world_size:
-                raise CheckpointError(
-                    f"{path} was written by {manifest['world_size']} ranks and this run has {self._ranks.world_size}: "
-                    f"start it with {manifest['world_size']}, or give --fresh to begin again"
-                )
-            other = difference(manifest["identity"], self._identity)
-            if other:
-                raise CheckpointError(f"cannot go on from {path}: {other}")
-            return str(path), written_as
-        if candidates:
-            raise CheckpointError(f"{self._folder}: no checkpoint is whole; give --fresh to begin again from the start")
-        return None
 
     def _publish(self, part: Path, whole: Path, step: int) -> None:
         files = {

@@ -355,6 +355,9 @@ class Training(Section):
     """DeepSpeed JSON, of ZeRO stage 1, 2 or 3: looked for from the working directory, then beside this YAML, then in
     the repository. Batch sizes, accumulation, clipping and precision are filled in from this YAML and need not be in
     it."""
+    max_skipped_fraction: Fraction = 0.01
+    """Part of the run's optimizer steps, from 0 to 1, that may be skipped as their gradient is not finite; with more,
+    and at least 10, training stops. fp16 skips steps to find its loss scale, and is exempt."""
     time_budget_seconds: Positive | None = None
     """Stop, save and export after this many seconds of training; above 0."""
     checkpoint_format: CheckpointFormat = "deepspeed"

@@ -9,10 +9,13 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any, TextIO
 
 import psutil
 import torch
 from tqdm import tqdm
+
+from kd.atomic_files import publish
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,37 +26,29 @@ _SHOWN = ("loss", "kd", "hard", "truth", "tool", "args", "integration")
 
 
 class RunLog:
-    """Log of one run: made once, given a line of metrics each N steps, closed. On ranks other than 0 it does
-    nothing.
+    """Log of one run: given a line of metrics each N steps, and closed. On ranks other than 0 it does nothing.
+
+    Files are opened at the first line, so that a run which never takes a step changes none of an earlier one's.
     """
 
     def __init__(self, run_dir: Path, num_steps: int, *, rank: int = 0):
-        self._active = rank == 0
-        if self._active:
-            self._path = run_dir / "metrics.jsonl"
-            self._metrics = self._path.open(
-                "a", encoding="utf-8", buffering=1
-            )  # by line: what was measured must survive a kill
-            self._board = SummaryWriter(str(run_dir / "tensorboard")) if SummaryWriter else None
-            self._bar = tqdm(
-                total=num_steps, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not sys.stderr.isatty()
-            )
-            if not SummaryWriter:
-                self.say("tensorboard is not installed: the curves are in metrics.jsonl alone")
+        self._active, self._run_dir = rank == 0, run_dir
+        self._path = run_dir / "metrics.jsonl"
+        self._metrics: TextIO | None = None
+        self._board: Any = None  # a SummaryWriter, where TensorBoard is installed
+        hidden = not (self._active and sys.stderr.isatty())
+        self._bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, mininterval=1.0, disable=hidden)
 
     def resume_at(self, step: int) -> None:
         """Drop the lines past `step`, which will be written again."""
-        if self._active:
-            self._metrics.close()
+        if self._active and self._path.exists():
             kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            self._metrics = self._path.open("a", encoding="utf-8", buffering=1)
-            self._bar.update(step)
+            publish(self._path, "".join(line + "\n" for line in kept).encode())
+        self._bar.update(step)
 
     def advance(self) -> None:
         """Move the progress bar by one optimizer step."""
-        if self._active:
-            self._bar.update()
+        self._bar.update()
 
     def say(self, text: str) -> None:
         """Print a line for the person watching, clear of the progress bar."""
@@ -65,6 +60,8 @@ class RunLog:
         """Write one line of metrics (`step`, `stage` and numbers) to all places."""
         if not self._active:
             return
+        if self._metrics is None:
+            self._metrics = self._open()
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
         self._metrics.write(json.dumps(clean, allow_nan=False) + "\n")
         for name, value in clean.items():
@@ -79,11 +76,18 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files and the progress bar."""
-        if self._active:
-            self._bar.close()
+        self._bar.close()
+        if self._metrics is not None:
             self._metrics.close()
-            if self._board:
-                self._board.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _open(self) -> TextIO:
+        if SummaryWriter is None:
+            self.say("tensorboard is not installed: the curves are in metrics.jsonl alone")
+        else:
+            self._board = SummaryWriter(str(self._run_dir / "tensorboard"))
+        return self._path.open("a", encoding="utf-8", buffering=1)  # by line: what was measured must survive a kill
 
 
 def _step_of(line: str) -> float:

@@ -44,6 +44,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     skipped_in_a_row: int = 0
+    num_skipped: int = 0  # optimizer steps whose gradient was not finite
     data: dict[str, Any] | None = None  # of the stage: StepBatches.state_dict after the last step
     tally: Tally = field(default_factory=Tally)
     window: Window = field(default_factory=Window)

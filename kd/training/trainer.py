@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -22,9 +21,11 @@ from kd.training.engine import SUMS, StepReport, StudentEngine
 from kd.training.log import RunLog, memory_gib
 from kd.training.optimizer import learning_rate
 from kd.training.progress import Progress
+from kd.training.stopping import StopRequest
 from kd.training.tally import LEFT_OUT, NO_TARGETS, REFUSED, TOO_LONG, StepTally, Tally, tally_step
 
 MAX_SKIPPED_IN_A_ROW = 10
+MIN_SKIPPED = 10  # fewer skipped steps than this never stop a run
 
 
 class TrainingError(SpanwiseError, RuntimeError):
@@ -39,6 +40,7 @@ class TrainingResult(NamedTuple):
     tokens: int
     stopped: str | None
     tally: Tally  # records that were not trained whole
+    num_skipped: int = 0  # optimizer steps that were skipped, as their gradient was not finite
 
 
 class Saver(Protocol):
@@ -55,7 +57,8 @@ class Trainer:
         config: the run's sections data, loss, optimizer, training and run.seed are read.
         curriculum: data of each step.
         quarantine: file for records that cannot be rendered or located.
-        checkpoints: saved to every save_every steps, at the end and on SIGTERM, and resumed from; None keeps none.
+        checkpoints: saved to every save_every steps, at the end and on a signal, and resumed from; None keeps none.
+        begin: called on every rank once the run is on its way: after resuming (True), or after its first step (False).
     """
 
     def __init__(
@@ -69,11 +72,13 @@ class Trainer:
         *,
         quarantine: Path,
         checkpoints: Saver | None = None,
+        begin: Callable[[bool], None] = lambda resumed: None,
     ):
         self._config, self._engine, self._teacher, self._curriculum = config, engine, teacher, curriculum
         self._log, self._ranks, self._quarantine, self._checkpoints = log, ranks, quarantine, checkpoints
+        self._begin, self._has_begun = begin, False
         self._progress = Progress()
-        self._signalled = False
+        self._stop = StopRequest()
         self._began = 0.0  # when this process's training would have begun, had it done all that was done before
 
     def run(self) -> TrainingResult:
@@ -82,15 +87,9 @@ class Trainer:
         Raises:
             TrainingError: nothing is left to train on, too many records are refused, or the gradient is never finite.
         """
-        previous = signal.signal(signal.SIGTERM, self._on_signal)
-        try:
+        with self._stop:
             self._resume()
             return self._run()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-
-    def _on_signal(self, number, frame) -> None:
-        self._signalled = True
 
     def _run(self) -> TrainingResult:
         at, budget = self._progress, self._config.training.time_budget_seconds
@@ -98,7 +97,9 @@ class Trainer:
         stopped = None
         for step in self._curriculum.steps(at):
             over_budget = budget is not None and at.seconds >= budget
-            tally = tally_step(step.micro_batches, self._ranks, signalled=self._signalled, over_budget=over_budget)
+            tally = tally_step(
+                step.micro_batches, self._ranks, signalled=self._stop.is_asked(), over_budget=over_budget
+            )
             refusals = self._keep_refusals(step) if tally.left_out[REFUSED] else []
             self._check_left_out(step, tally, refusals)
             stopped = tally.stopped
@@ -106,7 +107,7 @@ class Trainer:
                 self._save()
                 break
             self._take_step(step, tally, refusals)
-        return TrainingResult(at.step, at.seconds, at.tokens, stopped, at.tally)
+        return TrainingResult(at.step, at.seconds, at.tokens, stopped, at.tally, at.num_skipped)
 
     def _take_step(self, step: StageStep, tally: StepTally, refusals: list[str]) -> None:
         training, at = self._config.training, self._progress
@@ -119,13 +120,14 @@ class Trainer:
         at.tally.add(step.stage.name, tally.left_out, refusals)
         at.tokens, at.window.tokens = at.tokens + tally.num_tokens, at.window.tokens + tally.num_tokens
         if report.skipped:
-            at.skipped_in_a_row += 1
+            at.skipped_in_a_row, at.num_skipped = at.skipped_in_a_row + 1, at.num_skipped + 1
             self._report_skip(report.suspects)
         else:
             at.skipped_in_a_row = 0
             self._add_to_window(report, tally, step.stage)
         at.seconds = time.monotonic() - self._began
         self._log.advance()
+        self._once_on_its_way(resumed=False)
         if at.step % training.log_every == 0 or at.step == training.steps:
             self._write_line(step.stage, terms.temperature, rate)
         if at.step % training.save_every == 0 or at.step == training.steps:
@@ -189,10 +191,16 @@ class Trainer:
         if state is None:
             return
         self._progress = Progress.resume(state)
+        self._once_on_its_way(resumed=True)
         self._log.resume_at(self._progress.step)
         if any(self._progress.tally.refusals.values()):
             self._keep(self._progress.tally.refusals)  # the file was begun again when the run was
         self._log.say(f"going on from the checkpoint of step {self._progress.step}")
+
+    def _once_on_its_way(self, *, resumed: bool) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self._begin(resumed)
 
     def _report_skip(self, suspects: tuple[str, ...]) -> None:
         at = self._progress
@@ -201,11 +209,18 @@ class Trainer:
         self._log.say(
             f"step {at.step}: the gradient is not finite, so the step is skipped on every rank; not finite: {found}"
         )
-        if at.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW and not self._engine.scales_loss:
-            raise TrainingError(
-                f"step {at.step}: {at.skipped_in_a_row} steps in a row had gradients that are not finite ({found}); "
-                "lower optimizer.lr, or look at those records"
+        if self._engine.scales_loss:
+            return  # a loss scale that was too large is found by skipping
+        steps, allowed = self._config.training.steps, self._config.training.max_skipped_fraction
+        if at.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            reason = f"{at.skipped_in_a_row} steps in a row had gradients that are not finite"
+        elif at.num_skipped >= MIN_SKIPPED and at.num_skipped > allowed * steps:
+            reason = (
+                f"{at.num_skipped} steps were skipped, more than training.max_skipped_fraction ({allowed:g}) of {steps}"
             )
+        else:
+            return
+        raise TrainingError(f"step {at.step}: {reason} ({found}); lower optimizer.lr, or look at those records")
 
     def _write_line(self, stage: Stage, temperature: float, rate: float) -> None:
         at, window = self._progress, self._progress.window

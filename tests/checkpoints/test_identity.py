@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from helpers.cache_cases import CUTS, IDENTITY, SAMPLED, three_shards, write
 from kd.checkpoints.identity import CACHE, run_identity
-from kd.checkpoints.store import MANIFEST, CheckpointError, Checkpoints, list_checkpoints
+from kd.checkpoints.store import MANIFEST, CheckpointError, Checkpoints, find_resumable, list_checkpoints
 from kd.config.load import load_config
 from kd.distributed.ranks import Ranks
 from kd.teacher.cache.manifest import content_of
@@ -53,7 +53,8 @@ def saved(tmp_path):
     def checkpoints(cache, *overrides):
         content = content_of(CacheReader(tmp_path / cache).manifest)
         identity = run_identity(load_config(tmp_path / "run.yaml", overrides), content)
-        return Checkpoints(folder, engine, Ranks(), identity, lambda text: pytest.fail(text))
+        found = find_resumable(folder, identity, 1, lambda text: pytest.fail(text))
+        return Checkpoints(folder, engine, Ranks(), identity, resume=found)
 
     checkpoints("cache").save(2, {"step": 2})
     yield lambda *overrides, cache="cache": checkpoints(cache, *overrides).load()

@@ -1,0 +1,62 @@
+"""Stopping: signals, and the end of the launcher, become a request that the loop honours after a whole step."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import psutil
+
+_LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "accelerate", "spanwise")
+
+
+class StopRequest:
+    """Request to stop, while used as a context manager in the main thread.
+
+    SIGTERM and the first SIGINT ask for it; a second SIGINT interrupts at once. It is asked for as well when a process
+    that launched this one is gone: a launcher that was killed alone leaves its ranks running, unknown to whoever waits.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._launchers = _find_launchers()
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # it came from signal.signal
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def is_asked(self) -> bool:
+        """Tell whether this process should stop."""
+        return self._asked or not all(map(_runs, self._launchers))
+
+
+def _find_launchers() -> list[psutil.Process]:
+    """List the processes above this one that a launcher's name is in, nearest first."""
+    found = []
+    for process in psutil.Process().parents():
+        try:
+            command = " ".join(process.cmdline())
+        except psutil.Error:
+            break
+        if not any(name in command for name in _LAUNCHERS):
+            break
+        found.append(process)
+    return found
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
