@@ -144,7 +144,6 @@ def test_no_import_goes_in_a_circle(package):
         follow(module, ())
 
 
-@pytest.mark.xfail(reason="being mended", strict=False)
 @pytest.mark.parametrize(("package", "path"), FILES)
 def test_no_private_name_is_imported(package, path):
     assert not [
@@ -154,7 +153,6 @@ def test_no_private_name_is_imported(package, path):
     ]
 
 
-@pytest.mark.xfail(reason="being mended", strict=False)
 @pytest.mark.parametrize("path", KD_FILES)
 def test_no_function_has_too_many_parameters(path):
     for function, is_method in defined(path):

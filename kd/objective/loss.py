@@ -10,7 +10,7 @@ is made here, once, in the row weights; nothing is divided after.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,33 +77,20 @@ def combined_kd_loss(
     labels: Tensor,
     weights: SpanRows,
     terms: TermWeights,
-    *,
-    divergence: str = "forward_kl",
-    beta: float | None = None,
-    vocab_size: int | None = None,
-    grad_scale: float = 1.0,
-    chunk_rows: int | None = None,
-    impl: str = "auto",
+    **settings: Any,
 ) -> CombinedLoss:
-    """Compute the loss of one micro-batch from hidden states [N, H] of its supervised rows; arguments as
-    `linear_distill_loss`.
+    """Compute the loss of one micro-batch from hidden states [N, H] of its supervised rows.
 
     Under ZeRO-3 call it inside engine.forward: the head's weight is whole only there.
+
+    Args:
+        hidden, head, teacher, labels: as `linear_distill_loss` takes them.
+        weights: of each row, normalisers included.
+        terms: temperature and entropy weighting of the step.
+        settings: handed on to `linear_distill_loss`: divergence, beta, vocab_size, grad_scale, chunk_rows, impl.
     """
     out = linear_distill_loss(
-        hidden,
-        head,
-        teacher,
-        labels,
-        weights.rows,
-        temperature=terms.temperature,
-        divergence=divergence,
-        beta=beta,
-        entropy=terms.entropy,
-        vocab_size=vocab_size,
-        grad_scale=grad_scale,
-        chunk_rows=chunk_rows,
-        impl=impl,
+        hidden, head, teacher, labels, weights.rows, temperature=terms.temperature, entropy=terms.entropy, **settings
     )
     return CombinedLoss(out.loss, term_sums(out, weights, terms.temperature), out)
 
