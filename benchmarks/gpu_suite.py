@@ -192,7 +192,7 @@ def install_wheels(folder: Path, target: Path) -> str:
 
 
 def summary(out: Path) -> list[str]:
-    """What was wrong; of each workload ours and the fastest other way; what was asked for, met or short; the best
+    """List what was wrong; of each workload ours and the fastest other way; what was asked for, met or short; the best
     layouts.
     """
     lines = []

@@ -1,4 +1,4 @@
-"""How the benchmarks measure, and the facts without which a number means nothing. Knows no kernel."""
+"""Measurement for the benchmarks, and the facts without which a number means nothing. Knows no kernel."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def time_by_kernel(call: Callable[[], object], device: torch.device, most: int = 8) -> list[dict]:
-    """What a call spends its time in, the longest first: name, launches, ms. Kernels of a GPU; operators on a CPU."""
+    """List what takes a call's time, the longest first: name, launches, ms. Kernels of a GPU, operators of a CPU."""
     on_gpu = device.type == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
     call()

@@ -1,4 +1,4 @@
-"""What loss_kernels.py compares: workloads, and the ways to compute them.
+"""Workloads that loss_kernels.py compares, and the ways to compute them.
 
 A way takes a workload's data and gives the loss of leaves that require gradient; the benchmark runs it backward. Row
 weights are 1/N times the terms' shares, so that a peer that only knows means does the same work. `eager` is what a
@@ -232,7 +232,7 @@ def useful_bytes(work: Workload) -> int | None:
 
 
 def issued_bytes(work: Workload, launch: str) -> int | None:
-    """What our kernel asks for, L2's share in it: every sweep's reads, and the gradient (kernels/README.md)."""
+    """Count the bytes that our kernel issues: every sweep's reads, and the gradient (kernels/README.md)."""
     useful = useful_bytes(work)
     if useful is None or launch == "cooperative":
         return useful

@@ -1,4 +1,4 @@
-"""What stands before every time: a way's loss and gradients against fp64, a chunk of rows at a time."""
+"""Parity check before every time: a way's loss and gradients against fp64, a chunk of rows at a time."""
 
 from __future__ import annotations
 

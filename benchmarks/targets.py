@@ -1,4 +1,4 @@
-"""What the kernels are asked to reach on a GPU, against the results of loss_kernels.py: met, or short and by what
+"""Targets of the kernels on a GPU, against the results of loss_kernels.py: met, or short and by what
 kernels.
 
 Asked at N=8192, V=151936 in bf16, through loss.backward(): dense and sparse a share of the copy bandwidth measured in

@@ -1,4 +1,4 @@
-"""The layouts of the dense kernel, swept on this GPU: what kernels/fused/launches.py should say for it.
+"""Sweep of the dense kernel's layouts on this GPU, for the tables of kernels/fused/launches.py.
 
     python benchmarks/tune.py --out tune.json --minutes 5
 

@@ -1,4 +1,4 @@
-"""Ties a loss whose gradients were already made in forward to the tensors they belong to."""
+"""Graph node of a loss whose gradients were made in forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kernels.contract import Scalar
 
 
 def attach(loss: Tensor, grad_scale: Scalar, pairs: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """`loss` as a node of the graph: backward gives each tensor of `pairs` its gradient * upstream / grad_scale.
+    """Make `loss` [] a node of the graph: backward gives each tensor of `pairs` its gradient * upstream / grad_scale.
 
     The gradients are held until backward and scaled in place, every one of them by the same factor, once. A pair whose
     gradient is None only connects: its tensor gets no gradient. Nothing else of the pairs is kept: under ZeRO-3 a
@@ -64,5 +64,5 @@ def _scale(grad: Tensor, factor: Tensor) -> None:
 
 
 def have_triton() -> bool:
-    """Whether triton is installed. One that is there and fails to import is an error, which is for the user to see."""
+    """Return true where triton is installed. One that is there and fails to import raises its own error."""
     return importlib.util.find_spec("triton") is not None

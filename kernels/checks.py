@@ -15,7 +15,7 @@ from kernels.contract import EntropyWeighting, Options, RowWeights, Scalar, Sett
 
 
 def host_number(value: Scalar, name: str, device: torch.device) -> Scalar:
-    """A float where the host can know it without waiting; a 0-d tensor on the logits' own device stays a tensor."""
+    """Return a float if the host knows the value without waiting; a 0-d tensor on the logits' device stays one."""
     if not isinstance(value, Tensor):
         return float(value)
     if value.dim() != 0:
@@ -50,7 +50,7 @@ def _check_entropy(entropy: EntropyWeighting, device: torch.device) -> EntropyWe
 
 
 def resolve_vocab_size(vocab_size: int | None, student_width: int, teacher_width: int | None) -> int:
-    """Columns that count. Both widths may be padded; what lies past the tokenizer never gets probability."""
+    """Return the columns that count. Both widths may be padded; padding never gets probability."""
     narrow = student_width if teacher_width is None else min(student_width, teacher_width)
     if vocab_size is None:
         if teacher_width not in (None, student_width):
@@ -65,7 +65,7 @@ def resolve_vocab_size(vocab_size: int | None, student_width: int, teacher_width
 
 
 def check_rows(num_rows: int, device: torch.device, labels: Tensor, weights: RowWeights) -> RowWeights:
-    """Labels and weights fit N rows; the weights come back detached: they are constants to autograd."""
+    """Check that labels and weights fit N rows. Return the weights detached: they are constants to autograd."""
     if labels.shape != (num_rows,) or labels.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f"labels must be int64 or int32 of shape [{num_rows}], got {labels.dtype} {list(labels.shape)}"
@@ -85,7 +85,7 @@ def check_rows(num_rows: int, device: torch.device, labels: Tensor, weights: Row
 
 
 def check_sparse_teacher(teacher: SparseTeacher, num_rows: int, device: torch.device, divergence: str) -> SparseTeacher:
-    """Shapes, types and kind; what is in the slots stays on the device and is judged there. Comes back detached."""
+    """Check shapes, types and kind, and return the teacher detached. Slots stay on the device and are judged there."""
     if teacher.kind not in ("topk", "sampled"):
         raise ValueError(
             f"teacher.kind is {teacher.kind!r}: choose 'topk' (with the tail's mass) or 'sampled' (counts)"
@@ -122,7 +122,7 @@ def check_sparse_teacher(teacher: SparseTeacher, num_rows: int, device: torch.de
 
 
 def check_teacher_terms(has_teacher: bool, weights: RowWeights, entropy: EntropyWeighting | None) -> None:
-    """Without a teacher only truth and span mean something; asking for more is a mistake worth stopping for."""
+    """Refuse weights that need a teacher where there is none: only truth and span are left then."""
     if has_teacher:
         return
     asked = [f"weights.{name}" for name in ("kd", "hard") if getattr(weights, name) is not None]

@@ -142,7 +142,7 @@ class RowsInChunks:
             column[part] = piece
 
     def output(self) -> DistillOutput:
-        """The rows of all chunks together."""
+        """Return the rows of all chunks together."""
         return output_of_columns(self._columns)
 
 

@@ -1,6 +1,4 @@
-"""A language-model head as the functions that fuse it read it: its logits, its checks, how many rows to take at
-once.
-"""
+"""Language-model head for the functions that fuse it: logits, checks, rows of a chunk."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ _CPU_CHUNK_BYTES = 64 << 20
 
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
-    """[n, V] logits of a chunk in hidden's dtype; the soft cap is computed in fp32, as its slope is."""
+    """Compute the logits [n, V] of a chunk in hidden's dtype; the soft cap is computed in fp32, as its slope is."""
     logits = torch.nn.functional.linear(hidden.detach(), head.weight.detach(), head.bias)
     if head.scale != 1.0:
         logits.mul_(head.scale)
@@ -26,7 +24,7 @@ def head_logits(hidden: Tensor, head: Head) -> Tensor:
 
 
 def default_chunk_rows(width: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows a chunk, from a memory budget for one operand's logits."""
+    """Return the rows of a chunk, from a memory budget for one operand's logits."""
     if device.type == "cpu":
         return max(16, _CPU_CHUNK_BYTES // (4 * width))
     low, high = _GPU_ROWS
@@ -34,7 +32,7 @@ def default_chunk_rows(width: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def resolve_chunk_rows(chunk_rows: int | None, width: int, dtype: torch.dtype, device: torch.device) -> int:
-    """chunk_rows as asked for, or from memory."""
+    """Return chunk_rows as asked for, or from memory. Raises ValueError below 1."""
     if chunk_rows is None:
         return default_chunk_rows(width, dtype, device)
     if chunk_rows < 1:
@@ -43,12 +41,12 @@ def resolve_chunk_rows(chunk_rows: int | None, width: int, dtype: torch.dtype, d
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums of this dtype are kept in."""
+    """Return the dtype of sums: fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_head(who: str, hidden: Tensor, head: Head, num_rows: int, device: torch.device) -> None:
-    """hidden [N, H] and head fit each other, N and the device. Raises ValueError."""
+    """Check that hidden [N, H] and head fit each other, N and the device. Raises ValueError."""
     weight, bias = head.weight, head.bias
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(

@@ -43,7 +43,7 @@ def linear_distill_loss(
     grad_scale: Scalar = 1.0,
     impl: str = "auto",
 ) -> DistillOutput:
-    """distill_loss, or sparse_distill_loss, of head(hidden), without [N, V] ever in memory.
+    """Compute distill_loss, or sparse_distill_loss, of head(hidden), without [N, V] ever in memory.
 
     Gradients of hidden, head.weight and head.bias are made here, in forward (dW and dbias summed in fp32), and backward
     only multiplies all of them by upstream / grad_scale. The weight is not kept for backward, so the call is safe where
@@ -239,7 +239,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool, alpha: float)
 
 @functools.cache
 def widening_addmm(device: torch.device, low: torch.dtype, high: torch.dtype) -> bool:
-    """Whether addmm here adds a half-precision product to a wider sum without rounding either; asked once a process.
+    """Probe, once a process: does addmm add a half-precision product to a wider sum without rounding either?
 
     Some of the torch versions we support refuse it (on ROCm 2.8 every product of that kind): they multiply in the wider
     dtype, for which a few thousand rows of the weight's gradient are widened at a time. The probe's product and sum

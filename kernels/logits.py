@@ -30,7 +30,7 @@ def distill_loss(
     inplace: bool = False,
     impl: str = "auto",
 ) -> DistillOutput:
-    """Weighted divergence to the teacher plus weighted cross-entropies, summed over rows (see kernels/reference.py).
+    """Sum weighted divergence to the teacher and weighted cross-entropies over rows (formula: kernels/reference.py).
 
     Args:
         student_logits: [N, Vs] bf16, fp16, fp32 (fp64 with the reference); rows may be strided, columns may not.
@@ -76,7 +76,7 @@ def sparse_distill_loss(
     inplace: bool = False,
     impl: str = "auto",
 ) -> DistillOutput:
-    """distill_loss with a teacher that gives K tokens a row (see SparseTeacher and kernels/reference_sparse.py).
+    """Compute distill_loss with a teacher that gives K tokens a row (formula: kernels/reference_sparse.py).
 
     Args:
         student_logits: [N, Vs] as in distill_loss.

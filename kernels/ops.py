@@ -55,7 +55,7 @@ NUM_ARGUMENTS = ARGUMENTS.count(",") + 1
 
 
 def pack(sparse: SparseTeacher | None, labels: Tensor, weights: RowWeights, settings: Settings) -> tuple:
-    """ARGUMENTS from a call's own. A scalar travels as a number or as a tensor, the other place being 0 or None."""
+    """Make ARGUMENTS of a call's own. A scalar travels as a number or as a tensor, the other place being 0 or None."""
     if not isinstance(weights, RowWeights):
         raise ValueError("weights must be a RowWeights(kd, truth, span, hard); a term that is off may be None")
     beta, entropy = settings.beta, settings.entropy
@@ -85,7 +85,7 @@ def _read(packed: Sequence) -> tuple[Sequence, Sequence, list, tuple]:
 
 
 def unpack(packed: tuple) -> tuple[SparseTeacher | None, Tensor, RowWeights, Settings]:
-    """A call's own arguments from ARGUMENTS."""
+    """Make a call's own arguments of ARGUMENTS."""
     slots, weights, scalars, rest = _read(packed)
     labels, kind, divergence, has_beta, has_entropy, vocab_size, impl = rest
     temperature, beta, grad_scale, h_min, h_max, *ends = scalars
@@ -104,18 +104,18 @@ def unpack(packed: tuple) -> tuple[SparseTeacher | None, Tensor, RowWeights, Set
 
 
 def flatten(output: DistillOutput) -> tuple[Tensor, ...]:
-    """ROWS of an output whose loss is summed already. An operator's results may not share memory: rows are copied."""
+    """Copy an output, its loss summed already, into ROWS: an operator's results may not share memory."""
     return tuple(tensor.clone() for tensor in columns_of(output))
 
 
 def restore(rows: Sequence[Tensor]) -> DistillOutput:
-    """The output of an operator; only the loss belongs to the graph."""
+    """Make an output of an operator's ROWS; only the loss belongs to the graph."""
     loss, *others = rows
     return output_of_columns([loss, *(tensor.detach() for tensor in others)])
 
 
 def fake_rows(student: Tensor) -> tuple[Tensor, ...]:
-    """ROWS by shape and type, for a student (logits or hidden states) [N, ...]."""
+    """Make ROWS by shape and type, for a student (logits or hidden states) [N, ...]."""
     dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
 
     def row(dtype=dtype):
@@ -131,7 +131,7 @@ def fake_rows(student: Tensor) -> tuple[Tensor, ...]:
 
 
 def keep_for_backward(ctx, grads: Sequence[Tensor], packed: Sequence) -> None:
-    """The gradients made in forward, and the scale that they are held at."""
+    """Save the gradients made in forward, and the scale that they are held at."""
     scale = _read(packed)[2][_SCALARS.index("grad_scale")]
     ctx.num_grads = len(grads)
     ctx.grad_scale = None if isinstance(scale, Tensor) else scale
@@ -139,7 +139,7 @@ def keep_for_backward(ctx, grads: Sequence[Tensor], packed: Sequence) -> None:
 
 
 def scaled_grads(ctx, upstream: Tensor) -> list[Tensor | None]:
-    """grads * upstream / grad_scale; None for one that nobody wanted. Those in memory stay as they are."""
+    """Return grads * upstream / grad_scale; None for one that nobody wanted. Those in memory stay as they are."""
     grads, scale = ctx.saved_tensors[: ctx.num_grads], ctx.saved_tensors[ctx.num_grads :]
     factor = upstream / (scale[0] if scale else ctx.grad_scale)
     return [grad * factor if wanted else None for grad, wanted in zip(grads, ctx.needs_input_grad)]

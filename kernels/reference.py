@@ -107,7 +107,7 @@ def rows_of(
 def definition(
     student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, weights: RowWeights, options: Options
 ) -> DistillOutput:
-    """The loss of the whole batch as one differentiable expression; needs memory for many [N, V] tensors. For tests."""
+    """Compute the loss of the whole batch as one differentiable expression, for tests: it holds many [N, V] tensors."""
     output, _ = rows_of(student_logits, teacher_logits, labels, weights, options)
     return output._replace(loss=output.loss.sum())
 
@@ -120,7 +120,7 @@ def dense_rows(
     options: Options,
     grad: Tensor | None,
 ) -> DistillOutput:
-    """Every row's outputs (`loss` is [N] here); `grad`, if given, receives grad_scale * d(sum of loss)/dz.
+    """Compute every row's outputs (`loss` is [N]); write grad_scale * d(sum of loss)/dz into `grad`, if given.
 
     `grad` is [N, Vs] in the dtype wanted and may be student_logits itself: a chunk is read in full before it is
     written. No graph is recorded.
@@ -138,7 +138,7 @@ def dense_rows(
 
 
 def row_chunks(student_logits: Tensor, vocab: int) -> list[slice]:
-    """Rows taken at once, from a memory budget; no rows at all are one empty chunk."""
+    """List the rows taken at once, from a memory budget; no rows at all are one empty chunk."""
     budget = _CHUNK_BYTES["cpu" if student_logits.device.type == "cpu" else "device"]
     step = max(1, budget // (4 * vocab))
     return [slice(start, start + step) for start in range(0, max(len(student_logits), 1), step)]

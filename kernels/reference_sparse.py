@@ -54,7 +54,7 @@ class _Kept(NamedTuple):
 
 
 def sorted_slots(teacher: SparseTeacher) -> tuple[Tensor, Tensor]:
-    """Slots by ascending id, empty ones (id -1 whatever they named) first: ids [N, K], probs [N, K] as given."""
+    """Sort slots by id, empty ones (id -1 whatever they named) first: ids [N, K], probs [N, K] as given."""
     ids, order = torch.where(teacher.probs == 0, NO_TOKEN, teacher.ids).sort(-1)
     return ids, teacher.probs.gather(1, order)
 
@@ -81,7 +81,7 @@ def _read_choice(teacher: SparseTeacher, weights: RowWeights, vocab: int) -> tup
 def sparse_definition(
     student_logits: Tensor, teacher: SparseTeacher, labels: Tensor, weights: RowWeights, options: Options
 ) -> DistillOutput:
-    """The loss of the whole batch as one differentiable expression of the logits. For tests."""
+    """Compute the loss of the whole batch as one differentiable expression of the logits, for tests."""
     vocab, temperature = options.vocab_size, options.temperature
     wide = student_logits[:, :vocab].to(torch.float64 if student_logits.dtype == torch.float64 else torch.float32)
     zeros = wide.new_zeros(len(labels))
@@ -128,9 +128,7 @@ def sparse_rows(
     options: Options,
     grad: Tensor | None,
 ) -> DistillOutput:
-    """As reference.dense_rows: `loss` is [N]; `grad` [N, Vs], which may be student_logits itself, is written if
-    given.
-    """
+    """Do as reference.dense_rows: `loss` is [N]; `grad` [N, Vs], if given, is written and may be student_logits."""
     rows = RowsInChunks(len(labels))
     with torch.no_grad():
         for part in row_chunks(student_logits, options.vocab_size):

@@ -1,8 +1,7 @@
 """The teacher's side of a SparseTeacher: its best tokens, or draws, from hidden states and head.
 
-A chunk of rows at a time, as in kernels/linear.py: logits of all rows never exist together. What comes out depends on a
-row alone, not on the chunk that it was in. The cache writer stores it, and a live sparse teacher makes a SparseTeacher
-of it (`sparse_teacher`).
+A chunk of rows at a time, as in kernels/linear.py: logits of all rows never exist together. The result for a row does
+not depend on the chunk that it was in. The cache writer stores it, and `sparse_teacher` makes a SparseTeacher from it.
 
 Draws are by systematic resampling (Kitagawa 1996, "Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State
 Space Models", appendix): one uniform number U a row and temperature, and the draws are the tokens at (U + i) /
@@ -63,7 +62,7 @@ def teacher_topk(
     vocab_size: int | None = None,
     chunk_rows: int | None = None,
 ) -> TeacherTopK:
-    """The k best tokens of softmax(head(hidden)) and their probabilities at each temperature. No gradient.
+    """Find the k best tokens of softmax(head(hidden)) and their probabilities at each temperature. No gradient.
 
     Args:
         hidden: [N, H] in the dtype of head.weight.
@@ -104,7 +103,7 @@ def teacher_sample(
     vocab_size: int | None = None,
     chunk_rows: int | None = None,
 ) -> TeacherSamples:
-    """num_draws tokens from softmax(head(hidden) / T) at each temperature, as counts. No gradient.
+    """Draw num_draws tokens from softmax(head(hidden) / T) at each temperature, as counts. No gradient.
 
     Args:
         hidden: [N, H] in the dtype of head.weight.
@@ -138,19 +137,20 @@ def teacher_sample(
     return TeacherSamples(ids, counts, entropy, entropy_t, best, tuple(map(float, temperatures)), num_draws)
 
 
-def sparse_teacher(signal: TeacherTopK | TeacherSamples, temperature: float) -> SparseTeacher:
-    """What the losses take, at one of the temperatures the signal was made for (ValueError at any other)."""
-    if float(temperature) not in signal.temperatures:
+def sparse_teacher(targets: TeacherTopK | TeacherSamples, temperature: float) -> SparseTeacher:
+    """Make the losses' SparseTeacher, at one of the temperatures of `targets`. Raises ValueError at any other."""
+    if float(temperature) not in targets.temperatures:
         raise ValueError(
-            f"the teacher's signal is at temperatures {signal.temperatures}, not at {temperature}: ask for it"
+            f"the teacher's targets are at temperatures {targets.temperatures}, not at {temperature}: add it to "
+            "the temperatures that teacher_topk or teacher_sample is called with"
         )
-    at = signal.temperatures.index(float(temperature))
-    rest = signal.entropy, signal.entropy_t[at], signal.argmax
-    if isinstance(signal, TeacherTopK):
-        return SparseTeacher(signal.ids, signal.log_probs_t[at].exp(), signal.log_tail[at], *rest, "topk")
-    no_tail = torch.full_like(signal.entropy, -float("inf"))
-    probs = signal.counts[at].to(signal.entropy.dtype) / signal.num_draws
-    return SparseTeacher(signal.ids[at], probs, no_tail, *rest, "sampled")
+    at = targets.temperatures.index(float(temperature))
+    rest = targets.entropy, targets.entropy_t[at], targets.argmax
+    if isinstance(targets, TeacherTopK):
+        return SparseTeacher(targets.ids, targets.log_probs_t[at].exp(), targets.log_tail[at], *rest, "topk")
+    no_tail = torch.full_like(targets.entropy, -float("inf"))
+    probs = targets.counts[at].to(targets.entropy.dtype) / targets.num_draws
+    return SparseTeacher(targets.ids[at], probs, no_tail, *rest, "sampled")
 
 
 def _check(hidden: Tensor, head: Head, temperatures: Sequence[float], vocab_size: int | None) -> int:

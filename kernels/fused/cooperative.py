@@ -363,7 +363,7 @@ def run(launch: Launch, runtime: tuple, constants: dict) -> bool:
 
 
 def resident_programs(kernel, arguments: tuple, options: dict, launch: Launch) -> int:
-    """Programs of the *compiled* kernel that the device holds at once, less what NCCL needs."""
+    """Count the programs of the *compiled* kernel that the device holds at once, less what NCCL needs."""
     compiled = kernel.warmup(*arguments, grid=(1,), **options)
     compiled._init_handles()  # loads it, which is what tells its registers
     return launches.programs_held(

@@ -182,7 +182,7 @@ def dense_rows(
     grad: Tensor | None,
     launch: str | None = None,
 ) -> DistillOutput:
-    """As reference.dense_rows, by the kernel: `loss` is [N], grad [N, Vs] is written if given (any float dtype).
+    """Do as reference.dense_rows, by the kernel: `loss` is [N], grad [N, Vs] is written if given (any float dtype).
 
     `launch` asks for one of launches.LAUNCHES, for tests and measurements; None leaves the choice to launches.choose.
     """
@@ -231,7 +231,7 @@ def dense_rows(
 
 
 def scale_unless_one(grad: Tensor, factor: Tensor) -> None:
-    """grad *= factor in place, where the factor is read by the device and 1 costs one small launch."""
+    """Multiply grad by factor in place; the factor is read by the device and 1 costs one small launch."""
     flat = grad.view(1, -1) if grad.dim() == 1 else grad
     if flat.numel() == 0:
         return

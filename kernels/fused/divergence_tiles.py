@@ -15,7 +15,7 @@ FORWARD_KL, REVERSE_KL, JSD = (tl.constexpr(kind_of(name)) for name in ("forward
 
 @jit
 def add_cross(cross, x, y, z_et, u_et, z_fall, u_fall, z_ft, u_ft, z_dt_old, u_dt_old, KIND: tl.constexpr):
-    """CROSS after one more tile [groups, any]; *_fall and *_ft are what a new max does to the sums so far."""
+    """Update CROSS by one more tile [groups, any]; *_fall and *_ft are what a new max does to the sums so far."""
     if KIND == FORWARD_KL:
         cross = (cross + u_dt_old * (u_fall - z_fall)) * u_ft + tl.sum(u_et * (y - x), 1)
     elif KIND == REVERSE_KL:
@@ -25,7 +25,7 @@ def add_cross(cross, x, y, z_et, u_et, z_fall, u_fall, z_ft, u_ft, z_dt_old, u_d
 
 @jit
 def moved_cross(cross, z_fall, u_fall, z_ft, u_ft, z_dt, u_dt, KIND: tl.constexpr):
-    """CROSS of groups or parts relative to the maxima of all of them: what merge_all adds up."""
+    """Rescale CROSS of groups or parts to the maxima of all of them; merge_all adds them up."""
     if KIND == FORWARD_KL:
         return (cross + u_dt * (u_fall - z_fall)) * u_ft
     else:
@@ -34,7 +34,7 @@ def moved_cross(cross, z_fall, u_fall, z_ft, u_ft, z_dt, u_dt, KIND: tl.constexp
 
 @jit
 def tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep):
-    """log q_T, log p_T (floored) and p_T of a tile; what lies past the vocabulary has probability 0."""
+    """Compute log q_T, log p_T (floored) and p_T of a tile; columns past the vocabulary have probability 0."""
     log_q = (z - z_top) * inv_t - z_log_dt
     log_p = tl.maximum((u - u_top) * inv_t - u_log_dt, FLOOR, propagate_nan=tl.PropagateNan.ALL)
     p = tl.where(keep, tl.exp2(log_p * LOG2E), 0.0)
@@ -43,13 +43,13 @@ def tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep):
 
 @jit
 def log_mixture(p, q, beta):
-    """log(beta p + (1 - beta) q), finite where both have underflowed, since it is then multiplied by 0."""
+    """Compute log(beta p + (1 - beta) q), finite where both have underflowed, since it is then multiplied by 0."""
     return tl.log(tl.maximum(beta * p + (1.0 - beta) * q, TINY, propagate_nan=tl.PropagateNan.ALL))
 
 
 @jit
 def tile_divergence(log_q, log_p, p, beta, keep, KIND: tl.constexpr, AXIS: tl.constexpr):
-    """A tile's sums over AXIS of KL(p || .) and KL(q || .), against each other or, for jsd, against the mixture."""
+    """Sum a tile over AXIS: KL(p || .) and KL(q || .), against each other or, for jsd, against the mixture."""
     if KIND == FORWARD_KL:
         return tl.sum(tl.where(p == 0.0, 0.0, p * (log_p - log_q)), AXIS), 0.0
     else:
@@ -64,8 +64,10 @@ def tile_divergence(log_q, log_p, p, beta, keep, KIND: tl.constexpr, AXIS: tl.co
 
 @jit
 def tile_pull(x, y, et, z_dt, u_dt, kd, kl_q, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr):
-    """kd * dD/ds of any columns, s = z / T: x = z - max and y = u - max, et = e^(x/T), the sums e^(x/T) and e^(y/T),
-    and KL(q || p or m)."""
+    """Compute kd * dD/ds of any columns, s = z / T.
+
+    x = z - max, y = u - max, et = e^(x/T); z_dt and u_dt are the sums of e^(x/T) and e^(y/T), kl_q is KL(q || p or m).
+    """
     if KIND == FORWARD_KL:
         _, teacher = exps(y, inv_t, T)
         return (kd / z_dt) * et - (kd / u_dt) * teacher
@@ -84,7 +86,7 @@ def tile_pull(x, y, et, z_dt, u_dt, kd, kl_q, inv_t, beta, KIND: tl.constexpr, T
 
 @jit
 def log_bucket_mixture(log_q, log_p, beta):
-    """log(beta p + (1 - beta) q) to full precision: the rest's is near 0, and a divergence is what is left of it."""
+    """Compute log(beta p + (1 - beta) q) to full precision: the rest's is near 0, and a divergence is its remainder."""
     ahead = log_q - log_p
     share = tl.where(ahead > 0.0, beta, 1.0 - beta)  # of the smaller of the two
     larger = tl.maximum(log_q, log_p, propagate_nan=tl.PropagateNan.ALL)
@@ -93,7 +95,7 @@ def log_bucket_mixture(log_q, log_p, beta):
 
 @jit
 def bucket_divergence(log_q, log_p, p, beta, inside, KIND: tl.constexpr):
-    """Sums over buckets of KL(p || .) and KL(q || .), as tile_divergence over columns."""
+    """Sum over buckets KL(p || .) and KL(q || .), as tile_divergence over columns."""
     if KIND != JSD:
         return tile_divergence(log_q, log_p, p, beta, inside, KIND, 0)
     else:
@@ -105,7 +107,7 @@ def bucket_divergence(log_q, log_p, p, beta, inside, KIND: tl.constexpr):
 
 @jit
 def bucket_pull(log_q, log_p, p, mass, kl_q, beta, KIND: tl.constexpr):
-    """dD/ds of a bucket as a whole, s = z / T."""
+    """Compute dD/ds of a bucket as a whole, s = z / T."""
     if KIND == FORWARD_KL:
         return mass * tl.exp(log_q) - p
     else:

@@ -9,13 +9,13 @@ from kernels.fused.tiles import U_SUM_T, U_TOP, Z_SUM, Z_SUM_T, Z_TOP, tile_colu
 
 @jit
 def gradient_factors(stats, kd, ce, kl_q):
-    """`factors` of tile_gradient from a row's statistics."""
+    """List the `factors` of tile_gradient from a row's statistics."""
     return kd, ce, stats[Z_TOP], stats[Z_SUM], stats[Z_SUM_T], stats[U_TOP], stats[U_SUM_T], kl_q
 
 
 @jit
 def tile_gradient(z, u, factors, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr):
-    """dL/dz of any columns, but for the -1 at the label and at the teacher's choice. Shares e^(x/T) between all terms.
+    """Compute dL/dz of any columns, but for the -1 at the label and at the teacher's choice.
 
     `factors`: of kd and of all cross-entropies; the student's max, sum e^x, sum e^(x/T); the teacher's max and sum
     e^(y/T); KL(q || p or m).
@@ -36,7 +36,7 @@ def tile_gradient(z, u, factors, inv_t, beta, KIND: tl.constexpr, T: tl.constexp
 def gradient_of_tile(
     z, u, factors, poison, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr
 ):
-    """tile_gradient of a tile as it was read."""
+    """Compute tile_gradient of a tile as it was read."""
     z = z.to(tl.float32)
     if KD or CE:
         return tile_gradient(z, u.to(tl.float32), factors, inv_t, beta, KIND, T, KD, CE)
@@ -63,7 +63,7 @@ def special_columns(
     LABEL: tl.constexpr,
     HARD: tl.constexpr,
 ):
-    """The gradient at the label and at the teacher's choice, and whether [start, stop) has them.
+    """Compute the gradient at the label and at the teacher's choice, each with a flag: [start, stop) has it.
 
     These two columns are computed on their own, and stored after all others: a comparison for each of them in every
     lane would cost as much as an exponential. Reads logits that the gradient may overwrite, so it comes before.
@@ -152,7 +152,7 @@ def write_rest(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """The gradient of the columns before `stop` that fill no group."""
+    """Write the gradient of the columns before `stop` that fill no group."""
     first = stop // GROUP * GROUP
     if first < stop:
         cols = first + tl.arange(0, BLOCK // GROUP)
@@ -167,7 +167,7 @@ def write_rest(
 
 @jit
 def zero_padding(grad, vocab, width, STEP: tl.constexpr):
-    """The columns between the vocabulary and the logits' width get no gradient, in rows of NaN neither."""
+    """Write zeros between the vocabulary and the logits' width, in rows of NaN as well."""
     for first in range(vocab, width, STEP):
         cols = first + tl.arange(0, STEP)
         tl.store(grad + cols, tl.zeros([STEP], grad.dtype.element_ty), mask=cols < width)

@@ -25,7 +25,7 @@ LOG2E = tl.constexpr(1.4426950408889634)  # 2^x is the instruction; e^x costs mo
 
 @jit
 def power(x, T: tl.constexpr):
-    """x^T for T in {1, 2, 3, 4}: e^s from e^(s/T) with multiplications in place of a second exponential."""
+    """Compute x^T for T in {1, 2, 3, 4}: e^s from e^(s/T) with multiplications in place of a second exponential."""
     if T == 1:
         return x
     elif T == 2:
@@ -38,7 +38,7 @@ def power(x, T: tl.constexpr):
 
 @jit
 def exps(x, inv_t, T: tl.constexpr):
-    """e^x and e^(x/T); T = 0 stands for a temperature known only at run time."""
+    """Compute e^x and e^(x/T); T = 0 stands for a temperature known only at run time."""
     if T == 0:
         return tl.exp2(x * LOG2E), tl.exp2(x * (inv_t * LOG2E))
     else:
@@ -48,14 +48,14 @@ def exps(x, inv_t, T: tl.constexpr):
 
 @jit
 def log_of_rest(kept):
-    """log(1 - kept) to full precision, also of a kept mass that 1 - kept rounds off (W. Kahan's log1p)."""
+    """Compute log(1 - kept) to full precision, also of a kept mass that 1 - kept rounds off (W. Kahan's log1p)."""
     rest = 1.0 - kept
     return tl.where(rest == 1.0, -kept, tl.log(rest) * (kept / (1.0 - rest)))
 
 
 @jit
 def one_less_exp(x):
-    """1 - e^-x for x >= 0, to full precision (W. Kahan's expm1)."""
+    """Compute 1 - e^-x for x >= 0, to full precision (W. Kahan's expm1)."""
     power = tl.exp(-x)
     return tl.where(power == 1.0, x, tl.where(power == 0.0, 1.0, (1.0 - power) * (x / -tl.log(power))))
 

@@ -53,7 +53,7 @@ L2_SHARE = 0.4
 
 
 class Device(NamedTuple):
-    """What a layout depends on. `arch`: sm_90, gfx942, or "interpreter"."""
+    """Device facts that a layout depends on. `arch`: sm_90, gfx942, or "interpreter"."""
 
     arch: str
     num_sms: int
@@ -76,7 +76,7 @@ class Launch(NamedTuple):
 
 
 def group_of(dtype: torch.dtype) -> int:
-    """Columns in 16 bytes: what one thread loads at once."""
+    """Return the columns in 16 bytes, which one thread loads at once."""
     return 16 // dtype.itemsize
 
 
@@ -143,7 +143,7 @@ def best_proven(where: Device, row_bytes: int) -> str:
 
 
 def row_launch(where: Device, row_bytes: int, group: int, kind: int) -> Launch:
-    """The shape with the most programs whose rows L2 holds, or else with the fewest."""
+    """Lay out the shape with the most programs whose rows L2 holds, or else with the fewest."""
     roomy = kind == kind_of("reverse_kl") and where.arch.startswith("sm_1")
     shapes = ROOMY_ROW_SHAPES if roomy else ROW_SHAPES
     held = (shape for shape in shapes if shape[-1] * where.num_sms * row_bytes <= where.l2_bytes * L2_SHARE)
@@ -152,7 +152,7 @@ def row_launch(where: Device, row_bytes: int, group: int, kind: int) -> Launch:
 
 
 def streamed_launch(where: Device, row_bytes: int, vocab: int, group: int) -> Launch:
-    """A row's second sweep comes when its first is surely over: as many parts later as there are programs."""
+    """Lay out rows whose second sweep comes when the first is over: as many parts later as there are programs."""
     block, warps, registers = layout(where.arch, STREAMED_SHAPE, group)
     tiles = max(1, STREAMED_PART_BYTES // (block * 16 // group))
     while -(-vocab // (tiles * block)) > MOST_PARTS:
@@ -163,14 +163,14 @@ def streamed_launch(where: Device, row_bytes: int, vocab: int, group: int) -> La
 
 
 def cooperative_launch(where: Device, row_bytes: int, vocab: int, group: int) -> Launch:
-    """A part is one tile; programs are counted when the kernel is compiled (programs_held)."""
+    """Lay out parts of one tile; programs are counted when the kernel is compiled (programs_held)."""
     # The interpreter runs programs one after another: there, a row is one part or does not fit.
     programs = 1 if where.arch == "interpreter" else 0
     return Launch("cooperative", *layout(where.arch, COOPERATIVE_SHAPE, group), programs, 1, 0, where, row_bytes, group)
 
 
 def layout(arch: str, shape: tuple[int, int, int], group: int) -> tuple[int, int, int | None]:
-    """Columns a tile, warps, and the registers that leave room for the shape's programs on an SM."""
+    """Return the columns of a tile, warps, and the registers that leave room for the shape's programs on an SM."""
     warps, groups, per_sm = shape
     if arch.startswith("gfx"):
         warps = min(warps, 16)  # a program has 1024 threads at most, in waves of 64
@@ -179,7 +179,7 @@ def layout(arch: str, shape: tuple[int, int, int], group: int) -> tuple[int, int
 
 
 def options_of(launch: Launch) -> dict:
-    """Compiler options of a launch; the interpreter takes and ignores them. Fusion of a product and a sum into one
+    """Return the compiler options; the interpreter takes and ignores them. Fusion of a product and a sum into one
     rounding is on, as it was by default until triton 3.10: 5 to 11 % fewer instructions a logit, and what the static
     proof counts."""
     return dict(num_warps=launch.num_warps, enable_fp_fusion=True) | (
@@ -189,6 +189,7 @@ def options_of(launch: Launch) -> dict:
 
 @functools.cache
 def device_facts(device: torch.device) -> Device:
+    """Read the facts of a device once a process; of a CPU, those of the interpreter."""
     if device.type != "cuda":
         return Device("interpreter", 2, 1 << 20)
     found = torch.cuda.get_device_properties(device)
@@ -205,8 +206,8 @@ class Compiled(NamedTuple):
 
 
 def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> Iterator[Compiled]:
-    """Every layout that the functions above can choose on an architecture: what the static proof compiles. kind None:
-    kd is off.
+    """List every layout that the functions above can choose on an architecture, for the static proof. kind None: kd is
+    off.
     """
     where, group, vocab = Device(arch, 132, 50 << 20), group_of(dtype), 151936
     seen = []
@@ -223,14 +224,14 @@ def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) 
 
 
 def split_shape(launch: Launch, vocab: int) -> dict:
-    """The constants that the split kernels have beside the row launch's."""
+    """Return the constants that the split kernels have beside the row launch's."""
     num_parts = -(-vocab // (launch.block * launch.tiles))
     shape = dict(NUM_PARTS=1 << (num_parts - 1).bit_length())
     return shape | dict(TILES=launch.tiles) if launch.name == "streamed" else shape
 
 
 def compiled_in(weights: RowWeights, options: Options) -> dict:
-    """The choices that a kernel is compiled for: T (0: read at run time), which terms are on."""
+    """Return the choices that a kernel is compiled for: T (0: read at run time), which terms are on."""
     temperature = options.temperature if weights.kd is not None else 1.0  # nothing else is tempered
     constant = isinstance(temperature, float) and temperature in (1.0, 2.0, 3.0, 4.0)
     return dict(

@@ -27,14 +27,14 @@ _INF = tl.constexpr(float("inf"))
 
 @jit
 def publish(stats, out, NUM_PARTS: tl.constexpr):
-    """Statistics of a part into its column of out[NUM_STATS, NUM_PARTS], fp32 (columns fit: vocab < 2^24)."""
+    """Store statistics of a part into its column of out[NUM_STATS, NUM_PARTS], fp32 (columns fit: vocab < 2^24)."""
     for field in tl.static_range(NUM_STATS):  # pyright: ignore[reportGeneralTypeIssues]  triton types it as no iterator
         tl.store(out + field * NUM_PARTS, stats[field] * 1.0)
 
 
 @jit
 def merge_parts(parts, num_parts, inv_t, KIND: tl.constexpr, T: tl.constexpr, NUM_PARTS: tl.constexpr):
-    """One row's statistics from those its parts published, read past L1: other programs wrote them."""
+    """Merge one row's statistics from those its parts published, read past L1: other programs wrote them."""
     part = tl.arange(0, NUM_PARTS)
     here = part < num_parts
     z_top = _field(parts, Z_TOP, part, here, LOWEST, NUM_PARTS)
@@ -75,7 +75,7 @@ def arrive(stats, partials, counters, row, part, NUM_PARTS: tl.constexpr):
 
 @jit
 def gather(partials, counters, row, num_parts, inv_t, KIND: tl.constexpr, T: tl.constexpr, NUM_PARTS: tl.constexpr):
-    """A row's statistics once all its parts have arrived."""
+    """Wait until all parts of a row have arrived; return the row's statistics."""
     arrived = tl.atomic_add(counters + 1 + row, 0, sem="acquire", scope="gpu")
     while arrived < num_parts:
         arrived = tl.atomic_add(counters + 1 + row, 0, sem="acquire", scope="gpu")

@@ -1,6 +1,6 @@
-"""Device functions for what a row is once its statistics are known: weights, loss, outputs. One program does a row's.
+"""Rows, once their statistics are known: weights, loss and outputs on the device, and both ends of them on the host.
 
-`scalars` is the vector of run-time numbers that kernels/fused/dense.py lists; formulas are those of
+`scalars` is the vector of run-time numbers that scalars_of makes; formulas are those of
 kernels/reference.py.
 """
 
@@ -48,8 +48,8 @@ def row_weights(
     SPAN: tl.constexpr,
     HARD: tl.constexpr,
 ):
-    """Whether the label is a token; 1, or NaN for a label that no tokenizer gave; the four weights, 0 for a term that
-    is off.
+    """Return a flag (the label is a token), 1 or NaN (a label that no tokenizer gave), and the four weights, 0 for a
+    term that is off.
     """
     truth, span, kd, hard = 0.0, 0.0, 0.0, 0.0
     if TRUTH:
@@ -104,7 +104,7 @@ def row_terms(
     HARD: tl.constexpr,
     ENTROPY: tl.constexpr,
 ):
-    """The outputs of a dense row, and its gradient's factors: of kd, of the label, of the teacher's choice."""
+    """Compute the outputs of a dense row, and its gradient's factors: of kd, of the label, of the teacher's choice."""
     valid, poison, kd, truth, span, hard = row_weights(
         row, label, vocab, kd_weight, truth_weight, span_weight, hard_weight, KD, TRUTH, SPAN, HARD
     )

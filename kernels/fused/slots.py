@@ -17,7 +17,7 @@ _NO_MORE = tl.constexpr(2147483647)  # past every column
 
 @jit
 def read_buckets(slot, ids, probs, logits, num_slots, z_top, log_sum, inv_t, rest_log_q, rest_log_p, rest_p):
-    """Token, logit, log q_T, log p_T (floored) and p_T of buckets; bucket `num_slots` is the rest. Others are empty."""
+    """Read token, logit, log q_T, log p_T (floored), p_T of buckets: `num_slots` is the rest, later ones are empty."""
     token = tl.load(ids + slot, mask=slot < num_slots, other=EMPTY)
     z = tl.load(logits + slot, mask=slot < num_slots, other=float("-inf"))
     p = tl.load(probs + slot, mask=token != EMPTY, other=0.0)
@@ -52,8 +52,9 @@ def rest_statistics(
     GROUP: tl.constexpr,
     AGAIN: tl.constexpr,  # what is read here is read again soon
 ):
-    """Max of the columns that no slot names, its column, and sums e^(z-max), e^((z-max)/T): (LOWEST, any, 0, 0) of
-    none.
+    """Compute the max of the columns that no slot names, its column, and sums e^(z-max), e^((z-max)/T).
+
+    Where there is no such column they are (LOWEST, any, 0, 0).
     """
     tl.static_assert(BLOCK >= GROUP * GROUP, "the columns that fill no group take a group each")
     offsets, groups = tile_columns(BLOCK, GROUP), tl.arange(0, BLOCK // GROUP)
@@ -84,7 +85,7 @@ def rest_statistics(
 
 @jit
 def rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr):
-    """dL/dz of columns of the rest, but for the -1 of label and choice."""
+    """Compute dL/dz of columns of the rest, but for the -1 of label and choice."""
     # A slot's column may lie above the rest's max; what it gets here is written again later.
     e1, et = exps(tl.minimum(z.to(tl.float32) - rest_top, 0.0), inv_t, T)
     if KD and CE:

@@ -285,9 +285,7 @@ def sparse_rows(
     options: Options,
     grad: Tensor | None,
 ) -> DistillOutput:
-    """As reference_sparse.sparse_rows, by the kernel: `loss` is [N], grad [N, Vs] is written if given (any float
-    dtype).
-    """
+    """Do as reference_sparse.sparse_rows, by the kernel: `loss` is [N], grad [N, Vs], if given, is written."""
     num_rows, width = student_logits.shape
     device = student_logits.device
     floats = torch.empty(8, num_rows, dtype=torch.float32, device=device)
@@ -345,9 +343,7 @@ def sparse_rows(
 
 
 def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) -> Iterator[launches.Compiled]:
-    """As launches.launchable, with few slots and many and, for forward_kl, a sampled teacher as well; no slot without
-    kd.
-    """
+    """List as launches.launchable, with few slots and many (few without kd), and forward_kl of a sampled teacher."""
     for found in launches.launchable(arch, dtype, kind, gradient):
         for sampled in (False, True) if kind == kind_of("forward_kl") else (False,):
             for slots in SLOT_BLOCKS[: 1 if kind is None else 2] if found.kernel == "row" else ():

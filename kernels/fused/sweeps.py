@@ -1,4 +1,4 @@
-"""Device functions that the forms of the dense kernel share: what a row needs, built from the tiles of tiles.py.
+"""Device functions that the launches of the dense kernel share: sweeps over a part, built from the tiles of tiles.py.
 
 A *part* is a range of columns [start, stop) of one row: the whole row where one program has it (dense.py), a slice
 where several do (cooperative.py). `measure` gives a part's statistics, `merge_parts` joins them, rows.py makes of a
@@ -34,7 +34,7 @@ PADDING = tl.constexpr(-2.0e30)
 
 @jit
 def padding_of(logits):
-    """What a tile is filled with past its part, in the logits' own dtype; `widened` makes PADDING of it."""
+    """Return the filling of a tile past its part, in the logits' own dtype; `widened` turns it into PADDING."""
     if logits.dtype.element_ty == tl.float16:
         return -65504.0
     else:
@@ -43,8 +43,9 @@ def padding_of(logits):
 
 @jit
 def widened(x, keep):
-    """A tile in fp32, what is not kept PADDING also in fp16, which has no such number and may have rows of nothing
-    above its least.
+    """Widen a tile to fp32, with PADDING where it is not kept.
+
+    fp16 has no such number, and may have rows of nothing above its least.
     """
     if x.dtype == tl.float16:
         return tl.where(keep, x.to(tl.float32), PADDING)
@@ -67,7 +68,7 @@ def sweep_statistics(
     GROUP: tl.constexpr,
     AGAIN: tl.constexpr,  # what is read here is read again soon
 ):
-    """merge_all's statistics of [start, stop), reading every logit once. Until its end no warp waits for another."""
+    """Compute merge_all's statistics of [start, stop), reading every logit once. No warp waits before the end."""
     tl.static_assert(BLOCK >= GROUP * GROUP, "the columns that fill no group take a group each")
     offsets = tile_columns(BLOCK, GROUP)
     groups = tl.arange(0, BLOCK // GROUP)[:, None]
@@ -117,7 +118,7 @@ def add_rest(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """The columns before `stop` that fill no group."""
+    """Add the columns before `stop` that fill no group."""
     groups = tl.arange(0, BLOCK // GROUP)
     first = stop // GROUP * GROUP
     if first < stop:
@@ -134,7 +135,7 @@ def add_rest(
 
 @jit
 def first_column(logits, group, best, stop, GROUP: tl.constexpr):
-    """The column of `best`, which is known to lie in the group that starts there; any column of it for NaN.
+    """Find the column of `best`, known to lie in the group that starts there; any column of the group for NaN.
 
     NaN may also have left no group: 2^31 - 1, to which no lane may be added before it is compared.
     """
@@ -184,9 +185,9 @@ def measure(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """merge_all's statistics of a part, with the maxima's exact columns and repaired where there is a -inf; then
-    the student's logit at the teacher's choice, its logit at the label (0 in the parts that do not have it), and the
-    largest teacher logit that the student excludes. Reads a few logits again: nothing may have been overwritten."""
+    """Complete merge_all's statistics of a part: the maxima's exact columns, MOMENT and CROSS repaired where there is a
+    -inf, and the fields Z_CHOICE to BLOCKED. Reads a few logits again: nothing may have been overwritten.
+    """
     z_top, z_column, z_d1, z_dt, u_top, u_column, u_d1, u_dt, moment, cross, low = stats
     z_column = first_column(student, z_column, z_top, stop, GROUP)
     has_label = (label >= start) & (label < stop)
@@ -209,7 +210,7 @@ def measure(
 def exact_divergence(
     student, teacher, stats, vocab, inv_t, beta, KIND: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
 ):
-    """KL(p || .) and KL(q || .) of a whole row by a sweep with both normalisers known."""
+    """Compute KL(p || .) and KL(q || .) of a whole row by a sweep with both normalisers known."""
     offsets = tile_columns(BLOCK, GROUP)
     groups = tl.arange(0, BLOCK // GROUP)[:, None]
     kl_p = tl.zeros([BLOCK // GROUP], tl.float32)
@@ -241,7 +242,7 @@ def _exact_tile(z, u, keep, stats, inv_t, beta, KIND: tl.constexpr):
 def row_divergence(
     student, teacher, stats, vocab, inv_t, beta, KIND: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
 ):
-    """D, and KL(q || p or m), of a row: from `cross` where that is exact, else by a sweep of its own."""
+    """Compute D, and KL(q || p or m), of a row: from `cross` where that is exact, else by a sweep of its own."""
     z_log_dt, u_log_dt = tl.log(stats[Z_SUM_T]), tl.log(stats[U_SUM_T])
     if KIND == FORWARD_KL:
         kl = stats[CROSS] * inv_t / stats[U_SUM_T] - u_log_dt + z_log_dt

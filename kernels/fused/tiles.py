@@ -37,7 +37,7 @@ NUM_STATS = tl.constexpr(14)
 
 @jit
 def merge_max(best, arg, other_best, other_arg):
-    """Max and its lowest column over two parts."""
+    """Merge the max of two parts, with its lowest column."""
     takes = (other_best > best) | ((other_best == best) & (other_arg < arg))
     return tl.where(takes, other_best, best), tl.where(takes, other_arg, arg)
 
@@ -51,13 +51,13 @@ def tile_max(x, cols):
 
 @jit
 def tile_columns(BLOCK: tl.constexpr, GROUP: tl.constexpr):
-    """[BLOCK / GROUP, GROUP] column offsets: a row of this is one group, and lies in one thread."""
+    """Return [BLOCK / GROUP, GROUP] column offsets: a row of this is one group, and lies in one thread."""
     return tl.arange(0, BLOCK // GROUP)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
 
 
 @jit
 def no_columns(NUM: tl.constexpr):
-    """Statistics of NUM groups (or parts) without a column: Z_TOP to U_LEAST."""
+    """Return statistics of NUM groups (or parts) without a column: Z_TOP to U_LEAST."""
     zero = tl.zeros([NUM], tl.float32)
     top = zero + LOWEST
     first = tl.zeros([NUM], tl.int32)
@@ -114,7 +114,7 @@ def _two_sums(d1, dt, f1, ft, e1, et, T: tl.constexpr):
 
 @jit
 def merge_all(stats, inv_t, KIND: tl.constexpr, T: tl.constexpr):
-    """One statistic of many (groups of a part, or parts of a row); the columns of a max are here whole columns.
+    """Merge one statistic of many (groups of a part, or parts of a row); the columns of a max are here whole columns.
 
     Example, T = 1, two parts of a row's teacher: max 1 with sum 1.5, and max 0 with sum 2. Merged: max 1, sum
     1.5 + 2 / e = 2.2358.
@@ -144,7 +144,7 @@ def whole_part(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """merge_all's fields of a part that is one tile in registers (forward_kl): one max for all of it, one 2^x a
+    """Compute merge_all's fields of a part that is one tile in registers (forward_kl): one max for all of it, one 2^x a
     logit.
     """
     columns = start + tl.arange(0, BLOCK // GROUP) * GROUP

@@ -43,7 +43,7 @@ def options_for(case: Case, **settings) -> Options:
 
 
 def peer(student, teacher, labels, weights, options):
-    """What a PyTorch user would write, in the logits' own dtype until the row sums. Knows nothing of our code."""
+    """Write what a PyTorch user would, in the logits' own dtype until the row sums. Knows nothing of our code."""
     z, u = student[:, : options.vocab_size], teacher[:, : options.vocab_size]
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
     z, u, t = z.to(wide), u.to(wide), options.temperature

@@ -59,7 +59,7 @@ def options_for(case: SparseCase, **settings) -> Options:
 
 
 def peer(student, teacher, labels, weights, options):
-    """What a PyTorch user would write in fp32 (fp64 for fp64). Knows nothing of our code."""
+    """Write what a PyTorch user would in fp32 (fp64 for fp64). Knows nothing of our code."""
     z = student[:, : options.vocab_size]
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
     z, t, ids = z.to(wide), options.temperature, teacher.ids.long()

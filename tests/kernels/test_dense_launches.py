@@ -129,7 +129,7 @@ def test_the_teachers_choice_in_column_0_and_parts_of_nothing(launch, tiles):
 @pytest.mark.parametrize("value", [-65504.0, -float("inf")], ids=["the least number", "-inf"])
 @pytest.mark.parametrize("side", ["teacher", "student"])
 def test_rows_of_fp16_with_nothing_above_its_least_number(side, value, launch, tiles):
-    """What lies past the vocabulary is not a part of them, though fp16 has no number below theirs: as in fp32. No
+    """Columns past the vocabulary are not a part of them, though fp16 has no number below theirs: as in fp32. No
     finite gradient where there is no distribution."""
     case = make_case(4, 40, vocab=33, dtype=torch.float16)
     getattr(case, side)[:2] = value
@@ -185,7 +185,7 @@ def _exchange_kernel(
     GROUP: tl.constexpr,
     NUM_PARTS: tl.constexpr,
 ):
-    """What the programs of a cooperative row do, one after another, as far as the row's statistics and divergence."""
+    """Do what the programs of a cooperative row do, one after another, up to the row's statistics and divergence."""
     offsets = tile_columns(BLOCK, GROUP)
     for part in range(tl.cdiv(vocab, BLOCK)):
         start = part * BLOCK

@@ -1,4 +1,4 @@
-"""What a user can get wrong is refused before anything is computed, and the message says what to do."""
+"""Mistakes of a user are refused before anything is computed, and the message says what to do."""
 
 import subprocess
 import sys

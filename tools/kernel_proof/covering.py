@@ -1,4 +1,4 @@
-"""A few configurations in the place of all: every combination of so many choices is still in one of them."""
+"""Covering arrays: a few configurations in the place of all, with every combination of so many choices in one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 
 
 def covering(rows: Sequence[tuple[Hashable, ...]], strength: int) -> list[int]:
-    """Places of rows that together hold every `strength` values which any row has in its columns; greedily few.
+    """Choose places of rows that together hold every `strength` values which any row has in its columns; greedily few.
 
     Example, strength 2, rows (a, 0, x), (a, 1, y), (b, 0, y), (b, 1, x), (a, 0, y): the first four hold every pair of
     values that occurs, (a, 0, y) adds none, so [0, 1, 2, 3].

@@ -189,7 +189,7 @@ def _bodies(num_lines: int, jumps: dict[int, int | None], ends: set[int]) -> lis
 
 
 def widest_loops(code: Code, width: int) -> list[Loop]:
-    """The loops that read `width` bytes at once and have no loop within that does, in the order of their first
+    """List the loops that read `width` bytes at once and have no loop within that does, in the order of their first
     lines.
     """
     readers = sorted((loop for loop in code.loops if loop.reads[width]), key=lambda loop: min(loop.lines))
