@@ -295,7 +295,7 @@ class EntropyWeighting(Section):
 
 class Loss(Section):
     divergence: Divergence = "forward_kl"
-    """Divergence of the student from the teacher; jsd needs beta."""
+    """Divergence of the student from the teacher; jsd needs beta. Others come from run.extensions."""
     beta: Fraction | None = None
     """For jsd alone: the teacher's share of the mixture, from 0 (forward KL) to 1 (reverse KL)."""
     temperature: Temperature = Temperature()

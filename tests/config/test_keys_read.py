@@ -8,10 +8,7 @@ from pathlib import Path
 from kd.config import schema
 from kd.config.problems import all_keys
 
-READ_RAW = (
-    "run.extensions",  # kd/config/load.py imports them before the schema sees the file
-    "training.checkpoint_format",  # until kd/checkpoints looks it up
-)
+READ_RAW = ("run.extensions",)  # kd/config/load.py imports them before the schema sees the file
 KD = Path(__file__).resolve().parents[2] / "kd"
 
 
