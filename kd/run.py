@@ -288,7 +288,6 @@ def _train(
             teacher,
             curriculum,
             log,
-            ranks,
             quarantine=quarantine_file(config.data, config.run),
             checkpoints=checkpoints,
             begin=begin,

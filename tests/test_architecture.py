@@ -23,7 +23,7 @@ OURS = {*SOURCES, "tests", "benchmarks"}
 ROOMS = [
     "errors", "registry", "hashing", "dtypes", "units", "atomic_files", "config", "toolcalls", "records", "sources",
     "rendering", "batching", "distributed", "models", "objective", "endpoint", "teacher", "rewards", "rollouts",
-    "checkpoints", "training", "evaluation", "preflight", "reports", "run",
+    "checkpoints", "training", "evaluation", "preflight", "reports", "run_folder", "run",
 ]
 # fmt: on
 """Rooms and single files of kd: each may import those before it."""

@@ -52,7 +52,7 @@ class Curriculum:
         say: Callable[[str], None],
     ):
         self._data, self._training, self._sources, self._tokenizer = data, training, sources, tokenizer
-        self._seed, self._missing, self._ranks, self._say = seed, missing, ranks, say
+        self._seed, self._missing, self.ranks, self._say = seed, missing, ranks, say
 
     def steps(self, at: Progress) -> Iterator[StageStep]:
         """Yield the steps that remain. A stage that is done is left before the next step is made."""
@@ -70,7 +70,7 @@ class Curriculum:
             at.next_stage()
 
     def _batches(self, source: Source, stage: Stage, state: dict[str, Any] | None) -> StepBatches:
-        ranks, workers = self._ranks, num_workers(self._data.workers)
+        ranks, workers = self.ranks, num_workers(self._data.workers)
         policy = FitPolicy(stage.max_length, self._data.too_long, self._missing, refuse=self._data.max_bad_fraction > 0)
         shape = StepShape(
             self._training.micro_batch_size, self._training.gradient_accumulation, ranks.rank, ranks.world_size

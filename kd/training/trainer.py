@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol
 import torch
 
 from kd.config.schema import RunConfig, Stage
-from kd.distributed.ranks import Ranks
 from kd.errors import SpanwiseError
 from kd.objective.terms import TERMS, TermWeights, weights_at
 from kd.records.quarantine import keep_refused
@@ -68,14 +67,13 @@ class Trainer:
         teacher: TeacherSource | None,
         curriculum: Curriculum,
         log: RunLog,
-        ranks: Ranks,
         *,
         quarantine: Path,
         checkpoints: Saver | None = None,
         begin: Callable[[bool], None] = lambda resumed: None,
     ):
         self._config, self._engine, self._teacher, self._curriculum = config, engine, teacher, curriculum
-        self._log, self._ranks, self._quarantine, self._checkpoints = log, ranks, quarantine, checkpoints
+        self._log, self._ranks, self._quarantine, self._checkpoints = log, curriculum.ranks, quarantine, checkpoints
         self._begin, self._has_begun = begin, False
         self._progress = Progress()
         self._stop = StopRequest()

@@ -138,7 +138,7 @@ def run(scenario: dict, out: Path) -> dict:
         say=log.say,
     )
     quarantine = quarantine_file(config.data, config.run)
-    result = Trainer(config, engine, teacher, curriculum, log, ranks, quarantine=quarantine).run()
+    result = Trainer(config, engine, teacher, curriculum, log, quarantine=quarantine).run()
     counts = {f"num_{name}": result.tally.count(reason) for name, reason in COUNTED.items()}
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")
