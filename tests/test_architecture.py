@@ -162,7 +162,6 @@ def test_no_function_has_too_many_parameters(path):
         assert count <= MAX_PARAMETERS, f"{function.name}: {count} parameters"
 
 
-@pytest.mark.xfail(reason="being mended", strict=False)
 def test_no_file_is_long():
     lengths = {
         str(path.relative_to(REPOSITORY)): len(path.read_text(encoding="utf-8").splitlines()) for path in ALL_FILES

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from helpers.config_cases import GOOD, changed
 from helpers.jobs import REPOSITORY, plain_environment
 from helpers.template_cases import with_template
-from kd.checkpoints.store import Checkpoints
+from kd.checkpoints.store import Checkpoints, find_resumable
 from kd.config.load import load_config
 from kd.config.problems import ConfigError
 from kd.config.registries import CHECKPOINT_FORMATS, FORMATS, TEACHER_SOURCES
@@ -164,7 +164,7 @@ def test_metric(load):
     assert "brevity" in format_table({"student": {"split": metrics}})
 
 
-def test_checkpoint_format(load, tmp_path, monkeypatch):
+def test_checkpoint_format(load, tmp_path):
     config = load("split_checkpoint", changed("  steps: 100", "  steps: 100\n  checkpoint_format: split"))
 
     class Engine:  # as kd.training.engine.StudentEngine, over a DeepSpeed engine that saves one number
@@ -185,13 +185,12 @@ def test_checkpoint_format(load, tmp_path, monkeypatch):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         engine = Engine()
-        checkpoints = Checkpoints(
-            tmp_path / "run", engine, Ranks(), {}, pytest.fail, format=config.training.checkpoint_format
-        )
-        checkpoints.save(3, {"step": 3})
-        assert (tmp_path / "run/step-00000003/state-0.pt").exists()
+        folder, format = tmp_path / "run", config.training.checkpoint_format
+        Checkpoints(folder, engine, Ranks(), {}, format=format).save(3, {"step": 3})
+        assert (folder / "step-00000003/state-0.pt").exists()
         engine.weight = 2.0
-        assert checkpoints.load() == {"step": 3} and engine.weight == 1.0
+        found = find_resumable(folder, {}, 1, pytest.fail)
+        assert Checkpoints(folder, engine, Ranks(), {}, resume=found).load() == {"step": 3} and engine.weight == 1.0
     finally:
         torch.distributed.destroy_process_group()
 
