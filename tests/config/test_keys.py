@@ -118,6 +118,7 @@ FROZEN_KEYS = [
     "training.log_every",
     "training.save_every",
     "training.deepspeed",
+    "training.max_skipped_fraction",
     "training.time_budget_seconds",
     "training.checkpoint_format",
     "evaluation.num_records",
