@@ -197,7 +197,7 @@ def find_damage(path: Path) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files = manifest["files"]
-        manifest["world_size"], manifest["identity"]
+        _ = manifest["world_size"], manifest["identity"]  # raises where one is missing
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST}: {type(error).__name__}: {error}"
     for name, (digest, size) in files.items():
