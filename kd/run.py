@@ -54,7 +54,7 @@ _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
 
 
 class JudgingError(SpanwiseError, RuntimeError):
-    """Training is done and the student exported, but not evaluated, or without its report."""
+    """Failure after training: the student is exported, but not evaluated, or without its report."""
 
     exit_code = 3
 

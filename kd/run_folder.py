@@ -19,7 +19,7 @@ FOLDERS = ("student", "tensorboard", "checkpoints", "initial_student")
 
 
 class RunFolderError(SpanwiseError, ValueError):
-    """The run's folder cannot be used; the message names what is in the way and the remedy."""
+    """Run folder that cannot be used; the message names what is in the way and the remedy."""
 
 
 class RunFolder:

@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 
 def _refuse_the_other_kernels() -> None:
-    """PyPI has another package whose import name is `kernels`; transformers would then take ours for it."""
+    """Refuse PyPI's package whose import name is `kernels` too; transformers would take ours for it."""
     try:
         version = metadata.version("kernels")
     except metadata.PackageNotFoundError:

@@ -49,8 +49,8 @@ class _GradientsMadeInForward(torch.autograd.Function):
 
 
 def _scale(grad: Tensor, factor: Tensor) -> None:
-    """grad *= factor. The usual factor is 1: the host sees that on a CPU, the kernel on a GPU, where asking would
-    wait.
+    """Scale grad by factor, in place. The usual factor is 1: the host sees that on a CPU, the kernel on a GPU, where
+    asking would wait.
     """
     if grad.device.type == "cpu":
         if factor.item() != 1.0:

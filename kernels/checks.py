@@ -99,7 +99,9 @@ def check_sparse_teacher(teacher: SparseTeacher, num_rows: int, device: torch.de
     if ids.dim() != 2 or ids.dtype != torch.int32 or ids.shape[1] < 1:
         raise ValueError(f"teacher.ids must be int32 [N, K] with K >= 1, got {ids.dtype} {list(ids.shape)}")
     if teacher.probs.shape != ids.shape:
-        raise ValueError(f"teacher.probs has shape {list(teacher.probs.shape)}, teacher.ids {list(ids.shape)}")
+        raise ValueError(
+            f"teacher.probs has shape {list(teacher.probs.shape)}, teacher.ids {list(ids.shape)}: give both [N, K]"
+        )
     if len(ids) != num_rows:
         raise ValueError(
             f"teacher has {len(ids)} rows, the student {num_rows}: select the same supervised rows from both"

@@ -179,7 +179,7 @@ def _forward_kl(log_p: Tensor, p: Tensor, log_q: Tensor) -> tuple[Tensor, Gradie
 
 
 def _forward_kl_of_buckets(log_p: Tensor, p: Tensor, log_q: Tensor) -> tuple[Tensor, Gradient]:
-    """As _forward_kl; probabilities from a cache are rounded, so that their sum is not quite 1."""
+    """Compute _forward_kl from a cache's rounded probabilities, whose sum is not quite 1."""
 
     def gradient(q: Tensor, factor: Tensor | float) -> Tensor:
         return (q * p.sum(-1, keepdim=True) - p) * factor
@@ -188,7 +188,7 @@ def _forward_kl_of_buckets(log_p: Tensor, p: Tensor, log_q: Tensor) -> tuple[Ten
 
 
 def _forward_value(log_p: Tensor, p: Tensor, log_q: Tensor) -> Tensor:
-    # Where p is 0 the term is 0 even if log q is -inf; where it is NaN the row is NaN.
+    # The term is 0 where p is 0, even if log q is -inf; where p is NaN the row is NaN.
     return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1)
 
 
@@ -214,10 +214,10 @@ def _jsd(log_p: Tensor, p: Tensor, log_q: Tensor, beta: Scalar) -> tuple[Tensor,
 
 
 def _gradient_against(log_other: Tensor, log_q: Tensor, kl_q: Tensor, share: Scalar = 1.0) -> Gradient:
-    """share * q (log q - log_other - kl_q), with kl_q [n, 1] = KL(q || other)."""
+    """Make the gradient share * q (log q - log_other - kl_q), with kl_q [n, 1] = KL(q || other)."""
 
     def gradient(q: Tensor, factor: Tensor | float) -> Tensor:
-        # Where q is 0 the term is 0: with this floor exp(log q) is 0 in every dtype, and the product stays finite.
+        # The term is 0 where q is 0: with this floor exp(log q) is 0 in every dtype, and the product stays finite.
         slope = log_q.clamp(min=LOG_P_FLOOR).sub_(log_other).sub_(kl_q).mul_(q)
         return slope.mul_(factor * share)
 

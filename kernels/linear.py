@@ -110,7 +110,7 @@ def _run(
     grads = _Gradients(hidden, head, wanted)
     rows = RowsInChunks(num_rows)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        # Of even size: a last chunk of a row or two would cost as much as any, and BLAS sums so few rows less exactly.
+        # Even sizes: a last chunk of a row or two would cost as much as any, and BLAS sums so few rows less exactly.
         num_chunks = max(1, -(-num_rows // chunk_rows))
         for index in range(num_chunks):
             part = slice(num_rows * index // num_chunks, num_rows * (index + 1) // num_chunks)
@@ -224,7 +224,7 @@ _WIDENED_ROWS = 8192
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool, alpha: float) -> None:
-    """total += alpha * a @ b with products and sums in total's (wider) dtype; the first call ignores what was there."""
+    """Add alpha * a @ b to total, products and sums in its (wider) dtype; the first call ignores what was there."""
     beta = 0 if first else 1
     if a.dtype == total.dtype or not total.is_cuda:
         torch.addmm(total, a.to(total.dtype), b.to(total.dtype), beta=beta, alpha=alpha, out=total)
@@ -239,7 +239,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool, alpha: float)
 
 @functools.cache
 def widening_addmm(device: torch.device, low: torch.dtype, high: torch.dtype) -> bool:
-    """Probe, once a process: does addmm add a half-precision product to a wider sum without rounding either?
+    """Probe, once a process, that addmm adds a half-precision product to a wider sum without rounding either.
 
     Some of the torch versions we support refuse it (on ROCm 2.8 every product of that kind): they multiply in the wider
     dtype, for which a few thousand rows of the weight's gradient are widened at a time. The probe's product and sum

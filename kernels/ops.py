@@ -2,8 +2,8 @@
 
 torch.compile traces into Python, and the losses are not traceable Python: kernels are chosen and launched, settings are
 checked, gradients are written into memory. So under compilation each public function is one functional operator of
-torch.library, with shapes for the compiler and its own autograd formula. Outside of it the operators are not used:
-they may not write their inputs, so gradients cannot be scaled in place, nor written over the logits.
+torch.library, with shapes for the compiler and its own autograd formula. Eager calls use no operator: operators may not
+write their inputs, so gradients could not be scaled in place, nor written over the logits.
 
 Every operator takes its own leading arguments and then ARGUMENTS, and returns ROWS and then the gradients
 of its first arguments, of which one that is not wanted has no elements.
@@ -77,7 +77,7 @@ def pack(sparse: SparseTeacher | None, labels: Tensor, weights: RowWeights, sett
 
 
 def _read(packed: Sequence) -> tuple[Sequence, Sequence, list, tuple]:
-    """Slots, weights, scalars (each the number or the tensor it was) and what follows them."""
+    """Read slots, weights, scalars (each the number or the tensor it was) and what follows them."""
     slots, rest = packed[: len(_SLOTS)], packed[len(_SLOTS) :]
     weights, rest = rest[: len(_WEIGHTS)], rest[len(_WEIGHTS) :]
     tensors, (labels, numbers, *others) = rest[: len(_SCALARS)], rest[len(_SCALARS) :]

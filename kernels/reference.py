@@ -173,7 +173,7 @@ def weights_as_used(
 
 
 def _write_gradient(grad: Tensor, used: UsedWeights, weights: RowWeights, parts: _Parts, options: Options) -> None:
-    """grad[:, :vocab] = grad_scale * dL/dz and zeros past it. Consumes the tensors in `parts`."""
+    """Write grad_scale * dL/dz into grad[:, :vocab] and zeros past the vocabulary. Consumes the tensors in `parts`."""
     vocab, scale = options.vocab_size, parts.poison * options.grad_scale
     grad[:, vocab:] = 0
     cross_entropy = (used.truth + used.span + used.hard) * scale

@@ -230,7 +230,7 @@ def _rows_of(
 
 
 def _best_of_both(rest_top: Tensor, rest_best: Tensor, kept: _Kept | None) -> tuple[Tensor, Tensor]:
-    """Max of the whole row and its lowest column; slots are sorted, so the first of theirs is the lowest."""
+    """Find the max of the whole row and its lowest column; slots are sorted, so the first of theirs is the lowest."""
     if kept is None:
         return rest_top, rest_best
     kept_top, slot = kept.logits.max(-1)
@@ -240,7 +240,7 @@ def _best_of_both(rest_top: Tensor, rest_best: Tensor, kept: _Kept | None) -> tu
 
 
 def _write_gradient(grad: Tensor, used: UsedWeights, weights: RowWeights, parts: _Parts, options: Options) -> None:
-    """grad[:, :vocab] = grad_scale * dL/dz and zeros past it. Consumes the tensors in `parts`."""
+    """Write grad_scale * dL/dz into grad[:, :vocab] and zeros past the vocabulary. Consumes the tensors in `parts`."""
     vocab, scale = options.vocab_size, parts.poison * options.grad_scale
     kd_factor, ce, hard = used.kd * options.temperature * scale, (used.truth + used.span) * scale, used.hard * scale
     grad[:, vocab:] = 0
@@ -273,7 +273,7 @@ def _write_gradient(grad: Tensor, used: UsedWeights, weights: RowWeights, parts:
 def _divergence_and_pull(
     log_q: Tensor, probs: Tensor, teacher: SparseTeacher, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """D [n] over buckets and G [n, K + 1], the rest last, from the student's log q of them."""
+    """Compute D [n] over buckets and G [n, K + 1], the rest last, from the student's log q of them."""
     if teacher.kind == "sampled":
         p = torch.cat([probs, torch.zeros_like(probs[:, :1])], 1)
         divergence = torch.where(p == 0, 0.0, -p * log_q).sum(-1) - teacher.entropy_t

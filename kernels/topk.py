@@ -165,7 +165,7 @@ def _check(hidden: Tensor, head: Head, temperatures: Sequence[float], vocab_size
 
 
 def _chunks(hidden: Tensor, head: Head, vocab: int, chunk_rows: int | None) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and their logits [n, vocab] in at least fp32; of no rows, one empty chunk."""
+    """Yield rows and their logits [n, vocab] in at least fp32; without rows, one empty chunk."""
     step = resolve_chunk_rows(chunk_rows, len(head.weight), hidden.dtype, hidden.device)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         for start in range(0, max(len(hidden), 1), step):
@@ -178,14 +178,17 @@ def _join(chunks: list, rows_dim: int) -> list[Tensor]:
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
-    """[n] nats, from [n, V]; a token of probability 0 adds nothing."""
+    """Compute [n] nats from [n, V]; a token of probability 0 adds nothing."""
     return torch.special.entr(log_probs.exp()).sum(-1)
 
 
 def _topk_at(
     logits: Tensor, ids: Tensor, log_probs: Tensor | None, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log p_T of the kept tokens [n, K], log of the others' mass [n], entropy [n]. Overwrites log_probs, if given."""
+    """Compute log p_T of the kept tokens [n, K], the log of the others' mass [n], and the entropy [n].
+
+    Overwrites log_probs, if given.
+    """
     if log_probs is None:
         log_probs = torch.log_softmax(logits / temperature, -1)
     entropy, kept = _entropy(log_probs), log_probs.gather(1, ids)
@@ -196,7 +199,7 @@ def _topk_at(
 
 
 def _systematic(log_probs: Tensor, num_draws: int, uniform: Tensor) -> Tensor:
-    """[n, num_draws] tokens, ascending. In fp64: summed in fp32 the distribution function is off by whole tokens."""
+    """Draw [n, num_draws] tokens, ascending. In fp64: in fp32 the distribution function is off by whole tokens."""
     distribution = log_probs.double().exp_().cumsum(-1)
     distribution /= distribution[:, -1:].clone()
     points = (uniform[:, None] + torch.arange(num_draws, device=uniform.device)) / num_draws
@@ -206,7 +209,7 @@ def _systematic(log_probs: Tensor, num_draws: int, uniform: Tensor) -> Tensor:
 
 
 def _count(drawn: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-    """ids and counts [n, num_draws + 1] int32 of ascending draws, argmax first."""
+    """Count ascending draws: ids and counts [n, num_draws + 1] int32, argmax first."""
     is_best = drawn == best[:, None]
     is_new = torch.ones_like(is_best)
     is_new[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
@@ -219,14 +222,14 @@ def _count(drawn: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _uniform(seeds: Tensor, temperature: float) -> Tensor:
-    """[n] in [0, 1), fp64: the top 53 bits of a hash of seed and temperature."""
+    """Draw [n] numbers in [0, 1), fp64: the top 53 bits of a hash of seed and temperature."""
     (bits,) = struct.unpack("<q", struct.pack("<d", temperature))
     return _shift_right(_mix(seeds ^ _mix(torch.full_like(seeds, bits))), 11).double() * 2.0**-53
 
 
 def _mix(x: Tensor) -> Tensor:
-    """splitmix64's output function (Steele, Lea, Flood 2014); int64 arithmetic wraps around as its unsigned one
-    does.
+    """Mix bits by splitmix64's output function (Steele, Lea, Flood 2014); int64 arithmetic wraps around as its
+    unsigned one does.
     """
     x = x + (0x9E3779B97F4A7C15 - (1 << 64))
     x = (x ^ _shift_right(x, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
@@ -235,5 +238,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift_right(x: Tensor, by: int) -> Tensor:
-    """As of an unsigned number: zeros come in from the left."""
+    """Shift right as an unsigned number: zeros come in from the left."""
     return (x >> by) & ((1 << (64 - by)) - 1)

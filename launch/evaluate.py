@@ -55,7 +55,7 @@ def _split_name(text: str) -> tuple[str, Path]:
 def evaluate_folder(
     folder: Path, data: list[tuple[str, Path]], batch_size: int, max_new_tokens: int
 ) -> dict[str, Evaluation]:
-    """One saved model on every split."""
+    """Evaluate one saved model on every split."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = read_tokenizer(folder)
     model = load_whole_model(folder).to(device)

@@ -58,7 +58,7 @@ class MicroBatch(NamedTuple):
         return self.rows % self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> MicroBatch:
-        """Copy it with its tensors on `device`."""
+        """Return a copy with every tensor on `device`."""
 
         def move(part: MicroBatch | Packed) -> dict[str, Tensor]:
             fields = part._asdict().items()
@@ -96,8 +96,8 @@ def pad_samples(samples: Sequence[Sample], pad_token_id: int, max_length: int | 
 
 
 def pack_samples(sequences: Sequence[Sequence[Sample]], pad_token_id: int, max_length: int | None = None) -> MicroBatch:
-    """As `pad_samples`, with the samples of each inner list one after another in one sequence, and `packed` to tell
-    them apart.
+    """Make the tensors of `pad_samples`, the samples of each inner list one after another in one sequence; `packed`
+    tells them apart.
     """
     micro = _assemble(sequences, pad_token_id, max_length)
     width, lengths = micro.input_ids.shape[1], []

@@ -37,7 +37,7 @@ class StepShape(NamedTuple):
 
 
 class PackingPolicy(NamedTuple):
-    """Packing of several records into one sequence, by what `measure` found."""
+    """Packing of several records into one sequence, by the lengths that `measure` found."""
 
     lengths: Sequence[int]  # tokens of each record, of all ranks added up
     kept: KeptTokens | None = None  # samples that need not be encoded again

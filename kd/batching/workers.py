@@ -89,7 +89,7 @@ def _start_worker(worker_id: int, extensions: tuple[str, ...]) -> None:
     # A signal to the whole job is the trainer's to act on: it saves first, and needs the step that is being made.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    # Where the trainer is killed, DataLoader's worker would wait for ever to hand over what it made.
+    # DataLoader's worker would wait for ever to hand over what it made if the trainer is killed.
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 

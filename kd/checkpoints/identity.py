@@ -13,7 +13,7 @@ from kd.config.renamed import RENAMED
 from kd.config.schema import RunConfig
 
 CACHE = "content of teacher.cache"
-CONTENT = "content of "  # begins keys of what is compared by content; earlier versions did not note all of it
+CONTENT = "content of "  # begins keys of what is compared by content; earlier versions noted only a part
 STEPS = "training.steps"
 _FREE = {
     "training": {"log_every", "save_every", "time_budget_seconds", "max_skipped_fraction", "checkpoint_format"},

@@ -34,7 +34,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 class CheckpointError(SpanwiseError, ValueError):
-    """A checkpoint cannot be written or resumed; the message names it and the remedy."""
+    """Checkpoint that cannot be written or resumed; the message names it and the remedy."""
 
 
 class Engine(Protocol):

@@ -101,7 +101,7 @@ def _heads(config: RunConfig) -> Iterator[Conflict]:
             if student.head_dim
             else ("student.hidden_size", "student.num_attention_heads", "student.head_dim")
         )
-        yield Conflict(keys, f"heads of width {head_dim}: rotary positions need an even width")
+        yield Conflict(keys, f"heads of width {head_dim}: rotary positions need an even width: change one of these")
 
 
 def _data(config: RunConfig) -> Iterator[Conflict]:

@@ -57,7 +57,7 @@ class Report:
         return self._where(path)[1]
 
     def move(self, old: Path, new: Path) -> None:
-        """Look for a key, and all that is in it, where another name of it was written."""
+        """Look for a key, and all inside it, where its other name was written."""
 
         def moved(path: Path) -> Path:
             return (*new, *path[len(old) :]) if path[: len(old)] == old else path

@@ -54,5 +54,5 @@ def import_extension(module: str) -> str | None:
 
 
 def imported_extensions() -> tuple[str, ...]:
-    """List the user's modules that this process imported; a worker process of it imports them too."""
+    """List the user's modules that this process imported; its worker processes import them too."""
     return tuple(_imported)

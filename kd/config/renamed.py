@@ -66,7 +66,7 @@ def _put(data: Any, path: Path, section: dict[str, Any]) -> Any:
 
 
 def _say(where: str, old: Path, new: Path) -> None:
-    """One line on stderr, of rank 0 alone: every rank reads the configuration."""
+    """Print one line on stderr, on rank 0 alone: every rank reads the configuration."""
     if os.environ.get("RANK", "0") == "0":
         print(
             f"{where}: {dotted(old)} is now {dotted(new)}; this release reads both, the next one will not",

@@ -40,5 +40,5 @@ def cosine(done: float) -> float:
 def adaptive_temperature(
     step: int, num_steps: int, *, start: float = 3.0, end: float = 1.5, schedule: str = "linear"
 ) -> float:
-    """Temperature of the distillation term at an optimizer step; never outside [min(start, end), max(start, end)]."""
+    """Return the distillation term's temperature at a step, never outside [min(start, end), max(start, end)]."""
     return scheduled(schedule, start, end, step, num_steps)

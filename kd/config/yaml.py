@@ -40,7 +40,7 @@ class Parsed(NamedTuple):
 
 
 class YamlError(ValueError):
-    """The text is not YAML at all. `line` is 1-based; 0 when the parser could not say."""
+    """Text that is not YAML at all. `line` is 1-based; 0 when the parser could not say."""
 
     def __init__(self, line: int, message: str):
         super().__init__(message)
@@ -89,7 +89,7 @@ def parse(text: str) -> Parsed:
         raise YamlError(mark.line + 1 if mark else 0, f"{error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise YamlError(line, f"character {error.character!r} is not allowed in YAML") from None
+        raise YamlError(line, f"character {error.character!r} is not allowed in YAML: remove it") from None
     except RecursionError:
         raise YamlError(0, "nested too deeply to be a configuration") from None
     parsed = Parsed(None, {}, [])
@@ -112,7 +112,7 @@ def _build(node: yaml.Node, path: Path, parsed: Parsed) -> Any:
             return _scalar(node)
         except ValueError:
             pass  # reported just below: the tag and the text disagree
-    # Of a tag of the user's own only that there is one: it may be a password that begins with "!".
+    # Name no tag of the user's own: it may be a password that begins with "!".
     tag = f"tag {node.tag.replace(_TAG, '!!')}" if node.tag.startswith(_TAG) else "a tag (!name)"
     parsed.problems.append(
         Problem(

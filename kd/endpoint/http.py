@@ -70,7 +70,7 @@ class ApiKey(httpx2.Auth):
         if self._value and not all("!" <= c <= "~" for c in self._value):
             raise EndpointError(
                 "teacher.endpoint.api_key_env: the value of the variable has a character that no key has, such "
-                "as a space"
+                "as a space: export it without"
             )
         if self._value:  # its debug lines show the headers of answers, and a server may repeat the key in one
             logging.getLogger("httpcore2").setLevel(logging.INFO)

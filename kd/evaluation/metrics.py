@@ -72,7 +72,7 @@ def summarise(cases: Cases) -> dict[str, Any]:
 
 
 def _integration_f1(cases: Cases) -> float | None:
-    """Harmonic mean of recall found/expected and precision right/given, over the values of all turns together."""
+    """Compute the F1 of recall found/expected and precision right/given, over the values of all turns together."""
     outcomes = [case["outcome"] for case in cases if case["kind"] == "integration"]
     expected, found, given, right = (
         sum(outcome[key] for outcome in outcomes) for key in ("expected", "found", "given", "right")

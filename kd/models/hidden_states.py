@@ -35,7 +35,7 @@ def hidden_rows(model: Any, micro: MicroBatch) -> Tensor:
         micro: on the model's device.
 
     Returns:
-        [N, H] in the model's precision, row i of it at micro.rows[i].
+        [N, H] in the model's precision, row i at micro.rows[i].
     """
     hidden = model.base_model(**_inputs(model, micro), use_cache=False).last_hidden_state
     return hidden.flatten(0, 1).index_select(0, micro.rows)

@@ -167,7 +167,7 @@ def _parts(
         prefix = f"model.layers.{old}."
         layer = {f"model.layers.{new}.{name.removeprefix(prefix)}": reader[name] for name in reader.names(prefix)}
         if not layer:
-            raise CutError(f"the teacher's files have no weights called {prefix}*: it was not saved by save_pretrained")
+            raise CutError(f"the teacher's files have no weights called {prefix}*: save it by save_pretrained")
         for name in layer:
             if ".k_proj." in name or ".v_proj." in name:
                 layer[name] = pool_heads(layer[name], teacher.num_key_value_heads, model_config.num_key_value_heads)

@@ -172,7 +172,8 @@ def _check_made(model: torch.nn.Module, dtype: torch.dtype, sharded: bool) -> No
     if wrong:
         raise StudentError(
             f"{len(wrong)} weights are not {dtype} or not {'partitioned' if sharded else 'whole'}, first "
-            f"{wrong[0]}: this is a fault of the program, or of another HfDeepSpeedConfig alive in the process"
+            f"{wrong[0]}: this is a fault of the program, or of another HfDeepSpeedConfig alive in the process: "
+            "report it"
         )
 
 

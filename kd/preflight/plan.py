@@ -21,7 +21,7 @@ _GIB = 1 << 30
 
 
 class PlanError(SpanwiseError, ValueError):
-    """This machine cannot hold the run."""
+    """Run that this machine cannot hold."""
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def read_records(path: str | Path, format: str | None = None) -> Iterator[Record
             raise item.error or DataError(f"{item.file}:{item.line}: no record")
         yield item.record
     if not seen:
-        raise DataError(f"{path}: holds no record")
+        raise DataError(f"{path}: holds no record: give another file")
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:

@@ -88,7 +88,7 @@ class Quarantine:
         kept = f"; they are in {self._path}" if self._path is not None else ""
         raise DataError(
             f"{self._last} ({self.num_bad} of {self.num_good + self.num_bad} lines are refused, more than "
-            f"max_bad_fraction {self._fraction:g} allows{kept})"
+            f"max_bad_fraction {self._fraction:g} allows{kept}): mend them, or raise max_bad_fraction"
         )
 
 

@@ -64,7 +64,7 @@ def annotate(record: Record, tokenizer) -> Annotated:
         for token in range(start, end):
             bits[token] |= span.bit
     if not any(b & TRUTH for b in bits[1:]):
-        raise DataError(f"record {record.id}: no supervised token")
+        raise DataError(f"record {record.id}: no supervised token; remove the record")
     encoded = Encoded(record.id, input_ids, bits, 1.0 if record.quality is None else float(record.quality))
     return Annotated(encoded, text, calls, [TokenSpan(_KINDS[span.bit], *at) for span, at in zip(spans, ranges)])
 

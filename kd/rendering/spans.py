@@ -67,7 +67,7 @@ def find_spans(record: Record, text: str, turns: list[tuple[int, int, int]]) -> 
 
 
 def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
-    """Find the calls and the spans of a rendered record; as `find_spans`."""
+    """Find the calls and the spans of a rendered record; arguments as for `find_spans`."""
     calls: list[Call] = []
     spans: list[Span] = []
     names = {

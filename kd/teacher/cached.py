@@ -25,7 +25,7 @@ from kernels import SparseTeacher
 
 
 class NotCaptured(CacheError):
-    """teacher.cache.path has no finished cache yet."""
+    """Cache at teacher.cache.path that is not there, or not finished yet."""
 
     remedy = "launch/capture.py"
 

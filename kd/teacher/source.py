@@ -31,7 +31,7 @@ class TeacherSource(Protocol):
 
     @property
     def has_entropy(self) -> bool:
-        """False where the targets have no teacher's entropy: they then say 0, and nothing may use or show it."""
+        """True where the targets have the teacher's entropy; without it they say 0, and nothing may use or show it."""
         ...
 
     @property

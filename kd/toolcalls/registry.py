@@ -103,7 +103,7 @@ class ToolRegistry:
         is not an integer and 2.0 is one. closed: False reads the schema by the letter.
 
         Raises:
-            ValueError: the schema itself cannot be applied (a $ref out of it, or without end).
+            ValueError: the schema itself cannot be applied (a $ref that leaves the schema, or never ends).
         """
         if name not in self._tools:
             offered = ", ".join(self.names) or "none"

@@ -86,7 +86,7 @@ class StudentEngine:
 
     @property
     def scales_loss(self) -> bool:
-        """Whether the loss is scaled (fp16), so that an overflow now and then is no fault."""
+        """True where the loss is scaled (fp16): an overflow now and then is then no fault."""
         return bool(self._engine.fp16_enabled())
 
     @property

@@ -28,7 +28,7 @@ MIN_SKIPPED = 10  # fewer skipped steps than this never stop a run
 
 
 class TrainingError(SpanwiseError, RuntimeError):
-    """Training cannot continue; the message says at which step and why."""
+    """Training that cannot continue; the message says at which step and why."""
 
 
 class TrainingResult(NamedTuple):

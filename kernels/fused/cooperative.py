@@ -74,7 +74,10 @@ def streamed_kernel(
     TILES: tl.constexpr,  # tiles a part
     NUM_PARTS: tl.constexpr,  # power of two, at least the number of parts
 ):
-    """Example: 2 parts a row, lag 1. Turns 0 and 1 measure row 0; turns 2 and 3 measure row 1 and write row 0; ..."""
+    """Measure rows, then write them, by turns.
+
+    Example: 2 parts a row, lag 1. Turns 0 and 1 measure row 0; turns 2 and 3 measure row 1 and write row 0; ...
+    """
     if T == 0:
         temperature = tl.load(scalars + TEMPERATURE)
     else:
@@ -197,7 +200,7 @@ def streamed_kernel(
 
 @jit
 def _cut(x, columns, stop):
-    """A tile whose last group reaches past the vocabulary, within the row (see `run`), with nothing there. fp16 has no
+    """Empty the end of a tile whose last group reaches past the vocabulary, within the row (see `run`). fp16 has no
     finite number for that: for its -inf `measure` sums the part anew, which is exact and slow, in the one part that has
     it."""
     if x.dtype == tl.float16:
@@ -240,7 +243,7 @@ def cooperative_kernel(
     GROUP: tl.constexpr,
     NUM_PARTS: tl.constexpr,
 ):
-    """A part is one tile: read once, measured, kept in registers until its row's statistics are known, written."""
+    """Read a part, one tile, once; keep it in registers until its row's statistics are known; write its gradient."""
     if T == 0:
         temperature = tl.load(scalars + TEMPERATURE)
     else:
@@ -375,7 +378,7 @@ refusals: set[str] = set()  # reasons warned of in this process
 
 
 def _not(launch: Launch, reason: str) -> bool:
-    """False, said once with its reason."""
+    """Return False, and say why, once."""
     if reason not in refusals:
         refusals.add(reason)
         warnings.warn(f"the {launch.name} dense kernel does not fit ({reason}); using one program a row", stacklevel=3)

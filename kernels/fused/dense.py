@@ -63,7 +63,7 @@ def dense_kernel(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,  # columns in 16 bytes
 ):
-    """One row a program: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
+    """Process one row a program: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
 
     Worked example: one row, V = 2, T = 1, forward_kl, all with weight 1: kd and truth.
     z = (ln 3, 0), u = (0, 0), y = 0. So q = (3/4, 1/4), p = (1/2, 1/2).

@@ -80,7 +80,7 @@ def tile_pull(x, y, et, z_dt, u_dt, kd, kl_q, inv_t, beta, KIND: tl.constexpr, T
             _, teacher = exps(y, inv_t, T)
             other = log_mixture(teacher / u_dt, et / z_dt, beta)
             factor = (1.0 - beta) * kd / z_dt
-        # Where q is 0 the term is 0, also if log q is -inf; NaN stays NaN.
+        # The term is 0 where q is 0, also if log q is -inf; NaN stays NaN.
         return factor * tl.where(et == 0.0, 0.0, et * (log_q - other - kl_q))
 
 

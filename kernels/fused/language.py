@@ -12,7 +12,7 @@ from kernels.contract import LOG_P_FLOOR
 if TYPE_CHECKING:
 
     def jit(function: Any = None, **options: Any) -> Any:
-        """triton.jit, whose own annotations say that a call never returns."""
+        """Type triton.jit, whose own annotations say that a call never returns."""
 else:
     jit = triton.jit
 

@@ -36,7 +36,7 @@ _OVERRIDES = ("SPANWISE_DENSE_LAUNCH", "SPANWISE_DENSE_FORM")  # the first that 
 # of teacher a thread, which leaves every sweep within 64 registers. Fewer programs are fewer rows between their two
 # sweeps, so more of the second comes from L2.
 ROW_SHAPES = ((8, 1, 4), (16, 1, 2), (32, 1, 1))
-# Of reverse_kl from sm_100 on: there it spills with 64 registers and does not with 80, which are 24 warps an SM at
+# Shapes of reverse_kl from sm_100 on: it spills with 64 registers and does not with 80, which are 24 warps an SM at
 # most.
 ROOMY_ROW_SHAPES = ((8, 1, 3), (16, 1, 1))
 # The split launches pay for every part and thread: the more logits a thread has the better, within registers and L2.
@@ -224,7 +224,7 @@ def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) 
 
 
 def split_shape(launch: Launch, vocab: int) -> dict:
-    """Return the constants that the split kernels have beside the row launch's."""
+    """Return the compile-time constants of the split kernels that the row launch lacks."""
     num_parts = -(-vocab // (launch.block * launch.tiles))
     shape = dict(NUM_PARTS=1 << (num_parts - 1).bit_length())
     return shape | dict(TILES=launch.tiles) if launch.name == "streamed" else shape
@@ -256,7 +256,7 @@ def on_device(device: torch.device) -> torch.cuda.device:
 
 def programs_held(num_regs: int, shared: int, num_warps: int, num_sms: int) -> int:
     """Count the resident programs: by registers (65536 an SM, given out 256 a warp), threads (2048 an SM) and shared
-    memory (164 KB an SM at least, 1 KB of it lost to each program).
+    memory (164 KB an SM at least, 1 KB lost to each program).
     """
     by_registers = 65536 // (-(-num_regs * 32 // 256) * 256) // num_warps
     by_threads = 2048 // (32 * num_warps)

@@ -79,7 +79,7 @@ def weigh_by_entropy(kd, truth, hard, entropy, scalars):
 
 @jit
 def _factor(n, ends):
-    """Linear from its value at n = 0 to its value at n = 1."""
+    """Interpolate linearly from the value at n = 0 to the value at n = 1."""
     first = tl.load(ends)
     return first + (tl.load(ends + 1) - first) * n
 

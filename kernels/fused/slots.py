@@ -30,7 +30,7 @@ def read_buckets(slot, ids, probs, logits, num_slots, z_top, log_sum, inv_t, res
 
 @jit
 def _without_slots(z, cols, stop, at, taken, slot_ids, num_slots):
-    """A tile less the slots' columns before `stop`; `taken` is the id of slot `at`, the first one not yet met."""
+    """Take the slots' columns before `stop` out of a tile; `taken` is the id of slot `at`, the first not yet met."""
     while taken < stop:
         z = tl.where(cols == taken, float("-inf"), z)
         at += 1
@@ -114,7 +114,7 @@ def sweep_rest_gradient(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Write a row's gradient as if all of it were rest, last tile first: what was read last is still near."""
+    """Write a row's gradient as if every column were rest, last tile first: what was read last is still near."""
     offsets, groups = tile_columns(BLOCK, GROUP), tl.arange(0, BLOCK // GROUP)
     whole = vocab // GROUP * GROUP
     num_tiles = tl.cdiv(whole, BLOCK)

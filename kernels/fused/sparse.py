@@ -101,7 +101,7 @@ def sparse_kernel(
     GROUP: tl.constexpr,  # columns in 16 bytes
     SLOTS: tl.constexpr,
 ):
-    """One row a program: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
+    """Process one row a program: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
 
     Worked example: one row, V = 3, T = 1, K = 1: token 0 with p = 3/4, log_tail = ln 1/4; kd alone, weight 1.
     z = (ln 2, 0, 0), so q = (1/2, 1/4, 1/4) and the rest has 1/2.
@@ -166,7 +166,7 @@ def sparse_kernel(
         kept_dt += tl.sum(et, 0)
     z_dt = rest_dt * ft + kept_dt
     z_log_d1, z_log_dt = tl.log(z_d1), tl.log(z_dt)
-    # Of a small rest the logarithm is a difference of logarithms; of one near 1 that would be all rounding.
+    # A small rest's logarithm is a difference of logarithms; for a rest near 1 that would be all rounding.
     rest_log_q = above * inv_t + tl.log(rest_dt) - z_log_dt
     rest_log_q = tl.where(kept_dt < 0.5 * z_dt, log_of_rest(kept_dt / z_dt), rest_log_q)
     rest_log_p, rest_p = FLOOR, 0.0

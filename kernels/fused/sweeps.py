@@ -149,7 +149,7 @@ def first_column(logits, group, best, stop, GROUP: tl.constexpr):
 def _guarded_sums(
     student, teacher, start, stop, z_top, u_top, inv_t, T: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
 ):
-    """`moment` and forward_kl's `cross` over a part with -inf in it, and the largest u where the student has -inf.
+    """Sum `moment` and forward_kl's `cross` over a part with -inf in it; find the largest u where the student has -inf.
 
     Narrow tiles: this is rare, and its registers would be taken from every other sweep.
     """
@@ -196,7 +196,7 @@ def measure(
     if TEACHER:
         u_column = first_column(teacher, u_column, u_top, stop, GROUP)
         if HARD:
-            # Of nothing but NaN the largest has no column.
+            # The largest has no column where all are NaN.
             z_choice = tl.load(student + u_column, mask=u_column < stop, other=0.0).to(tl.float32)
         suspect = moment * 0.0
         if KD and KIND == FORWARD_KL:
@@ -246,7 +246,7 @@ def row_divergence(
     z_log_dt, u_log_dt = tl.log(stats[Z_SUM_T]), tl.log(stats[U_SUM_T])
     if KIND == FORWARD_KL:
         kl = stats[CROSS] * inv_t / stats[U_SUM_T] - u_log_dt + z_log_dt
-        # A token that the student excludes costs infinity, unless the teacher's probability of it is 0 as well.
+        # A token that the student excludes costs infinity, unless the teacher gives probability 0 as well.
         excluded = tl.exp((stats[BLOCKED] - stats[U_TOP]) * inv_t - u_log_dt) > 0.0
         return tl.where(excluded, _INF, kl), 0.0
     elif KIND == REVERSE_KL:

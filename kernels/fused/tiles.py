@@ -7,7 +7,7 @@ formulas are those of kernels/reference.py.
 
 Statistics are kept for each *group* of 16 bytes: the columns that one thread loads at once. A group has its own max, so
 a sweep needs no shuffle and no barrier until its end, for one exponential more a group (1/8 a logit in bf16). A part
-that is one tile in registers has one max for all of it (whole_part).
+that is one tile in registers has one max for all columns (whole_part).
 """
 
 import triton.language as tl
@@ -144,8 +144,8 @@ def whole_part(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Compute merge_all's fields of a part that is one tile in registers (forward_kl): one max for all of it, one 2^x a
-    logit.
+    """Compute merge_all's fields of a part that is one tile in registers (forward_kl): one max for all columns, one 2^x
+    a logit.
     """
     columns = start + tl.arange(0, BLOCK // GROUP) * GROUP
     z_top, z_column = tile_max(tl.max(z, 1), columns)

@@ -13,7 +13,7 @@ manifest.json
     identity  names and values, all strings, that the targets are of: teacher, revision, weights, tokenizer, template,
               data, seed, ...
     shards    a list, shard i named shard-{i:06}.safetensors: name, bytes, sha256 of the file (hex), blocks (the CRC-32
-              of each 64 KiB of it, 8 hex digits each, so that damage can be told by place), records, rows
+              of each 64 KiB of the file, 8 hex digits each, so that damage can be told by place), records, rows
     missing   a list of records that got no targets: key (hex), record_id, reason
     sha256    of the same canonical JSON without this key and without "\\n"
 

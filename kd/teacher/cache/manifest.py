@@ -118,8 +118,8 @@ def cache_digest(spec: CacheSpec, identity: dict[str, str]) -> str:
 def content_of(manifest: Manifest) -> dict[str, str]:
     """Summarise the content of a finished cache that training depends on; checkpoints keep it.
 
-    Its folder is no part of it, nor the reasons of the missing. Another cut into shards is other content: telling that
-    it is not would take reading all of them.
+    Neither the folder nor the reasons of the missing are content. Another cut into shards is other content: telling
+    that it is not would take reading all of them.
 
     Returns:
         "signal": hash of spec, identity and every byte of the shards (named so in checkpoints of every version);

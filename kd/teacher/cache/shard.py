@@ -57,7 +57,7 @@ def encode_shard(spec: CacheSpec, cache_digest: str, index: int, entries: Sequen
         | _encode_rows(spec, entries)
         | _entropies(spec, entries)
     )
-    # Of a view safetensors would write other bytes, silently.
+    # Make copies: from a view safetensors would write other bytes, silently.
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     raw = safetensors.numpy.save(tensors, {_TAG: shard_tag(cache_digest, index)})
     return raw, ShardInfo(

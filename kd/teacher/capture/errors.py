@@ -6,4 +6,4 @@ from kd.errors import SpanwiseError
 
 
 class CaptureError(SpanwiseError, ValueError):
-    """Capture cannot continue; the message says why, what is kept, and what to do."""
+    """Capture that cannot continue; the message says why, what is kept, and what to do."""

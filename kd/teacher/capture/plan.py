@@ -151,7 +151,7 @@ def _check_refused(data: Data, maker: BatchMaker, places: NDArray) -> str:
         if len(mine) > data.max_bad_fraction * len(source):
             raise DataError(
                 f"stage {stage.name}: {reasons[-1]} ({len(mine)} of its {len(source)} records are refused, more than "
-                f"data.max_bad_fraction ({data.max_bad_fraction:g}) allows)"
+                f"data.max_bad_fraction ({data.max_bad_fraction:g}) allows): mend them, or raise the fraction"
             )
     return reasons[0] if reasons else ""
 
