@@ -45,8 +45,13 @@ class Quarantine:
             raise DataError(f"max_bad_fraction: {max_bad_fraction}: a fraction from 0 to 1 is needed")
         self.num_good = self.num_bad = 0
         self._path, self._fraction, self._last = Path(path) if path is not None else None, max_bad_fraction, ""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        if self._path is not None and self._path.exists():
+            if not _is_quarantine(self._path):
+                raise DataError(
+                    f"data.quarantine: {self._path} is there already, and is no file of refused records: name "
+                    "another file"
+                )
+            self._path.unlink()
 
     def accept(self) -> None:
         """Count a good line."""
@@ -97,3 +102,14 @@ def keep_refused(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as out:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _is_quarantine(path: Path) -> bool:
+    """Tell whether a file is empty or begins with a line that `keep_refused` wrote."""
+    try:
+        with path.open("rb") as lines:
+            first = lines.readline(1 << 20)
+        line = json.loads(first) if first else {"reason": "", "stage": ""}
+    except (OSError, ValueError):
+        return False
+    return isinstance(line, dict) and "reason" in line and ("stage" in line or {"file", "line", "raw"} <= line.keys())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ class Sources(NamedTuple):
 
 def run_sources(data: Data, run: Run) -> Sources:
     """Check every line of every stage's files once. Refused lines are in data.quarantine, and records that are no line
-    of a plain file in records-*.jsonl of the run's folder, until the process that called this ends.
+    of a plain file in .records-*.jsonl of the run's folder, until the process that called this ends.
 
     For rank 0 of a job (kd.distributed.collectives.on_rank_0 hands the result to the others, which read the same
     files): ranks that each did this would write one quarantine together.
@@ -36,30 +35,21 @@ def run_sources(data: Data, run: Run) -> Sources:
     Raises:
         DataError: a file is missing, has no record, or more lines are refused than data.max_bad_fraction allows.
     """
-    folder = run_folder(run)
-    return _open_all(data, folder, quarantine_file(data, run), lambda index: folder / f"records-{index}.jsonl")
+    return sources_beside(data, run_folder(run), quarantine_file(data, run))
 
 
 def sources_beside(data: Data, folder: Path, kept: Path | None) -> Sources:
-    """Check as `run_sources` does, for another program than the run's, which may be at work: records in files of
-    `folder` that no one else has, refused lines in `kept` or nowhere.
+    """Check as `run_sources` does, for another program than the run's: records in files of `folder` that no one else
+    has, refused lines in `kept` or nowhere.
     """
-
-    def own(index: int) -> Path:
-        handle, path = tempfile.mkstemp(prefix=".records-", suffix=".jsonl", dir=folder)
-        os.close(handle)
-        return Path(path)
-
-    return _open_all(data, folder, kept, own)
-
-
-def _open_all(data: Data, folder: Path, kept: Path | None, spool: Callable[[int], Path]) -> Sources:
     quarantine = Quarantine(kept, data.max_bad_fraction)
     found: dict[tuple[TrainFiles, ...], Source] = {}
-    for index, stage in enumerate(data.stages):
+    for stage in data.stages:
         if stage.train is not None and stage.train not in found:
             folder.mkdir(parents=True, exist_ok=True)
-            found[stage.train] = _index(stage.train, quarantine, spool(index))
+            handle, spool = tempfile.mkstemp(prefix=".records-", suffix=".jsonl", dir=folder)
+            os.close(handle)
+            found[stage.train] = _index(stage.train, quarantine, Path(spool))
     quarantine.check()
     stages = (
         found[stage.train] if stage.train is not None else stage_source(data, index)

@@ -105,7 +105,8 @@ def test_another_program_has_its_own_files_of_the_same_records(config, tmp_path)
 def test_records_that_are_no_line_of_a_file_go_with_the_process_that_checked_them(config):
     found = sources_of(config("data.max_bad_fraction=0.2"))
     folder, all_ids = found.quarantine.parent, ids(found.stages[0])
-    assert sorted(path.name for path in folder.iterdir()) == ["records-0.jsonl", "refused.jsonl"]
+    spool, refused = sorted(path.name for path in folder.iterdir())
+    assert spool.startswith(".records-") and refused == "refused.jsonl"
     for _ in range(2):  # another rank's, or a worker's, which ends before
         other = pickle.loads(pickle.dumps(found.stages[0]))
         assert ids(other) == all_ids and other.fingerprint() == found.stages[0].fingerprint()
@@ -205,3 +206,22 @@ def test_no_record_at_all_is_refused(tmp_path):
     (tmp_path / "e.jsonl").write_text("\n")
     with pytest.raises(DataError, match="no record in any of the data files"):
         RecordIndex([DataFiles(str(tmp_path / "e.jsonl"))])
+
+
+@pytest.mark.parametrize("content", [b"run: {name: r}\n", b'{"id": "1", "messages": []}\n', b"\x00\xff"])
+def test_a_quarantine_never_takes_the_place_of_a_file_that_it_did_not_write(config, tmp_path, content):
+    (tmp_path / "mine").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"data\.quarantine: .*mine is there already, and is no file of refused records"
+    ):
+        sources_of(config(f"data.quarantine={tmp_path}/mine", "data.max_bad_fraction=0.2"))
+    assert (tmp_path / "mine").read_bytes() == content
+
+
+def test_a_users_file_in_the_runs_folder_is_read_and_kept(config, tmp_path):
+    """Earlier versions wrote records-0.jsonl there, whatever it was."""
+    folder = sources_of(config("data.max_bad_fraction=0.2")).quarantine.parent
+    (folder / "records-0.jsonl").write_text("mine")
+    sources_of(config("data.max_bad_fraction=0.2"))
+    gc.collect()
+    assert (folder / "records-0.jsonl").read_text() == "mine"
