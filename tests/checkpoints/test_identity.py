@@ -135,3 +135,33 @@ def test_a_checkpoint_that_does_not_say_which_cache_is_refused(saved, tmp_path):
         "an earlier version of this program wrote it, which did not note what was in the teacher's cache" in said
         and "--fresh" in said
     )
+
+
+def find(tmp_path, identity):
+    return find_resumable(tmp_path / "checkpoints", identity, 1, lambda text: pytest.fail(text))
+
+
+def identity_of(tmp_path, *overrides, contents=None):
+    content = content_of(CacheReader(tmp_path / "cache").manifest)
+    return run_identity(load_config(tmp_path / "run.yaml", overrides), content, contents)
+
+
+def test_a_lengthened_run_resumes_and_says_what_its_schedules_span(saved, tmp_path):
+    found = find(tmp_path, identity_of(tmp_path, "training.steps=9"))
+    assert found.step == 2
+    assert found.lengthened == "training.steps was 4 and is 9: schedules span the new number from here on"
+    assert find(tmp_path, identity_of(tmp_path)).lengthened is None
+    with pytest.raises(CheckpointError, match="training.steps was 4 and is 1"):
+        find(tmp_path, identity_of(tmp_path, "training.steps=1"))  # below the checkpoint's step
+
+
+def test_what_stands_behind_a_name_is_compared_by_content(saved, tmp_path):
+    """Another chat template or teacher of the same name is another run; a checkpoint that noted none is taken."""
+    assert find(tmp_path, identity_of(tmp_path, contents={"chat template": "a", "tokenizer": "b"})) is not None
+    path = tmp_path / "checkpoints" / "step-00000002" / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["identity"] = identity_of(tmp_path, contents={"chat template": "a", "tokenizer": "b"})
+    path.write_text(json.dumps(manifest))
+    assert find(tmp_path, identity_of(tmp_path, contents={"chat template": "a", "tokenizer": "b"})) is not None
+    with pytest.raises(CheckpointError, match=r"\(content of chat template was 'a' and is 'c'\)"):
+        find(tmp_path, identity_of(tmp_path, contents={"chat template": "c", "tokenizer": "b"}))
