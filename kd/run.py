@@ -37,7 +37,7 @@ from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
 from kd.reports.run_page import write_report
 from kd.run_folder import RunFolder, RunFolderError
 from kd.sources.stages import Sources, describe, run_sources, sources_to_look_at
-from kd.teacher.cache.identity import cache_spec, tokenizer_hash
+from kd.teacher.cache.identity import cache_spec, template_hash, tokenizer_hash
 from kd.teacher.cache.manifest import MANIFEST, content_of
 from kd.teacher.cache.manifest import read as read_manifest
 from kd.teacher.cached import require_captured
@@ -154,9 +154,8 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
             return run_dir
         splits = read_held_out(config.data, config.evaluation.num_records)
         no_teacher = on_rank_0(lambda: explain_missing_teacher(config.evaluation, config.teacher) if splits else None)
-        sources: Sources = on_rank_0(
-            lambda: run_sources(config.data, config.run)
-        )  # every line is checked before a model is loaded
+        # Every line is checked before a model is loaded.
+        sources: Sources = on_rank_0(lambda: run_sources(config.data, config.run))
         _warn_of_emulation(config, log)
         if no_teacher:
             log.say(f"evaluation: {no_teacher}")
@@ -205,7 +204,7 @@ def _identify(config: RunConfig, tokenizer) -> dict[str, Any]:
     cache = content_of(read_manifest(Path(teacher.cache.path) / MANIFEST)) if teacher and teacher.cache else None
     contents: dict[str, str | None] = {
         "tokenizer": tokenizer_hash(tokenizer),
-        "chat template": hash_text(json.dumps(tokenizer.chat_template, sort_keys=True)),
+        "chat template": template_hash(tokenizer),
         "training.deepspeed": hash_text(json.dumps(read_ds_config(config.training.deepspeed), sort_keys=True)),
     }
     if teacher is not None and teacher.cache is None:

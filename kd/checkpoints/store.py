@@ -84,14 +84,11 @@ def find_resumable(folder: Path, identity: dict[str, Any], world_size: int, say:
                 f"{path} was written by {manifest['world_size']} ranks and this run has {world_size}: start it with "
                 f"{manifest['world_size']}, or give --fresh to begin again"
             )
-        was, now = manifest["identity"], identity
-        lengthened = None
-        if was.get(STEPS) != now.get(STEPS) and isinstance(now.get(STEPS), int) and now[STEPS] >= manifest["step"]:
-            lengthened = f"{STEPS} was {was.get(STEPS)} and is {now[STEPS]}: schedules span the new number from here on"
-            if difference(was | {STEPS: now[STEPS]}, now) is None:
-                was = was | {STEPS: now[STEPS]}
+        was, now, lengthened = manifest["identity"], identity, None
         other = difference(was, now)
-        if other:
+        if other and now[STEPS] >= manifest["step"] and difference(was | {STEPS: now[STEPS]}, now) is None:
+            lengthened = f"{STEPS} was {was.get(STEPS)} and is {now[STEPS]}: schedules span the new number from here on"
+        elif other:
             raise CheckpointError(f"cannot go on from {path}: {other}")
         return Found(str(path), manifest["step"], written_as, lengthened)
     if candidates:

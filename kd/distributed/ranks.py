@@ -36,9 +36,3 @@ class Ranks:
         values: list[T] = [value] * self.world_size
         dist.all_gather_object(values, value, group=self._group)
         return values
-
-    def broadcast(self, value: T) -> T:
-        """Return rank 0's `value`."""
-        values = [value]
-        dist.broadcast_object_list(values, src=0, group=self._group)
-        return values[0]

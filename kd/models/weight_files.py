@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
 from kd.hashing import hash_text, sha256
+
+SAMPLED_BYTES = 1 << 20  # of each file larger than WHOLE_BYTES
+WHOLE_BYTES = 1 << 28
 
 
 def weight_files(path: str, revision: str | None) -> list[Path]:
@@ -26,28 +30,21 @@ def weight_files(path: str, revision: str | None) -> list[Path]:
 
 def weights_hash(path: str, revision: str | None) -> str | None:
     """Hash a model's configuration and weight files, names and contents; None where they are not on this machine."""
+    return _hash_files(path, revision, sha256)
+
+
+def weights_fingerprint(path: str, revision: str | None) -> str | None:
+    """Hash as `weights_hash` does, but quickly: of large files the size and 64 places."""
+    return _hash_files(path, revision, _sample)
+
+
+def _hash_files(path: str, revision: str | None, digest: Callable[[Path], str]) -> str | None:
     files = weight_files(path, revision)
     if not files:
         return None
     files.append(files[0].with_name("config.json"))
     with ThreadPoolExecutor(4) as pool:  # hashing leaves the interpreter to the others
-        return hash_text("\n".join(f"{file.name} {digest}" for file, digest in zip(files, pool.map(sha256, files))))
-
-
-SAMPLED_BYTES = 1 << 20  # of each file larger than WHOLE_BYTES
-WHOLE_BYTES = 1 << 28
-
-
-def weights_fingerprint(path: str, revision: str | None) -> str | None:
-    """Hash a model's configuration and weights quickly: small files whole, of large ones the size and 64 places.
-
-    Returns:
-        32 hex digits, or None where the weights are not on this machine.
-    """
-    files = weight_files(path, revision)
-    if not files:
-        return None
-    return hash_text("\n".join(f"{file.name} {_sample(file)}" for file in [*files, files[0].with_name("config.json")]))
+        return hash_text("\n".join(f"{file.name} {found}" for file, found in zip(files, pool.map(digest, files))))
 
 
 def _sample(file: Path) -> str:

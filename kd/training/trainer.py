@@ -53,7 +53,7 @@ class Trainer:
     """Optimizer steps of one run; every rank makes one and calls `run`.
 
     Args:
-        config: the run's sections data, loss, optimizer, training and run.seed are read.
+        config: loss, optimizer, training and data.max_bad_fraction are read.
         curriculum: data of each step.
         quarantine: file for records that cannot be rendered or located.
         checkpoints: saved to every save_every steps, at the end and on a signal, and resumed from; None keeps none.

@@ -51,10 +51,7 @@ def cache_identity(teacher: Teacher, data: Data, tokenizer: Any, sources: Sequen
 
 
 def _identity(teacher: Teacher, data: Data, tokenizer: Any, sources: Sequence[Source]) -> dict[str, str]:
-    identity = _teacher(teacher) | {
-        "tokenizer": tokenizer_hash(tokenizer),
-        "template": hash_text(json.dumps(tokenizer.chat_template, sort_keys=True)),
-    }
+    identity = _teacher(teacher) | {"tokenizer": tokenizer_hash(tokenizer), "template": template_hash(tokenizer)}
     for stage, source in zip(data.stages, sources, strict=True):
         identity[f"data of stage {stage.name}"] = (
             f"{source.fingerprint()[:HASH_DIGITS]}, {len(source)} records, max_length {stage.max_length}, "
@@ -70,6 +67,11 @@ def _teacher(teacher: Teacher) -> dict[str, str]:
     weights = weights_hash(teacher.path, teacher.revision)
     identity = {"teacher": teacher.path, "revision": teacher.revision or "none", "dtype": teacher.dtype}
     return identity if weights is None else identity | {"weights": weights}
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Hash the chat template, or the templates by name where there are several."""
+    return hash_text(json.dumps(tokenizer.chat_template, sort_keys=True))
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
