@@ -1,4 +1,4 @@
-"""Page of configuration keys, made from kd/config/schema.py while mkdocs builds docs/configuration.md.
+"""Page of configuration keys, made from kd/config/sections/ while mkdocs builds docs/configuration.md.
 
 mkdocs calls `on_page_markdown` (hooks in mkdocs.yml), which puts the keys in place of MARKER.
 """

@@ -2,7 +2,7 @@
 
 Strict: every unknown or duplicate key, wrong type, value out of range and contradiction is reported in one ConfigError,
 a line each, with the line in the file, the dotted key, the remedy, and the nearest key that exists. The keys and their
-documentation are in schema.py, contradictions in conflicts.py, old names of keys in renamed.py.
+documentation are in sections/, contradictions in conflicts.py, old names of keys in renamed.py.
 
 The DeepSpeed JSONs in ds_configs/ hold what this YAML does not: ZeRO stage, offload, buckets, and
 `data_types.grad_accum_dtype: fp32` (micro-batches otherwise accumulate in bf16). zero3.json keeps everything on the

@@ -1,0 +1,1 @@
+"""Sections of a run's YAML: their keys, types, ranges, units and defaults."""

@@ -1,0 +1,86 @@
+"""The records: files, stages of the curriculum, packing, held-out splits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from kd.config.fields import Choice, Count, Fraction, NotNegative, Positive, Section, Text
+from kd.config.registries import FORMATS
+
+Format = Annotated[str, Choice(FORMATS.names)]
+
+
+class DemoCorpus(Section):
+    seed: Annotated[int, Field(ge=0)] = 1337
+    """Seeds the made-up corpus; another seed is another corpus."""
+    num_records: Count = 20_000
+    """Training records to make."""
+
+
+class Until(Section):
+    steps: Count | None = None
+    """Leave the stage after this many optimizer steps in it. Give either this or loss_below."""
+    loss_below: Positive | None = None
+    """Leave the stage when its training loss (running mean) falls below this."""
+    max_steps: Count | None = None
+    """With loss_below: leave after this many steps even if the loss is still above; required, so that a run always
+    ends.
+    """
+
+
+class TrainFiles(Section):
+    """Files of records. A pattern alone is short for {files: pattern}."""
+
+    files: Text = Field(examples=["train/*.jsonl"])
+    """A file, or a glob, of records: JSON lines, JSON, Parquet or Arrow, compressed or not."""
+    format: Format | None = None
+    """Format of the records; by default found from their fields."""
+    weight: Annotated[float, Field(gt=0, lt=1e6)] = 1.0
+    """How often each record is read in an epoch: 2 twice, 0.5 every other one, drawn by run.seed; above 0."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_pattern(cls, value: Any) -> Any:
+        return {"files": value} if isinstance(value, str) else value
+
+
+class Stage(Section):
+    name: Text = Field(examples=["main"])
+    """Name in logs and in metrics."""
+    train: Annotated[tuple[TrainFiles, ...], Field(min_length=1)] | None = None
+    """Files of records: a path or a glob each, or {files: ..., format: ..., weight: ...}. Give either this or mix."""
+    mix: Annotated[dict[Text, NotNegative], Field(min_length=1)] | None = None
+    """Kinds of demo records and their weights (any scale: they are divided by their sum); needs data.demo."""
+    max_length: Count = Field(examples=[2048])
+    """Longest record in tokens; with packing also the length of a row."""
+    until: Until | None = None
+    """When to go to the next stage; the last stage lasts to the end of training and has none."""
+
+
+class Data(Section):
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = Field(
+        examples=[({"name": "main", "train": ("train.jsonl",), "max_length": 2048},)]
+    )
+    """The curriculum: stages run one after another."""
+    packing: Literal["none", "length"] = "none"
+    """none: a record a row, padded to the longest of its micro-batch; length: rows of max_length tokens filled with
+    several records, which do not see one another. Every record is measured before a stage begins."""
+    too_long: Literal["drop", "truncate"] = "drop"
+    """What happens to a record longer than max_length: drop leaves it out; truncate keeps it to the end of the last
+    assistant turn that fits whole, and leaves it out where none does. Both are counted."""
+    workers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Processes of each rank that prepare batches ahead of training, from 0 to 64; by default 2 where there is a GPU,
+    and none on a CPU, whose cores all train."""
+    max_bad_fraction: Fraction = 0.0
+    """Part of all lines of all stages' files, and of each stage's records once they are rendered, that may be refused:
+    from 0 (the first one stops the run) to 1."""
+    quarantine: Text | None = None
+    """File for what is refused, with the reason, and of a line its file and number; by default refused.jsonl in the
+    run's folder.
+    """
+    demo: DemoCorpus | None = None
+    """Make the demo corpus, for stages with a mix and for evaluation."""
+    evaluation: dict[Text, Text] = {}
+    """Held-out splits: name -> file of records, or `demo` for the demo corpus's split of that name."""

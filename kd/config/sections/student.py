@@ -1,0 +1,59 @@
+"""The student's architecture and the tokenizer of both models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kd.config.fields import Count, Dtype, Positive, Section, Text
+
+
+class Tokenizer(Section):
+    path: Text | None = None
+    """Folder or hub id; by default the teacher's, or the checkpoint's the student starts from."""
+
+
+class Student(Section):
+    init: Literal["scratch", "teacher_layers", "checkpoint"] = "scratch"
+    """scratch: random weights; teacher_layers: some of the teacher's layers, with its embeddings, norm and head;
+    checkpoint: path.
+    """
+    path: Text | None = None
+    """Folder or hub id of the checkpoint (init: checkpoint only)."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Which of the teacher's layers to take, counted from 0, increasing (init: teacher_layers only). By default
+    num_hidden_layers of them, evenly spaced, always the first and the last."""
+    architecture: Literal["llama", "qwen3"] | None = None
+    """llama, or qwen3 (llama with normalised queries and keys). This and the sizes below are required from scratch, and
+    otherwise come from the source; where they are given with teacher_layers they must agree with the teacher."""
+    hidden_size: Count | None = None
+    """Width of the residual stream (d_model)."""
+    intermediate_size: Count | None = None
+    """Width of the SwiGLU MLP."""
+    num_hidden_layers: Count | None = None
+    """Number of transformer layers."""
+    num_attention_heads: Count | None = None
+    """Number of query heads."""
+    num_key_value_heads: Count | None = None
+    """Number of key/value heads (GQA); must divide num_attention_heads; by default equal to it (from scratch) or the
+    teacher's. Fewer than the teacher's: its heads are averaged in groups."""
+    head_dim: Count | None = None
+    """Width of one head, even; by default hidden_size / num_attention_heads."""
+    tie_word_embeddings: bool | None = None
+    """One matrix for the embedding and the head; by default false from scratch, else the source's."""
+    rope_theta: Positive | None = None
+    """Base of the rotary position encoding; 10000 by default from scratch, larger for long contexts."""
+    max_position_embeddings: Count | None = None
+    """Longest sequence in tokens; by default the longest stage's max_length from scratch."""
+    rms_norm_eps: Positive | None = None
+    """Added to the mean square in RMSNorm; 1e-6 by default from scratch."""
+    vocab_size: Count | None = None
+    """Width of the embedding and the head, padding included; by default the teacher's, else the tokenizer's."""
+    attention_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel; flash_attention_2 needs its package and bf16 or fp16."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in backward: about a third more time, and activations of one layer instead of all."""
+    dtype: Dtype = "bf16"
+    """Precision of forward and backward; the optimizer keeps fp32 masters of bf16 and fp16 weights. auto: bf16, but
+    fp32 on a CPU that has no bf16 instructions (emulated, bf16 is tens of times slower than fp32 there)."""
