@@ -25,6 +25,7 @@ from kd.evaluation.cases import Case, build_cases
 from kd.evaluation.judge import judge_case
 from kd.evaluation.metrics import summarise
 from kd.records.record import Record
+from kd.rendering.call_syntax import find_syntax
 from kd.rollouts.decode import generate_greedily
 
 
@@ -82,6 +83,7 @@ def evaluate_cases(
         ValueError: neither the tokenizer nor the model's generation_config names an end-of-turn token.
     """
     stop_ids = _stop_ids(model, tokenizer)
+    reader = find_syntax(tokenizer)
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False)["input_ids"] if cases else []
     answers = generate_greedily(
         model,
@@ -97,7 +99,7 @@ def evaluate_cases(
         finished = ids[-1] in stop_ids
         # Special tokens stay: <tool_call> is one in many vocabularies.
         text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
-        outcomes.append({**judge_case(case, text), "num_tokens": len(ids), "finished": finished})
+        outcomes.append({**judge_case(case, text, reader), "num_tokens": len(ids), "finished": finished})
     return outcomes
 
 

@@ -7,12 +7,12 @@ from typing import Any
 from kd.evaluation.cases import Case
 from kd.toolcalls.compare import same_calls, same_names
 from kd.toolcalls.grounding import find_carried, occurs
-from kd.toolcalls.parse import parse_tool_calls
+from kd.toolcalls.reader import CallReader
 from kd.toolcalls.registry import ToolRegistry
 
 
-def judge_case(case: Case, text: str) -> dict[str, Any]:
-    """Judge `text` as the answer to `case`.
+def judge_case(case: Case, text: str, reader: CallReader) -> dict[str, Any]:
+    """Judge `text` as the answer to `case`; `reader` reads the calls in it.
 
     Returns plain JSON values: case, record, record_id, turn, kind, prompt {user, tools, results}, gold {calls, text,
     carried}, output, calls, problems, correct, and outcome, the verdicts that the metrics count:
@@ -21,7 +21,7 @@ def judge_case(case: Case, text: str) -> dict[str, Any]:
         no_tool      over_called (boolean)
         integration  integrated (boolean); expected, found, given, right (numbers of values)
     """
-    parsed = parse_tool_calls(text)
+    parsed = reader.parse(text, case.tools)
     problems = list(parsed.problems)
     registry = ToolRegistry(case.tools)
     if case.kind == "call":
