@@ -46,11 +46,12 @@ class NoPromptLogprobs(AnswerError):
     """Answer of a server that does not know prompt_logprobs, and so will answer no record."""
 
 
-def request_body(model: str, token_ids: Sequence[int], top_k: int) -> dict[str, Any]:
+def request_body(model: str, token_ids: Sequence[int], top_k: int, temperature: float = 1.0) -> dict[str, Any]:
     """Make the request for a prompt's log-probs.
 
     All that could bend the distribution is switched off by name, for a server takes its defaults from the model's
-    generation_config.json. One token has to be generated; it is not read.
+    generation_config.json. One token has to be generated; it is not read. temperature: another than 1 finds servers
+    that apply it to what they report (kd/endpoint/probe.py).
     """
     return {
         "model": model,
@@ -60,7 +61,7 @@ def request_body(model: str, token_ids: Sequence[int], top_k: int) -> dict[str, 
         "max_tokens": 1,
         "n": 1,
         "stream": False,
-        "temperature": 1.0,
+        "temperature": temperature,
         "top_p": 1.0,
         "top_k": -1,
         "min_p": 0.0,
@@ -86,12 +87,17 @@ def read_answer(answer: Any, prompt: Prompt, top_k: int, vocab_size: int) -> Tea
 
     Raises:
         AnswerError: an answer of another prompt, length or shape; fewer than top_k (at most vocab_size) tokens; a
-            log-prob that is none; probabilities that sum to more than 1, or leave more than other tokens can have.
+            log-prob that is none; a sent token whose log-prob does not fit its row; probabilities that sum to more
+            than 1, or leave more than other tokens can have.
         NoPromptLogprobs: the answer is a completion without them.
     """
     where = f"record {prompt.name}"
     table = _check_aligned(answer, prompt, where)
-    ids, log_probs = _best(*_entries([table[p + 1] for p in prompt.positions], prompt.positions, top_k, where), top_k)
+    rows = [table[p + 1] for p in prompt.positions]
+    ids, log_probs = _entries(rows, prompt.positions, top_k, where)
+    for position, row in zip(prompt.positions, rows):
+        _check_own(row, prompt.token_ids[position + 1], top_k, f"{where}: position {position + 1}")
+    ids, log_probs = _best(ids, log_probs, top_k)
     ids, known, log_probs = _keep_known(ids, log_probs, vocab_size, prompt.positions, where)
     log_tail = _log_tail(log_probs, known, vocab_size, prompt.positions, where)
     ids, log_probs = ids.int(), log_probs.float()
@@ -179,6 +185,24 @@ def _entries(rows: list[dict], positions: Sequence[int], least: int, where: str)
     ids = torch.tensor([row + [-1] * (width - len(row)) for row in all_ids], dtype=torch.int64)
     logs = torch.tensor([row + [-math.inf] * (width - len(row)) for row in all_logs], dtype=torch.float64)
     return ids.reshape(len(rows), width), logs.reshape(len(rows), width)
+
+
+def _check_own(row: dict, token: int, top_k: int, at: str) -> None:
+    """Check the sent token's log-prob against its row's best: it is one of them, or no more likely than the last.
+
+    Its rank, where the server tells it, counts the tokens that are more likely. vLLM counts equally likely ones too.
+    """
+    own = row[str(token)]["logprob"]
+    above = sum(entry["logprob"] > own + _TOO_MUCH for entry in row.values())
+    as_likely = sum(entry["logprob"] >= own - _TOO_MUCH for entry in row.values())
+    rank = row[str(token)].get("rank")
+    if len(row) == top_k + 1 and as_likely <= top_k:
+        problem = f"more than the last of the {top_k} best, among which it is not"
+    elif type(rank) is int and not (above < rank and (rank <= as_likely or as_likely >= top_k)):
+        problem = f"rank {rank}, while {above} of the tokens there are more likely"
+    else:
+        return
+    raise AnswerError(f"{at}: token {token} has log-prob {own:.4g}, {problem}: the others are another position's")
 
 
 def _best(ids: Tensor, log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:

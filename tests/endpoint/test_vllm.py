@@ -220,6 +220,17 @@ FAULTS = {
         AnswerError,
         "position 2: the probabilities sum to 1.",
     ),
+    "the sent token's log-prob of another row": (
+        lambda c: c["prompt_logprobs"].__setitem__(2, c["prompt_logprobs"][5] | {"7": {"logprob": -0.9}}),
+        AnswerError,
+        "position 2: token 7 has log-prob -0.9, more than the last of the 12 best, among which it is not: the others "
+        "are another position's",
+    ),
+    "the sent token's rank of another row": (
+        lambda c: entry(c)["7"].update(rank=1 if entry(c)["7"]["rank"] > 1 else 2),
+        AnswerError,
+        "of the tokens there are more likely: the others are another position's",
+    ),
     "not the best": (
         lambda c: [e.update(logprob=-9.0) for e in entry(c).values()],
         AnswerError,

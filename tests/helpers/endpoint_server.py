@@ -47,6 +47,7 @@ class Server:
         key: that a request must carry; None takes all.
         max_logprobs, max_model_len: vLLM's options of these names.
         token_ids: whether the version knows return_token_ids.
+        serve: (logits, request) -> the logits that it reports, for servers that get them wrong.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Server:
         max_model_len: int = 4096,
         token_ids: bool = True,
         decode: Callable[[int], str] = str,
+        serve: Callable[[Tensor, dict], Tensor] = lambda logits, request: logits,
     ):
-        self.logits_of, self.key, self.decode = logits_of, key, decode
+        self.logits_of, self.key, self.decode, self.serve = logits_of, key, decode, serve
         self.max_logprobs, self.max_model_len, self.token_ids = max_logprobs, max_model_len, token_ids
         self.fault_of = (
             faults if callable(faults) else lambda number, request: faults[number] if number < len(faults) else None
@@ -90,7 +92,7 @@ class Server:
             "logprobs": None,
             "finish_reason": "length",
             "stop_reason": None,
-            "prompt_logprobs": prompt_logprobs(ids, self.logits_of(ids), k, self.decode),
+            "prompt_logprobs": prompt_logprobs(ids, self.serve(self.logits_of(ids), request), k, self.decode),
         }
         if self.token_ids:
             choice |= {"prompt_token_ids": ids, "token_ids": [0]}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from kd.config.schema import Endpoint
 from kd.endpoint.http import Clock, EndpointError, Failed, Refused, Wire
+from kd.endpoint.probe import OTHER_TEMPERATURE, check_positions, check_raw, make_probes
 from kd.endpoint.vllm import AnswerError, NoPromptLogprobs, Prompt, answer_bytes, read_answer, read_texts, request_body
 from kernels import TeacherTopK
 
@@ -42,9 +43,7 @@ class Records:
         self._settings, self._top_k, self._vocab = task.settings, task.top_k, task.vocab_size
         self._longest, self._decode, self._say = task.longest, task.decode, task.say
         self._allowed = int(task.settings.max_missing * task.num_records)
-        # The last prompt that was answered; at first one of two tokens, which opening asks for.
-        positions = (0,) if task.vocab_size > 1 else ()
-        self._good = Prompt("of two tokens", tuple(range(min(2, task.vocab_size))), positions)
+        self._good, self._changed = make_probes(task.vocab_size)  # `_good` is the last prompt that was answered
         self._tasks: set[asyncio.Task] = set()
         self._texts: dict[int, tuple[str, str]] = {}  # of the tokens compared so far: the server's and ours
         self.missing: dict[Prompt, str] = {}
@@ -52,7 +51,7 @@ class Records:
         self.num_answers = 0
 
     async def open(self, clock: Clock) -> None:
-        """Check that the server has the model, knows prompt_logprobs, and gives top_k of them.
+        """Check that the server has the model, knows prompt_logprobs, and gives top_k of them, raw and in their places.
 
         Raises:
             EndpointError: it does not, or cannot be reached.
@@ -61,7 +60,10 @@ class Records:
         self._free, self._one_test = asyncio.Semaphore(self._settings.concurrency), asyncio.Lock()
         try:
             self._check_model(await self.wire.ask("GET", "/models"))
-            await self._ask(self._good)
+            first = await self._read(self._good)
+            check_raw(first, await self._read(self._good, OTHER_TEMPERATURE))
+            check_positions(first, await self._read(self._changed))
+            self.num_answers = 1
             return
         except EndpointError as error:
             problem = str(error)
@@ -147,7 +149,12 @@ class Records:
         )
 
     async def _ask(self, prompt: Prompt) -> TeacherTopK:
-        body = request_body(self._settings.model, prompt.token_ids, self._top_k)
+        rows = await self._read(prompt)
+        self._good, self.num_answers = prompt, self.num_answers + 1
+        return rows
+
+    async def _read(self, prompt: Prompt, temperature: float = 1.0) -> TeacherTopK:
+        body = request_body(self._settings.model, prompt.token_ids, self._top_k, temperature)
         try:
             answer = await self.wire.ask(
                 "POST", "/completions", body, max_bytes=answer_bytes(len(prompt.token_ids), self._top_k)
@@ -163,7 +170,6 @@ class Records:
                 "teacher.cache.top_k"
             ) from None
         self._compare_tokens(answer, prompt)
-        self._good, self.num_answers = prompt, self.num_answers + 1
         return rows
 
     def _compare_tokens(self, answer: Any, prompt: Prompt) -> None:

@@ -24,7 +24,7 @@ def test_equals_the_model_that_is_served(packed):
     sent = [ids for micro in batches for ids in micro.input_ids[micro.attention_mask.bool()].tolist()]
     assert [i for request in server.requests[OPENING:] for i in request["prompt"]] == sent  # the ids, and no others
     assert (
-        len(server.requests) == OPENING + 6 and teacher.num_requests == 8
+        len(server.requests) == OPENING + 6 and teacher.num_requests == OPENING + 7
     )  # one a record, and one for the list of models
 
 

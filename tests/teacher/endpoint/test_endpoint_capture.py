@@ -71,10 +71,10 @@ def test_the_cache_of_an_endpoint(job):
 
 
 def test_what_was_asked(job):
-    """A test of two tokens, then every record once, as the ids it is trained with."""
+    """The opening's three, then every record once, as the ids it is trained with."""
     _, encoded, found = job
-    assert found["prompts"][0] == [0, 1]
-    assert sorted(found["prompts"][1:]) == sorted(e.input_ids for e in encoded)
+    assert found["prompts"][:3] == [[0, 1, 2, 3, 4, 5]] * 2 + [[0, 1, 2, 4, 4, 5]]
+    assert sorted(found["prompts"][3:]) == sorted(e.input_ids for e in encoded)
     assert found["problems"] == []
 
 

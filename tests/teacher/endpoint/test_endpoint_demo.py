@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from helpers.demo_server import demo_server
-from helpers.endpoint_cases import settings_of
+from helpers.endpoint_cases import OPENING, settings_of
 from kd.batching.micro_batch import collate, collate_packed
 from kd.models.hidden_states import hidden_rows
 from kd.models.lm_head import head_of
@@ -56,4 +56,4 @@ def test_the_demo_teacher():
                 rows.log_tail.exp() - wanted.log_tail.exp()
             ).abs().max() < 1e-5  # what fp32 log-probs tell of 1 - sum, and less for small ones
         teacher.close()
-    assert said == [] and len(server.requests) == 1 + len(encoded) + 2
+    assert said == [] and len(server.requests) == OPENING + len(encoded) + 2

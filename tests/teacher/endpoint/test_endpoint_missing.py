@@ -148,6 +148,6 @@ def test_wrong_answers_for_all_records_stop_at_the_first(name):
     with Server(table_logits, faults=wrong) as server:
         check_stops(
             server,
-            f"answers no more. Record r0: record r0: {WRONG[name][1]}.*Then the prompt of two tokens, which it had "
+            f"answers no more. Record r0: record r0: {WRONG[name][1]}.*Then the prompt of the opening, which it had "
             "answered: ",
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from helpers.endpoint_cases import check_stops, table_logits
+import pytest
+import torch
+
+from helpers.endpoint_cases import VOCAB, check_stops, opened, table_logits
 from helpers.endpoint_server import Server, changed, status
 
 
@@ -26,6 +29,41 @@ def test_the_servers_limit_of_log_probs():
             "--max-logprobs 8, or lower "
             "teacher.cache.top_k",
         )
+
+
+def processed(logits, request):
+    """As --logprobs-mode processed_logprobs may: at temperature 1 it is as good as raw."""
+    return logits / request["temperature"]
+
+
+@pytest.mark.parametrize("top_k", [1, 8, VOCAB])
+def test_log_probs_that_follow_the_requests_temperature(top_k):
+    with Server(table_logits, serve=processed) as server:
+        check_stops(
+            server,
+            "change by .* nats when the request asks for temperature 0.25 in place of 1: they are processed.*start "
+            "vLLM with --logprobs-mode raw_logprobs",
+            top_k=top_k,
+        )
+    assert [request["temperature"] for request in server.requests] == [1.0, 0.25]
+
+
+@pytest.mark.parametrize("top_k", [1, 8, VOCAB])
+@pytest.mark.parametrize(
+    ("shift", "problem"),
+    [(-1, "position 3 change with the token at position 3"), (1, "position 4 do not change with the token before it")],
+)
+def test_rows_of_another_position(shift, problem, top_k):
+    """Each row is whole, and holds the sent token: nothing in one answer tells that it is its neighbour's."""
+    with Server(table_logits, serve=lambda logits, request: logits.roll(shift, 0)) as server:
+        check_stops(server, f"the log-probs of {problem}: they are another position's", top_k=top_k)
+
+
+def test_the_other_checks_take_a_server_that_rounds():
+    """Two answers of one bf16 server differ in their last bits."""
+    torch.manual_seed(0)
+    with Server(table_logits, serve=lambda logits, request: logits + torch.randn_like(logits) * 0.05) as server:
+        opened(server).close()
 
 
 def test_a_model_that_is_not_there():
