@@ -2,28 +2,77 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
+import re
+import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from kd.units import size
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_TEXT = re.compile(r"os error (28|122)\b|No space left on device|Disk quota exceeded")  # of safetensors, in Rust
+_CUT_OFF = re.compile(r"PytorchStreamWriter|unexpected pos|file write failed")  # torch.save tells no reason
+_LITTLE = 16 << 20  # bytes free on a disk that such a write found full
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Make `path` a file of `content`: written beside it, flushed to disk, renamed.
+    """Make `path` a file of `content`, as `replacing` does.
 
     Raises:
         OSError: and `path` is as it was, unless the folder's own flush failed.
     """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes `path` where the block ends well: written beside it, flushed to disk, renamed.
+
+    A symbolic link stays and its target is replaced; a pipe or a device is written to as it is.
+
+    Raises:
+        OSError: with the file's name, and `path` is as it was, unless the folder's own flush failed.
+    """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    path = path.resolve() if path.is_symlink() else path
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # its own name: two programs may write the same file
     try:
         with part.open("xb") as file:
-            file.write(content)
+            with contextlib.suppress(OSError):  # some network disks have no locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `clear_parts` leaves it alone
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.rename(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write that fails names no file
         raise
     flush(path.parent)
+
+
+def clear_parts(path: Path) -> None:
+    """Remove what killed programs left of writing `path`, or a folder at it; those of a living one are locked."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.part")
+    with contextlib.suppress(OSError):  # it is only tidying: writing says what is wrong
+        for part in [one for one in path.parent.iterdir() if name.fullmatch(one.name)]:
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+                continue
+            with part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -33,3 +82,36 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_full(error: BaseException | None, path: str | os.PathLike | None = None) -> bool:
+    """Tell whether an exception, or what caused it, is a disk without room; `path` is on the disk that was written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL or _FULL_TEXT.search(str(error)):
+            return True
+        if path is not None and _CUT_OFF.search(str(error)) and _num_free(path) < _LITTLE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def describe_failure(error: BaseException, path: str | os.PathLike | None = None) -> str:
+    """Say why a file could not be written, or read: of a full disk what to free, else the system's words.
+
+    Args:
+        path: what was written, where the error does not name it.
+    """
+    file = getattr(error, "filename", None) or path
+    if is_full(error, file):
+        where = "" if file is None else f"{os.fspath(file)} cannot be written: "
+        free = "" if file is None else f" ({size(_num_free(file))} are free)"
+        return f"{where}the disk is full{free}: make room on it, and start the same command again"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if file is None else f"{os.fspath(file)}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
+
+
+def _num_free(path: str | os.PathLike) -> int:
+    """Count the bytes that are free where `path` is, or would be."""
+    place = Path(os.fspath(path)).absolute()
+    return shutil.disk_usage(next(one for one in (place, *place.parents) if one.exists())).free

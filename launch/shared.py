@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from kd.paths import path_option
+
 
 def make_parser(doc: str | None, prog: str | None) -> argparse.ArgumentParser:
     """Make a parser whose description is an entry point's docstring, line for line."""
@@ -16,7 +18,7 @@ def make_parser(doc: str | None, prog: str | None) -> argparse.ArgumentParser:
 
 def add_config_options(parser: argparse.ArgumentParser, config_help: str, *, required: bool = True) -> None:
     """Add --config, and --set as `overrides`, a list of "a.b=c"."""
-    parser.add_argument("--config", required=required, help=config_help)
+    parser.add_argument("--config", required=required, type=lambda text: str(path_option(text)), help=config_help)
     parser.add_argument(
         "--set",
         action="append",

@@ -4,8 +4,9 @@
     spanwise verify --data train/*.jsonl --tokenizer FOLDER     data alone
         --spans OUT.jsonl      each record's text, token ids, calls and spans, or why it is refused
         --out FOLDER           verify.json, verify.html (spans in colours), bad.jsonl (what fails, as it was read)
-        --fix CLEAN.jsonl      the records that are ready, in the chat format
+        --fix CLEAN.jsonl      the records that are ready, in the chat format: a new file
 
+What an earlier check wrote is replaced once all is read, but not CLEAN.jsonl, which looks like any file of yours.
 Files: JSON lines, JSON, Parquet, Arrow, compressed or not, in any format of kd/records/formats/; BFCL's
 possible_answer files are given beside its questions. Exit code: 0 ready, 1 not ready, 2 wrong use.
 """
@@ -19,31 +20,48 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
+from kd.atomic_files import describe_failure, publish, replacing
+from kd.outputs import Output, check_outputs, read_object
+from kd.paths import path_option
 from launch.shared import add_config_options, make_parser
 
 # Exit codes: a wrong name in --data is the command's fault (2), one in a configuration makes the run not ready (1).
 _WRONG = {False: 2, True: 1}
 NUM_READY_SHOWN, NUM_FAILING_SHOWN = 40, 60
+SUMMARY, PAGE, BAD = "verify.json", "verify.html", "bad.jsonl"  # in --out
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = make_parser(__doc__, prog)
     add_config_options(parser, "the run's YAML; its data files, tokenizer and models are checked", required=False)
     parser.add_argument(
-        "--data", nargs="+", default=[], metavar="FILE", help="files or globs of records, in place of --config"
+        "--data",
+        nargs="+",
+        default=[],
+        type=path_option,
+        metavar="FILE",
+        help="files or globs of records, in place of --config",
     )
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer with a chat template, for --data")
+    parser.add_argument(
+        "--tokenizer", type=path_option, metavar="FOLDER", help="tokenizer with a chat template, for --data"
+    )
     parser.add_argument("--format", help="the format of the records; by default found from their fields")
-    parser.add_argument("--tools", metavar="PATH", help="file or folder of tools, for records that offer none")
-    parser.add_argument("--spans", type=Path, metavar="FILE", help="write each record's spans here, a JSON line each")
-    parser.add_argument("--fix", type=Path, metavar="FILE", help="write the records that are ready here")
+    parser.add_argument(
+        "--tools", type=path_option, metavar="PATH", help="file or folder of tools, for records that offer none"
+    )
+    parser.add_argument(
+        "--spans", type=path_option, metavar="FILE", help="write each record's spans here, a JSON line each"
+    )
+    parser.add_argument(
+        "--fix", type=path_option, metavar="FILE", help="write the records that are ready to a new file"
+    )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_option,
         metavar="FOLDER",
         help="folder for verify.json, verify.html and bad.jsonl; with --config the run's folder",
     )
@@ -73,7 +91,9 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     from kd.config.load import load_config
     from kd.config.registries import FORMATS
     from kd.models.tokenizer import load_tokenizer, read_rendering_tokenizer
+    from kd.records.checks import DataError
     from kd.records.files import expand, read_all
+    from kd.sources.inputs import find_shared, list_data_files
     from kd.toolcalls.registry import ToolRegistry
 
     if args.format and args.format not in FORMATS:
@@ -82,18 +102,56 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         tools = ToolRegistry.load(args.tools) if args.tools else None
         config = load_config(args.config, args.overrides) if args.config else None
         if config is None:
-            tokenizer, items = read_rendering_tokenizer(args.tokenizer), read_all(expand(args.data), args.format)
+            files = expand(args.data)
+            check_places(args, [("--data", file) for file in files])
+            tokenizer, items = read_rendering_tokenizer(str(args.tokenizer)), read_all(files, args.format)
         else:
             from kd.config.derived import run_folder
             from kd.preflight.records import read_data_items
 
+            args.out = args.out or run_folder(config.run)
+            check_places(args, [("--config", Path(args.config)), *list_data_files(config.data)])
+            for note in find_shared(config.data):
+                print(f"note: {note}", file=sys.stderr)
             tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
             items = read_data_items(config.data)
-            args.out = args.out or run_folder(config.run)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _WRONG[bool(args.config)]
-    return run(args, config, tokenizer, items, tools)
+    try:
+        return run(args, config, tokenizer, items, tools)
+    except DataError as error:  # a file or a package is missing, or BFCL's truth is unreadable
+        print(f"error: {error}", file=sys.stderr)
+        return _WRONG[bool(args.config)]
+    except OSError as error:
+        print(f"error: {describe_failure(error)}", file=sys.stderr)
+        return 1
+
+
+def check_places(args: argparse.Namespace, inputs: list[tuple[str, Path]]) -> None:
+    """Check all that will be written, before anything is read. Raises OutputError."""
+    from kd.records.quarantine import is_quarantine
+    from kd.reports.html import is_page
+
+    outputs = [Output("--fix", args.fix, "a file that may be replaced")] if args.fix else []
+    if args.spans:
+        outputs.append(Output("--spans", args.spans, "a file of spans", _is_spans))
+    if args.out:
+        outputs += [
+            Output("--out", args.out / SUMMARY, "a readiness check's summary", _is_summary),
+            Output("--out", args.out / PAGE, "a readiness check's page", is_page),
+            Output("--out", args.out / BAD, "a file of refused records", is_quarantine),
+        ]
+    check_outputs(outputs, [*inputs, *([("--tools", args.tools)] if args.tools else [])])
+
+
+def _is_spans(path: Path) -> bool:
+    line = read_object(path)
+    return {"id", "file", "line"} <= line.keys() and ("refused" in line or "token_ids" in line)
+
+
+def _is_summary(path: Path) -> bool:
+    return {"ready", "records", "files", "checks", "round_trip"} <= read_object(path).keys()
 
 
 def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
@@ -102,33 +160,28 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
     from kd.preflight.read_back import SpanReader
     from kd.preflight.records import make_bad_line, make_spans_line, verify_records
     from kd.preflight.tally import Tally
-    from kd.records.checks import DataError
 
     tally, shown, reader = Tally(), [], SpanReader(tokenizer)
     ready_shown = failing_shown = 0
     with ExitStack() as stack:
         spans, fixed = _open(stack, args.spans), _open(stack, args.fix)
-        bad = _open(stack, args.out / "bad.jsonl") if args.out else None
-        try:
-            for verified in verify_records(tqdm(items, unit=" records", disable=None, leave=False), tokenizer, tools):
-                tally.add(verified)
-                if spans:
-                    _write(spans, make_spans_line(verified, reader))
-                if fixed and verified.ready and verified.record:
-                    _write(fixed, asdict(verified.record))
-                if bad and not verified.ready:
-                    _write(bad, make_bad_line(verified))
-                if (
-                    verified.ready
-                    and ready_shown < NUM_READY_SHOWN
-                    or not verified.ready
-                    and failing_shown < NUM_FAILING_SHOWN
-                ):
-                    shown.append(verified)
-                    ready_shown, failing_shown = ready_shown + verified.ready, failing_shown + (not verified.ready)
-        except DataError as error:  # a file or a package is missing, or BFCL's truth is unreadable
-            print(f"error: {error}", file=sys.stderr)
-            return _WRONG[bool(args.config)]
+        bad = _open(stack, args.out / BAD) if args.out else None
+        for verified in verify_records(tqdm(items, unit=" records", disable=None, leave=False), tokenizer, tools):
+            tally.add(verified)
+            if spans:
+                _write(spans, make_spans_line(verified, reader))
+            if fixed and verified.ready and verified.record:
+                _write(fixed, asdict(verified.record))
+            if bad and not verified.ready:
+                _write(bad, make_bad_line(verified))
+            if (
+                verified.ready
+                and ready_shown < NUM_READY_SHOWN
+                or not verified.ready
+                and failing_shown < NUM_FAILING_SHOWN
+            ):
+                shown.append(verified)
+                ready_shown, failing_shown = ready_shown + verified.ready, failing_shown + (not verified.ready)
     checks: list[dict[str, Any]] = []
     if config is not None:
         from kd.preflight.run import check_run
@@ -154,25 +207,20 @@ def report(args: argparse.Namespace, tally, shown: list, tokenizer, ready: bool,
     verdict = "READY" if ready else "NOT READY"
     if args.out:
         result = summarise_tally(tally, ready, checks)
-        (args.out / "verify.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        title = args.config or ", ".join(args.data)
-        (args.out / "verify.html").write_text(
-            build_verify_page(f"{verdict.capitalize()}: {title}", tally, shown, tokenizer, verdict, checks),
-            encoding="utf-8",
-        )
-        print(f"page      {args.out / 'verify.html'}")
+        title = args.config or ", ".join(map(str, args.data))
+        page = build_verify_page(f"{verdict.capitalize()}: {title}", tally, shown, tokenizer, verdict, checks)
+        publish(args.out / SUMMARY, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+        publish(args.out / PAGE, page.encode())
+        print(f"page      {args.out / PAGE}")
     print(verdict)
 
 
-def _open(stack: ExitStack, path: Path | None) -> TextIO | None:
-    if path is None:
-        return None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return stack.enter_context(path.open("w", encoding="utf-8"))
+def _open(stack: ExitStack, path: Path | None) -> BinaryIO | None:
+    return None if path is None else stack.enter_context(replacing(path))
 
 
-def _write(out: TextIO, value: dict[str, Any]) -> None:
-    out.write(json.dumps(value, ensure_ascii=False) + "\n")
+def _write(out: BinaryIO, value: dict[str, Any]) -> None:
+    out.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":

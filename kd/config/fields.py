@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
+
+from kd.paths import expand_path
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _expand(text: str) -> str:
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise PydanticCustomError("path", "{reason}", {"reason": str(error)}) from None
+
+
+Place = Annotated[Text, AfterValidator(_expand)]
+"""Path, or a hub id: `~` at its beginning is the home folder."""
 Pair = tuple[NotNegative, NotNegative]
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 

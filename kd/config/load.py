@@ -27,6 +27,7 @@ from kd.config.registries import import_extension
 from kd.config.renamed import check_overrides, rename_key, rename_keys
 from kd.config.schema import RunConfig
 from kd.config.yaml import Path
+from kd.paths import expand_path
 
 _REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _MISSING = object()
@@ -38,7 +39,10 @@ def load_config(path: str | os.PathLike, overrides: Iterable[str] = ()) -> RunCo
     Raises ConfigError (a ValueError) with every problem found. Paths of DeepSpeed JSONs come back as files that exist;
     weights left out are filled in and entropy weights normalised, so the result says what the run does.
     """
-    report = Report(os.fspath(path))
+    try:
+        report = Report(expand_path(os.fspath(path)))
+    except ValueError as error:
+        raise ConfigError(f"{os.fspath(path)!r}: {error}") from None
     overrides = list(overrides)
     data = rename_keys(_read(report), report)
     check_overrides(overrides, report)

@@ -8,6 +8,17 @@ from typing import Any
 
 from kd.atomic_files import publish
 from kd.evaluation.metrics import METRICS
+from kd.outputs import Output, read_object
+
+EVALUATION, CASES = "evaluation.json", "cases.jsonl"
+
+
+def list_outputs(name: str, folder: Path) -> list[Output]:
+    """List the files of an evaluation in `folder`, which the option or key `name` gives."""
+    return [
+        Output(name, folder / EVALUATION, "an evaluation", _is_evaluation),
+        Output(name, folder / CASES, "cases of an evaluation", _is_cases),
+    ]
 
 
 def write_evaluation(path: str | Path, evaluation: dict[str, dict[str, dict[str, Any]]]) -> None:
@@ -44,6 +55,16 @@ def format_table(evaluation: dict[str, dict[str, dict[str, Any]]]) -> str:
                 f"{model:<16}{split:<16}" + "".join(f"{cell:>20}" for cell in cells) + f"{metrics['num_records']:>9}"
             )
     return "\n".join(lines)
+
+
+def _is_evaluation(path: Path) -> bool:
+    models = read_object(path).values()
+    splits = [split for model in models if isinstance(model, dict) for split in model.values()]
+    return bool(splits) and all(isinstance(split, dict) and "num_records" in split for split in splits)
+
+
+def _is_cases(path: Path) -> bool:
+    return {"split", "record_id", "turn", "models"} <= read_object(path).keys()
 
 
 def _write(path: str | Path, text: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kd.outputs import Output, check_outputs, read_object
 from kd.records.checks import DataError
 from kd.records.record import Record
 
@@ -38,6 +39,10 @@ class Quarantine:
         path: where refused lines are written; None keeps none. The file is made at the first of them; an older one goes
             at once.
         max_bad_fraction: of the lines seen, from 0 (none may be bad) to 1.
+
+    Raises:
+        DataError: max_bad_fraction is no fraction.
+        OutputError: path is a folder, another's file, or lies in a folder that cannot be written.
     """
 
     def __init__(self, path: str | Path | None = None, max_bad_fraction: float = 0.0):
@@ -45,13 +50,10 @@ class Quarantine:
             raise DataError(f"max_bad_fraction: {max_bad_fraction}: a fraction from 0 to 1 is needed")
         self.num_good = self.num_bad = 0
         self._path, self._fraction, self._last = Path(path) if path is not None else None, max_bad_fraction, ""
-        if self._path is not None and self._path.exists():
-            if not _is_quarantine(self._path):
-                raise DataError(
-                    f"data.quarantine: {self._path} is there already, and is no file of refused records: name "
-                    "another file"
-                )
-            self._path.unlink()
+        if self._path is not None:
+            check_outputs([Output("data.quarantine", self._path, "a file of refused records", is_quarantine)])
+            if self._path.is_file():  # /dev/null is none
+                self._path.unlink()
 
     def accept(self) -> None:
         """Count a good line."""
@@ -104,12 +106,7 @@ def keep_refused(path: Path, lines: Iterable[dict[str, Any]]) -> None:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _is_quarantine(path: Path) -> bool:
-    """Tell whether a file is empty or begins with a line that `keep_refused` wrote."""
-    try:
-        with path.open("rb") as lines:
-            first = lines.readline(1 << 20)
-        line = json.loads(first) if first else {"reason": "", "stage": ""}
-    except (OSError, ValueError):
-        return False
-    return isinstance(line, dict) and "reason" in line and ("stage" in line or {"file", "line", "raw"} <= line.keys())
+def is_quarantine(path: Path) -> bool:
+    """Tell whether a file begins with a line that `keep_refused` wrote."""
+    line = read_object(path)
+    return "reason" in line and ("stage" in line or {"file", "line", "raw"} <= line.keys())

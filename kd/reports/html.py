@@ -71,4 +71,11 @@ def page(title: str, *body: object) -> str:
     return f'<!doctype html>\n<html lang="en">{el("head", head)}{el("body", el("main", *body))}</html>\n'
 
 
+def is_page(path: Path) -> bool:
+    """Tell whether a file is a document of `page`, of this version or an older one."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    return head.startswith(b'<!doctype html>\n<html lang="en"><head><meta charset') and b'class="eyebrow"' in head
+
+
 STYLE = "\n" + Path(__file__).with_name("page.css").read_text(encoding="utf-8")

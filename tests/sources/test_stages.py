@@ -16,6 +16,7 @@ import pytest
 from kd.config.load import load_config
 from kd.config.registries import FORMATS
 from kd.config.schema import TrainFiles
+from kd.outputs import OutputError
 from kd.records.checks import DataError
 from kd.records.files import write_records
 from kd.sources.demo import corpus as demo
@@ -212,7 +213,7 @@ def test_no_record_at_all_is_refused(tmp_path):
 def test_a_quarantine_never_takes_the_place_of_a_file_that_it_did_not_write(config, tmp_path, content):
     (tmp_path / "mine").write_bytes(content)
     with pytest.raises(
-        DataError, match=r"data\.quarantine: .*mine is there already, and is no file of refused records"
+        OutputError, match=r"data\.quarantine: .*mine is there already and is not known as a file of refused records"
     ):
         sources_of(config(f"data.quarantine={tmp_path}/mine", "data.max_bad_fraction=0.2"))
     assert (tmp_path / "mine").read_bytes() == content

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from kd.config.fields import Choice, Count, Fraction, NotNegative, Positive, Section, Text
+from kd.config.fields import Choice, Count, Fraction, NotNegative, Place, Positive, Section, Text
 from kd.config.registries import FORMATS
 
 Format = Annotated[str, Choice(FORMATS.names)]
@@ -33,7 +33,7 @@ class Until(Section):
 class TrainFiles(Section):
     """Files of records. A pattern alone is short for {files: pattern}."""
 
-    files: Text = Field(examples=["train/*.jsonl"])
+    files: Place = Field(examples=["train/*.jsonl"])
     """A file, or a glob, of records: JSON lines, JSON, Parquet or Arrow, compressed or not."""
     format: Format | None = None
     """Format of the records; by default found from their fields."""
@@ -76,11 +76,11 @@ class Data(Section):
     max_bad_fraction: Fraction = 0.0
     """Part of all lines of all stages' files, and of each stage's records once they are rendered, that may be refused:
     from 0 (the first one stops the run) to 1."""
-    quarantine: Text | None = None
+    quarantine: Place | None = None
     """File for what is refused, with the reason, and of a line its file and number; by default refused.jsonl in the
     run's folder.
     """
     demo: DemoCorpus | None = None
     """Make the demo corpus, for stages with a mix and for evaluation."""
-    evaluation: dict[Text, Text] = {}
+    evaluation: dict[Text, Place] = {}
     """Held-out splits: name -> file of records, or `demo` for the demo corpus's split of that name."""

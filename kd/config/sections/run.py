@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kd.config.fields import Section, Text
+from kd.config.fields import Place, Section, Text
 
 
 class Run(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(examples=["my-run"])
     """Folder of this run under output_dir: letters, digits, dot, dash and underscore."""
-    output_dir: Text = "runs"
+    output_dir: Place = "runs"
     """Folder that holds all runs; made when missing."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1337
     """Seeds initial weights, data order and dropout; from 0 to 4294967295."""

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import Count, Dtype, Positive, Section, Text
+from kd.config.fields import Count, Dtype, Place, Positive, Section
 
 
 class Tokenizer(Section):
-    path: Text | None = None
+    path: Place | None = None
     """Folder or hub id; by default the teacher's, or the checkpoint's the student starts from."""
 
 
@@ -19,7 +19,7 @@ class Student(Section):
     """scratch: random weights; teacher_layers: some of the teacher's layers, with its embeddings, norm and head;
     checkpoint: path.
     """
-    path: Text | None = None
+    path: Place | None = None
     """Folder or hub id of the checkpoint (init: checkpoint only)."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Which of the teacher's layers to take, counted from 0, increasing (init: teacher_layers only). By default

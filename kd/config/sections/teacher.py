@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import Choice, Count, Dtype, Fraction, NotNegative, Positive, Section, Text
+from kd.config.fields import Choice, Count, Dtype, Fraction, NotNegative, Place, Positive, Section, Text
 from kd.config.registries import TEACHER_SOURCES
 
 TeacherSource = Annotated[str, Choice(TEACHER_SOURCES.names)]
@@ -15,7 +15,7 @@ TeacherSource = Annotated[str, Choice(TEACHER_SOURCES.names)]
 class TeacherCache(Section):
     """The teacher's targets on disk: launch/capture.py writes them once, training then reads them without a teacher."""
 
-    path: Text = Field(examples=["runs/cache/mine"])
+    path: Place = Field(examples=["runs/cache/mine"])
     """Folder of the cache; capture makes it."""
     kind: Literal["sampled", "topk"] = "sampled"
     """sampled: draws from the teacher's distribution as counts, unbiased and small, for divergence: forward_kl; topk:
@@ -69,7 +69,7 @@ class Endpoint(Section):
 
 
 class Teacher(Section):
-    path: Text = Field(examples=["path/or/hub-id"])
+    path: Place = Field(examples=["path/or/hub-id"])
     """Folder with a saved causal LM, or its hub id."""
     revision: Text | None = None
     """Commit or tag of a hub id; pin it, so that the run can be repeated."""
@@ -81,7 +81,7 @@ class Teacher(Section):
     """sharded: split over all GPUs by ZeRO-3; replicated: one whole copy on each GPU (faster, and only for small
     teachers);
     offloaded: sharded, with the weights in host memory (slower, for a teacher that the GPUs cannot hold)."""
-    deepspeed: Text | None = None
+    deepspeed: Place | None = None
     """DeepSpeed JSON of a teacher that is not replicated; by default the settings of training.deepspeed without an
     optimizer. Its stage is 3, whatever the JSON says."""
     targets: Literal["dense", "topk", "sampled"] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import Choice, Count, Fraction, NotNegative, Positive, Section, Text
+from kd.config.fields import Choice, Count, Fraction, NotNegative, Place, Positive, Section
 from kd.config.registries import CHECKPOINT_FORMATS
 
 CheckpointFormat = Annotated[str, Choice(CHECKPOINT_FORMATS.names)]
@@ -46,7 +46,7 @@ class Training(Section):
     """Optimizer steps between two lines of metrics."""
     save_every: Count = 2000
     """Optimizer steps between two checkpoints."""
-    deepspeed: Text = "ds_configs/zero3.json"
+    deepspeed: Place = "ds_configs/zero3.json"
     """DeepSpeed JSON, of ZeRO stage 1, 2 or 3: looked for from the working directory, then beside this YAML, then in
     the repository. Batch sizes, accumulation, clipping and precision are filled in from this YAML and need not be in
     it."""

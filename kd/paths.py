@@ -1,0 +1,45 @@
+"""Paths as a user gives them, and the identity of the file that each names."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+
+def expand_path(text: str) -> str:
+    """Write a path out: `~` and `~name` at its beginning are home folders, as a shell has them.
+
+    Raises:
+        ValueError: it has a NUL byte, or no user has that name.
+    """
+    if "\0" in text:
+        raise ValueError("a path has no NUL byte in it: remove it")
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text:
+        raise ValueError(f"no user {text.split('/')[0][1:]!r} is known here: write ./{text} if the name is meant")
+    return expanded
+
+
+def path_option(text: str) -> Path:
+    """Read the path of a command-line option; the `type` of argparse."""
+    try:
+        return Path(expand_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def identify(path: str | os.PathLike) -> tuple:
+    """Return what is equal for two paths where they name the same file: by hard link, symbolic link or spelling.
+
+    A file that is not there yet is told by the folder that it would be in, and its name.
+    """
+    place, missing = Path(os.path.realpath(path)), ()
+    while True:
+        try:
+            found = place.stat()
+            return (found.st_dev, found.st_ino, *missing)
+        except OSError:
+            if place == place.parent:
+                return (str(path),)
+            place, missing = place.parent, (place.name, *missing)
