@@ -1,10 +1,11 @@
-"""Export: the student as a plain `save_pretrained` folder, with tokenizer and chat template.
+"""Export: the student as a plain `save_pretrained` folder, with tokenizer, chat template and stops.
 
 The folder appears whole or not at all: it is written beside its place, flushed to disk, and renamed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -21,7 +22,8 @@ from kd.distributed.collectives import on_rank_0
 def export_student(model: PreTrainedModel, tokenizer, folder: str | Path) -> None:
     """Write the (possibly partitioned) `model` to `folder`, replacing an older export. All ranks call it together.
 
-    Weights keep the precision of training; they are gathered one at a time onto rank 0's host memory.
+    Weights keep the precision of training; they are gathered one at a time onto rank 0's host memory. The stops are
+    those of `model.config.eos_token_id`, in config.json and in generation_config.json.
     """
     folder = Path(folder)
     weights: dict[str, torch.Tensor] = {}
@@ -48,6 +50,7 @@ def _write(model: PreTrainedModel, tokenizer, weights: dict[str, torch.Tensor], 
     finally:
         model.config.use_cache = use_cache
     tokenizer.save_pretrained(part)
+    _name_stops(part / "generation_config.json", model.config.eos_token_id)
     for path in [*part.iterdir(), part]:
         flush(path)
     old = folder.with_name(folder.name + ".old")
@@ -57,3 +60,14 @@ def _write(model: PreTrainedModel, tokenizer, weights: dict[str, torch.Tensor], 
     os.rename(part, folder)
     flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _name_stops(file: Path, stop_ids: int | list[int] | None) -> None:
+    """Write the stops into a generation_config.json.
+
+    transformers refuses to save a changed GenerationConfig that it has any complaint about, as it has about those of
+    many published models (a temperature without do_sample), and saves an unchanged one.
+    """
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["eos_token_id"] = stop_ids
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+)
 
 from kd.dtypes import loaded_dtype
 from kd.errors import SpanwiseError
@@ -59,6 +65,19 @@ def read_model_config(
             f"{f'{key}: ' if key else ''}{os.fspath(path)!r} is not a model that can be read here: {first_line(error)}"
             "; give a folder that save_pretrained wrote, or a hub id that this machine can reach"
         ) from error
+
+
+def read_stop_ids(path: str | os.PathLike, revision: str | None = None) -> tuple[Any, Any]:
+    """Read eos_token_id of a saved model's generation_config.json and config.json: each an id, a list, or None.
+
+    Raises:
+        StudentError: as `read_model_config`.
+    """
+    named = getattr(read_model_config(path, revision).get_text_config(), "eos_token_id", None)
+    try:
+        return GenerationConfig.from_pretrained(path, revision=revision).eos_token_id, named
+    except OSError:  # there is none
+        return None, named
 
 
 def count_parameters(model_config: PreTrainedConfig) -> int:

@@ -15,7 +15,8 @@ from kd.config.derived import longest_length
 from kd.config.schema import RunConfig, Student, Teacher
 from kd.distributed.collectives import on_rank_0
 from kd.models.layer_pruning import cut_config, write_cut
-from kd.models.load import StudentError, load_causal_lm, read_model_config
+from kd.models.load import StudentError, load_causal_lm, read_model_config, read_stop_ids
+from kd.rendering.stops import join_stop_ids
 
 _CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 
@@ -35,7 +36,7 @@ def student_model_config(
         max_length: longest stage's, in tokens.
         tokenizer_length: len(tokenizer); the vocabulary must be at least as wide. Needed from scratch when neither
             student.vocab_size nor a teacher gives the width.
-        token_ids: bos_token_id, eos_token_id, pad_token_id of the tokenizer.
+        token_ids: bos_token_id, eos_token_id (one or a list), pad_token_id.
 
     Raises:
         StudentError: a source cannot be read, or the vocabulary or the positions are too few.
@@ -154,7 +155,12 @@ def build_student(
 def build_run_student(
     config: RunConfig, tokenizer: Any, *, work_dir: str | os.PathLike, ds_config: dict | None = None
 ) -> Any:
-    """Build the student of a run, with the tokenizer's special tokens in its configuration; see build_student."""
+    """Build the student of a run, with its stops and the tokenizer's special tokens in its configuration.
+
+    Arguments and what is raised: see build_student.
+    """
+    source = student_source(config.student, config.teacher)
+    stop_ids = join_stop_ids(tokenizer, *(read_stop_ids(*source) if source else ()))
     return build_student(
         config.student,
         config.teacher,
@@ -163,5 +169,16 @@ def build_run_student(
         max_length=longest_length(config.data),
         ds_config=ds_config,
         tokenizer_length=len(tokenizer),
-        token_ids={name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        token_ids={
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": stop_ids[0] if len(stop_ids) == 1 else stop_ids or None,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
     )
+
+
+def student_source(student: Student, teacher: Teacher | None) -> tuple[str, str | None] | None:
+    """Return (path, revision) of the saved model that the student continues or learns from; None where there is none."""
+    if student.init == "checkpoint" and student.path is not None:
+        return student.path, None
+    return (teacher.path, teacher.revision) if teacher is not None else None

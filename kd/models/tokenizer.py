@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from kd.config.schema import Student, Teacher, Tokenizer
 from kd.errors import SpanwiseError
 from kd.models.load import first_line, read_model_config
+from kd.rendering.stops import explain_no_stop
 
 
 class TokenizerError(SpanwiseError, ValueError):
@@ -40,10 +41,12 @@ def read_tokenizer_if_any(source: str | os.PathLike, revision: str | None = None
 
 
 def read_rendering_tokenizer(source: str | os.PathLike, revision: str | None = None) -> Any:
-    """Read a tokenizer that can render records and place spans: it has a chat template, and offsets.
+    """Read a tokenizer that can render records and place spans: it has a chat template, offsets, and a token that
+    ends a turn.
 
     Raises:
-        TokenizerError: none is there, it has no chat template, or it is not a fast one.
+        TokenizerError: none is there, it has no chat template, it is not a fast one, or a turn ends in no token
+            (kd/rendering/stops.py).
     """
     tokenizer = read_tokenizer(source, revision)
     if not tokenizer.chat_template:
@@ -55,6 +58,8 @@ def read_rendering_tokenizer(source: str | os.PathLike, revision: str | None = N
         raise TokenizerError(
             f"{source}: spans need a fast tokenizer (with offsets); save it again with its tokenizer.json"
         )
+    if problem := explain_no_stop(tokenizer):
+        raise TokenizerError(f"{source}: {problem}")
     return tokenizer
 
 

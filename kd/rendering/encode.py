@@ -7,6 +7,7 @@ from typing import NamedTuple
 from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.rendering.spans import BIT_NAMES, TRUTH, Call, find, find_token_ranges
+from kd.rendering.stops import check_stop, close_turns
 from kd.rendering.tokens import check_special_tokens, tokenize
 from kd.rendering.turns import render, render_text
 
@@ -43,11 +44,13 @@ def annotate(record: Record, tokenizer) -> Annotated:
     """Render a record, tokenize it, and locate its spans. `tokenizer` is a fast one with a chat template.
 
     Raises:
-        DataError: see `check_special_tokens`, `render`, `find_spans` and `tokenize`; or the text is no Unicode, or
-            nothing of the record is supervised.
+        DataError: see `check_special_tokens`, `render`, `close_turns`, `find_spans`, `tokenize` and `check_stop`; or
+            the text is no Unicode, or nothing of the record is supervised.
     """
     check_special_tokens(record, tokenizer)
     text, turns = render(record, tokenizer)
+    turns, added = close_turns(record, text, turns, tokenizer)
+    text += added
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -57,12 +60,16 @@ def annotate(record: Record, tokenizer) -> Annotated:
             "write the whole character, or remove it"
         ) from None
     calls, spans = find(record, text, turns)
-    input_ids, offsets = tokenize(record, text, tokenizer, lambda other: render_text(other, tokenizer))
+    input_ids, offsets = tokenize(record, text, tokenizer, lambda other: render_text(other, tokenizer) + added)
     ranges = find_token_ranges(offsets, spans)
     bits = [0] * len(input_ids)
     for span, (start, end) in zip(spans, ranges):
         for token in range(start, end):
             bits[token] |= span.bit
+    trained = (at for span, at in zip(spans, ranges) if span.bit == TRUTH)
+    for (index, *_), (start, end) in zip(turns, trained):
+        texts = [text[slice(*place)] for place in offsets[start:end]]
+        check_stop(record, index, input_ids[start:end], texts, tokenizer)
     if not any(b & TRUTH for b in bits[1:]):
         raise DataError(f"record {record.id}: no supervised token; remove the record")
     encoded = Encoded(record.id, input_ids, bits, 1.0 if record.quality is None else float(record.quality))

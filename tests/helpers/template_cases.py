@@ -10,6 +10,7 @@ from helpers import golden
 from kd.records.record import Record, parse_record
 from kd.rendering.encode import encode
 from kd.rendering.spans import ARGS, INTEGRATION, TOOL, TRUTH, find_spans
+from kd.rendering.stops import close_turns
 from kd.rendering.turns import render
 
 TEMPLATES = {
@@ -52,6 +53,8 @@ def with_template(tokenizer, template: str, bos: str = "<|pad|>", eos: str = "<|
 def check(record: Record, tokenizer) -> None:
     """Every span by its characters, and every token by whether it has one of them."""
     text, turns = render(record, tokenizer)
+    turns, added = close_turns(record, text, turns, tokenizer)
+    text += added
     spans = find_spans(record, text, turns)
     calls = [call["function"] for m in record.messages for call in m.get("tool_calls", ())]
     assert [text[s.start : s.end] for s in spans if s.bit == TOOL] == [call["name"] for call in calls]
