@@ -21,12 +21,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from kd.errors import SpanwiseError
 from kd.evaluation.cases import Case, build_cases
 from kd.evaluation.judge import judge_case
 from kd.evaluation.metrics import summarise
 from kd.records.record import Record
 from kd.rendering.call_syntax import find_syntax
+from kd.rendering.stops import join_stop_ids
 from kd.rollouts.decode import generate_greedily
+
+
+class EvaluationError(SpanwiseError, ValueError):
+    """Evaluation that cannot be made of what is there."""
 
 
 class Evaluation(NamedTuple):
@@ -53,11 +59,13 @@ def evaluate_model(
     """Evaluate one model on one split; arguments as `evaluate_cases`.
 
     Raises:
-        ValueError: no record has a turn to ask.
+        EvaluationError: no record has a turn to ask.
     """
     cases = build_cases(records, tokenizer)
     if not cases:
-        raise ValueError("no case to evaluate: the records hold no tool call, no tool result used, and no offered tool")
+        raise EvaluationError(
+            "no case to evaluate: the records hold no tool call, no tool result used, and no offered tool"
+        )
     outcomes = evaluate_cases(
         model, tokenizer, cases, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress
     )
@@ -80,7 +88,7 @@ def evaluate_cases(
     finished (an end token came in time).
 
     Raises:
-        ValueError: neither the tokenizer nor the model's generation_config names an end-of-turn token.
+        EvaluationError: neither template, tokenizer nor model names an end-of-turn token.
     """
     stop_ids = _stop_ids(model, tokenizer)
     reader = find_syntax(tokenizer)
@@ -107,22 +115,22 @@ def merge(*parts: Sequence[dict[str, Any]]) -> Evaluation:
     """Join the outcomes of one split, however its cases were shared out, into the evaluation of the whole.
 
     Raises:
-        ValueError: a case was judged twice (two ranks were given the same share), or there is none.
+        EvaluationError: a case was judged twice (two ranks were given the same share), or there is none.
     """
     cases = sorted((outcome for part in parts for outcome in part), key=lambda outcome: outcome["case"])
     if not cases:
-        raise ValueError("no outcomes to merge: every share was empty")
+        raise EvaluationError("no outcomes to merge: every share was empty")
     for one, two in zip(cases, cases[1:]):
         if one["case"] == two["case"]:
-            raise ValueError(f"case {one['case']} ({one['record_id']}) was judged twice: shares must not overlap")
+            raise EvaluationError(f"case {one['case']} ({one['record_id']}) was judged twice: shares must not overlap")
     return Evaluation(summarise(cases), cases)
 
 
-def _stop_ids(model, tokenizer) -> set[int]:
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = {tokenizer.eos_token_id, *(named if isinstance(named, (list, tuple)) else [named])} - {None}
+def _stop_ids(model, tokenizer) -> list[int]:
+    named = (getattr(getattr(model, part, None), "eos_token_id", None) for part in ("generation_config", "config"))
+    ids = join_stop_ids(tokenizer, *named)
     if not ids:
-        raise ValueError(
+        raise EvaluationError(
             "no end-of-turn token: set the tokenizer's eos_token to the token with which its chat template ends a turn"
         )
     return ids

@@ -75,7 +75,7 @@ def read_stop_ids(path: str | os.PathLike, revision: str | None = None) -> tuple
     """
     named = getattr(read_model_config(path, revision).get_text_config(), "eos_token_id", None)
     try:
-        return GenerationConfig.from_pretrained(path, revision=revision).eos_token_id, named
+        return GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id, named
     except OSError:  # there is none
         return None, named
 

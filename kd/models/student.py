@@ -178,7 +178,7 @@ def build_run_student(
 
 
 def student_source(student: Student, teacher: Teacher | None) -> tuple[str, str | None] | None:
-    """Return (path, revision) of the saved model that the student continues or learns from; None where there is none."""
+    """Return (path, revision) of the saved model that the student continues or learns from, if any."""
     if student.init == "checkpoint" and student.path is not None:
         return student.path, None
     return (teacher.path, teacher.revision) if teacher is not None else None

@@ -144,9 +144,7 @@ def _find(tokenizer, template: str) -> Stops:
     texts = [text[start:end] for _, text, turns in rendered for _, start, end in turns]
     inner = {found[0] for text in texts for found in controls.finditer(text)}
     inner = {
-        token
-        for token in inner
-        if any(token in text[: len(text) - len(_last_run(text, controls))] for text in texts)
+        token for token in inner if any(token in text[: len(text) - len(_last_run(text, controls))] for text in texts)
     }
     stops: dict[str, None] = {}
     added: dict[str, str] = {}

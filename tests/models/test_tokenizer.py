@@ -173,3 +173,12 @@ def test_what_cannot_serve_is_refused_with_the_remedy(configure, tokenizer_folde
         load_tokenizer(configure(None, folder))
     with pytest.raises(TokenizerError, match="no tokenizer can be loaded from it"):
         load_tokenizer(configure(None, tmp_path / "nowhere"))
+
+
+def test_a_template_that_ends_turns_in_plain_text_is_refused(configure, tokenizer_folder, tmp_path):
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "t")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}[/end]{% endfor %}"
+    )
+    with pytest.raises(TokenizerError, match="ends an assistant's turn in plain text.*end turns in a token"):
+        load_tokenizer(configure(None, folder))
