@@ -14,8 +14,10 @@ no arguments.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from jsonschema.validators import extend
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -100,31 +103,37 @@ class ToolRegistry:
         """List the problems of calling `name` with `arguments`, a dict of JSON values; empty when it is valid.
 
         Each problem names the argument by its path (`filter.tags[2]`) and what would be right. As in JSON Schema, true
-        is not an integer and 2.0 is one. closed: False reads the schema by the letter.
+        is not an integer and 2.0 is one. A schema that cannot be applied to these arguments (a $ref that leaves it, or
+        never ends) is a problem too: no generated text raises.
 
-        Raises:
-            ValueError: the schema itself cannot be applied (a $ref that leaves the schema, or never ends).
+        closed: False reads the schema by the letter.
         """
         if name not in self._tools:
             offered = ", ".join(self.names) or "none"
             return [f"unknown tool {name!r}{_nearest(name, self.names)} (offered: {offered})"]
         if not isinstance(arguments, dict):
             return [f"{name}: arguments must be a JSON object, not {show_json(arguments)}"]
-        validator = _validator(name, _canonical(self._tools[name]["function"].get("parameters")), closed)
         try:
             errors = sorted(
-                validator.iter_errors(arguments), key=lambda error: [str(part) for part in error.absolute_path]
+                self._find_errors(name, arguments, closed),
+                key=lambda error: [str(part) for part in error.absolute_path],
             )
+        except ValueError as error:
+            return [str(error)]
+        return list(dict.fromkeys(f"{name}: {problem}" for error in errors for problem in _explain(error)))
+
+    def _find_errors(self, name: str, arguments: dict[str, Any], closed: bool) -> list[ValidationError]:
+        validator = _validator(name, _canonical(self._tools[name]["function"].get("parameters")), closed)
+        try:
+            return list(validator.iter_errors(arguments))
         except Unresolvable as error:
             raise ValueError(
                 f"tool {name!r}: its schema refers to {error.ref!r}, which is not in it; put it under $defs"
             ) from error
-        except (
-            RecursionError,
-            OverflowError,
-        ) as error:  # a $ref to itself; a multipleOf of an integer past every float
-            raise ValueError(f"tool {name!r}: these arguments cannot be checked by its schema ({error})") from error
-        return list(dict.fromkeys(f"{name}: {problem}" for error in errors for problem in _explain(error)))
+        except Exception as error:  # of jsonschema's keywords and of what they call, which have no common base
+            raise ValueError(
+                f"tool {name!r}: these arguments cannot be checked by its schema ({type(error).__name__}: {error})"
+            ) from error
 
 
 def _read_tools(file: Path) -> list[dict]:
@@ -157,7 +166,7 @@ def _canonical(parameters: object) -> str:
 
 
 @lru_cache(maxsize=4096)  # an evaluation builds a registry a record out of a few hundred schemas
-def _validator(name: str, schema_json: str, closed: bool) -> Draft202012Validator:
+def _validator(name: str, schema_json: str, closed: bool) -> Any:
     schema = json.loads(schema_json)
     try:
         Draft202012Validator.check_schema(schema)
@@ -166,7 +175,27 @@ def _validator(name: str, schema_json: str, closed: bool) -> Draft202012Validato
         raise ValueError(f"tool {name!r}: its parameters are not a JSON Schema: at {where}: {error.message}") from error
     if closed:
         _close(schema)
-    return Draft202012Validator(schema, registry=Registry())  # an empty registry: a $ref never reaches the network
+    return _Validator(schema, registry=Registry())  # an empty registry: a $ref never reaches the network
+
+
+def _check_multiple(validator: Any, factor: float, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
+    """Check multipleOf as jsonschema does, and exactly where the quotient is past every float."""
+    try:
+        yield from list(Draft202012Validator.VALIDATORS["multipleOf"](validator, factor, instance, schema))
+    except (OverflowError, ValueError):
+        given, step = _exact(instance), _exact(factor)
+        if given is None or step is None or given % step:
+            yield ValidationError(f"{show_json(instance)} is not a multiple of {factor}")
+
+
+def _exact(number: float) -> Fraction | None:
+    """Return a number as it is written, or None for infinity and NaN."""
+    if isinstance(number, int):
+        return Fraction(number)
+    return Fraction(repr(number)) if math.isfinite(number) else None
+
+
+_Validator = extend(Draft202012Validator, {"multipleOf": _check_multiple})
 
 
 def _close(schema: object) -> None:
