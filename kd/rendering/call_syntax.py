@@ -1,19 +1,139 @@
-"""Syntax in which a tokenizer's chat template writes calls, found by rendering calls with it."""
+"""Syntax in which a tokenizer's chat template writes calls, found by rendering calls with it, never by its name.
+
+The calls have arguments of every type, and texts in which quotes, markup and line breaks stand, so that the reader
+learns how they are written. A template that refuses some of them (parallel calls, text beside a call) is read without
+them. What is learned counts only where it reads the template's own renderings back as the calls that they were made of.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
 from kd.errors import SpanwiseError
-from kd.toolcalls.reader import HERMES, CallReader
+from kd.records.checks import DataError
+from kd.records.record import Record
+from kd.rendering.template_needs import TemplateKey
+from kd.rendering.tokens import compile_special_tokens
+from kd.rendering.turns import render
+from kd.toolcalls.compare import same_calls_in_order
+from kd.toolcalls.json_values import show_json
+from kd.toolcalls.reader import CallReader
+from kd.toolcalls.syntax.frame import Probe
+from kd.toolcalls.syntax.registry import SYNTAXES
+
+_TYPES = {"place": "string", "days": "integer", "share": "number", "live": "boolean", "sizes": "array", "box": "object"}
+_RICH = {"place": "Tromsø", "days": 3, "share": 2.5, "live": True, "sizes": [4, 7], "box": {"depth": 9}}
+_QUOTES = {"place": 'the "Old <b>Mill</b>" & Co', "days": 12}
+_TYPED = {
+    "type": "object",
+    "properties": {
+        key: {"type": kind, "description": ""}
+        | ({"properties": {"depth": {"type": "integer", "description": ""}}} if kind == "object" else {})
+        | ({"items": {"type": "integer"}} if kind == "array" else {})
+        for key, kind in _TYPES.items()
+    },
+    "required": ["place"],
+}
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": name, "description": "", "parameters": _TYPED}}
+    for name in ("find_place", "see_days")
+]
+_PLAIN = {"place": "Tromsø", "days": 3}
+_ANSWER, _WORDS = "It is 41 km, then.", "Let me look."
+_CALLS: list[tuple[str, list[tuple[str, dict]]]] = [  # said before the calls, and these; the first is the plainest
+    ("", [("find_place", _PLAIN)]),
+    ("", [("find_place", _PLAIN), ("see_days", {"days": 5}), ("find_place", {"place": "Bodø"})]),
+    ("", [("see_days", {})]),
+    ("", [("find_place", _RICH)]),
+    ("", [("find_place", _QUOTES)]),
+    (_WORDS, [("find_place", _PLAIN)]),
+]
 
 
 class CallSyntaxError(SpanwiseError, ValueError):
     """Chat template whose own calls are not read back, so that no answer could be judged."""
 
 
-def find_syntax(tokenizer) -> CallReader:
+def find_syntax(tokenizer, *, special_tokens: bool = True) -> CallReader:
     """Find the reader of the calls that this tokenizer's chat template writes; kept once found.
+
+    special_tokens: whether the texts to be read keep the special tokens; without them a template whose marks are
+        special tokens writes another form.
 
     Raises:
         CallSyntaxError: a call that the template writes is not read back as this call.
     """
-    return HERMES
+    found = _find(TemplateKey(tokenizer, TOOLS), special_tokens)
+    if isinstance(found, str):
+        raise CallSyntaxError(found)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _find(key: TemplateKey, special_tokens: bool) -> CallReader | str:
+    probes = list(_render_probes(key.tokenizer, special_tokens))
+    if not any(probe.calls for probe in probes):
+        return (
+            "the chat template writes no call that was asked of it, or refuses it: use a template with tool_calls, or "
+            "leave out data.evaluation and rewards"
+        )
+    # the plainest come first: they are given up last
+    for count in range(len(probes), 0, -1):
+        for name in SYNTAXES.names():
+            learn = SYNTAXES[name].learn
+            read = learn(probes[:count]) if learn and any(probe.calls for probe in probes[:count]) else None
+            if read and not _find_unread(CallReader(name, read), probes[:count]):
+                return CallReader(name, read)
+    written = next(probe.text for probe in probes if probe.calls)
+    return (
+        f"the chat template writes a call in a form that evaluation does not read back ({show_json(written)}); those "
+        f"that are: {', '.join(SYNTAXES.names())}. Use another template, add the syntax (docs/extending.md), or leave "
+        "out data.evaluation"
+    )
+
+
+def _render_probes(tokenizer, special_tokens: bool) -> Iterator[Probe]:
+    """Render the answer and each conversation of _CALLS that the template takes."""
+    special = None if special_tokens else compile_special_tokens(tokenizer)
+    is_first = True
+    for said, made in _CALLS:
+        calls = [{"name": name, "arguments": arguments} for name, arguments in made]
+        record = _make_record(said, calls)
+        try:
+            text, turns = render(record, tokenizer)
+        except DataError:
+            continue
+        texts = [text[start:end] for _, start, end in turns]
+        if special is not None:
+            texts = [special.sub("", text) for text in texts]
+        ids = [f"functions.{call['name']}:{at}" for at, call in enumerate(calls)] + [f"probe{at}abc" for at in range(3)]
+        if is_first:
+            yield Probe(texts[-1], _ANSWER, [], [])
+            is_first = False
+        yield Probe(texts[0], said if said and said in texts[0] else "", calls, ids)
+
+
+def _make_record(said: str, calls: Sequence[dict]) -> Record:
+    made = [{"id": f"probe{at}abc", "type": "function", "function": call} for at, call in enumerate(calls)]
+    results = [
+        {"role": "tool", "tool_call_id": call["id"], "name": call["function"]["name"], "content": "41 km"}
+        for call in made
+    ]
+    messages = [
+        {"role": "user", "content": "How long is the way?"},
+        {"role": "assistant", "content": said, "tool_calls": made},
+        *results,
+        {"role": "assistant", "content": _ANSWER},
+    ]
+    return Record("probe", messages, TOOLS)
+
+
+def _find_unread(reader: CallReader, probes: Sequence[Probe]) -> str:
+    """Find the text of the first probe that is not read back as its calls; "" where all are."""
+    for probe in probes:
+        parsed = reader.parse(probe.text, TOOLS)
+        if parsed.problems or not same_calls_in_order(parsed.calls, probe.calls):
+            return probe.text
+    return ""

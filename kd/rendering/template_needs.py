@@ -54,26 +54,26 @@ _TOOLS = [
 
 def template_needs(tokenizer) -> tuple[str, ...]:
     """Find the changes of CHANGES and TOOL_CHANGES that this tokenizer's chat template needs; kept once found."""
-    template = tokenizer.get_chat_template(tools=_TOOLS) if tokenizer.chat_template else ""
-    return _needs(_Rendering(tokenizer, template))
+    return _needs(TemplateKey(tokenizer, _TOOLS))
 
 
-class _Rendering:
-    """Tokenizer as a key: equal where the template, the special tokens it may write and the call syntaxes are."""
+class TemplateKey:
+    """Tokenizer as a key: equal where the template for `tools`, the special tokens it may write and the syntaxes are."""
 
-    def __init__(self, tokenizer, template: str):
+    def __init__(self, tokenizer, tools: list[dict]):
         self.tokenizer = tokenizer
+        template = tokenizer.get_chat_template(tools=tools) if tokenizer.chat_template else ""
         self._key = (template, tuple(map(str, tokenizer.special_tokens_map.items())), SYNTAXES.names())
 
     def __hash__(self) -> int:
         return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Rendering) and self._key == other._key
+        return isinstance(other, TemplateKey) and self._key == other._key
 
 
 @lru_cache(maxsize=64)
-def _needs(rendering: _Rendering) -> tuple[str, ...]:
+def _needs(rendering: TemplateKey) -> tuple[str, ...]:
     for count in range(len(CHANGES) + 1):
         for needs in itertools.combinations(CHANGES, count):
             text = _probe(rendering, needs)
@@ -86,7 +86,7 @@ def _needs(rendering: _Rendering) -> tuple[str, ...]:
     return ()
 
 
-def _tool_changes(rendering: _Rendering, needs: tuple[str, ...]) -> list[str]:
+def _tool_changes(rendering: TemplateKey, needs: tuple[str, ...]) -> list[str]:
     chat = [_PROBE[1], _PROBE[4]]
     changes = []
     if _render(rendering, adapt_messages(_PROBE, needs), _TOOLS) is None:
@@ -96,7 +96,7 @@ def _tool_changes(rendering: _Rendering, needs: tuple[str, ...]) -> list[str]:
     return changes
 
 
-def _probe(rendering: _Rendering, needs: tuple[str, ...]) -> str | None:
+def _probe(rendering: TemplateKey, needs: tuple[str, ...]) -> str | None:
     """Render the probe and cut it to its system prompt and its text from the question on; None where refused.
 
     The tools, which hold the name too, may stand before the question.
@@ -109,7 +109,7 @@ def _probe(rendering: _Rendering, needs: tuple[str, ...]) -> str | None:
     return system + text[asked:] if asked >= 0 else None
 
 
-def _render(rendering: _Rendering, messages: list[dict], tools: list[dict] | None) -> str | None:
+def _render(rendering: TemplateKey, messages: list[dict], tools: list[dict] | None) -> str | None:
     try:
         return apply_template(rendering.tokenizer, messages, tools)
     except REFUSALS:

@@ -17,6 +17,11 @@ def same_calls(calls: list[dict], wanted: list[dict]) -> bool:
     return count_same_calls(calls, wanted) == len(calls) == len(wanted)
 
 
+def same_calls_in_order(calls: list[dict], wanted: list[dict]) -> bool:
+    """Check that calls equal the wanted ones, one by one."""
+    return len(calls) == len(wanted) and all(map(same_json, calls, wanted))
+
+
 def count_same_names(calls: list[dict], wanted: list[dict]) -> int:
     """Count the calls whose names are wanted, each wanted one once."""
     return (Counter(call["name"] for call in calls) & Counter(call["name"] for call in wanted)).total()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
 from dataclasses import dataclass
-from typing import Any
 
-from kd.toolcalls.parse import ParsedCalls, parse_tool_calls
+from kd.toolcalls.parsed import ParsedCalls
+from kd.toolcalls.syntax.frame import Frame
+from kd.toolcalls.syntax.json_object import ObjectBody
+from kd.toolcalls.syntax.registry import Parse
+from kd.toolcalls.syntax.sections import Tools, read_sections
 
-Tools = Sequence[dict[str, Any]]  # declarations as a record has them: {"type": "function", "function": {...}}
+CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class CallReader:
     """
 
     syntax: str
-    read: Callable[[str, Tools], ParsedCalls]
+    read: Parse
 
     def parse(self, text: str, tools: Tools = ()) -> ParsedCalls:
         """Read every call of a generated text; it never raises.
@@ -32,4 +35,12 @@ class CallReader:
         return self.read(text, tools)
 
 
-HERMES = CallReader("object", lambda text, tools: parse_tool_calls(text))
+def _make_hermes() -> CallReader:
+    opens, closes = (re.compile(rf"\s*{re.escape(tag)}") for tag in (CALL_OPEN, CALL_CLOSE))
+    start, mark = re.compile(re.escape(CALL_OPEN)), re.compile(f"{CALL_CLOSE}|{CALL_OPEN}")
+    frame = Frame(start, opens, None, closes, mark, CALL_OPEN, CALL_CLOSE, ends_turn=False)
+    body = ObjectBody("name", "arguments")
+    return CallReader("object", lambda text, tools: read_sections(text, frame, body, tools))
+
+
+HERMES = _make_hermes()

@@ -39,7 +39,7 @@ def bang():
 
 
 def test_the_order_of_the_built_in_syntaxes():
-    assert SYNTAXES.names() == ("object", "name_first", "tags", "python")
+    assert SYNTAXES.names() == ("object", "name_first", "tags", "python", "tokens", "bare_keys")
     with pytest.raises(SpanwiseError, match="call syntax 'tags' is registered already"):
         SYNTAXES.register("tags", Syntax(locate_bang))
 

@@ -1,14 +1,32 @@
 """Calls as a name, something else, and the arguments as a JSON object: [TOOL_CALLS]f[ARGS]{...}.
 
-ARGS is the object. The name must stand whole and once between the call before and the arguments.
+Also DeepSeek's and Kimi's marker tokens, and gpt-oss's channels. ARGS is the object. The name must stand whole and once
+between the call before and the arguments, and what is between the two must be marks, not a sentence.
+
+In a channel (to=functions.f ... <|message|>{...}) the words of the header come in any order, as harmony allows.
 """
 
 from __future__ import annotations
 
-from kd.toolcalls.json_scan import find_braces, read_value
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kd.toolcalls.json_scan import find_braces, read_value, skip_space
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place, find_whole_names
-from kd.toolcalls.syntax.registry import Syntax
+from kd.toolcalls.syntax.frame import Probe, compile_words, find_frame
+from kd.toolcalls.syntax.registry import Parse, Syntax
+from kd.toolcalls.syntax.sections import Source, Unit, read_sections
+from kd.toolcalls.syntax.strict_json import JsonProblem, explain, find_excess, read_json
+
+MAX_NAME = 200  # characters
+_MAX_BETWEEN = 300  # characters between a name and its arguments
+_MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|```\w*")
+_SENTENCE = re.compile(r"[.,;!?](?:\s|\Z)|\w\s+\w+\s+\w+\s+\w")
+_CHANNEL_END = "<|message|>"
+_CHANNEL = re.compile(rf"(?:[^<>{{}}\[\]]{{0,60}}(?:<\|[\w]+\|>)?){{0,4}}?{re.escape(_CHANNEL_END)}")
+_NAME = re.compile(rf"[^\s<>{{}}\[\]()\"'|,=]{{1,{MAX_NAME}}}")
 
 
 def locate_name_first(text: str, start: int, end: int, name: str, arguments: dict) -> Place | None:
@@ -21,8 +39,74 @@ def locate_name_first(text: str, start: int, end: int, name: str, arguments: dic
         if len(names) > 1:
             return None  # one of them is the template's own word, and nothing says which
         if names:
+            between = text[names[0] + len(name) : brace]
+            if len(between) > _MAX_BETWEEN or _SENTENCE.search(_MARK.sub(" ", between)):
+                return None  # the assistant's own words, and the name in them
             return Place((names[0], names[0] + len(name)), (brace, found[1]), found[1])
     return None
 
 
-NAME_FIRST = Syntax(locate_name_first)
+@dataclass(frozen=True)
+class NameBody:
+    """Call as a name, words of the template (`between`), and a JSON object."""
+
+    between: re.Pattern[str]
+    words: str
+    head: str = _NAME.pattern
+    noun: str = "arguments"
+
+    def read(self, source: Source, at: int) -> Unit:
+        """Read one name and its arguments."""
+        named = self._name(source.text, at)
+        if named is None:
+            return Unit(None, at, f"no name before {self.words!r}", whole=False)
+        name, begin = named
+        try:
+            arguments, end = read_json(source.text, begin)
+        except JsonProblem as problem:
+            return Unit(None, at, explain(problem, at), whole=False)
+        if not isinstance(arguments, dict):
+            return Unit(None, end, "the arguments are no JSON object")
+        call = {"name": name, "arguments": arguments}
+        excess = find_excess(call)
+        return Unit(None, end, excess) if excess else Unit(call, end)
+
+    def mend(self, source: Source, start: int, end: int) -> dict | None:
+        """Read damaged arguments as json-repair understands them."""
+        named = self._name(source.text, start)
+        value = source.mender.mend(source.text[named[1] : end]) if named and named[1] < end else None
+        return {"name": named[0], "arguments": value} if named and isinstance(value, dict) else None
+
+    def _name(self, text: str, at: int) -> tuple[str, int] | None:
+        """Read the name at `at`: (name, begin of the arguments)."""
+        at = skip_space(text, at)
+        found = self.between.search(text, at + 1, at + MAX_NAME + _MAX_BETWEEN)
+        if found is None or not _NAME.fullmatch(text, at, found.start()):
+            return None
+        return text[at : found.start()], skip_space(text, found.end())
+
+
+def learn_name_first(probes: Sequence[Probe]) -> Parse | None:
+    """Learn the words between name and arguments, and the frame, from probes."""
+    units, between = [], []
+    for probe in probes:
+        places, cursor = [], 0
+        for call in probe.calls:
+            place = locate_name_first(probe.text, cursor, len(probe.text), call["name"], call["arguments"])
+            if place is None:
+                return None
+            places.append((place.name[0], place.arguments[1]))
+            between.append(probe.text[place.name[1] : place.arguments[0]])
+            cursor = place.end
+        units.append(places)
+    if not all(words.strip() or "\n" in words for words in between):
+        return None
+    ids = {identity for probe in probes for identity in probe.ids}
+    channel = all(words.endswith(_CHANNEL_END) for words in between)
+    pattern = _CHANNEL if channel else compile_words(between, ids) if between[0].strip() else re.compile(r"\s*\n")
+    body = NameBody(pattern, between[0].strip())
+    frame = find_frame(probes, units, body.head)
+    return lambda text, tools: read_sections(text, frame, body, tools)
+
+
+NAME_FIRST = Syntax(locate_name_first, learn_name_first)
