@@ -19,6 +19,7 @@ from kd.rendering.tokens import compile_special_tokens
 from kd.rendering.turns import render
 from kd.toolcalls.compare import same_calls_in_order
 from kd.toolcalls.json_values import show_json
+from kd.toolcalls.locate import locate_in
 from kd.toolcalls.reader import CallReader
 from kd.toolcalls.syntax.frame import Probe
 from kd.toolcalls.syntax.registry import SYNTAXES
@@ -79,14 +80,17 @@ def _find(key: TemplateKey, special_tokens: bool) -> CallReader | str:
             "the chat template writes no call that was asked of it, or refuses it: use a template with tool_calls, or "
             "leave out data.evaluation and rewards"
         )
-    # the plainest come first: they are given up last
-    for count in range(len(probes), 0, -1):
-        for name in SYNTAXES.names():
-            learn = SYNTAXES[name].learn
-            read = learn(probes[:count]) if learn and any(probe.calls for probe in probes[:count]) else None
-            if read and not _find_unread(CallReader(name, read), probes[:count]):
+    answer, *called = probes
+    for name in SYNTAXES.names():
+        learn = SYNTAXES[name].learn
+        # a template may leave out some of what it is asked, as all calls but the first
+        shown = [probe for probe in called if locate_in(name, probe.text, 0, len(probe.text), probe.calls)]
+        for count in range(len(shown) if learn else 0, 0, -1):  # the plainest come first: they are given up last
+            seen = [answer, *shown[:count]]
+            read = learn(seen) if learn else None
+            if read and not _find_unread(CallReader(name, read), seen):
                 return CallReader(name, read)
-    written = next(probe.text for probe in probes if probe.calls)
+    written = called[0].text
     return (
         f"the chat template writes a call in a form that evaluation does not read back ({show_json(written)}); those "
         f"that are: {', '.join(SYNTAXES.names())}. Use another template, add the syntax (docs/extending.md), or leave "

@@ -58,7 +58,7 @@ def template_needs(tokenizer) -> tuple[str, ...]:
 
 
 class TemplateKey:
-    """Tokenizer as a key: equal where the template for `tools`, the special tokens it may write and the syntaxes are."""
+    """Tokenizer as a key: equal where its template for `tools`, its special tokens and the call syntaxes are."""
 
     def __init__(self, tokenizer, tools: list[dict]):
         self.tokenizer = tokenizer

@@ -23,16 +23,18 @@ from kd.toolcalls.syntax.registry import SYNTAXES
 
 def locate_calls(text: str, start: int, end: int, calls: list[dict]) -> list[Place] | None:
     """Locate each call ({"name", "arguments"}) in text[start:end], in order; None where no syntax has them all."""
-    for name in SYNTAXES.names():
-        locate = SYNTAXES[name].locate
-        found: list[Place] = []
-        cursor = start
-        for call in calls:
-            place = locate(text, cursor, end, call["name"], call["arguments"])
-            if place is None or place.end > end:
-                break
-            found.append(place)
-            cursor = place.end
-        else:
-            return found
-    return None
+    found = (locate_in(name, text, start, end, calls) for name in SYNTAXES.names())
+    return next((places for places in found if places is not None), None)
+
+
+def locate_in(syntax: str, text: str, start: int, end: int, calls: list[dict]) -> list[Place] | None:
+    """Locate the calls in one syntax; as `locate_calls`."""
+    found: list[Place] = []
+    cursor = start
+    for call in calls:
+        place = SYNTAXES[syntax].locate(text, cursor, end, call["name"], call["arguments"])
+        if place is None or place.end > end:
+            return None
+        found.append(place)
+        cursor = place.end
+    return found

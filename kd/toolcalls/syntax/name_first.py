@@ -25,7 +25,7 @@ _MAX_BETWEEN = 300  # characters between a name and its arguments
 _MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|```\w*")
 _SENTENCE = re.compile(r"[.,;!?](?:\s|\Z)|\w\s+\w+\s+\w+\s+\w")
 _CHANNEL_END = "<|message|>"
-_CHANNEL = re.compile(rf"(?:[^<>{{}}\[\]]{{0,60}}(?:<\|[\w]+\|>)?){{0,4}}?{re.escape(_CHANNEL_END)}")
+_CHANNEL = re.compile(rf"(?=[\s<])(?:[^<>{{}}\[\]]{{0,60}}(?:<\|[\w]+\|>)?){{0,4}}?{re.escape(_CHANNEL_END)}")
 _NAME = re.compile(rf"[^\s<>{{}}\[\]()\"'|,=]{{1,{MAX_NAME}}}")
 
 
@@ -99,7 +99,7 @@ def learn_name_first(probes: Sequence[Probe]) -> Parse | None:
             between.append(probe.text[place.name[1] : place.arguments[0]])
             cursor = place.end
         units.append(places)
-    if not all(words.strip() or "\n" in words for words in between):
+    if not between or not all(words.strip() or "\n" in words for words in between):
         return None
     ids = {identity for probe in probes for identity in probe.ids}
     channel = all(words.endswith(_CHANNEL_END) for words in between)

@@ -74,15 +74,17 @@ class Unit(NamedTuple):
 
 
 class Body(Protocol):
-    """Reader of one call, less its frame.
+    """Reader of one call, less its frame."""
 
-    Attributes:
-        noun: what a call is written as, for messages.
-        head: pattern of a call's beginning, for templates that write nothing before it.
-    """
+    @property
+    def noun(self) -> str:
+        """Return what a call is written as, for messages."""
+        ...
 
-    noun: str
-    head: str
+    @property
+    def head(self) -> str:
+        """Return the pattern of a call's beginning, for templates that write nothing before it."""
+        ...
 
     def read(self, source: Source, at: int) -> Unit:
         """Read the call that begins at `at`, space apart, strictly."""

@@ -86,13 +86,13 @@ class TagBody:
         """Read the parameters that begin at `at`: (an object, or a list of items; end; problem)."""
         form, text = self.parameter, source.text
         pairs: list[tuple[str, object]] = []
-        while text.startswith(form.opens, opens := skip_space(text, at)) and not text.startswith(
-            form.closes.partition("\0")[0], opens
-        ):
+        shuts = form.closes.partition("\0")[0]
+        while True:
+            opens = skip_space(text, at)
+            if not text.startswith(form.opens, opens) or text.startswith(shuts, opens):
+                break
             key = _NAME.match(text, skip_space(text, opens + len(form.opens)))
-            middle = next(
-                ((found, kind) for words, kind in form.typed if key and (found := words.match(text, key.end()))), None
-            )
+            middle = self._match_middle(text, key.end()) if key else None
             if key is None or middle is None:
                 return {}, opens, "a parameter's tag is not right"
             begin, name = middle[0].end(), html.unescape(key[0]) if form.escaped else key[0]
@@ -106,6 +106,11 @@ class TagBody:
         if depth and pairs and all(name == ITEM for name, _ in pairs) and _is_list(schema, len(pairs)):
             return [value for _, value in pairs], at, ""
         return dict(pairs), at, ""
+
+    def _match_middle(self, text: str, at: int) -> tuple[re.Match[str], bool | None] | None:
+        """Match the words between a key and its value: (match, whether the value is a text)."""
+        matches = ((words.match(text, at), is_text) for words, is_text in self.parameter.typed)
+        return next(((match, is_text) for match, is_text in matches if match), None)
 
     def _read_value(
         self, source: Source, at: int, key: str, schema: Any, is_text: bool | None, depth: int

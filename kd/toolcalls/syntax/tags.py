@@ -62,9 +62,7 @@ class Brackets:
         found = self.find_call(text, start, end, name, arguments)
         return found and found[0]
 
-    def find_call(
-        self, text: str, start: int, end: int, name: str, arguments: dict
-    ) -> tuple[Place, list[Part]] | None:
+    def find_call(self, text: str, start: int, end: int, name: str, arguments: dict) -> tuple[Place, list[Part]] | None:
         """Find a call: (its place, its parameters)."""
         for at in find_whole_names(text, start, end, name):
             after = at + len(name)
