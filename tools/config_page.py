@@ -92,12 +92,17 @@ def type_text(annotation: Any, metadata: typing.Iterable[Any] = ()) -> str:
 def range_text(metadata: typing.Iterable[Any]) -> str:
     """Return the bounds in words: ", above 0, at most 100"."""
     bounds = [
-        f", {words} {getattr(one, bound)}"
+        f", {words} {number_text(getattr(one, bound))}"
         for one in metadata
         for bound, words in BOUNDS.items()
         if getattr(one, bound, None) is not None
     ]
     return "".join(bounds)
+
+
+def number_text(value: float) -> str:
+    """Write a bound: 1048576 as 1,048,576, and 1e9 as it is."""
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else f"{value:g}"
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,4 +1,4 @@
-"""Building blocks of the schema: the base of every section, number types with their range, registered choices."""
+"""Building blocks of the schema: the base of every section, text and numbers with their range, registered choices."""
 
 from __future__ import annotations
 
@@ -10,11 +10,26 @@ from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, c
 
 from kd.paths import expand_path
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+MOST_STEPS = 1_000_000_000
+
+
+def _check_text(value: str) -> str:
+    """Refuse text that can name nothing, or that no file could hold."""
+    if not value.strip():
+        raise PydanticCustomError("unusable_text", "must not be blank")
+    if "\x00" in value:
+        raise PydanticCustomError("unusable_text", "holds a NUL character, which no name or path can: remove it")
+    return value
+
+
+# Each key's own text says its range again, with the reason for the upper end.
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+NotNegative = Annotated[float, Field(ge=0, le=1e9)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_check_text)]
 
 
 def _expand(text: str) -> str:
@@ -26,7 +41,7 @@ def _expand(text: str) -> str:
 
 Place = Annotated[Text, AfterValidator(_expand)]
 """Path, or a hub id: `~` at its beginning is the home folder."""
-Pair = tuple[NotNegative, NotNegative]
+Pair = tuple[Weight, Weight]
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 
 

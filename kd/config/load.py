@@ -2,7 +2,7 @@
 
 Strict: every unknown or duplicate key, wrong type, value out of range and contradiction is reported in one ConfigError,
 a line each, with the line in the file, the dotted key, the remedy, and the nearest key that exists. The keys and their
-documentation are in sections/, contradictions in conflicts.py, old names of keys in renamed.py.
+documentation are in sections/, contradictions in conflicts/, old names of keys in renamed.py, --set in overrides.py.
 
 The DeepSpeed JSONs in ds_configs/ hold what this YAML does not: ZeRO stage, offload, buckets, and
 `data_types.grad_accum_dtype: fp32` (micro-batches otherwise accumulate in bf16). zero3.json keeps everything on the
@@ -20,17 +20,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from kd.config import yaml as config_yaml
-from kd.config.conflicts import conflicts
+from kd.config.conflicts.find import find_conflicts
 from kd.config.defaults import fill_defaults
-from kd.config.problems import ConfigError, Report, dotted, explain, field_at, undotted
+from kd.config.overrides import apply_overrides, place, without
+from kd.config.problems import MOST_LISTED, ConfigError, Report, explain, field_at
 from kd.config.registries import import_extension
-from kd.config.renamed import check_overrides, rename_key, rename_keys
+from kd.config.renamed import rename_keys
 from kd.config.schema import RunConfig
 from kd.config.yaml import Path
 from kd.paths import expand_path
 
 _REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_MISSING = object()
+_MOST_CHARACTERS = 250_000  # a run's file has some thousands; 50,000 wrong keys took 10 seconds to read
 
 
 def load_config(path: str | os.PathLike, overrides: Iterable[str] = ()) -> RunConfig:
@@ -43,15 +44,12 @@ def load_config(path: str | os.PathLike, overrides: Iterable[str] = ()) -> RunCo
         report = Report(expand_path(os.fspath(path)))
     except ValueError as error:
         raise ConfigError(f"{os.fspath(path)!r}: {error}") from None
-    overrides = list(overrides)
     data = rename_keys(_read(report), report)
-    check_overrides(overrides, report)
-    for override in overrides:
-        data = rename_keys(_override(data, override, report), report)
+    data = apply_overrides(data, overrides, report)
     _import_extensions(data, report)
     config = _validate(data, report)
     if config is not None:
-        for conflict in conflicts(config):
+        for conflict in find_conflicts(config):
             report.add_conflict(conflict.keys, conflict.message)
         config = _find_files(config, report)
     report.raise_if_any()
@@ -68,15 +66,23 @@ def _read(report: Report) -> dict:
     file = report.file
     try:
         with open(file, encoding="utf-8-sig") as stream:
-            parsed = config_yaml.parse(stream.read())
+            text = stream.read(_MOST_CHARACTERS + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file (the working directory is {os.getcwd()})") from None
+        raise ConfigError(
+            f"{file}: no such file (the working directory is {os.getcwd()}): give the path of a YAML file"
+        ) from None
     except IsADirectoryError:
         raise ConfigError(f"{file}: is a folder; give the YAML file in it") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: byte {error.start} is not UTF-8 text: save the file as UTF-8") from None
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}): give a YAML file that can") from None
+    except ValueError:  # open's, for a NUL or half a surrogate pair in the path
+        raise ConfigError(f"{file!r}: holds a character that no path can: give the path of a YAML file") from None
+    if len(text) > _MOST_CHARACTERS:
+        raise ConfigError(f"{file}: more than {_MOST_CHARACTERS:,} characters: give the run's YAML, not its data")
+    try:
+        parsed = config_yaml.parse(text)
     except config_yaml.YamlError as error:
         raise ConfigError(f"{file}:{error.line}: not valid YAML: {error}") from None
     report.positions = parsed.lines
@@ -85,47 +91,6 @@ def _read(report: Report) -> dict:
     if parsed.data is not None and not isinstance(parsed.data, dict):
         raise ConfigError(f"{file}:1: expected sections (`run:`, `student:`, ...), not a bare value or list")
     return parsed.data or {}
-
-
-def _override(data: dict, override: str, report: Report) -> dict:
-    """Apply one `a.b=c` to `data`; lists are reached by index and cannot grow."""
-    key, equals, text = override.partition("=")
-    path = undotted(key.strip())
-    if not equals or "" in path or ":" in key:
-        report.add_override(override, "expected key=value, for example training.steps=100")
-        return data
-    try:
-        parsed = config_yaml.parse(text)
-    except config_yaml.YamlError as error:
-        report.add_override(override, f"the value is not valid YAML: {error}")
-        return data
-    path = rename_key(path)
-    changed = _place(data, path, parsed.data)
-    if changed is _MISSING:
-        report.add_override(
-            override,
-            f"there is no place {dotted(path)}: a list has only the indices written in the file, a value has no keys",
-        )
-        return data
-    report.positions = {old: line for old, line in report.positions.items() if old[: len(path)] != path}
-    report.overridden = {old for old in report.overridden if old[: len(path)] != path} | {path}
-    for problem in parsed.problems:
-        report.add((*path, *problem.path), problem.message)
-    return changed
-
-
-def _place(data: Any, path: Path, value: Any) -> Any:
-    """Copy `data` with `value` at `path`; return _MISSING where there is no such place."""
-    if not path:
-        return value
-    head, rest = path[0], path[1:]
-    if data is None or isinstance(data, dict):
-        inner = _place((data or {}).get(str(head)), rest, value)
-        return inner if inner is _MISSING else {**(data or {}), str(head): inner}
-    if isinstance(data, tuple) and isinstance(head, int) and head < len(data):
-        inner = _place(data[head], rest, value)
-        return inner if inner is _MISSING else (*data[:head], inner, *data[head + 1 :])
-    return _MISSING
 
 
 def _import_extensions(data: dict, report: Report) -> None:
@@ -149,11 +114,14 @@ def _validate(data: dict, report: Report) -> RunConfig | None:
             # A list whose every item is faulty is not short: pydantic counts only the good ones.
             inside = {fault["loc"][:size] for fault in faults for size in range(len(fault["loc"]))}
             faults = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inside]
-        for fault in faults:
+        report.omit(len(faults) - MOST_LISTED if attempt == 0 else 0)
+        for fault in faults[:MOST_LISTED]:
             path = tuple(part for part in fault["loc"] if part != "[key]")
             if attempt == 0 and not (fault["input"] is None and report.is_bad(path)):  # its tag was refused already
                 report.add(path, explain({**fault, "loc": path}))
             data = _mend(data, path, fault["type"] == "missing")
+        if len(faults) > MOST_LISTED:  # this is another file than a run's: its contradictions tell nothing
+            return None
     return None
 
 
@@ -164,18 +132,8 @@ def _mend(data: Any, path: Path, missing: bool) -> Any:
         size -= 1  # an item of a list cannot be left out: leave out the list
     field = field_at(path[:size])
     if missing and size == len(path) and field is not None and field.examples:
-        return _place(data, path, field.examples[0])
-    return _without(data, path[:size])
-
-
-def _without(data: Any, path: Path) -> Any:
-    if isinstance(data, tuple):
-        return tuple(_without(item, path[1:]) if i == path[0] else item for i, item in enumerate(data))
-    if not isinstance(data, dict) or path[0] not in data:
-        return data
-    if len(path) == 1:
-        return {key: value for key, value in data.items() if key != path[0]}
-    return {**data, path[0]: _without(data[path[0]], path[1:])}
+        return place(data, path, field.examples[0])
+    return without(data, path[:size])
 
 
 def _find_files(config: RunConfig, report: Report) -> RunConfig:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from kd.config.schema import RunConfig
-from kd.config.yaml import Path
+from kd.config.yaml import Path, glued_key
 from kd.errors import SpanwiseError
 
+MOST_LISTED = 50  # problems of one configuration that are listed; more of them are counted
 _LAST = 10**9  # overrides are listed after the lines of the file
 _NOT_IN_KEYS = re.compile(r"[=:{}\[\]\s]")
 
@@ -32,6 +33,7 @@ class Report:
         self.overridden: set[Path] = set()  # keys set on the command line
         self._bad: set[Path] = set()
         self._problems: list[tuple[int, str]] = []
+        self._num_omitted = 0
 
     def add(self, path: Path, message: str, line: int | None = None) -> None:
         """Add a fault of one key."""
@@ -51,6 +53,10 @@ class Report:
         if not any(_related(path, bad) for path in paths for bad in self._bad):
             order, where = self._where(paths[0])
             self._problems.append((order, f"{where}: {keys[0]}: {message}"))
+
+    def omit(self, count: int) -> None:
+        """Count problems that are not listed."""
+        self._num_omitted += max(count, 0)
 
     def locate(self, path: Path) -> str:
         """Return where a key was written, as "file:line" or "--set key"."""
@@ -72,8 +78,12 @@ class Report:
     def raise_if_any(self) -> None:
         """Raise ConfigError with every problem, in the order of the file; do nothing where there is none."""
         if self._problems:
-            lines = dict.fromkeys(text for _, text in sorted(self._problems, key=lambda problem: problem[0]))
-            count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+            ordered = sorted(self._problems, key=lambda problem: problem[0])
+            lines = list(dict.fromkeys(text for _, text in ordered))
+            total = len(lines) + self._num_omitted
+            if total > len(lines[:MOST_LISTED]):
+                lines = [*lines[:MOST_LISTED], f"and {total - len(lines[:MOST_LISTED]):,} more"]
+            count = "1 problem" if total == 1 else f"{total:,} problems"
             raise ConfigError(f"{self.file}: {count}\n" + "\n".join(f"  {line}" for line in lines))
 
     def _where(self, path: Path) -> tuple[int, str]:
@@ -85,6 +95,10 @@ class Report:
         for size in range(len(path), -1, -1):
             if path[:size] in self.overridden:
                 return _LAST, f"--set {dotted(path[:size])}"
+            if size and path[:size] not in self.positions:  # a section that an override alone has begun
+                begun = [key for key in self.overridden if key[:size] == path[:size]]
+                if begun:
+                    return _LAST, f"--set {dotted(min(begun, key=str))}"
             if path[:size] in self.positions:
                 return self.positions[path[:size]], f"{self.file}:{self.positions[path[:size]]}"
         return 1, f"{self.file}:1"
@@ -97,20 +111,22 @@ def dotted(path: Path) -> str:
 
 def undotted(key: str) -> Path:
     """Read a dotted key as a path; a number is an index."""
-    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+    return tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in key.split("."))
 
 
 def key_of(override: str) -> str:
     """Return the part of a `--set` that may be printed: all before the first sign that no key has. The rest may be a
     secret.
     """
-    return _NOT_IN_KEYS.split(override.strip(), maxsplit=1)[0]
+    return _NOT_IN_KEYS.split(override.strip(), maxsplit=1)[0][:200]
 
 
 def explain(error: dict[str, Any]) -> str:
     """Say one error of pydantic (an item of ValidationError.errors()) in words that a user can act on."""
     kind, path, value, context = error["type"], error["loc"], error.get("input"), error.get("ctx", {})
     if kind == "extra_forbidden":
+        if (glued := glued_key(str(path[-1]))) is not None:
+            return f"unknown key: write a space after the colon of `{glued}:`"
         return f"unknown key; {_nearest(path)}"
     about = _description(path)
     if _hidden(path):
@@ -118,13 +134,19 @@ def explain(error: dict[str, Any]) -> str:
     if kind == "missing":
         example = _example(path)
         return "required" + (f", for example {path[-1]}: {example}" if example else "") + about
+    if kind in _GLUED_MEANT and isinstance(value, str) and (glued := glued_key(value)) is not None:
+        return f"expected {_EXPECTED[kind]}, got {_show(value)}: write a space after the colon of `{glued}:`"
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, got {_show(value)}" + (
             ": put it in quotes" if kind == "string_type" and _quotable(value) else about
         )
     if kind in _BOUNDS:
         word, name = _BOUNDS[kind]
-        return f"must be {word} {context[name]:g}, got {_show(value)}{about}"
+        return f"must be {word} {_number(context[name])}, got {_show(value)}{about}"
+    if kind == "unusable_text":
+        return f"{error['msg']}{about}"
+    if kind == "string_unicode":
+        return f"holds half of a surrogate pair, which is no character: remove it{about}"
     if kind == "literal_error":
         choices = context["expected"]
         close = difflib.get_close_matches(
@@ -165,6 +187,7 @@ _EXPECTED = {
     "dict_type": "a mapping (key: value)",
     "model_type": "a section (key: value lines)",
 }
+_GLUED_MEANT = ("model_type", "dict_type")
 _BOUNDS = {
     "greater_than": ("above", "gt"),
     "greater_than_equal": ("at least", "ge"),
@@ -263,6 +286,10 @@ def _related(a: Path, b: Path) -> bool:
     """Tell whether one is the other, or stands inside it."""
     size = min(len(a), len(b))
     return a[:size] == b[:size]
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else f"{value:g}"
 
 
 def _quotable(value: Any) -> bool:

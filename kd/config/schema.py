@@ -1,7 +1,7 @@
 """Every key of a run's YAML, declared once: its type, range, unit, default and what it does; a file a section.
 
 The text under a key, in sections/, is its documentation, and the remedy an error prints when the value is out of range.
-Contradictions between keys are in conflicts.py; load.py reads the file; a key's old name is in renamed.py.
+Contradictions between keys are in conflicts/; load.py reads the file; a key's old name is in renamed.py.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ _FLOAT = re.compile(
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)$")
 _TAG = "tag:yaml.org,2002:"
+_MAX_DIGITS = 40  # the largest bound of any key has 19; Python itself refuses to read 4,300
+_GLUED = re.compile(r"[ -]*([A-Za-z_]\w*):[^\s:/].*$")
 
 
 class Problem(NamedTuple):
@@ -86,7 +88,10 @@ def parse(text: str) -> Parsed:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise YamlError(mark.line + 1 if mark else 0, f"{error.problem or error.context}") from None
+        line = mark.line + 1 if mark else 0
+        if (glued := _find_glued(text, line)) is not None:
+            raise YamlError(*glued) from None
+        raise YamlError(line, f"{error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise YamlError(line, f"character {error.character!r} is not allowed in YAML: remove it") from None
@@ -101,6 +106,25 @@ def dump(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
+def glued_key(text: str) -> str | None:
+    """Return the key of `key:value`, which is text in YAML for want of a space after the colon; None for other text."""
+    found = _GLUED.match(text)
+    return found[1] if found else None
+
+
+def _find_glued(text: str, line: int) -> tuple[int, str] | None:
+    """Find `key:value` on the line that the parser stumbled over, or on the one with text before it, and say so.
+
+    The value is not repeated: it may be a secret.
+    """
+    lines = text.split("\n")[:line]
+    numbered = [(number, content) for number, content in enumerate(lines, 1) if content.strip()]
+    for number, content in reversed(numbered[-2:]):
+        if (key := glued_key(content)) is not None:
+            return number, f"`{key}:` needs a space after its colon: write `{key}: ...`"
+    return None
+
+
 def _build(node: yaml.Node, path: Path, parsed: Parsed) -> Any:
     parsed.lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
@@ -108,6 +132,10 @@ def _build(node: yaml.Node, path: Path, parsed: Parsed) -> Any:
     if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
         return tuple(_build(child, (*path, i), parsed) for i, child in enumerate(node.value))
     if isinstance(node, yaml.ScalarNode):
+        if node.tag == _TAG + "int" and _INT.match(node.value) and len(node.value) > _MAX_DIGITS:
+            message = f"a number of {len(node.value):,} digits: no key takes one as long: write a smaller one"
+            parsed.problems.append(Problem(node.start_mark.line + 1, path, message))
+            return None
         try:
             return _scalar(node)
         except ValueError:

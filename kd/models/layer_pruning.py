@@ -56,7 +56,7 @@ def evenly_spaced(num_layers: int, num_kept: int) -> list[int]:
 def kept_layers(student: Student, teacher: PreTrainedConfig) -> list[int]:
     """List the numbers of the teacher's layers that the student takes. Raises CutError for one that is not there."""
     if student.layers is None:
-        assert student.num_hidden_layers is not None, "kd/config/conflicts.py requires one of the two"
+        assert student.num_hidden_layers is not None, "kd/config/conflicts/ requires one of the two"
         return evenly_spaced(teacher.num_hidden_layers, student.num_hidden_layers)
     if student.layers[-1] >= teacher.num_hidden_layers:
         raise CutError(

@@ -43,10 +43,10 @@ def student_model_config(
         CutError: the teacher's layers do not make this student.
     """
     if student.init == "checkpoint":
-        assert student.path is not None, "kd/config/conflicts.py requires it"
+        assert student.path is not None, "kd/config/conflicts/ requires it"
         result = read_model_config(student.path, key="student.path")
     elif student.init == "teacher_layers":
-        assert teacher is not None, "kd/config/conflicts_teacher.py requires it"
+        assert teacher is not None, "kd/config/conflicts/ requires it"
         result = cut_config(student, _read_teacher(teacher))
     else:
         result = _config_from_scratch(student, teacher, max_length, tokenizer_length)
@@ -84,7 +84,7 @@ def _config_from_scratch(
         )
     hidden_size, num_heads = student.hidden_size, student.num_attention_heads
     assert student.architecture is not None and hidden_size is not None and num_heads is not None, (
-        "kd/config/conflicts.py requires them"
+        "kd/config/conflicts/ requires them"
     )
     return _CONFIGS[student.architecture](
         vocab_size=vocab_size,
@@ -134,7 +134,7 @@ def build_student(
     )
     source = student.path
     if student.init == "teacher_layers":
-        assert teacher is not None, "kd/config/conflicts_teacher.py requires it"
+        assert teacher is not None, "kd/config/conflicts/ requires it"
         path, revision = teacher.path, teacher.revision
         source = folder = os.path.join(os.fspath(work_dir), "initial_student")
         on_rank_0(lambda: write_cut(path, revision, student, model_config, folder))

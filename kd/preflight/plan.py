@@ -220,7 +220,7 @@ def _plan_stages(stages: Sequence[Stage], training: Training, world_size: int) -
     records = training.micro_batch_size * training.gradient_accumulation * world_size
     left = training.steps
     for stage in stages:
-        # a stage that ends at a loss has max_steps (kd/config/conflicts.py)
+        # a stage that ends at a loss has max_steps (kd/config/conflicts/)
         most = None if stage.until is None else stage.until.steps or stage.until.max_steps
         steps = left if most is None else min(left, most)
         left -= steps

@@ -106,7 +106,5 @@ def _is_last_step(stage: Stage, at: Progress) -> bool:
 
 
 def _most_steps(stage: Stage) -> int:
-    assert stage.until is not None and (stage.until.steps or stage.until.max_steps), (
-        "kd/config/conflicts.py requires it"
-    )
+    assert stage.until is not None and (stage.until.steps or stage.until.max_steps), "kd/config/conflicts/ requires it"
     return stage.until.steps or stage.until.max_steps or 0

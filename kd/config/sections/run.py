@@ -10,8 +10,9 @@ from kd.config.fields import Place, Section, Text
 
 
 class Run(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(examples=["my-run"])
-    """Folder of this run under output_dir: letters, digits, dot, dash and underscore."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")] = Field(examples=["my-run"])
+    """Folder of this run under output_dir: letters, digits, dot, dash and underscore, at most 200 of them,
+    and no dot, dash or underscore first."""
     output_dir: Place = "runs"
     """Folder that holds all runs; made when missing."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1337

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import Count, Dtype, Place, Positive, Section
+from kd.config.fields import Dtype, Place, Section
+
+MOST_LAYERS = 4096
 
 
 class Tokenizer(Section):
@@ -21,35 +23,42 @@ class Student(Section):
     """
     path: Place | None = None
     """Folder or hub id of the checkpoint (init: checkpoint only)."""
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    layers: (
+        Annotated[tuple[Annotated[int, Field(ge=0, lt=MOST_LAYERS)], ...], Field(min_length=1, max_length=MOST_LAYERS)]
+        | None
+    ) = None
     """Which of the teacher's layers to take, counted from 0, increasing (init: teacher_layers only). By default
     num_hidden_layers of them, evenly spaced, always the first and the last."""
     architecture: Literal["llama", "qwen3"] | None = None
     """llama, or qwen3 (llama with normalised queries and keys). This and the sizes below are required from scratch, and
     otherwise come from the source; where they are given with teacher_layers they must agree with the teacher."""
-    hidden_size: Count | None = None
-    """Width of the residual stream (d_model)."""
-    intermediate_size: Count | None = None
-    """Width of the SwiGLU MLP."""
-    num_hidden_layers: Count | None = None
-    """Number of transformer layers."""
-    num_attention_heads: Count | None = None
-    """Number of query heads."""
-    num_key_value_heads: Count | None = None
-    """Number of key/value heads (GQA); must divide num_attention_heads; by default equal to it (from scratch) or the
-    teacher's. Fewer than the teacher's: its heads are averaged in groups."""
-    head_dim: Count | None = None
-    """Width of one head, even; by default hidden_size / num_attention_heads."""
+    hidden_size: Annotated[int, Field(ge=1, le=262_144)] | None = None
+    """Width of the residual stream (d_model), from 1 to 262,144; the largest models have about 20,000."""
+    intermediate_size: Annotated[int, Field(ge=1, le=4_194_304)] | None = None
+    """Width of the SwiGLU MLP, from 1 to 4,194,304; usually 3 to 4 times hidden_size."""
+    num_hidden_layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)] | None = None
+    """Number of transformer layers, from 1 to 4,096; the largest models have about 130."""
+    num_attention_heads: Annotated[int, Field(ge=1, le=16_384)] | None = None
+    """Number of query heads, from 1 to 16,384; the largest models have about 130."""
+    num_key_value_heads: Annotated[int, Field(ge=1, le=16_384)] | None = None
+    """Number of key/value heads (GQA), from 1 to 16,384; must divide num_attention_heads; by default equal to it (from
+    scratch) or the teacher's. Fewer than the teacher's: its heads are averaged in groups."""
+    head_dim: Annotated[int, Field(ge=1, le=16_384)] | None = None
+    """Width of one head, even, at most 16,384 (usual 64 to 256); by default hidden_size / num_attention_heads."""
     tie_word_embeddings: bool | None = None
     """One matrix for the embedding and the head; by default false from scratch, else the source's."""
-    rope_theta: Positive | None = None
-    """Base of the rotary position encoding; 10000 by default from scratch, larger for long contexts."""
-    max_position_embeddings: Count | None = None
-    """Longest sequence in tokens; by default the longest stage's max_length from scratch."""
-    rms_norm_eps: Positive | None = None
-    """Added to the mean square in RMSNorm; 1e-6 by default from scratch."""
-    vocab_size: Count | None = None
-    """Width of the embedding and the head, padding included; by default the teacher's, else the tokenizer's."""
+    rope_theta: Annotated[float, Field(gt=0, le=1e12)] | None = None
+    """Base of the rotary position encoding, above 0; 10000 by default from scratch, larger for long contexts, at most
+    1e12, beyond which positions look alike in fp32."""
+    max_position_embeddings: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
+    """Longest sequence in tokens, from 1 to 16,777,216, which no model reaches; by default the longest stage's
+    max_length from scratch."""
+    rms_norm_eps: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Added to the mean square in RMSNorm, above 0, at most 1, the mean square of its output; 1e-6 by default from
+    scratch."""
+    vocab_size: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
+    """Width of the embedding and the head, padding included, from 1 to 16,777,216 (the widest have 262,144); by default
+    the teacher's, else the tokenizer's."""
     attention_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel; flash_attention_2 needs its package and bf16 or fp16."""
     gradient_checkpointing: bool = False

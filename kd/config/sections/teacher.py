@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import Choice, Count, Dtype, Fraction, NotNegative, Place, Positive, Section, Text
+from kd.config.fields import Choice, Dtype, Fraction, Place, Seconds, Section, Text
 from kd.config.registries import TEACHER_SOURCES
 
 TeacherSource = Annotated[str, Choice(TEACHER_SOURCES.names)]
@@ -22,16 +22,17 @@ class TeacherCache(Section):
     its best tokens and the mass of all others, for every divergence."""
     num_draws: Annotated[int, Field(ge=1, le=255)] | None = None
     """Draws a row and temperature (sampled), from 1 to 255; 50 by default: about 12 distinct tokens at 2 nats."""
-    top_k: Count | None = None
-    """Tokens kept a row (topk); 32 by default."""
+    top_k: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    """Tokens kept a row (topk), from 1 to 1,048,576 and no more than the tokenizer has; 32 by default."""
     precision: Literal["16bit", "fp32"] | None = None
     """Of log-probabilities (topk); 16bit by default."""
     temperatures: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1)] = (1.0,)
     """Temperatures to capture at, above 0, at most 100; each costs its own draws (sampled) or one number a row
     (topk).
     """
-    t_tolerance: NotNegative = 0.05
-    """How far a scheduled temperature may be from the nearest captured one, which is then used; 0 or more."""
+    t_tolerance: Annotated[float, Field(ge=0, le=100)] = 0.05
+    """How far a scheduled temperature may be from the nearest captured one, which is then used; from 0 to 100, the
+    highest temperature."""
 
 
 class Endpoint(Section):
@@ -52,16 +53,15 @@ class Endpoint(Section):
     By default no key is sent."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests of one rank under way at once, from 1 to 256."""
-    timeout_seconds: Positive = 120.0
-    """Longest time of one request, from connecting to the last byte of the answer; above 0."""
+    timeout_seconds: Seconds = 120.0
+    """Longest time of one request, from connecting to the last byte of the answer; above 0, at most 1e7 (116 days)."""
     retries: Annotated[int, Field(ge=0, le=100)] = 8
     """Further attempts for a record whose request failed in a way that may pass, from 0 to 100."""
-    record_deadline_seconds: Positive = 900.0
-    """Longest time of one record with all its attempts and the waits between them; above 0."""
-    deadline_seconds: Positive | None = None
-    """Longest time of one start of the capture; it then stops with all that was written kept, and goes on when started
-    again.
-    """
+    record_deadline_seconds: Seconds = 900.0
+    """Longest time of one record with all its attempts and the waits between them; above 0, at most 1e7 (116 days)."""
+    deadline_seconds: Seconds | None = None
+    """Longest time of one start of the capture, above 0, at most 1e7 (116 days); it then stops with all that was
+    written kept, and goes on when started again."""
     max_missing: Fraction = 0.01
     """Part of the records, from 0 to 1, that may end without targets and are listed as missing; with more, capture
     stops.
@@ -88,10 +88,10 @@ class Teacher(Section):
     """What a teacher that runs beside the student gives of each token's distribution, without a cache. dense (the
     default): all of it; topk: its best top_k tokens and the mass of all others; sampled: num_draws draws, for
     divergence: forward_kl."""
-    top_k: Count | None = None
-    """Tokens of targets: topk; 64 by default."""
-    num_draws: Count | None = None
-    """Draws of targets: sampled; 50 by default."""
+    top_k: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    """Tokens of targets: topk, from 1 to 1,048,576 and no more than the tokenizer has; 64 by default."""
+    num_draws: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    """Draws of targets: sampled, from 1 to 1,048,576 and no more than the tokenizer has tokens; 50 by default."""
     cache: TeacherCache | None = None
     """Read the targets from disk instead of running the teacher; launch/capture.py writes them."""
     endpoint: Endpoint | None = None

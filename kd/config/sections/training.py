@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import Choice, Count, Fraction, NotNegative, Place, Positive, Section
+from kd.config.fields import MOST_STEPS, Choice, Fraction, Place, Positive, Section, Steps
 from kd.config.registries import CHECKPOINT_FORMATS
 
 CheckpointFormat = Annotated[str, Choice(CHECKPOINT_FORMATS.names)]
@@ -15,17 +15,19 @@ CheckpointFormat = Annotated[str, Choice(CHECKPOINT_FORMATS.names)]
 class Optimizer(Section):
     """AdamW, with weight decay on matrices alone."""
 
-    lr: Positive = 2e-4
-    """Peak learning rate, above 0; usual 1e-5 to 1e-3."""
+    lr: Annotated[float, Field(gt=0, le=10)] = 2e-4
+    """Peak learning rate, above 0; usual 1e-5 to 1e-3; at most 10, as AdamW moves a weight by about this in each
+    step."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """Decay of the running mean and square of the gradient; from 0, below 1."""
-    eps: Positive = 1e-8
-    """Added to the root of the running square; above 0."""
-    weight_decay: NotNegative = 0.1
-    """Decoupled decay per step, times the learning rate; 0 or more."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Added to the root of the running square; above 0, at most 1, which drowns any gradient."""
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.1
+    """Decoupled decay per step, times the learning rate; from 0 to 1000. The product stays below 1, where one step
+    leaves nothing of a weight."""
     clip: Positive = 1.0
-    """Largest gradient norm, above 0; a larger gradient is scaled down to it."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Largest gradient norm, above 0, at most 1e9, which clips nothing; a larger gradient is scaled down to it."""
+    warmup_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = 0
     """Optimizer steps from 0 to lr, linear; fewer than training.steps."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
     """Learning rate after warm-up; wsd: constant, then a linear decay over the last decay_fraction of the run."""
@@ -36,24 +38,28 @@ class Optimizer(Section):
 
 
 class Training(Section):
-    steps: Count = Field(examples=[2000])
-    """Optimizer steps of the whole run; all schedules span them."""
-    micro_batch_size: Count = 4
-    """Rows per GPU in one forward: records, or with data.packing sequences of several."""
-    gradient_accumulation: Count = 1
-    """Micro-batches per optimizer step on each GPU."""
-    log_every: Count = 50
-    """Optimizer steps between two lines of metrics."""
-    save_every: Count = 2000
-    """Optimizer steps between two checkpoints."""
+    steps: Steps = Field(examples=[2000])
+    """Optimizer steps of the whole run, from 1 to 1,000,000,000 (a year has 31 million seconds); all schedules span
+    them."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 4
+    """Rows per GPU in one forward: records, or with data.packing sequences of several; from 1 to 1,048,576, more than
+    any GPU holds."""
+    gradient_accumulation: Annotated[int, Field(ge=1, le=65_536)] = 1
+    """Micro-batches per optimizer step on each GPU, from 1 to 65,536: each is a forward and a backward, one after
+    another."""
+    log_every: Steps = 50
+    """Optimizer steps between two lines of metrics, from 1 to 1,000,000,000, the most steps of a run."""
+    save_every: Steps = 2000
+    """Optimizer steps between two checkpoints, from 1 to 1,000,000,000, the most steps of a run."""
     deepspeed: Place = "ds_configs/zero3.json"
     """DeepSpeed JSON, of ZeRO stage 1, 2 or 3: looked for from the working directory, then beside this YAML, then in
-    the repository. Batch sizes, accumulation, clipping and precision are filled in from this YAML and need not be in
-    it."""
+    the repository. What this YAML says is filled in and need not be there: batch sizes, accumulation, clipping,
+    precision, optimizer, scheduler, and "auto" in their places. A value there that contradicts this YAML is an
+    error."""
     max_skipped_fraction: Fraction = 0.01
     """Part of the run's optimizer steps, from 0 to 1, that may be skipped as their gradient is not finite; with more,
     and at least 10, training stops. fp16 skips steps to find its loss scale, and is exempt."""
     time_budget_seconds: Positive | None = None
-    """Stop, save and export after this many seconds of training; above 0."""
+    """Stop, save and export after this many seconds of training; above 0, at most 1e9 (31 years)."""
     checkpoint_format: CheckpointFormat = "deepspeed"
     """Format of checkpoints; others come from run.extensions."""

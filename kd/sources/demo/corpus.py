@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kd.config.sections.data import DEMO_KINDS, DEMO_SPLITS
 from kd.records.files import write_records
 from kd.records.record import Record
 from kd.sources.demo.vocabulary import ALL_TOOLS, OBJECTS, PARAMETERS, RESULTS, UNSEEN_TOOLS, Draw, Tool
 
-KINDS = ("echo", "single", "parallel", "multi", "none", "chat")
-SPLITS = ("train", "unseen_values", "unseen_tools")
+KINDS, SPLITS = DEMO_KINDS, DEMO_SPLITS
 # The held-out splits hold every kind that a user meets; echo records are practice alone.
 EVALUATION_MIX = {"single": 0.5, "parallel": 0.15, "multi": 0.1, "none": 0.2, "chat": 0.05}
 

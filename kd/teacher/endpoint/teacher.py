@@ -13,7 +13,7 @@ still read for tokenizer and configuration, and for its weights by nothing but e
 teacher_layers.
 
 A server tells K probabilities at temperature 1 and no entropy: what needs another temperature or an entropy is refused
-(see kd/config/conflicts_teacher.py). Their last bits depend on what else is in its batch, so two captures agree to its
+(see kd/config/conflicts/). Their last bits depend on what else is in its batch, so two captures agree to its
 rounding.
 
 A record that the server refuses, or that it fails at with all attempts while it still answers another, is missing, with

@@ -1,13 +1,16 @@
-"""Contradictions between the teacher's keys and others; for the rest see conflicts.py."""
+"""Contradictions between the teacher's keys and others; for the rest see find.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kd.config.derived import uses_temperature
 from kd.config.problems import Conflict
 from kd.config.schedules import scheduled
 from kd.config.schema import Loss, RunConfig, Teacher, TeacherCache
+from kernels import divergences
+
+_PARTS = 1000  # of a run, in each of which a schedule of the user's is taken to rise or to fall
 
 
 def teacher_conflicts(config: RunConfig) -> Iterator[Conflict]:
@@ -46,6 +49,8 @@ def _live(teacher: Teacher, loss: Loss) -> Iterator[Conflict]:
             )
     if targets == "sampled":
         yield from _forward_kl_alone(loss, "teacher.targets", "targets")
+    if targets == "topk":
+        yield from _sparse_formula(loss, "teacher.targets", "dense")
 
 
 def _cached(config: RunConfig, teacher: Teacher, cache: TeacherCache) -> Iterator[Conflict]:
@@ -65,6 +70,8 @@ def _cached(config: RunConfig, teacher: Teacher, cache: TeacherCache) -> Iterato
             )
     if cache.kind == "sampled":
         yield from _forward_kl_alone(config.loss, "teacher.cache.kind", "kind")
+    else:
+        yield from _sparse_formula(config.loss, "teacher.cache.kind", None)
     if len(set(cache.temperatures)) < len(cache.temperatures):
         yield Conflict(("teacher.cache.temperatures",), f"{_show(cache)} names a temperature twice: keep one")
     yield from _schedule_is_cached(config, teacher, cache)
@@ -111,31 +118,67 @@ def _forward_kl_alone(loss: Loss, key: str, name: str) -> Iterator[Conflict]:
         )
 
 
+def _sparse_formula(loss: Loss, key: str, instead: str | None) -> Iterator[Conflict]:
+    if divergences.find(loss.divergence).sparse is None:
+        change = f"{key}: {instead}" if instead else "a teacher without cache"
+        yield Conflict(
+            ("loss.divergence", key),
+            f"{loss.divergence} has no formula for a teacher's best tokens alone (topk): use {change}, or another "
+            "divergence",
+        )
+
+
 def _schedule_is_cached(config: RunConfig, teacher: Teacher, cache: TeacherCache) -> Iterator[Conflict]:
     t, steps = config.loss.temperature, config.training.steps
     if (
         not uses_temperature(config.loss) or t.schedule != "constant" and t.end is None
     ):  # the latter has a check of its own
         return
-    for step in range(1 if t.schedule == "constant" else steps):
-        wanted = scheduled(t.schedule, t.start, t.end, step, steps)
-        nearest = min(cache.temperatures, key=lambda at: abs(at - wanted))
-        if abs(nearest - wanted) > cache.t_tolerance + 1e-12:
-            keys = (
-                "teacher.cache.temperatures",
-                "teacher.cache.t_tolerance",
-                *(f"loss.temperature.{key}" for key in ("schedule", "start", "end")),
-            )
-            known = f"and the nearest of {_show(cache)} is farther than t_tolerance ({cache.t_tolerance:g})"
-            remedy = f"add {wanted:.4g} to this list and capture, or change loss.temperature or t_tolerance"
-            if teacher.endpoint is not None:  # no other temperature can be captured from it, as _endpoint says
-                keys = ("loss.temperature.start", "teacher.endpoint", *keys)
-                known = "and an endpoint tells probabilities at temperature 1 alone"
-                remedy = "set loss.temperature.start: 1.0" + (
-                    "" if t.schedule == "constant" else ", and schedule: constant without end"
-                )
-            yield Conflict(keys, f"training is at temperature {wanted:.4g} in step {step}, {known}: {remedy}")
-            return
+    step = first_step_not_cached(cache, lambda step: scheduled(t.schedule, t.start, t.end, step, steps), steps)
+    if step is None:
+        return
+    wanted = scheduled(t.schedule, t.start, t.end, step, steps)
+    keys = (
+        "teacher.cache.temperatures",
+        "teacher.cache.t_tolerance",
+        *(f"loss.temperature.{key}" for key in ("schedule", "start", "end")),
+    )
+    known = f"and the nearest of {_show(cache)} is farther than t_tolerance ({cache.t_tolerance:g})"
+    remedy = f"add {wanted:.4g} to this list and capture, or change loss.temperature or t_tolerance"
+    if teacher.endpoint is not None:  # no other temperature can be captured from it, as _endpoint says
+        keys = ("loss.temperature.start", "teacher.endpoint", *keys)
+        known = "and an endpoint tells probabilities at temperature 1 alone"
+        remedy = "set loss.temperature.start: 1.0" + (
+            "" if t.schedule == "constant" else ", and schedule: constant without end"
+        )
+    yield Conflict(keys, f"training is at temperature {wanted:.4g} in step {step}, {known}: {remedy}")
+
+
+def first_step_not_cached(cache: TeacherCache, at: Callable[[int], float], num_steps: int) -> int | None:
+    """Find the first step whose temperature `at(step)` is farther than t_tolerance from every cached one.
+
+    Steps are halved until both ends of a part are near one cached temperature, and with them, in a schedule that only
+    rises or only falls, all between. The run is cut into `_PARTS` first, for a user's schedule that does both.
+    """
+
+    def near(step: int) -> set[float]:
+        wanted = at(step)
+        return {one for one in cache.temperatures if abs(one - wanted) <= cache.t_tolerance + 1e-12}
+
+    def search(first: int, last: int) -> int | None:
+        if not near(first):
+            return first
+        if last - first <= 1:
+            return None if near(last) else last
+        if near(first) & near(last):
+            return None
+        middle = (first + last) // 2
+        found = search(first, middle)
+        return search(middle, last) if found is None else found
+
+    ends = sorted({part * (num_steps - 1) // _PARTS for part in range(_PARTS + 1)})
+    found = (search(*part) for part in zip(ends, ends[1:] or ends))
+    return next((step for step in found if step is not None), None)
 
 
 def _show(cache: TeacherCache) -> str:

@@ -1,0 +1,1 @@
+"""Contradictions between keys that are each right alone."""
