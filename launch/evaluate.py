@@ -4,6 +4,11 @@
         --data unseen_values=held_out/values.jsonl --data unseen_tools=held_out/tools.jsonl --out runs/demo
 
 writes OUT/evaluation.json and OUT/cases.jsonl. Models are whole `save_pretrained` folders with their tokenizers.
+
+    spanwise evaluate --compare one=runs/a/evaluation.json two=runs/b/evaluation.json --out runs/both
+
+pairs models of earlier evaluations record by record, writes OUT/comparison.html and OUT/comparison.md, and prints the
+latter.
 """
 
 from __future__ import annotations
@@ -17,27 +22,45 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a 
 import torch
 from tqdm import tqdm
 
+from kd.errors import SpanwiseError
+from kd.evaluation.comparison import read_evaluations
 from kd.evaluation.evaluate import Evaluation, evaluate_model
-from kd.evaluation.files import format_table, write_cases, write_evaluation
+from kd.evaluation.files import format_comparison, format_table, write_cases, write_comparison_table, write_evaluation
 from kd.models.load import load_whole_model
 from kd.models.tokenizer import read_tokenizer
+from kd.paths import path_option
 from kd.records.files import read_records
+from kd.reports.comparison_page import write_comparison
 from launch.shared import make_parser
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, prog)
     parser.add_argument(
-        "--model", action="append", required=True, type=_split_name, metavar="[NAME=]FOLDER", help="repeatable"
+        "--model", action="append", default=[], type=_split_name, metavar="[NAME=]FOLDER", help="repeatable"
     )
     parser.add_argument(
-        "--data", action="append", required=True, type=_split_name, metavar="[SPLIT=]FILE", help="records, repeatable"
+        "--data", action="append", default=[], type=_split_name, metavar="[SPLIT=]FILE", help="records, repeatable"
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder for evaluation.json and cases.jsonl")
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        type=_split_folder,
+        metavar="[NAME=]EVALUATION.JSON",
+        help="evaluations to compare, in place of --model and --data; NAME is its folder's by default",
+    )
+    parser.add_argument("--out", type=path_option, help="folder of what is written; with --compare this one by default")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts generated together; 64 by default")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer in tokens; 256 by default")
     args = parser.parse_args(argv)
-    for option, pairs in (("--model", args.model), ("--data", args.data)):
+    if args.compare and (args.model or args.data):
+        parser.error("--compare: it takes evaluations that were written before, and no --model or --data")
+    if not args.compare:
+        absent = [f"--{name}" for name in ("model", "data", "out") if not getattr(args, name)]
+        if absent:
+            parser.error(f"the following arguments are required: {', '.join(absent)}")
+    for option, pairs in (("--model", args.model), ("--data", args.data), ("--compare", args.compare)):
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
             parser.error(f"{option}: two are called {max(names, key=names.count)!r}; name them apart, as in NAME=PATH")
@@ -49,7 +72,26 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
 
 def _split_name(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
-    return (name, Path(path)) if equals else (Path(text).stem, Path(text))
+    return (name, path_option(path)) if equals else (Path(text).stem, path_option(text))
+
+
+def _split_folder(text: str) -> tuple[str, Path]:
+    name, path = _split_name(text)
+    return (name if "=" in text else path.absolute().parent.name), path
+
+
+def compare(files: list[tuple[str, Path]], out: Path) -> int:
+    """Compare evaluations, write page and table to `out`, and print the table."""
+    try:
+        evaluation = read_evaluations(files)
+        table = format_comparison(evaluation)
+        write_comparison(out / "comparison.html", evaluation, files)
+    except SpanwiseError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    write_comparison_table(out / "comparison.md", table)
+    print(table)
+    return 0
 
 
 def evaluate_folder(
@@ -80,6 +122,8 @@ def evaluate_folder(
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse(argv, prog)
+    if args.compare:
+        return compare(args.compare, args.out or Path())
     done = {
         name: evaluate_folder(folder, args.data, args.batch_size, args.max_new_tokens) for name, folder in args.model
     }

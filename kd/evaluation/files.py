@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kd.atomic_files import publish
+from kd.evaluation.comparison import Evaluation, compare_models, find_ties
+from kd.evaluation.intervals import Difference
 from kd.evaluation.metrics import METRICS
 from kd.outputs import Output, read_object
 
@@ -21,13 +24,23 @@ def list_outputs(name: str, folder: Path) -> list[Output]:
     ]
 
 
-def write_evaluation(path: str | Path, evaluation: dict[str, dict[str, dict[str, Any]]]) -> None:
+def write_evaluation(path: str | Path, evaluation: Evaluation) -> None:
     """Write evaluation.json (model -> split -> metrics), whole or not at all.
+
+    Each model's metrics have `comparisons` with the models before it: model -> metric ->
+    kd.evaluation.intervals.Difference, the other's less this one's.
 
     Raises:
         ValueError: a metric is not finite.
     """
-    _write(path, json.dumps(evaluation, indent=2, allow_nan=False) + "\n")
+    written = {
+        model: {split: {**metrics, "comparisons": {}} for split, metrics in splits.items()}
+        for model, splits in evaluation.items()
+    }
+    for split, pairs in compare_models(evaluation).items():
+        for (one, two), pair in pairs.items():
+            written[two][split]["comparisons"][one] = {name: found._asdict() for name, found in pair.items()}
+    _write(path, _dump(written, 3) + "\n")
 
 
 def write_cases(path: str | Path, cases: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
@@ -44,17 +57,109 @@ def write_cases(path: str | Path, cases: dict[str, dict[str, list[dict[str, Any]
     _write(path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines.values()))
 
 
-def format_table(evaluation: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Format evaluation.json as lines for a terminal: fractions in percent, "-" where nothing was measured."""
-    names = METRICS.names()
+def format_table(evaluation: Evaluation) -> str:
+    """Format evaluation.json as lines for a terminal: fractions in percent, "-" where nothing was measured.
+
+    Below a model's metrics are their intervals, with "~" where the best model of the split is within noise.
+    """
+    names = [name for name in METRICS.names() if not METRICS[name].detail]
     lines = [f"{'model':<16}{'split':<16}" + "".join(f"{name:>20}" for name in names) + f"{'records':>9}"]
+    ties = {(split, name): find_ties(evaluation, split, name) for split in list_splits(evaluation) for name in names}
     for model, splits in evaluation.items():
         for split, metrics in splits.items():
-            cells = ("-" if metrics[name] is None else f"{100 * metrics[name]:.1f} %" for name in names)
+            cells = (show_percent(metrics.get(name)) for name in names)
             lines.append(
                 f"{model:<16}{split:<16}" + "".join(f"{cell:>20}" for cell in cells) + f"{metrics['num_records']:>9}"
             )
+            if "intervals" in metrics:
+                cells = (
+                    f"{'~ ' if model in ties[split, name] else ''}{show_interval(metrics['intervals'].get(name))}"
+                    for name in names
+                )
+                lines.append(" " * 32 + "".join(f"{cell:>20}" for cell in cells))
+    if any("intervals" in metrics for splits in evaluation.values() for metrics in splits.values()):
+        lines.append("below each model: intervals of 95 % over records; ~: not told apart from the best of its split")
     return "\n".join(lines)
+
+
+def format_comparison(evaluation: Evaluation) -> str:
+    """Format models side by side as Markdown: metrics with their intervals, then each pair's differences.
+
+    Raises:
+        ComparisonError: two models were asked different records.
+    """
+    names = [name for name in METRICS.names() if not METRICS[name].detail]
+    pairs = compare_models(evaluation)
+    lines = []
+    for split in list_splits(evaluation):
+        ties = {name: find_ties(evaluation, split, name) for name in names}
+        scores = {model: splits[split] for model, splits in evaluation.items() if split in splits}
+        rows = [
+            [
+                model,
+                *(
+                    f"{'~ ' if model in ties[name] else ''}{show_percent(metrics.get(name))} "
+                    f"({show_interval(metrics['intervals'].get(name))})"
+                    for name in names
+                ),
+                str(metrics["num_records"]),
+            ]
+            for model, metrics in scores.items()
+        ]
+        lines += [f"## {split}", "", *_markdown(["model", *names, "records"], rows), ""]
+        rows = [
+            [f"{one} - {two}", *(show_difference(pair.get(name)) for name in names)]
+            for (one, two), pair in pairs.get(split, {}).items()
+        ]
+        lines += [*_markdown(["difference, points", *names], rows), ""] if rows else []
+    lines.append(
+        "Intervals of 95 % over records, paired by id for differences. ~: not told apart from the best of its split, "
+        "or a difference within noise. In brackets after a difference: records on which the two differ, of all."
+    )
+    return "\n".join(lines)
+
+
+def write_comparison_table(path: str | Path, table: str) -> None:
+    """Write the Markdown of `format_comparison`, whole or not at all."""
+    _write(path, table + "\n")
+
+
+def list_splits(evaluation: Evaluation) -> list[str]:
+    """List the splits, in the order of the file."""
+    return list(dict.fromkeys(split for splits in evaluation.values() for split in splits))
+
+
+def show_percent(value: float | None) -> str:
+    """Show a fraction in percent; "-" where nothing was measured."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def show_interval(interval: Sequence[float] | None) -> str:
+    """Show an interval of a fraction in percent."""
+    return "-" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def show_difference(found: Difference | None) -> str:
+    """Show a difference in points, its interval, and the records on which two models differ."""
+    if found is None:
+        return "-"
+    counts = "" if found.num_discordant is None else f" [{found.num_discordant} of {found.num_records}]"
+    interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return f"{'~ ' if found.within_noise else ''}{100 * found.difference:+.1f} ({interval}){counts}"
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+
+
+def _dump(value: Any, depth: int, indent: str = "") -> str:
+    """Write JSON with a line for each key of the first `depth` levels."""
+    if not depth or not isinstance(value, dict) or not value:
+        return json.dumps(value, allow_nan=False)
+    inner = indent + "  "
+    lines = [f"{inner}{json.dumps(key)}: {_dump(item, depth - 1, inner)}" for key, item in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
 def _is_evaluation(path: Path) -> bool:

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from kd.atomic_files import publish
-from kd.evaluation.metrics import METRICS
 from kd.reports.case_cards import choose, draw_card
 from kd.reports.html import Html, el, join, page
 from kd.reports.plots import NUM_STAGE_COLOURS, draw_curve
+from kd.reports.scores import draw_scores, format_percent, format_words
 
 NUM_CASES = 12
 TERMS = {
@@ -46,7 +46,6 @@ DRIVERS = {
 }
 _NOT_CURVES = {"step", "seconds", "stage"}
 _OLD_NAMES = {"kl": "kd"}  # of metrics.jsonl: name an older run wrote -> name of today
-_REFERENCES = {"teacher", "untrained"}  # every other model of evaluation.json is a student
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -99,7 +98,7 @@ def _headline(name: str, run: dict, metrics: Sequence[dict], evaluation: dict) -
     ]
     student_scores = evaluation.get("student", {})
     for split, scores in student_scores.items():
-        tiles.append((_percent(scores["exact_arguments"]), f"Student's calls exact, {_words(split)}"))
+        tiles.append((format_percent(scores["exact_arguments"]), f"Student's calls exact, {format_words(split)}"))
     return join(
         el("p", "Spanwise run", class_="eyebrow"),
         el("h1", name),
@@ -113,51 +112,14 @@ def _headline(name: str, run: dict, metrics: Sequence[dict], evaluation: dict) -
 
 
 def _scores(evaluation: dict) -> Html:
-    parts = [el("h2", "Tool use on held-out records")]
+    title = el("h2", "Tool use on held-out records")
     if not evaluation:
-        return join(*parts, el("p", "Not measured: this run has no evaluation yet.", class_="soft"))
-    parts.append(
-        el(
-            "p",
-            "Greedy generation, no partial credit. ★ marks the best student; teacher and untrained are there to "
-            "compare.",
-        )
+        return join(title, el("p", "Not measured: this run has no evaluation yet.", class_="soft"))
+    intro = el(
+        "p",
+        "Greedy generation, no partial credit. ★ marks the best student; teacher and untrained are there to compare.",
     )
-    splits = list(dict.fromkeys(split for scores in evaluation.values() for split in scores))
-    for split in splits:
-        rows = {model: scores[split] for model, scores in evaluation.items() if split in scores}
-        size = next(iter(rows.values()))
-        counts = size.get("counts", {})
-        turns = ", ".join(f"{number} {_words(kind)}" for kind, number in counts.items())
-        parts.append(
-            el(
-                "h3",
-                _words(split).capitalize(),
-                el("span", f" · {size['num_records']} records; {turns}", class_="soft"),
-            )
-        )
-        head = [el("th", "")] + [
-            el("th", metric.title, Html("<br>(lower is better)") if metric.lower_is_better else None)
-            for metric in map(METRICS.__getitem__, METRICS.names())
-        ]
-        body = [
-            el("tr", el("th", _words(model)), *(_cell(rows, model, name) for name in METRICS.names())) for model in rows
-        ]
-        parts.append(el("div", el("table", el("thead", el("tr", *head)), el("tbody", *body)), class_="scroll"))
-    return join(*parts)
-
-
-def _cell(rows: dict[str, dict], model: str, name: str) -> Html:
-    value = rows[model].get(name)  # None, too, in an evaluation older than the metric
-    if value is None:
-        return el("td", "not measured", class_="soft")
-    students = [
-        score for other, scores in rows.items() if other not in _REFERENCES and (score := scores.get(name)) is not None
-    ]
-    best = (min if METRICS[name].lower_is_better else max)(students, default=None)
-    star = model not in _REFERENCES and value == best and len(students) > 1
-    text = _percent(value) + (" ★" if star else "")
-    return el("td", text, class_="meter best" if star else "meter", style=f"--p:{100 * value:.1f}%")
+    return join(title, intro, draw_scores(evaluation))
 
 
 def _curves(metrics: Sequence[dict]) -> Html:
@@ -174,7 +136,7 @@ def _curves(metrics: Sequence[dict]) -> Html:
         )
         parts.append(el("p", "Stages: ", *keys))
     others = {
-        key: _words(key).capitalize()
+        key: format_words(key).capitalize()
         for row in rows
         for key in row
         if key not in _NOT_CURVES | TERMS.keys() | DRIVERS.keys()
@@ -273,10 +235,6 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _percent(fraction: float | None) -> str:
-    return "not measured" if fraction is None else f"{100 * fraction:.1f} %"
-
-
 def _count(number: float | None) -> str:
     if number is None:
         return "not recorded"
@@ -292,7 +250,3 @@ def _duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _words(name: str) -> str:
-    return str(name).replace("_", " ").replace("json", "JSON")

@@ -1,0 +1,115 @@
+"""Tables of an evaluation: each split's metrics with their intervals, and the differences of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kd.evaluation.comparison import Evaluation, compare_models, find_ties
+from kd.evaluation.files import list_splits, show_difference, show_interval
+from kd.evaluation.intervals import Difference
+from kd.evaluation.metrics import METRICS
+from kd.reports.html import Html, el, join
+
+_REFERENCES = {"teacher", "untrained"}  # every other model of evaluation.json is a student
+
+
+def draw_scores(evaluation: Evaluation) -> Html:
+    """Draw a table a split, and below it the further metrics and each pair of models.
+
+    Raises:
+        ComparisonError: two models were asked different records.
+    """
+    pairs = compare_models(evaluation)
+    main, details = ([name for name in METRICS.names() if METRICS[name].detail is detail] for detail in (False, True))
+    parts = []
+    for split in list_splits(evaluation):
+        rows = {model: scores[split] for model, scores in evaluation.items() if split in scores}
+        size = next(iter(rows.values()))
+        turns = ", ".join(f"{number} {format_words(kind)}" for kind, number in size.get("counts", {}).items())
+        parts.append(
+            el(
+                "h3",
+                format_words(split).capitalize(),
+                el("span", f" · {size['num_records']} records; {turns}", class_="soft"),
+            )
+        )
+        ties = {name: find_ties(evaluation, split, name) for name in METRICS.names()}
+        parts.append(_draw_table(rows, main, ties))
+        if details:
+            parts.append(el("details", el("summary", "Further metrics"), _draw_table(rows, details, ties)))
+        if pairs.get(split):
+            parts.append(el("details", el("summary", "Differences"), _draw_pairs(pairs[split], [*main, *details])))
+    if any("intervals" in scores for splits in evaluation.values() for scores in splits.values()):
+        parts.append(
+            el(
+                "p",
+                "Small figures: intervals of 95 % over records, paired by record for differences. ~ marks what is "
+                "within noise: a model that cannot be told apart from the best of its split, or a difference whose "
+                "interval holds 0. In brackets after a difference: records on which the two differ, of all.",
+                class_="soft",
+            )
+        )
+    return join(*parts)
+
+
+def format_percent(fraction: float | None) -> str:
+    """Format a fraction in percent."""
+    return "not measured" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def format_words(name: str) -> str:
+    """Format a name of a file as words."""
+    return str(name).replace("_", " ").replace("json", "JSON")
+
+
+def _draw_table(rows: dict[str, dict], names: Sequence[str], ties: dict[str, set[str]]) -> Html:
+    body = [
+        el("tr", el("th", format_words(model)), *(_cell(rows, model, name, model in ties[name]) for name in names))
+        for model in rows
+    ]
+    return _wrap(names, body)
+
+
+def _draw_pairs(pairs: dict[tuple[str, str], dict[str, Difference]], names: Sequence[str]) -> Html:
+    body = []
+    for (one, two), pair in pairs.items():
+        cells = (pair.get(name) for name in names)
+        body.append(
+            el(
+                "tr",
+                el("th", f"{format_words(one)} − {format_words(two)}"),
+                *(
+                    el("td", show_difference(found), class_="soft" if found is None or found.within_noise else None)
+                    for found in cells
+                ),
+            )
+        )
+    return _wrap(names, body)
+
+
+def _wrap(names: Sequence[str], body: Sequence[Html]) -> Html:
+    head = [el("th", "")] + [
+        el("th", METRICS[name].title, Html("<br>(lower is better)") if METRICS[name].lower_is_better else None)
+        for name in names
+    ]
+    return el("div", el("table", el("thead", el("tr", *head)), el("tbody", *body)), class_="scroll")
+
+
+def _cell(rows: dict[str, dict], model: str, name: str, tied: bool) -> Html:
+    value = rows[model].get(name)  # None, too, in an evaluation older than the metric
+    if value is None:
+        return el("td", "not measured", class_="soft")
+    students = [
+        score for other, scores in rows.items() if other not in _REFERENCES and (score := scores.get(name)) is not None
+    ]
+    best = (min if METRICS[name].lower_is_better else max)(students, default=None)
+    star = model not in _REFERENCES and value == best and len(students) > 1
+    interval = rows[model].get("intervals", {}).get(name)
+    small = interval and el("small", f"{'~ ' if tied else ''}{show_interval(interval)}")
+    return el(
+        "td",
+        format_percent(value) + (" ★" if star else ""),
+        small,
+        class_="meter best" if star else "meter",
+        style=f"--p:{100 * value:.1f}%",
+    )
