@@ -24,7 +24,13 @@ _CLOCK = (
 )
 
 
-REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)  # errors of a template that takes no record
+# Errors of a template that takes no record. RuntimeError: a macro that calls itself without an end.
+REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+
+
+def describe_refusal(error: BaseException) -> str:
+    """Describe an error of REFUSALS: the template's own message, with its kind where the template did not raise it."""
+    return str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
 
 
 @overload

@@ -20,6 +20,7 @@ turn's start, on both its sides.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 from kd.records.checks import DataError
@@ -55,6 +56,7 @@ class Found(NamedTuple):
 
     calls: list[Call]
     spans: list[Span]
+    dropped: list[int]  # messages whose text beside calls is not in the turn
 
 
 def find_spans(record: Record, text: str, turns: list[tuple[int, int, int]]) -> list[Span]:
@@ -70,6 +72,7 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
     """Find the calls and the spans of a rendered record; arguments as for `find_spans`."""
     calls: list[Call] = []
     spans: list[Span] = []
+    dropped: list[int] = []
     names = {
         tool["function"]["name"]
         for tool in record.tools
@@ -84,6 +87,8 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
         if message.get("tool_calls"):
             functions = [call["function"] for call in message["tool_calls"]]
             places, said = _locate_structured(text, start, end, functions, content, where)
+            if content and content not in text[start:end]:
+                dropped.append(index)
         else:
             written = find_text_calls(content, names)
             said = _find_only(text, start, end, content)
@@ -110,7 +115,7 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
                 for value in carried
                 if not _overlaps(span := Span(INTEGRATION, said + value.start, said + value.end), places)
             ]
-    return Found(calls, spans)
+    return Found(calls, spans, dropped)
 
 
 def _locate_structured(
@@ -141,6 +146,14 @@ def _locate_structured(
         places = locate_calls(text, start, end, functions)
     if not places:
         named = ", ".join(dict.fromkeys(function["name"] for function in functions))
+        times = Counter(function["name"] for function in functions)
+        absent = [name for name, count in times.items() if text.count(name, start, end) < count]
+        if absent and len(functions) > 1:
+            raise DataError(
+                f"{where}: the call of {', '.join(absent)} is not in the rendered turn: the chat template does not "
+                f"write all of its {len(functions)} calls; use a template that writes parallel calls, or give each "
+                "call a turn of its own"
+            )
         raise DataError(
             f"{where}: the call of {named} is not in the rendered turn with these arguments, in order; this chat "
             "template leaves calls out, or writes them in a syntax that is not read (those that are: "

@@ -96,6 +96,18 @@ def _tool_changes(rendering: TemplateKey, needs: tuple[str, ...]) -> list[str]:
     return changes
 
 
+def render_probe(tokenizer) -> str:
+    """Render the probe and a generation prompt as this tokenizer's template needs it; "" where it is refused."""
+    needs = template_needs(tokenizer)
+    for tools in (adapt_tools(_TOOLS, needs), None):
+        for messages in (_PROBE, [_PROBE[1], _PROBE[4]]):
+            try:
+                return apply_template(tokenizer, adapt_messages(messages, needs), tools, prompt=True)
+            except REFUSALS:
+                continue
+    return ""
+
+
 def _probe(rendering: TemplateKey, needs: tuple[str, ...]) -> str | None:
     """Render the probe and cut it to its system prompt and its text from the question on; None where refused.
 

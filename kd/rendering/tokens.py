@@ -1,7 +1,7 @@
 """Tokens of a rendered conversation, in which the control tokens are the template's and nobody else's.
 
 A tokenizer turns the text "<|im_end|>" into the token that ends a turn wherever it stands. Where a record holds such a
-text:
+text (kd/rendering/control_tokens.py lists them):
 
     content of system, user and tool   it is tokenized as plain characters; else it would forge a turn
     assistant: content, tool calls     the record is refused: it would be trained, and end the answer or the arguments
@@ -12,27 +12,18 @@ text:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from kd.records.checks import DataError, SpecialTokenError
 from kd.records.record import Record
+from kd.rendering.control_tokens import compile_special_tokens, control_ids, read_as_text
 
 _MASK = "\ue000"  # one for each character, so that places stay; of no other use in a text
 _NEUTRAL = ("system", "user", "tool")  # roles whose content may hold the text of a special token
 
 Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and the characters of each
-
-
-@lru_cache(maxsize=8)
-def compile_special_tokens(tokenizer) -> re.Pattern[str] | None:
-    """Compile a pattern of the strings that this tokenizer turns into control tokens; None where it has none."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    strings = sorted(filter(None, added | set(tokenizer.all_special_tokens)), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, strings))) if strings else None
 
 
 def check_special_tokens(record: Record, tokenizer) -> None:
@@ -86,8 +77,11 @@ def tokenize(record: Record, text: str, tokenizer, rendered: Callable[[Record], 
     if len(masked) == len(text) and all(a == b or b == _MASK for a, b in zip(text, masked)):
         cuts = [match.span() for match in special.finditer(masked)]
         # this tokenizer must give the pieces the tokens that the whole text has
-        if _in_pieces(masked, cuts, tokenizer) == _plain(masked, tokenizer):
-            return _in_pieces(text, cuts, tokenizer)
+        apart, control = _plain(masked, tokenizer), control_ids(tokenizer)
+        if _in_pieces(masked, cuts, tokenizer) == apart:
+            tokens = _in_pieces(text, cuts, tokenizer)
+            if sum(i in control for i in tokens[0]) == sum(i in control for i in apart[0]):
+                return tokens
     index, found = next(iter(quotes.items()))
     raise DataError(
         f"record {record.id}: messages[{index}].content holds {found!r}, a special token of this tokenizer, which "
@@ -95,8 +89,22 @@ def tokenize(record: Record, text: str, tokenizer, rendered: Callable[[Record], 
     )
 
 
-def _plain(text: str, tokenizer, **options) -> Tokens:
-    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **options)
+def tokenize_after(prompt: Tokens, text: str, start: int, tokenizer) -> Tokens:
+    """Tokenize text[start:] as what follows the tokens of `prompt`, those of text[:start], merged with none of them.
+
+    It is tokenized behind a control token, so that no tokenizer takes it for the beginning of a text.
+    """
+    anchor = next((token for token in tokenizer.all_special_tokens if token), "")
+    (head, _), (ids, offsets) = _plain(anchor, tokenizer), _plain(anchor + text[start:], tokenizer)
+    if ids[: len(head)] != head:
+        raise AssertionError(f"{anchor!r} is a special token, and stays one before any text")
+    by = start - len(anchor)
+    turn = [(a + by, b + by) for a, b in offsets[len(head) :]]
+    return prompt[0] + ids[len(head) :], prompt[1] + turn
+
+
+def _plain(text: str, tokenizer) -> Tokens:
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return tokens["input_ids"], tokens["offset_mapping"]
 
 
@@ -104,15 +112,15 @@ def _in_pieces(text: str, cuts: list[tuple[int, int]], tokenizer) -> Tokens:
     """Tokenize the special tokens at `cuts`, and the text between them as plain characters."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
-    done = 0
+    done, as_text = 0, read_as_text(tokenizer)
     for start, end in [*cuts, (len(text), len(text))]:
-        for begin, piece, options in (
-            (done, text[done:start], {"split_special_tokens": True}),
-            (start, text[start:end], {}),
-        ):
-            if piece:
-                new, places = _plain(piece, tokenizer, **options)
-                ids += new
-                offsets += [(begin + a, begin + b) for a, b in places]
+        if done < start:
+            piece = as_text.encode(text[done:start], add_special_tokens=False)
+            ids += piece.ids
+            offsets += [(done + a, done + b) for a, b in piece.offsets]
+        if start < end:
+            control, places = _plain(text[start:end], tokenizer)
+            ids += control
+            offsets += [(start + a, start + b) for a, b in places]
         done = end
     return ids, offsets
