@@ -4,6 +4,7 @@
                    prints it as Python does. A template that writes objects in its own way would write text wrongly
   no_content       a message that only calls has no content at all, rather than an empty one
   short_ids        ids of calls are nine letters and digits, and there is one
+  named_ids        ids of calls are functions.NAME:INDEX, counted through the conversation (Kimi writes them for names)
   system_in_user   there is no system role, or only before a user's last message: the system prompt opens the first user
                    message, an empty line after it
   described        every function and every property has a description, be it an empty one
@@ -26,7 +27,7 @@ from kd.rendering.chat_template import REFUSALS, apply_template
 from kd.toolcalls.locate import locate_calls
 from kd.toolcalls.syntax.registry import SYNTAXES
 
-CHANGES = ("text_arguments", "no_content", "short_ids", "system_in_user")
+CHANGES = ("text_arguments", "no_content", "short_ids", "named_ids", "system_in_user")
 TOOL_CHANGES = ("described", "listed")  # each looked for alone, once the changes to messages are found
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _CALL = {"name": "find_place", "arguments": {"place": "Tromsø", "days": 3}}
@@ -157,27 +158,31 @@ def adapt_messages(messages: list[dict], needs: tuple[str, ...]) -> list[dict]:
     if "system_in_user" in needs and [message["role"] for message in messages[:2]] == ["system", "user"]:
         opened = {**messages[1], "content": f"{messages[0]['content'].strip()}\n\n{messages[1]['content']}"}
         messages = [opened, *messages[2:]]
-    changed, waiting = [], []
+    changed, waiting, num_calls = [], [], 0
+    new_ids: dict[str, str] = {}
     for index, message in enumerate(messages):
         if message.get("tool_calls"):
-            calls = [_adapt_call(call, f"{index}.{number}", needs) for number, call in enumerate(message["tool_calls"])]
+            calls = [
+                _adapt_call(call, f"{index}.{number}", num_calls + number, needs)
+                for number, call in enumerate(message["tool_calls"])
+            ]
+            num_calls += len(calls)
             waiting = [call.get("id") for call in calls]
+            new_ids |= {old["id"]: new["id"] for old, new in zip(message["tool_calls"], calls) if old.get("id")}
             message = {**message, "tool_calls": calls}
             if "no_content" in needs and not message["content"]:
                 message["content"] = None
-        elif message["role"] == "tool" and "short_ids" in needs:
-            answered = (
-                _short(message["tool_call_id"])
-                if message.get("tool_call_id")
-                else next(iter(waiting), _short(str(index)))
-            )
+        elif message["role"] == "tool" and ("short_ids" in needs or "named_ids" in needs):
+            given = message.get("tool_call_id")
+            answered = new_ids.get(given) or (_short(given) if given else next(iter(waiting), _short(str(index))))
             waiting = [identity for identity in waiting if identity != answered]
             message = {**message, "tool_call_id": answered}
         changed.append(message)
     return changed
 
 
-def _adapt_call(call: dict, default_id: str, needs: tuple[str, ...]) -> dict:
+def _adapt_call(call: dict, default_id: str, number: int, needs: tuple[str, ...]) -> dict:
+    """Change one call; `number` counts the conversation's calls before it."""
     if "text_arguments" in needs:
         call = {
             **call,
@@ -188,6 +193,8 @@ def _adapt_call(call: dict, default_id: str, needs: tuple[str, ...]) -> dict:
         }
     if "short_ids" in needs:
         call = {**call, "id": _short(call.get("id") or default_id)}
+    elif "named_ids" in needs:
+        call = {**call, "id": f"functions.{call['function']['name']}:{number}"}
     return call
 
 
