@@ -144,6 +144,8 @@ def _locate_structured(
         return places, first if first == last or _stands_apart(text, start, end, content, places) else None
     if not content or not any(locate_calls(content, 0, len(content), [function]) for function in functions):
         places = locate_calls(text, start, end, functions)
+        if places and any(_is_in(place.name, text, start, end, content) for place in places):
+            places = None  # a name in the assistant's own words
     if not places:
         named = ", ".join(dict.fromkeys(function["name"] for function in functions))
         times = Counter(function["name"] for function in functions)
@@ -160,6 +162,14 @@ def _locate_structured(
             f"{', '.join(SYNTAXES.names())}; see kd/toolcalls/locate.py)"
         )
     return places, None
+
+
+def _is_in(place: tuple[int, int], text: str, start: int, end: int, content: str) -> bool:
+    """Check that some occurrence of the content holds the whole place."""
+    return (
+        bool(content)
+        and text.find(content, max(place[1] - len(content), start), min(place[0] + len(content), end)) >= 0
+    )
 
 
 def _stands_apart(text: str, start: int, end: int, content: str, places: list[Place]) -> bool:

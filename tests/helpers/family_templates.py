@@ -59,7 +59,9 @@ def _list(opens: str, closes: str) -> Family:
 
 
 def _bare(key: str, between: str) -> Family:
-    one, two = ('{"name": "f", "%s": {"city": "Oslo", "n": 3}}' % key, '{"name": "g", "%s": {}}' % key)
+    one, two = (
+        f'{{"name": "{name}", "{key}": {given}}}' for name, given in (("f", '{"city": "Oslo", "n": 3}'), ("g", "{}"))
+    )
     return Family(
         BARE_OBJECTS.replace("KEY", key).replace("BETWEEN", between.replace("\n", "\\n")),
         "object",
