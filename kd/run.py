@@ -34,6 +34,7 @@ from kd.models.student import build_run_student
 from kd.models.tokenizer import load_tokenizer
 from kd.models.weight_files import weights_fingerprint
 from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
+from kd.rendering.call_syntax import find_syntax
 from kd.reports.run_page import write_report
 from kd.run_folder import RunFolder, RunFolderError
 from kd.sources.stages import Sources, describe, run_sources, sources_to_look_at
@@ -123,7 +124,7 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
         NotCaptured: the teacher's cache is not there yet; nothing was loaded.
         RunFolderError, CheckpointError: the folder is another's, or its checkpoints are of another run; nothing was
             loaded.
-        DataError, TokenizerError, StudentError, TrainingError: each says where and what to do.
+        DataError, TokenizerError, StudentError, TrainingError, CallSyntaxError: each says where and what to do.
         JudgingError: training is done and the student exported, and evaluation or report failed.
     """
     _, world = start_distributed()
@@ -153,6 +154,8 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
             )
             return run_dir
         splits = read_held_out(config.data, config.evaluation.num_records)
+        if splits:
+            find_syntax(tokenizer)  # a template whose calls cannot be judged is refused before training
         no_teacher = on_rank_0(lambda: explain_missing_teacher(config.evaluation, config.teacher) if splits else None)
         # Every line is checked before a model is loaded.
         sources: Sources = on_rank_0(lambda: run_sources(config.data, config.run))

@@ -157,6 +157,7 @@ def _is_summary(path: Path) -> bool:
 def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
     from tqdm import tqdm
 
+    from kd.preflight.call_syntax import check_call_syntax
     from kd.preflight.read_back import SpanReader
     from kd.preflight.records import make_bad_line, make_spans_line, verify_records
     from kd.preflight.tally import Tally
@@ -182,11 +183,11 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
             ):
                 shown.append(verified)
                 ready_shown, failing_shown = ready_shown + verified.ready, failing_shown + (not verified.ready)
-    checks: list[dict[str, Any]] = []
+    checks: list[dict[str, Any]] = [check_call_syntax(tokenizer)] if tally.total["calls"] else []
     if config is not None:
         from kd.preflight.run import check_run
 
-        checks = list(check_run(config, tokenizer))
+        checks += check_run(config, tokenizer)
     allowed = (
         args.max_bad_fraction
         if args.max_bad_fraction is not None

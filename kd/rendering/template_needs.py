@@ -173,7 +173,7 @@ def adapt_messages(messages: list[dict], needs: tuple[str, ...]) -> list[dict]:
             if "no_content" in needs and not message["content"]:
                 message["content"] = None
         elif message["role"] == "tool" and ("short_ids" in needs or "named_ids" in needs):
-            given = message.get("tool_call_id")
+            given = message.get("tool_call_id") or ""
             answered = new_ids.get(given) or (_short(given) if given else next(iter(waiting), _short(str(index))))
             waiting = [identity for identity in waiting if identity != answered]
             message = {**message, "tool_call_id": answered}
