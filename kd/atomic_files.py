@@ -32,6 +32,17 @@ def publish(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Put `path` into an OSError of the block that names no file, as that of a write does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that becomes `path` where the block ends well: written beside it, flushed to disk, renamed.
 
@@ -41,23 +52,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: with the file's name, and `path` is as it was, unless the folder's own flush failed.
     """
     if path.exists() and not path.is_file():
-        with path.open("wb") as file:
+        with naming(path), path.open("wb") as file:
             yield file
         return
     path = path.resolve() if path.is_symlink() else path
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # its own name: two programs may write the same file
     try:
-        with part.open("xb") as file:
+        with naming(path), part.open("xb") as file:
             with contextlib.suppress(OSError):  # some network disks have no locks
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `clear_parts` leaves it alone
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.rename(part, path)
-    except BaseException as error:
+    except BaseException:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write that fails names no file
         raise
     flush(path.parent)
 
@@ -65,14 +74,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def clear_parts(path: Path) -> None:
     """Remove what killed programs left of writing `path`, or a folder at it; those of a living one are locked."""
     name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.part")
-    with contextlib.suppress(OSError):  # it is only tidying: writing says what is wrong
-        for part in [one for one in path.parent.iterdir() if name.fullmatch(one.name)]:
-            if part.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
-                continue
-            with part.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                part.unlink(missing_ok=True)
+    for part in [one for one in path.parent.iterdir() if name.fullmatch(one.name)] if path.parent.is_dir() else ():
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+            continue
+        with contextlib.suppress(OSError), part.open("rb") as file:  # only tidying: writing says what is wrong
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

@@ -14,6 +14,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from kd.atomic_files import describe_failure, publish
 from kd.checkpoints.export_hf import export_student
 from kd.checkpoints.identity import run_identity
 from kd.checkpoints.store import Checkpoints, Found, find_resumable
@@ -37,6 +38,7 @@ from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
 from kd.rendering.call_syntax import find_syntax
 from kd.reports.run_page import write_report
 from kd.run_folder import RunFolder, RunFolderError
+from kd.sources.inputs import find_shared, list_data_files, list_models
 from kd.sources.stages import Sources, describe, run_sources, sources_to_look_at
 from kd.teacher.cache.identity import cache_spec, template_hash, tokenizer_hash
 from kd.teacher.cache.manifest import MANIFEST, content_of
@@ -74,6 +76,7 @@ class Outcome(NamedTuple):
     wall_seconds: float
     sources: Sources
     no_teacher: str | None  # why the evaluation leaves the teacher out
+    shared: list[str]  # held-out splits that are trained on too
 
 
 def plan_here(
@@ -132,11 +135,17 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
     if config.teacher is not None and config.teacher.cache is not None and uses_teacher(config.teacher, config.loss):
         require_captured(config.teacher.cache)
     folder = RunFolder(run_folder(config.run))
-    on_rank_0(folder.take)
     try:
+        on_rank_0(lambda: _take(config, folder))
         return _run(config, folder, fresh)
     finally:
         folder.release()
+
+
+def _take(config: RunConfig, folder: RunFolder) -> None:
+    folder.take()
+    inputs = [*list_data_files(config.data), *list_models(config.tokenizer, config.student, config.teacher)]
+    folder.check_apart(inputs, quarantine_file(config.data, config.run))
 
 
 def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
@@ -153,6 +162,9 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
                 "training.steps to lengthen it, or give --fresh to begin again (this run is then set aside)"
             )
             return run_dir
+        shared = on_rank_0(lambda: find_shared(config.data))
+        for note in shared:
+            log.say(f"evaluation: {note}")
         splits = read_held_out(config.data, config.evaluation.num_records)
         if splits:
             find_syntax(tokenizer)  # a template whose calls cannot be judged is refused before training
@@ -178,7 +190,7 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
                 metrics = evaluate_candidates(
                     candidates, tokenizer, splits, run_dir, evaluation, device=device, say=log.say
                 )
-            outcome = Outcome(result, time.monotonic() - started, sources, no_teacher)
+            outcome = Outcome(result, time.monotonic() - started, sources, no_teacher, shared)
             on_rank_0(lambda: _finish(config, run_dir, outcome, metrics, log.say))
     finally:
         log.close()
@@ -196,8 +208,8 @@ def _after_training(run_dir: Path) -> Iterator[None]:
     except Exception as error:
         raise JudgingError(
             f"the student is trained and exported to {run_dir / 'student'}, but its evaluation or report failed: "
-            f"{type(error).__name__}: {error}; mend that, and give the same command again (it trains nothing more), or "
-            "run launch/evaluate.py on the student"
+            f"{describe_failure(error, run_dir)}; mend that, and give the same command again (it trains nothing more), "
+            "or run launch/evaluate.py on the student"
         ) from error
 
 
@@ -328,7 +340,7 @@ def _finish(
     if config.teacher is not None:
         model_config = read_model_config(config.teacher.path, config.teacher.revision, key="teacher.path")
         facts["teacher_parameters"] = count_parameters(model_config)
-    (run_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    publish(run_dir / "run.json", (json.dumps(facts, indent=2) + "\n").encode())
     report = write_report(run_dir)
     if metrics:
         say(format_table(metrics))
@@ -344,6 +356,7 @@ def _write_notes(config: RunConfig, outcome: Outcome) -> list[str]:
         )
     if outcome.no_teacher:
         notes.append(f"{outcome.no_teacher[0].upper()}{outcome.no_teacher[1:]}.")
+    notes += [f"{note}." for note in outcome.shared]
     if outcome.result.num_skipped:
         notes.append(
             f"{outcome.result.num_skipped} of {outcome.result.steps} optimizer steps were skipped, as their gradient "

@@ -6,11 +6,17 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kd.checkpoints.store import list_checkpoints
+from kd.atomic_files import clear_parts, publish
+from kd.checkpoints.store import clear_unfinished, list_checkpoints
 from kd.errors import SpanwiseError
+from kd.hashing import sha256
+from kd.made_folders import set_aside
+from kd.outputs import Output, check_outputs, check_writable, read_object
+from kd.paths import identify
 
 MARKER = ".spanwise-run.json"  # says that what stands beside it is a run's
 LOCK = ".lock"
@@ -37,17 +43,12 @@ class RunFolder:
         """Make the folder, lock it for this process until it ends, and check that nothing of another's is in the way.
 
         Raises:
-            RunFolderError: another process has it (named), it cannot be written, or a file stands where the run would
-                write and no run made it.
+            OutputError: it cannot be written.
+            RunFolderError: another process has it (named), or a file stands where the run would write and no run made
+                it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RunFolderError(
-                f"run.output_dir: {self.path} cannot be written ({error.strerror}): choose another run.output_dir or "
-                "run.name"
-            ) from None
+        check_writable("run.output_dir", self.path)
+        self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -64,6 +65,31 @@ class RunFolder:
             if foreign:
                 raise RunFolderError(
                     f"{foreign[0]} is there already, and no run made it: move it away, or choose another run.name"
+                )
+        for name in (*RESULTS, *FOLDERS):
+            clear_parts(self.path / name)
+        clear_unfinished(self.path / "checkpoints")
+
+    def check_apart(self, inputs: Iterable[tuple[str, Path]], quarantine: Path) -> None:
+        """Check that the run reads none of what it writes.
+
+        Args:
+            inputs: key, and file or folder, of all that it reads.
+            quarantine: data.quarantine, or its default.
+
+        Raises:
+            OutputError, RunFolderError: it does; the key and the path are named.
+        """
+        inputs = list(inputs)
+        written = [Output("this run", self.path / name, "a run's", lambda path: True) for name in RESULTS]
+        check_outputs([*written, Output("data.quarantine", quarantine, "a run's", lambda path: True)], inputs)
+        folders = {identify(self.path / name): self.path / name for name in FOLDERS if name != "checkpoints"}
+        for key, path in inputs:
+            place = Path(os.path.realpath(path))
+            inside = [folders[one] for one in map(identify, (place, *place.parents)) if one in folders]
+            if inside:
+                raise RunFolderError(
+                    f"{key}: {path} is in {inside[0]}, which this run writes: choose another run.name, or copy it"
                 )
 
     def release(self) -> None:
@@ -84,42 +110,30 @@ class RunFolder:
         """Mark the folder as this run's and write config.yaml.
 
         Returns:
-            The folder that an earlier run's files were moved into, or None where there were none, or `resumed` (they
-            are this run's own).
+            The folder that an earlier run's files were moved into, or None where there were none. Where `resumed` they
+            are this run's own, and only a config.yaml that someone changed is moved.
         """
-        aside = None if resumed else self._set_aside()
+        if resumed:
+            aside = set_aside(self._changed_config(), self.path)
+        else:
+            found = list_checkpoints(self.path / "checkpoints")  # the first to go: what is left of them is not resumed
+            found += [self.path / name for name in (*RESULTS, *FOLDERS[:2]) if (self.path / name).exists()]
+            aside = set_aside(found, self.path)  # initial_student is made again by every start
         (self.path / "run.json").unlink(missing_ok=True)  # the run is on its way again
-        (self.path / MARKER).write_text(json.dumps({"made_by": "spanwise"}) + "\n", encoding="utf-8")
-        (self.path / "config.yaml").write_text(config, encoding="utf-8")
+        publish(self.path / "config.yaml", config.encode())
+        made = {"made_by": "spanwise", "config": sha256(self.path / "config.yaml")}
+        publish(self.path / MARKER, (json.dumps(made) + "\n").encode())
         return aside
+
+    def _changed_config(self) -> list[Path]:
+        """Return config.yaml where it is not as a run wrote it."""
+        path, made = self.path / "config.yaml", read_object(self.path / MARKER).get("config")
+        return [path] if made is not None and path.exists() and sha256(path) != made else []
 
     def _is_a_runs(self) -> bool:
         """Tell whether a run made this folder: by its marker, or by what versions before the marker left."""
         if (self.path / MARKER).exists() or list_checkpoints(self.path / "checkpoints"):
             return True
-        return _has_key(self.path / "metrics.jsonl", "step") or _has_key(self.path / "run.json", "training_seconds")
-
-    def _set_aside(self) -> Path | None:
-        found = [self.path / name for name in (*RESULTS, *FOLDERS[:2]) if (self.path / name).exists()]
-        found += list_checkpoints(self.path / "checkpoints")  # initial_student is made again by every start
-        if not found:
-            return None
-        number = 1
-        while (self.path / f"previous-{number}").exists():
-            number += 1
-        aside = self.path / f"previous-{number}"
-        for path in found:
-            target = aside / path.relative_to(self.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(path, target)
-        return aside
-
-
-def _has_key(path: Path, key: str) -> bool:
-    """Tell whether a file begins with a JSON object that has `key`; run.json is one object over several lines."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text if path.suffix == ".json" else text.partition("\n")[0])
-    except (OSError, ValueError):
-        return False
-    return isinstance(value, dict) and key in value
+        return "step" in read_object(self.path / "metrics.jsonl") or "training_seconds" in read_object(
+            self.path / "run.json"
+        )

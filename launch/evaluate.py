@@ -22,16 +22,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a 
 import torch
 from tqdm import tqdm
 
-from kd.errors import SpanwiseError
 from kd.evaluation.comparison import read_evaluations
 from kd.evaluation.evaluate import Evaluation, evaluate_model
-from kd.evaluation.files import format_comparison, format_table, write_cases, write_comparison_table, write_evaluation
+from kd.evaluation.files import (
+    CASES,
+    EVALUATION,
+    format_comparison,
+    format_table,
+    list_outputs,
+    write_cases,
+    write_comparison_table,
+    write_evaluation,
+)
 from kd.models.load import load_whole_model
 from kd.models.tokenizer import read_tokenizer
-from kd.paths import path_option
+from kd.outputs import Output, check_outputs
+from kd.paths import identify, path_option
 from kd.records.files import read_records
 from kd.reports.comparison_page import write_comparison
-from launch.shared import make_parser
+from kd.reports.html import is_page
+from launch.shared import find_exit_code, make_parser
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -67,6 +77,12 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
         missing = [str(path) for _, path in pairs if not path.exists()]
         if missing:
             parser.error(f"{option}: no such file or folder: {', '.join(missing)}")
+    places = [identify(path) for _, path in args.data]
+    if len(set(places)) < len(places):
+        parser.error(f"--data: {args.data[places.index(max(places, key=places.count))][1]} is given twice")
+    for name in ("batch_size", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: 1 or more")
     return args
 
 
@@ -82,16 +98,20 @@ def _split_folder(text: str) -> tuple[str, Path]:
 
 def compare(files: list[tuple[str, Path]], out: Path) -> int:
     """Compare evaluations, write page and table to `out`, and print the table."""
-    try:
-        evaluation = read_evaluations(files)
-        table = format_comparison(evaluation)
-        write_comparison(out / "comparison.html", evaluation, files)
-    except SpanwiseError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    write_comparison_table(out / "comparison.md", table)
+    evaluation = read_evaluations(files)
+    table = format_comparison(evaluation)
+    page, markdown = out / "comparison.html", out / "comparison.md"
+    outputs = [Output("--out", page, "a comparison", is_page), Output("--out", markdown, "a comparison", _is_table)]
+    check_outputs(outputs, [("--compare", path) for _, path in files])
+    write_comparison(page, evaluation, files)
+    write_comparison_table(markdown, table)
     print(table)
     return 0
+
+
+def _is_table(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(3) == b"## " and b"\n\n| model |" in file.read(1 << 12)
 
 
 def evaluate_folder(
@@ -122,16 +142,23 @@ def evaluate_folder(
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse(argv, prog)
-    if args.compare:
-        return compare(args.compare, args.out or Path())
+    return find_exit_code(
+        lambda: compare(args.compare, args.out or Path()) if args.compare else evaluate(args),
+        lambda error: print(f"error: {error}", file=sys.stderr),
+        "nothing was written",
+    )
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Evaluate every model on every split, write the files, and print the table."""
+    check_outputs(list_outputs("--out", args.out), [("--data", path) for _, path in args.data])
     done = {
         name: evaluate_folder(folder, args.data, args.batch_size, args.max_new_tokens) for name, folder in args.model
     }
     metrics = {name: {split: one.metrics for split, one in splits.items()} for name, splits in done.items()}
-    write_evaluation(args.out / "evaluation.json", metrics)
+    write_evaluation(args.out / EVALUATION, metrics)
     write_cases(
-        args.out / "cases.jsonl",
-        {name: {split: one.cases for split, one in splits.items()} for name, splits in done.items()},
+        args.out / CASES, {name: {split: one.cases for split, one in splits.items()} for name, splits in done.items()}
     )
     print(format_table(metrics))
     return 0

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from kd.atomic_files import describe_failure, is_full
+from kd.errors import SpanwiseError
 from kd.paths import path_option
 
 
@@ -42,13 +44,31 @@ def run_config(args: argparse.Namespace, run: Callable[[Any], int]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kd.config.load import load_config
     from kd.distributed.exit import tell
-    from kd.errors import SpanwiseError
 
+    return find_exit_code(
+        lambda: run(load_config(args.config, args.overrides)),
+        lambda error: tell(error, args.config, args.overrides),
+        "the same command resumes from what was saved",
+    )
+
+
+def find_exit_code(work: Callable[[], int], tell: Callable[[SpanwiseError], None], interrupted: str) -> int:
+    """Return what `work` returns, or the exit code of an error that a user can mend, which is printed.
+
+    Args:
+        tell: prints an error of ours.
+        interrupted: said at an interrupt, which gives 130.
+    """
     try:
-        return run(load_config(args.config, args.overrides))
+        return work()
     except SpanwiseError as error:
-        tell(error, args.config, args.overrides)
+        tell(error)
         return error.exit_code
+    except OSError as error:
+        if error.filename is None and not is_full(error):
+            raise  # of no file: a fault of the program
+        print(f"error: {describe_failure(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("interrupted: the same command resumes from what was saved", file=sys.stderr)
+        print(f"interrupted: {interrupted}", file=sys.stderr)
         return 130

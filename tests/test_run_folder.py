@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from helpers.jobs import REPOSITORY
+from kd.outputs import OutputError
 from kd.run_folder import FOLDERS, MARKER, RESULTS, RunFolder, RunFolderError
 
 
@@ -81,6 +82,8 @@ def test_a_second_process_is_refused_and_told_which_has_it(tmp_path):
 
 def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(RunFolderError, match=r"run.output_dir: .*run cannot be written"):
+    with pytest.raises(
+        OutputError, match=r"run.output_dir: .*run is no folder that can be written: .*run is a file; name another"
+    ):
         RunFolder(tmp_path / "run").take()
     assert (tmp_path / "run").read_text() == "mine"

@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from kd.atomic_files import replacing
 from kd.batching.fit import Sample
 
 SHARE_RECORDS = 64  # records that a worker measures at once
@@ -70,18 +71,12 @@ class KeptTokens:
         Raises:
             OSError: the disk is full, or the like.
         """
-        part = Path(f"{self._own}.{uuid.uuid4().hex}.part")
-        try:
-            with part.open("xb") as file:
-                offsets = [0]
-                for packed in samples:
-                    file.write(packed)
-                    offsets.append(offsets[-1] + len(packed))
-                file.write(np.asarray(offsets, "<i8").tobytes() + _INT.pack(len(offsets) - 1))
-            part.rename(self._own)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with replacing(Path(self._own)) as file:
+            offsets = [0]
+            for packed in samples:
+                file.write(packed)
+                offsets.append(offsets[-1] + len(packed))
+            file.write(np.asarray(offsets, "<i8").tobytes() + _INT.pack(len(offsets) - 1))
 
     def read(self, index: int) -> Sample | None:
         """Read the sample of record `index`; None where it is not kept, or not on this machine."""

@@ -6,24 +6,33 @@ The folder appears whole or not at all: it is written beside its place, flushed 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from kd.atomic_files import flush
+from kd.atomic_files import describe_failure
 from kd.distributed.collectives import on_rank_0
+from kd.errors import SpanwiseError
+from kd.made_folders import replacing_folder
+
+
+class ExportError(SpanwiseError, RuntimeError):
+    """Student that could not be written to its folder; nothing trained is lost."""
 
 
 def export_student(model: PreTrainedModel, tokenizer, folder: str | Path) -> None:
-    """Write the (possibly partitioned) `model` to `folder`, replacing an older export. All ranks call it together.
+    """Write the (possibly partitioned) `model` to `folder`. All ranks call it together.
 
     Weights keep the precision of training; they are gathered one at a time onto rank 0's host memory. The stops are
-    those of `model.config.eos_token_id`, in config.json and in generation_config.json.
+    those of `model.config.eos_token_id`, in config.json and in generation_config.json. An older export is replaced, and
+    one that someone has added to or changed is set aside (kd/made_folders.py).
+
+    Raises:
+        ExportError: on every rank, when the folder cannot be written.
     """
     folder = Path(folder)
     weights: dict[str, torch.Tensor] = {}
@@ -42,24 +51,20 @@ def export_student(model: PreTrainedModel, tokenizer, folder: str | Path) -> Non
 
 
 def _write(model: PreTrainedModel, tokenizer, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    part = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(part, ignore_errors=True)
-    use_cache, model.config.use_cache = model.config.use_cache, True
     try:
-        model.save_pretrained(part, state_dict=weights, safe_serialization=True)
-    finally:
-        model.config.use_cache = use_cache
-    tokenizer.save_pretrained(part)
-    _name_stops(part / "generation_config.json", model.config.eos_token_id)
-    for path in [*part.iterdir(), part]:
-        flush(path)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(part, folder)
-    flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        with replacing_folder(folder) as part:
+            use_cache, model.config.use_cache = model.config.use_cache, True
+            try:
+                model.save_pretrained(part, state_dict=weights, safe_serialization=True)
+            finally:
+                model.config.use_cache = use_cache
+            tokenizer.save_pretrained(part)
+            _name_stops(part / "generation_config.json", model.config.eos_token_id)
+    except (OSError, SafetensorError) as error:
+        raise ExportError(
+            f"the student is trained, and its export failed: {describe_failure(error, folder)}; its last checkpoint "
+            "has all that was trained: the same command then trains nothing more, and exports it"
+        ) from error
 
 
 def _name_stops(file: Path, stop_ids: int | list[int] | None) -> None:

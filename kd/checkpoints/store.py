@@ -6,7 +6,8 @@ Invariants
   `latest` file is not used: it can name a torn checkpoint.
   A checkpoint is read only when every file still has its hash: a flipped bit loads silently otherwise. A damaged one is
   named and the one before it is taken.
-  The newest two are kept, and an older one is deleted only after a newer one is visible.
+  The newest two are kept, and an older one is deleted only after a newer one is visible: the files that it was written
+  with, no other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from kd.atomic_files import flush
+from kd.atomic_files import describe_failure, flush
 from kd.checkpoints.format import CheckpointFormat
 from kd.checkpoints.identity import STEPS, difference
 from kd.config.registries import CHECKPOINT_FORMATS
@@ -122,17 +123,25 @@ class Checkpoints:
         """Write the engine and this rank's `state` as the checkpoint of `step`.
 
         Raises:
-            CheckpointError: on every rank, when any rank could not write; earlier checkpoints are untouched.
+            CheckpointError: on every rank, when any rank could not write; earlier checkpoints are untouched, and
+                nothing is left of this one.
         """
         part, whole = self._folder / f".step-{step:08d}.part", self._folder / f"step-{step:08d}"
         if self._ranks.gather(whole.exists())[0]:
             return
         written_as = CHECKPOINT_FORMATS[self._format]
-        self._together(lambda: self._on_rank_0(lambda: _empty(part)), f"step {step}: cannot make {part}")
-        self._together(lambda: self._engine.save(part, state, written_as), f"step {step}: cannot write {part}")
-        self._together(
-            lambda: self._on_rank_0(lambda: self._publish(part, whole, step)), f"step {step}: cannot publish {whole}"
-        )
+        try:
+            self._together(lambda: self._on_rank_0(lambda: _empty(part)), f"step {step}: cannot make {part}")
+            self._together(lambda: self._engine.save(part, state, written_as), f"step {step}: cannot write {part}")
+            self._together(
+                lambda: self._on_rank_0(lambda: self._publish(part, whole, step)),
+                f"step {step}: cannot publish {whole}",
+            )
+        except CheckpointError as error:
+            self._on_rank_0(lambda: shutil.rmtree(part, ignore_errors=True))  # it would fill the disk
+            raise CheckpointError(
+                f"{error}; earlier checkpoints are kept: the same command resumes from them"
+            ) from None
 
     def load(self) -> dict[str, Any] | None:
         """Load the checkpoint to resume from into the engine; returns this rank's `state`, or None where there is none.
@@ -165,7 +174,7 @@ class Checkpoints:
         os.rename(part, whole)
         flush(self._folder)
         for old in list_checkpoints(self._folder)[KEEP:]:
-            shutil.rmtree(old, ignore_errors=True)
+            _delete(old)
 
     def _on_rank_0(self, work: Callable[[], Any]) -> None:
         if self._ranks.rank == 0:
@@ -177,7 +186,7 @@ class Checkpoints:
         try:
             work()
         except Exception as error:  # told to all ranks below: one that raised alone would leave the others waiting
-            message = f"rank {self._ranks.rank}: {type(error).__name__}: {error}"
+            message = f"rank {self._ranks.rank}: {describe_failure(error, self._folder)}"
         problems = [problem for problem in self._ranks.gather(message) if problem]
         if problems:
             raise CheckpointError(f"{what} ({problems[0]})")
@@ -206,6 +215,28 @@ def find_damage(path: Path) -> str | None:
         if sha256(file) != digest:
             return f"{name} does not have the hash it was written with"
     return None
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove checkpoints that killed programs left unfinished; none may be at work."""
+    for part in folder.glob(".step-*.part"):
+        if _NAME.fullmatch(part.name[1:].removesuffix(".part")):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint; files that it was not written with stay, under another name of the folder."""
+    try:
+        files = {path / name for name in json.loads((path / MANIFEST).read_text())["files"]} | {path / MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # not known as one of ours
+    if {file for file in path.rglob("*") if not file.is_dir()} <= files:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    kept = path.with_name(f"{path.name}.kept")
+    os.rename(path, kept)
+    for file in files:
+        (kept / file.relative_to(path)).unlink(missing_ok=True)
 
 
 def _empty(folder: Path) -> None:

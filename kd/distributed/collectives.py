@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from kd.atomic_files import describe_failure
 from kd.errors import SpanwiseError
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ def on_rank_0(work: Callable[[], T]) -> T:
         except SpanwiseError as error:
             outcome[1] = error
         except Exception as error:
-            outcome[1], cause = SpanwiseError(f"rank 0: {type(error).__name__}: {error}"), error
+            outcome[1], cause = SpanwiseError(f"rank 0: {describe_failure(error)}"), error
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1] from cause

@@ -8,10 +8,9 @@ method.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,8 +18,10 @@ from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
+from kd.atomic_files import describe_failure, is_full
 from kd.config.schema import Student
 from kd.errors import SpanwiseError
+from kd.made_folders import replacing_folder
 from kd.models.load import first_line, read_model_config
 
 _FIXED = (
@@ -127,7 +128,7 @@ def write_cut(
     except (OSError, SafetensorError) as error:
         raise CutError(
             f"student.init: teacher_layers: the layers of {teacher_path} cannot be copied to {folder}: "
-            f"{first_line(error)}; make room there, or mend the teacher's files"
+            + (describe_failure(error, folder) if is_full(error) else f"{first_line(error)}; mend the teacher's files")
         ) from error
 
 
@@ -136,19 +137,14 @@ def _write_cut(
 ) -> None:
     teacher = read_model_config(teacher_path, revision, key="teacher.path")
     reader = _Reader(teacher_path, revision)
-    partial = folder + ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
-    index: dict[str, str] = {}
-    for number, tensors in enumerate(_parts(reader, teacher, student, model_config)):
-        file = f"model-{number:05d}.safetensors"
-        save_file(tensors, os.path.join(partial, file), metadata={"format": "pt"})
-        index.update(dict.fromkeys(tensors, file))
-    with open(os.path.join(partial, "model.safetensors.index.json"), "w") as stream:
-        json.dump({"metadata": {}, "weight_map": index}, stream)
-    model_config.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with replacing_folder(Path(folder)) as part:
+        index: dict[str, str] = {}
+        for number, tensors in enumerate(_parts(reader, teacher, student, model_config)):
+            file = f"model-{number:05d}.safetensors"
+            save_file(tensors, part / file, metadata={"format": "pt"})
+            index.update(dict.fromkeys(tensors, file))
+        (part / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        model_config.save_pretrained(part)
 
 
 def _parts(

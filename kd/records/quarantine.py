@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kd.atomic_files import naming
 from kd.outputs import Output, check_outputs, read_object
 from kd.records.checks import DataError
 from kd.records.record import Record
@@ -102,7 +103,7 @@ class Quarantine:
 def keep_refused(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Append what is refused to a quarantine file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as out:
+    with naming(path), path.open("a", encoding="utf-8") as out:
         out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 

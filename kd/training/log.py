@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +16,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from kd.atomic_files import publish
+from kd.atomic_files import describe_failure, publish
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -35,6 +36,7 @@ class RunLog:
         self._active, self._run_dir = rank == 0, run_dir
         self._path = run_dir / "metrics.jsonl"
         self._metrics: TextIO | None = None
+        self._fails = False  # the last line could not be written
         self._board: Any = None  # a SummaryWriter, where TensorBoard is installed
         hidden = not (self._active and sys.stderr.isatty())
         self._bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, mininterval=1.0, disable=hidden)
@@ -60,13 +62,8 @@ class RunLog:
         """Write one line of metrics (`step`, `stage` and numbers) to all places."""
         if not self._active:
             return
-        if self._metrics is None:
-            self._metrics = self._open()
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
-        self._metrics.write(json.dumps(clean, allow_nan=False) + "\n")
-        for name, value in clean.items():
-            if self._board and isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(name, value, values["step"])
+        self._try(lambda: self._write(clean))
         terms = "  ".join(f"{name} {values[name]:.4f}" for name in _SHOWN if name in values)
         self.say(
             f"step {values['step']:>6}  {values['stage']}  {terms}  T {values['temperature']:.2f}  lr "
@@ -77,10 +74,26 @@ class RunLog:
     def close(self) -> None:
         """Close the files and the progress bar."""
         self._bar.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        if self._board is not None:
-            self._board.close()
+        for file in filter(None, (self._metrics, self._board)):
+            self._try(file.close)
+
+    def _write(self, line: dict) -> None:
+        if self._metrics is None:
+            self._metrics = self._open()
+        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
+        for name, value in line.items():
+            if self._board and isinstance(value, (int, float)) and name != "step":
+                self._board.add_scalar(name, value, line["step"])
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """Write, and say where it fails: no step is lost for a line, and the next checkpoint tells a full disk."""
+        try:
+            write()
+            self._fails = False
+        except OSError as error:
+            if not self._fails:
+                self.say(f"this line of metrics is not kept: {describe_failure(error, self._path)}; training goes on")
+            self._fails = True
 
     def _open(self) -> TextIO:
         if SummaryWriter is None:
