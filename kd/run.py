@@ -20,7 +20,7 @@ from kd.checkpoints.identity import run_identity
 from kd.checkpoints.store import Checkpoints, Found, find_resumable
 from kd.config.derived import quarantine_file, run_folder, uses_teacher
 from kd.config.load import dump_config
-from kd.config.schema import RunConfig
+from kd.config.schema import RunConfig, Training
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.deepspeed_json import read_ds_config, resolve_ds_config
 from kd.distributed.ranks import Ranks
@@ -29,6 +29,7 @@ from kd.dtypes import multiplies_bf16
 from kd.errors import SpanwiseError
 from kd.evaluation.files import format_table
 from kd.evaluation.held_out import evaluate_candidates, explain_missing_teacher, list_candidates, read_held_out
+from kd.evaluation.while_training import BEST, check_choice, open_validator
 from kd.hashing import hash_text
 from kd.models.load import count_parameters, read_model_config
 from kd.models.student import build_run_student
@@ -53,7 +54,7 @@ from kd.training.log import RunLog
 from kd.training.tally import REFUSED
 from kd.training.trainer import Trainer, TrainingResult
 
-_STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds"}
+_STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds", "patience": "training.patience"}
 
 
 class JudgingError(SpanwiseError, RuntimeError):
@@ -156,15 +157,16 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
         tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
         identity = on_rank_0(lambda: _identify(config, tokenizer))
         resume = on_rank_0(lambda: _find_start(folder, identity, fresh, log.say))
-        if resume is not None and resume.step >= config.training.steps and on_rank_0(folder.finished):
+        if resume is not None and (ended := on_rank_0(lambda: _how_ended(folder, config.training, resume.step))):
             log.say(
-                f"{run_dir} is finished, {resume.step} steps: its report is {run_dir / 'report.html'}. Raise "
-                "training.steps to lengthen it, or give --fresh to begin again (this run is then set aside)"
+                f"{run_dir} is finished, {resume.step} steps: its report is {run_dir / 'report.html'}. Raise {ended} "
+                "to lengthen it, or give --fresh to begin again (this run is then set aside)"
             )
             return run_dir
         shared = on_rank_0(lambda: find_shared(config.data))
         for note in shared:
             log.say(f"evaluation: {note}")
+        check_choice(config.training, config.evaluation, config.teacher)
         splits = read_held_out(config.data, config.evaluation.num_records)
         if splits:
             find_syntax(tokenizer)  # a template whose calls cannot be judged is refused before training
@@ -184,8 +186,9 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
             metrics = None
             if splits:
                 evaluation, teacher = config.evaluation, None if no_teacher else config.teacher
+                best = run_dir / BEST if result.best and result.best.step != result.steps else None
                 candidates = list_candidates(
-                    run_dir / "student", teacher, baselines=evaluation.baselines, seed=config.run.seed
+                    run_dir / "student", teacher, baselines=evaluation.baselines, seed=config.run.seed, best=best
                 )
                 metrics = evaluate_candidates(
                     candidates, tokenizer, splits, run_dir, evaluation, device=device, say=log.say
@@ -242,6 +245,18 @@ def _find_start(folder: RunFolder, identity: dict[str, Any], fresh: bool, say: C
     return found
 
 
+def _how_ended(folder: RunFolder, training: Training, step: int) -> str | None:
+    """Return the key that ended the run in this folder, or None where it has more to do."""
+    facts = folder.finished()
+    if facts is None:
+        return None
+    if step >= training.steps:
+        return "training.steps"
+    waited = (facts.get("best") or {}).get("num_since", 0)
+    is_out = facts.get("stopped") == "patience" and training.patience is not None and waited >= training.patience
+    return "training.patience" if is_out else None
+
+
 def _warn_of_emulation(config: RunConfig, log: RunLog) -> None:
     keys = [
         key
@@ -278,6 +293,7 @@ def _train(
         format=config.training.checkpoint_format,
         resume=start.resume,
     )
+    validator = open_validator(config, engine, teacher, tokenizer, log, ranks)
     missing = teacher.missing if teacher is not None else frozenset()
     curriculum = Curriculum(
         config.data,
@@ -297,14 +313,7 @@ def _train(
 
     try:
         trainer = Trainer(
-            config,
-            engine,
-            teacher,
-            curriculum,
-            log,
-            quarantine=quarantine_file(config.data, config.run),
-            checkpoints=checkpoints,
-            begin=begin,
+            config, engine, teacher, curriculum, log, checkpoints=checkpoints, validator=validator, begin=begin
         )
         result = trainer.run()
     finally:
@@ -332,6 +341,7 @@ def _finish(
         "steps": result.steps,
         "tokens": result.tokens,
         "stopped": result.stopped,
+        "best": None if result.best is None else {"metric": config.training.keep_best, **result.best._asdict()},
         "data": "; ".join(f"{stage.name}: {describe(stage)}" for stage in config.data.stages),
         "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__},
         "world_size": dist.get_world_size(),

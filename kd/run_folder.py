@@ -20,8 +20,16 @@ from kd.paths import identify
 
 MARKER = ".spanwise-run.json"  # says that what stands beside it is a run's
 LOCK = ".lock"
-RESULTS = ("metrics.jsonl", "run.json", "evaluation.json", "cases.jsonl", "report.html", "config.yaml")
-FOLDERS = ("student", "tensorboard", "checkpoints", "initial_student")
+RESULTS = (
+    "metrics.jsonl",
+    "validation.jsonl",
+    "run.json",
+    "evaluation.json",
+    "cases.jsonl",
+    "report.html",
+    "config.yaml",
+)
+FOLDERS = ("student", "best", "tensorboard", "checkpoints", "initial_student")
 
 
 class RunFolderError(SpanwiseError, ValueError):
@@ -117,7 +125,7 @@ class RunFolder:
             aside = set_aside(self._changed_config(), self.path)
         else:
             found = list_checkpoints(self.path / "checkpoints")  # the first to go: what is left of them is not resumed
-            found += [self.path / name for name in (*RESULTS, *FOLDERS[:2]) if (self.path / name).exists()]
+            found += [self.path / name for name in (*RESULTS, *FOLDERS[:3]) if (self.path / name).exists()]
             aside = set_aside(found, self.path)  # initial_student is made again by every start
         (self.path / "run.json").unlink(missing_ok=True)  # the run is on its way again
         publish(self.path / "config.yaml", config.encode())

@@ -16,9 +16,17 @@ CACHE = "content of teacher.cache"
 CONTENT = "content of "  # begins keys of what is compared by content; earlier versions noted only a part
 STEPS = "training.steps"
 _FREE = {
-    "training": {"log_every", "save_every", "time_budget_seconds", "max_skipped_fraction", "checkpoint_format"},
+    "training": {
+        "log_every",
+        "save_every",
+        "time_budget_seconds",
+        "max_skipped_fraction",
+        "checkpoint_format",
+        "keep_best",
+        "patience",
+    },
     "run": {"output_dir", "extensions"},
-    "data": {"evaluation", "workers", "max_bad_fraction", "quarantine"},
+    "data": {"evaluation", "validation", "workers", "max_bad_fraction", "quarantine"},
     "teacher": {"endpoint"},
 }
 

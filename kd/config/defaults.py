@@ -24,7 +24,11 @@ def fill_defaults(config: RunConfig) -> RunConfig:
     if optimizer.schedule == "wsd" and optimizer.decay_fraction is None:
         optimizer = optimizer.model_copy(update={"decay_fraction": 0.2})
     teacher = None if config.teacher is None else _fill_teacher(config.teacher)
-    return config.model_copy(update={"student": student, "loss": loss, "optimizer": optimizer, "teacher": teacher})
+    evaluation = config.evaluation
+    if config.data.validation and evaluation.every is None:
+        evaluation = evaluation.model_copy(update={"every": max(1, config.training.steps // 20)})
+    filled = {"student": student, "loss": loss, "optimizer": optimizer, "teacher": teacher, "evaluation": evaluation}
+    return config.model_copy(update=filled)
 
 
 def teacher_source(teacher: Teacher) -> str:

@@ -7,6 +7,7 @@ different numbers of tokens.
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from kd.config import schema
+from kd.config.sections.data import DEMO_HELD_OUT, DEMO_VALIDATION
 from kd.evaluation.cases import build_cases
 from kd.evaluation.evaluate import evaluate_cases, merge
 from kd.evaluation.files import write_cases, write_evaluation
@@ -41,17 +43,45 @@ def read_held_out(data: schema.Data, num_records: int) -> dict[str, list[Record]
     Raises:
         DataError: a split's file is missing or empty, or the demo corpus has no split of that name.
     """
+    return _read("data.evaluation", data.evaluation, data.demo, num_records, DEMO_HELD_OUT)
+
+
+def read_validation(data: schema.Data, num_records: int) -> dict[str, list[Record]]:
+    """Read the first `num_records` of each split of data.validation, by which a run chooses.
+
+    Raises:
+        DataError: as `read_held_out`, or a record is also held out in data.evaluation, which must not be chosen by.
+    """
+    splits = _read("data.validation", data.validation, data.demo, num_records, DEMO_VALIDATION)
+    if not splits:
+        return splits
+    held_out = {_content(one): (name, one.id) for name, of in read_held_out(data, num_records).items() for one in of}
+    for name, records in splits.items():
+        for record in records:
+            if (found := held_out.get(_content(record))) is not None:
+                raise DataError(
+                    f"data.validation.{name}: record {record.id} is record {found[1]} of data.evaluation.{found[0]}: "
+                    "what a run chooses by must not be what it is measured on; take it out of one of the two"
+                )
+    return splits
+
+
+def _read(
+    key: str, named: dict[str, str], corpus: schema.DemoCorpus | None, num_records: int, of_demo: Sequence[str]
+) -> dict[str, list[Record]]:
     splits = {}
-    for name, source in data.evaluation.items():
+    for name, source in named.items():
         if source != "demo":
             splits[name] = [record for record, _ in zip(read_records(source), range(num_records))]
-        elif data.demo is None or name not in demo.SPLITS or name == "train":
-            raise DataError(
-                f"data.evaluation.{name}: the demo corpus's held-out splits are {', '.join(demo.SPLITS[1:])}"
-            )
+        elif corpus is None or name not in of_demo:
+            raise DataError(f"{key}.{name}: the demo corpus's splits there are {', '.join(of_demo)}")
         else:
-            splits[name] = list(demo.records(name, num_records, seed=data.demo.seed))
+            splits[name] = list(demo.records(name, num_records, seed=corpus.seed))
     return splits
+
+
+def _content(record: Record) -> str:
+    return json.dumps([record.messages, record.tools], sort_keys=True)
 
 
 def explain_missing_teacher(evaluation: schema.Evaluation, teacher: schema.Teacher | None) -> str | None:
@@ -70,16 +100,19 @@ def explain_missing_teacher(evaluation: schema.Evaluation, teacher: schema.Teach
     )
 
 
-def list_candidates(student: Path, teacher: schema.Teacher | None, *, baselines: bool, seed: int) -> list[Candidate]:
-    """List the models to evaluate: the student; with `baselines` also the teacher, where given, and an untrained one.
+def list_candidates(
+    student: Path, teacher: schema.Teacher | None, *, baselines: bool, seed: int, best: Path | None = None
+) -> list[Candidate]:
+    """List the models to evaluate: the student, and its best step where that is another; with `baselines` also the
+    teacher, where given, and an untrained one.
 
     seed: of the untrained student's weights.
     """
-    trained = Candidate("student", str(student))
+    trained = [Candidate("student", str(student))] + ([] if best is None else [Candidate("best", str(best))])
     if not baselines:
-        return [trained]
+        return trained
     teachers = [] if teacher is None else [Candidate("teacher", teacher.path, teacher.revision)]
-    return [*teachers, trained, Candidate("untrained", str(student), random_seed=seed)]
+    return [*teachers, *trained, Candidate("untrained", str(student), random_seed=seed)]
 
 
 def evaluate_candidates(

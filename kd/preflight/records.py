@@ -158,7 +158,8 @@ def make_spans_line(verified: Verified, reader: SpanReader) -> dict[str, Any]:
 def read_data_items(data: Data) -> Iterator[Item]:
     """Read every line of every data file of a run, and NUM_DEMO records of each stage and split of the demo corpus."""
     patterns = [(source.files, source.format) for stage in data.stages for source in stage.train or ()]
-    patterns += [(path, None) for path in data.evaluation.values() if path != "demo"]
+    splits = [*data.evaluation.items(), *data.validation.items()]
+    patterns += [(path, None) for _, path in splits if path != "demo"]
     for pattern, format in dict.fromkeys(patterns):
         yield from read_all(expand([pattern]), format)
     corpus = data.demo
@@ -168,7 +169,7 @@ def read_data_items(data: Data) -> Iterator[Item]:
         if stage.mix is not None:
             source = DemoSource(min(corpus.num_records, NUM_DEMO), corpus.seed * 1000 + index, stage.mix)
             yield from (_make_item(f"demo:{stage.name}", at, source[at]) for at in range(len(source)))
-    for name, path in data.evaluation.items():
+    for name, path in splits:
         if path == "demo" and name in demo.SPLITS:
             yield from (
                 _make_item(f"demo:{name}", at, record)

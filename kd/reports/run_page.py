@@ -5,6 +5,7 @@ It is made from the files in the run folder, so it can be made again at any time
     config.yaml      the resolved configuration
     metrics.jsonl    an object a line: step, stage, seconds, loss, its terms, temperature, lr, grad_norm,
                      tokens_per_second, ...; older runs call the term kd `kl`
+    validation.jsonl an object a line: step, split, loss, terms and accuracies on records that are not trained
     evaluation.json  model -> split -> metrics (kd/evaluation/evaluate.py)
     cases.jsonl      every held-out case with each model's answer (kd/evaluation/evaluate.py)
     run.json         facts that no other file has; every key may be missing: teacher_parameters, student_parameters
@@ -44,7 +45,7 @@ DRIVERS = {
     "tokens_per_second": "Tokens a second",
     "memory_gib": "Memory, GiB",
 }
-_NOT_CURVES = {"step", "seconds", "stage"}
+_NOT_CURVES = {"step", "seconds", "stage", "split"}
 _OLD_NAMES = {"kl": "kd"}  # of metrics.jsonl: name an older run wrote -> name of today
 
 
@@ -60,15 +61,17 @@ def write_report(run_dir: str | Path) -> Path:
         raise ValueError(f"{run_dir}: no such run folder; a run makes it under run.output_dir")
     lines, metric_notes = _read_json_lines(run_dir / "metrics.jsonl")
     metrics = [{_OLD_NAMES.get(key, key): value for key, value in line.items()} for line in lines]
+    validation, validation_notes = _read_json_lines(run_dir / "validation.jsonl")
     cases, case_notes = _read_json_lines(run_dir / "cases.jsonl")
     evaluation, run = _read_json(run_dir / "evaluation.json"), _read_json(run_dir / "run.json")
-    notes = [*run.get("notes", []), *metric_notes, *case_notes]
+    notes = [*run.get("notes", []), *metric_notes, *validation_notes, *case_notes]
     try:
         body = [
             _headline(run_dir.name, run, metrics, evaluation),
             *(el("p", note, class_="note") for note in notes),
             _scores(evaluation),
             _curves(metrics),
+            _validation(validation, run.get("best")),
             _cases(cases),
             _config(run_dir / "config.yaml"),
         ]
@@ -128,13 +131,8 @@ def _curves(metrics: Sequence[dict]) -> Html:
         return join(*parts, el("p", "Not measured: this run has no metrics.jsonl.", class_="soft"))
     # A resumed run logs some steps twice; the later line is the one that counts.
     rows = list({(row.get("stage"), row.get("step")): row for row in metrics if _is_number(row.get("step"))}.values())
-    stages = list(dict.fromkeys(row.get("stage") for row in rows))
-    if len(stages) > 1:
-        keys = (
-            el("span", el("i", style=f"background:var(--s{number % NUM_STAGE_COLOURS})"), str(stage), class_="key")
-            for number, stage in enumerate(stages)
-        )
-        parts.append(el("p", "Stages: ", *keys))
+    if keys := _colour_keys("Stages: ", rows, "stage"):
+        parts.append(keys)
     others = {
         key: format_words(key).capitalize()
         for row in rows
@@ -142,16 +140,46 @@ def _curves(metrics: Sequence[dict]) -> Html:
         if key not in _NOT_CURVES | TERMS.keys() | DRIVERS.keys()
     }
     for title, names in (("Loss, term by term", TERMS), ("What drives it", DRIVERS), ("Also logged", others)):
-        figures = [figure for key, label in names.items() if (figure := _figure(rows, stages, key, label)) is not None]
+        figures = [figure for key, label in names.items() if (figure := _figure(rows, "stage", key, label)) is not None]
         if figures:
             parts += [el("h3", title), el("div", *figures, class_="plots")]
     return join(*parts)
 
 
-def _figure(rows: Sequence[dict], stages: Sequence[Any], key: str, label: str) -> Html | None:
+def _validation(lines: Sequence[dict], best: dict | None) -> Html:
+    if not lines:
+        return join()
+    # Two measurements of one step, by teacher forcing and by generation, are two lines.
+    rows = [row for row in lines if _is_number(row.get("step"))]
+    labels = {
+        key: TERMS.get(key) or format_words(key).capitalize() for row in rows for key in row if key not in _NOT_CURVES
+    }
+    figures = [figure for key, label in labels.items() if (figure := _figure(rows, "split", key, label)) is not None]
+    chosen = (
+        f" The best {format_words(best['metric'])}, {best['value']:.4g}, is of step {best['step']}." if best else ""
+    )
+    return join(
+        el("h2", "Validation while it trained"),
+        el("p", f"On records that are not trained; terms are means in nats a token.{chosen}", class_="soft"),
+        _colour_keys("Splits: ", rows, "split"),
+        el("div", *figures, class_="plots"),
+    )
+
+
+def _colour_keys(title: str, rows: Sequence[dict], by: str) -> Html | None:
+    """Write which colour is which stage or split, where there are several."""
+    names = list(dict.fromkeys(row.get(by) for row in rows))
+    keys = (
+        el("span", el("i", style=f"background:var(--s{number % NUM_STAGE_COLOURS})"), str(name), class_="key")
+        for number, name in enumerate(names)
+    )
+    return el("p", title, *keys) if len(names) > 1 else None
+
+
+def _figure(rows: Sequence[dict], by: str, key: str, label: str) -> Html | None:
     series = [
-        [(row["step"], row[key]) for row in rows if row.get("stage") == stage and _is_number(row.get(key))]
-        for stage in stages
+        [(row["step"], row[key]) for row in rows if row.get(by) == name and _is_number(row.get(key))]
+        for name in dict.fromkeys(row.get(by) for row in rows)
     ]
     if not any(series):
         return None

@@ -20,7 +20,8 @@ def list_data_files(data: Data) -> Iterator[tuple[str, Path]]:
     for index, stage in enumerate(data.stages):
         for at, source in enumerate(stage.train or ()):
             yield from ((f"data.stages.{index}.train.{at}", file) for file in expand([source.files]))
-    yield from ((f"data.evaluation.{name}", Path(file)) for name, file in data.evaluation.items() if file != "demo")
+    for key, splits in (("evaluation", data.evaluation), ("validation", data.validation)):
+        yield from ((f"data.{key}.{name}", Path(file)) for name, file in splits.items() if file != "demo")
 
 
 def list_models(tokenizer: Tokenizer, student: Student, teacher: Teacher | None) -> list[tuple[str, Path]]:

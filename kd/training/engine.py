@@ -10,6 +10,7 @@ them; `StepReport.skipped` says so, and `suspects` names this rank's records who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,6 +143,30 @@ class StudentEngine:
             seen.append((micro, out.rows.nll + out.rows.divergence + out.rows.hard_nll + out.rows.teacher_entropy))
         skipped = self.skipped_steps > skipped_before
         return StepReport(sums, skipped, _suspects(seen) if skipped else ())
+
+    @torch.no_grad()
+    def measure(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        counts: Tensor,
+        terms: TermWeights,
+        teacher: TeacherSource | None,
+        step: int,
+    ) -> Tensor:
+        """Return the sums [12] of `StepReport` without taking a step or changing anything; all ranks together, each
+        with as many micro-batches. Arguments are as in `train_step`.
+        """
+        sums = torch.zeros(len(SUMS), device=self.device)
+        self._engine.eval()  # no dropout: it would draw from the training's random numbers
+        try:
+            for micro in micro_batches:
+                micro = micro.to(self.device)
+                weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
+                targets = teacher.targets(micro, terms.temperature, step) if teacher is not None else None
+                sums += self._sums(micro, self._engine(micro, weights, terms, targets, 1.0))
+        finally:
+            self._engine.train()
+        return sums
 
     def grad_norm(self) -> float:
         """Return the global L2 norm of the last step's gradient, before clipping."""

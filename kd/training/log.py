@@ -1,6 +1,7 @@
-"""Run log: progress bar, console, metrics.jsonl, TensorBoard.
+"""Run log: progress bar, console, metrics.jsonl, validation.jsonl, TensorBoard.
 
-Only rank 0 writes. metrics.jsonl holds one JSON object a line, flushed as written; a number that is not finite is null.
+Only rank 0 writes. The .jsonl files hold one JSON object a line, flushed as written; a number that is not finite is
+null.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +24,7 @@ try:
 except ModuleNotFoundError:  # a machine that was lent may lack it, and metrics.jsonl has the same numbers
     SummaryWriter = None
 
+METRICS_FILE, VALIDATION_FILE = "metrics.jsonl", "validation.jsonl"
 _SHOWN = ("loss", "kd", "hard", "truth", "tool", "args", "integration")
 
 
@@ -34,8 +36,7 @@ class RunLog:
 
     def __init__(self, run_dir: Path, num_steps: int, *, rank: int = 0):
         self._active, self._run_dir = rank == 0, run_dir
-        self._path = run_dir / "metrics.jsonl"
-        self._metrics: TextIO | None = None
+        self._files: dict[str, TextIO] = {}
         self._fails = False  # the last line could not be written
         self._board: Any = None  # a SummaryWriter, where TensorBoard is installed
         hidden = not (self._active and sys.stderr.isatty())
@@ -43,9 +44,10 @@ class RunLog:
 
     def resume_at(self, step: int) -> None:
         """Drop the lines past `step`, which will be written again."""
-        if self._active and self._path.exists():
-            kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            publish(self._path, "".join(line + "\n" for line in kept).encode())
+        for path in (self._run_dir / METRICS_FILE, self._run_dir / VALIDATION_FILE):
+            if self._active and path.exists():
+                kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+                publish(path, "".join(line + "\n" for line in kept).encode())
         self._bar.update(step)
 
     def advance(self) -> None:
@@ -62,8 +64,7 @@ class RunLog:
         """Write one line of metrics (`step`, `stage` and numbers) to all places."""
         if not self._active:
             return
-        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
-        self._try(lambda: self._write(clean))
+        self._try(lambda: self._write(METRICS_FILE, values, ""))
         terms = "  ".join(f"{name} {values[name]:.4f}" for name in _SHOWN if name in values)
         self.say(
             f"step {values['step']:>6}  {values['stage']}  {terms}  T {values['temperature']:.2f}  lr "
@@ -71,19 +72,20 @@ class RunLog:
             f"{values['memory_gib']:.1f} GiB"
         )
 
+    def validation(self, step: int, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Write one measurement of the validation splits (split -> metric -> value), a line a split."""
+        if not self._active:
+            return
+        for split, found in values.items():
+            line = {"step": step, "split": split, **found}
+            self._try(lambda line=line: self._write(VALIDATION_FILE, line, f"validation/{line['split']}/"))
+            self.say(f"step {step:>6}  {split}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+
     def close(self) -> None:
         """Close the files and the progress bar."""
         self._bar.close()
-        for file in filter(None, (self._metrics, self._board)):
+        for file in filter(None, (*self._files.values(), self._board)):
             self._try(file.close)
-
-    def _write(self, line: dict) -> None:
-        if self._metrics is None:
-            self._metrics = self._open()
-        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
-        for name, value in line.items():
-            if self._board and isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(name, value, line["step"])
 
     def _try(self, write: Callable[[], None]) -> None:
         """Write, and say where it fails: no step is lost for a line, and the next checkpoint tells a full disk."""
@@ -92,15 +94,26 @@ class RunLog:
             self._fails = False
         except OSError as error:
             if not self._fails:
-                self.say(f"this line of metrics is not kept: {describe_failure(error, self._path)}; training goes on")
+                said = describe_failure(error, self._run_dir / METRICS_FILE)
+                self.say(f"this line of metrics is not kept: {said}; training goes on")
             self._fails = True
 
-    def _open(self) -> TextIO:
+    def _write(self, name: str, values: Mapping[str, Any], prefix: str) -> None:
+        if not self._files:
+            self._open_board()
+        if name not in self._files:  # by line: what was measured must survive a kill
+            self._files[name] = (self._run_dir / name).open("a", encoding="utf-8", buffering=1)
+        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
+        self._files[name].write(json.dumps(clean, allow_nan=False) + "\n")
+        for key, value in clean.items():
+            if self._board and isinstance(value, (int, float)) and key != "step":
+                self._board.add_scalar(prefix + key, value, values["step"])
+
+    def _open_board(self) -> None:
         if SummaryWriter is None:
             self.say("tensorboard is not installed: the curves are in metrics.jsonl alone")
         else:
             self._board = SummaryWriter(str(self._run_dir / "tensorboard"))
-        return self._path.open("a", encoding="utf-8", buffering=1)  # by line: what was measured must survive a kill
 
 
 def _step_of(line: str) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from kd.rendering.spans import BIT_NAMES
 from kd.training.engine import SUMS
 from kd.training.tally import NO_TARGETS, REFUSED, TOO_LONG, TRUNCATED, Tally
+from kd.training.validation import Best
 
 LOSS_MEAN_DECAY = 0.98  # of the running mean that stage.until.loss_below looks at
 
@@ -48,6 +49,7 @@ class Progress:
     data: dict[str, Any] | None = None  # of the stage: StepBatches.state_dict after the last step
     tally: Tally = field(default_factory=Tally)
     window: Window = field(default_factory=Window)
+    best: Best | None = None  # by training.keep_best
 
     def next_stage(self) -> None:
         """Move to the first step of the stage that follows."""
@@ -66,6 +68,7 @@ class Progress:
         return vars(self) | {
             "tally": self.tally.state_dict(),
             "window": vars(self.window),
+            "best": None if self.best is None else tuple(self.best),
             "random_state": random_state,
         }
 
@@ -79,7 +82,13 @@ class Progress:
             torch.cuda.set_rng_state(random_state["cuda"])
         if "tally" not in state:
             state = _upgrade(state)
-        return cls(**state | {"tally": Tally.from_state(state["tally"]), "window": Window(**state["window"])})
+        best = state.get("best")
+        parts: dict[str, Any] = {
+            "tally": Tally.from_state(state["tally"]),
+            "window": Window(**state["window"]),
+            "best": None if best is None else Best(*best),
+        }
+        return cls(**state | parts)
 
 
 def _upgrade(state: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 
+from kd.config.derived import quarantine_file
 from kd.config.schema import RunConfig, Stage
 from kd.errors import SpanwiseError
 from kd.objective.terms import TERMS, TermWeights, weights_at
@@ -22,6 +22,7 @@ from kd.training.optimizer import learning_rate
 from kd.training.progress import Progress
 from kd.training.stopping import StopRequest
 from kd.training.tally import LEFT_OUT, NO_TARGETS, REFUSED, TOO_LONG, StepTally, Tally, tally_step
+from kd.training.validation import Best, Validator
 
 MAX_SKIPPED_IN_A_ROW = 10
 MIN_SKIPPED = 10  # fewer skipped steps than this never stop a run
@@ -32,7 +33,7 @@ class TrainingError(SpanwiseError, RuntimeError):
 
 
 class TrainingResult(NamedTuple):
-    """End of training: `stopped` is None, or why it ended before its last step ("signal" or "budget")."""
+    """End of training: `stopped` is None, or why it ended before its last step: signal, budget or patience."""
 
     steps: int
     seconds: float
@@ -40,6 +41,7 @@ class TrainingResult(NamedTuple):
     stopped: str | None
     tally: Tally  # records that were not trained whole
     num_skipped: int = 0  # optimizer steps that were skipped, as their gradient was not finite
+    best: Best | None = None  # by training.keep_best
 
 
 class Saver(Protocol):
@@ -55,8 +57,8 @@ class Trainer:
     Args:
         config: loss, optimizer, training and data.max_bad_fraction are read.
         curriculum: data of each step.
-        quarantine: file for records that cannot be rendered or located.
         checkpoints: saved to every save_every steps, at the end and on a signal, and resumed from; None keeps none.
+        validator: measurements while it trains; None makes none.
         begin: called on every rank once the run is on its way: after resuming (True), or after its first step (False).
     """
 
@@ -68,12 +70,13 @@ class Trainer:
         curriculum: Curriculum,
         log: RunLog,
         *,
-        quarantine: Path,
         checkpoints: Saver | None = None,
+        validator: Validator | None = None,
         begin: Callable[[bool], None] = lambda resumed: None,
     ):
         self._config, self._engine, self._teacher, self._curriculum = config, engine, teacher, curriculum
-        self._log, self._ranks, self._quarantine, self._checkpoints = log, curriculum.ranks, quarantine, checkpoints
+        self._log, self._ranks, self._checkpoints, self._validator = log, curriculum.ranks, checkpoints, validator
+        self._quarantine = quarantine_file(config.data, config.run)
         self._begin, self._has_begun = begin, False
         self._progress = Progress()
         self._stop = StopRequest()
@@ -100,12 +103,12 @@ class Trainer:
             )
             refusals = self._keep_refusals(step) if tally.left_out[REFUSED] else []
             self._check_left_out(step, tally, refusals)
-            stopped = tally.stopped
+            stopped = tally.stopped or self._is_out_of_patience()
             if stopped:
                 self._save()
                 break
             self._take_step(step, tally, refusals)
-        return TrainingResult(at.step, at.seconds, at.tokens, stopped, at.tally, at.num_skipped)
+        return TrainingResult(at.step, at.seconds, at.tokens, stopped, at.tally, at.num_skipped, at.best)
 
     def _take_step(self, step: StageStep, tally: StepTally, refusals: list[str]) -> None:
         training, at = self._config.training, self._progress
@@ -128,6 +131,7 @@ class Trainer:
         self._once_on_its_way(resumed=False)
         if at.step % training.log_every == 0 or at.step == training.steps:
             self._write_line(step.stage, terms.temperature, rate)
+        self._validate(terms)
         if at.step % training.save_every == 0 or at.step == training.steps:
             self._save()
 
@@ -137,6 +141,18 @@ class Trainer:
         at.window.steps += 1
         if stage.until is not None and stage.until.loss_below is not None:
             at.see_loss(self._ranks.sum(report.sums[: len(TERMS)].cpu().double()).sum().item())
+
+    def _validate(self, terms: TermWeights) -> None:
+        if self._validator is not None:
+            began = time.monotonic()
+            self._progress.best = self._validator.look(
+                self._progress.step, self._config.training.steps, terms, self._progress.best
+            )
+            self._began += time.monotonic() - began
+
+    def _is_out_of_patience(self) -> str | None:
+        found = self._validator is not None and self._validator.is_out_of_patience(self._progress.best)
+        return "patience" if found else None
 
     def _terms(self, step: int) -> TermWeights:
         terms = weights_at(self._config.loss, step, self._config.training.steps, has_teacher=self._teacher is not None)

@@ -84,6 +84,11 @@ class Table:
             "loss.weights=null",
             "loss.teacher_share={start: 0.7, end: 0.3}",
         )
+        seen = (
+            f"data.validation={{one: {out}/records.jsonl, other: {out}/records.jsonl}}",
+            "evaluation={every: 1, generate_every: 2, num_records: 4, max_new_tokens: 8}",
+            "training.keep_best=truth",
+        )
         source = (
             "student.init=checkpoint",
             f"student.path={self.teacher}",
@@ -128,6 +133,7 @@ class Table:
                 cached("cached_packed", 1, draws, *packed),
                 scenario("zero2", f"training.deepspeed={out}/ds2.json", accumulation=4),
                 scenario("one", file("one"), accumulation=2),
+                scenario("seen", *seen, "optimizer.lr=1e-30", "run.name=seen1", accumulation=4),
                 scenario("packed", *packed, accumulation=2),
                 scenario(
                     "packed_eager", *packed, "student.attention_implementation=eager", "training.micro_batch_size=2"
@@ -152,6 +158,7 @@ class Table:
                 cached("cached_sampled", 2, draws),
                 scenario("checkpoint", *source, "teacher=null", "loss.weights={truth: 1}", accumulation=2),
                 scenario("two_steps", *two_steps, accumulation=2),
+                scenario("seen", *two_steps, *seen, "run.name=seen", accumulation=2),
                 scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
                 scenario("packed", *packed, "data.workers=1"),
                 scenario("nan_packed", *packed, *adamw, "training.micro_batch_size=1", **poisoned),

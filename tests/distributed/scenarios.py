@@ -25,12 +25,13 @@ import torch.distributed as dist
 
 import kd.training.engine
 from kd.checkpoints.export_hf import export_student
-from kd.config.derived import longest_length, quarantine_file
+from kd.config.derived import longest_length
 from kd.config.load import load_config
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.deepspeed_json import resolve_ds_config
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
+from kd.evaluation.while_training import open_validator
 from kd.models.student import build_student
 from kd.models.tokenizer import load_tokenizer
 from kd.sources.stages import run_sources
@@ -49,11 +50,14 @@ class Lines:
     """Stands in for RunLog and keeps what it is told; on every rank."""
 
     def __init__(self):
-        self.rows, self.said = [], []
+        self.rows, self.said, self.seen = [], [], []
         self.say, self.line = self.said.append, self.rows.append
 
     def advance(self) -> None:
         pass
+
+    def validation(self, step: int, values: dict) -> None:
+        self.seen.append((step, values))
 
 
 class Poisoned:
@@ -137,8 +141,8 @@ def run(scenario: dict, out: Path) -> dict:
         ranks=ranks,
         say=log.say,
     )
-    quarantine = quarantine_file(config.data, config.run)
-    result = Trainer(config, engine, teacher, curriculum, log, quarantine=quarantine).run()
+    validator = open_validator(config, engine, teacher, tokenizer, log, ranks)
+    result = Trainer(config, engine, teacher, curriculum, log, validator=validator).run()
     counts = {f"num_{name}": result.tally.count(reason) for name, reason in COUNTED.items()}
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")
@@ -146,6 +150,7 @@ def run(scenario: dict, out: Path) -> dict:
         "weights": snapshots,
         "lines": log.rows,
         "said": log.said,
+        "seen": log.seen,
         "reports": reports,
         "partitioned": partitioned,
         "training": all(module.training for module in model.modules()),

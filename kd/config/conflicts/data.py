@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from kd.config.problems import Conflict
 from kd.config.schema import RunConfig
-from kd.config.sections.data import DEMO_SPLITS
+from kd.config.sections.data import DEMO_HELD_OUT, DEMO_VALIDATION
 
 _MOST_DEMO_RECORDS = 100_000
 
@@ -38,11 +38,12 @@ def data_conflicts(config: RunConfig) -> Iterator[Conflict]:
                 f"{stage.max_length} tokens are more than student.max_position_embeddings ({longest}): lower the one "
                 "or raise the other",
             )
-    demo_splits = [name for name, source in config.data.evaluation.items() if source == "demo"]
+    named = (("evaluation", config.data.evaluation), ("validation", config.data.validation))
+    demo_splits = [(key, name) for key, splits in named for name, source in splits.items() if source == "demo"]
     if config.data.demo is None:
-        for name in demo_splits:
+        for key, name in demo_splits:
             yield Conflict(
-                (f"data.evaluation.{name}", "data.demo"),
+                (f"data.{key}.{name}", "data.demo"),
                 "needs the demo corpus: add `demo: {num_records: ...}` under data, or give a file",
             )
     elif not demo_splits and all(stage.mix is None for stage in stages):
@@ -53,13 +54,13 @@ def data_conflicts(config: RunConfig) -> Iterator[Conflict]:
     yield from _demo_splits(config, demo_splits)
 
 
-def _demo_splits(config: RunConfig, names: list[str]) -> Iterator[Conflict]:
-    held_out = DEMO_SPLITS[1:]
-    for name in names:
-        if name not in held_out:
+def _demo_splits(config: RunConfig, names: list[tuple[str, str]]) -> Iterator[Conflict]:
+    for key, name in names:
+        kind, there = ("held-out", DEMO_HELD_OUT) if key == "evaluation" else ("validation", DEMO_VALIDATION)
+        if name not in there:
             yield Conflict(
-                (f"data.evaluation.{name}",),
-                f"the demo corpus has no held-out split of this name: use {' or '.join(held_out)}, or give a file",
+                (f"data.{key}.{name}",),
+                f"the demo corpus has no {kind} split of this name: use {' or '.join(there)}, or give a file",
             )
     if names and config.evaluation.num_records > _MOST_DEMO_RECORDS:
         yield Conflict(

@@ -8,6 +8,7 @@ from kd.config.conflicts.data import data_conflicts
 from kd.config.conflicts.loss import loss_conflicts, schedule_conflicts
 from kd.config.conflicts.student import student_conflicts
 from kd.config.conflicts.teacher import teacher_conflicts
+from kd.config.conflicts.validation import validation_conflicts
 from kd.config.problems import Conflict
 from kd.config.schema import RunConfig
 
@@ -19,3 +20,4 @@ def find_conflicts(config: RunConfig) -> Iterator[Conflict]:
     yield from data_conflicts(config)
     yield from loss_conflicts(config)
     yield from schedule_conflicts(config)
+    yield from validation_conflicts(config)

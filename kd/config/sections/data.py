@@ -10,7 +10,8 @@ from kd.config.fields import Choice, Fraction, NotNegative, Place, Positive, Sec
 from kd.config.registries import FORMATS
 
 DEMO_KINDS = ("echo", "single", "parallel", "multi", "none", "chat")
-DEMO_SPLITS = ("train", "unseen_values", "unseen_tools")  # the first is trained on
+DEMO_HELD_OUT, DEMO_VALIDATION = ("unseen_values", "unseen_tools"), ("validation",)
+DEMO_SPLITS = ("train", *DEMO_HELD_OUT, *DEMO_VALIDATION)
 
 Format = Annotated[str, Choice(FORMATS.names)]
 DemoKind = Annotated[str, Choice(lambda: (*DEMO_KINDS, *(f"{kind}_short" for kind in DEMO_KINDS)))]
@@ -89,4 +90,8 @@ class Data(Section):
     demo: DemoCorpus | None = None
     """Make the demo corpus, for stages with a mix and for evaluation."""
     evaluation: dict[Text, Place] = {}
-    """Held-out splits: name -> file of records, or `demo` for the demo corpus's split of that name."""
+    """Held-out splits: name -> file of records, or `demo` for the demo corpus's split of that name. Nothing is chosen
+    by them: they are read once training is over."""
+    validation: dict[Text, Place] = {}
+    """Splits to look at while training, and to choose by (training.keep_best): name -> file of records, or
+    `validation: demo`. No record of them may be held out in data.evaluation."""

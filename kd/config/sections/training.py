@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import MOST_STEPS, Choice, Fraction, Place, Positive, Section, Steps
+from kd.config.fields import MOST_STEPS, Choice, Fraction, Place, Positive, Section, Steps, Text
 from kd.config.registries import CHECKPOINT_FORMATS
 
 CheckpointFormat = Annotated[str, Choice(CHECKPOINT_FORMATS.names)]
@@ -59,6 +59,12 @@ class Training(Section):
     max_skipped_fraction: Fraction = 0.01
     """Part of the run's optimizer steps, from 0 to 1, that may be skipped as their gradient is not finite; with more,
     and at least 10, training stops. fp16 skips steps to find its loss scale, and is exempt."""
+    keep_best: Text | None = None
+    """Metric of data.validation by which the best step is exported to best/, beside the last one in student/: loss, kd,
+    hard, truth, tool, args or integration (mean nats a token, the least is best), one of the last four with _accuracy,
+    or with evaluation.generate_every a metric of evaluation.json. The mean of several splits counts."""
+    patience: Steps | None = None
+    """Stop after this many measurements of keep_best in a row that were no better than the best one."""
     time_budget_seconds: Positive | None = None
     """Stop, save and export after this many seconds of training; above 0, at most 1e9 (31 years)."""
     checkpoint_format: CheckpointFormat = "deepspeed"

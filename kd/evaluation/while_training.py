@@ -1,0 +1,141 @@
+"""Validation of a run: its splits, its measurements by teacher forcing and by greedy generation, its best step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kd.batching.fit import FitPolicy
+from kd.checkpoints.export_hf import export_student
+from kd.config import schema
+from kd.config.defaults import teacher_source
+from kd.config.derived import longest_length, run_folder
+from kd.distributed.ranks import Ranks
+from kd.errors import SpanwiseError
+from kd.evaluation.cases import build_cases
+from kd.evaluation.evaluate import evaluate_cases, merge
+from kd.evaluation.held_out import read_validation
+from kd.evaluation.metrics import METRICS
+from kd.models.whole_copy import WholeCopy
+from kd.objective.terms import TermWeights
+from kd.records.record import Record
+from kd.teacher.source import TeacherSource
+from kd.training.engine import StudentEngine
+from kd.training.log import RunLog
+from kd.training.validation import LOSS_METRICS, LOSSES, Measure, TeacherForcedLoss, Validator, Values, share_out
+
+BEST = "best"  # folder of the best step's export, in the run's folder
+
+
+class GreedyMetrics:
+    """Measure (kd/training/validation.py) of the registered metrics, answers shared out over the ranks.
+
+    Args:
+        splits: records to ask, of each split the first evaluation.generate_num_records.
+        evaluation: its generate_every must be set.
+
+    Raises:
+        DataError: the chat template refuses a record.
+    """
+
+    def __init__(
+        self,
+        copy: WholeCopy,
+        tokenizer,
+        splits: Mapping[str, Sequence[Record]],
+        evaluation: schema.Evaluation,
+        ranks: Ranks,
+    ):
+        assert evaluation.generate_every is not None
+        self.every = evaluation.generate_every
+        self._copy, self._tokenizer, self._evaluation, self._ranks = copy, tokenizer, evaluation, ranks
+        sampled = {name: records[: evaluation.generate_num_records] for name, records in splits.items()}
+        self._cases = {name: build_cases(records, tokenizer) for name, records in sampled.items()}
+
+    def measure(self, step: int, terms: TermWeights) -> Values:
+        """Generate and judge; a metric that no case is of is left out."""
+        model = self._copy.refresh()
+        ranks, evaluation = self._ranks, self._evaluation
+        found: Values = {}
+        for name, cases in self._cases.items():
+            mine = evaluate_cases(
+                model,
+                self._tokenizer,
+                cases[ranks.rank :: ranks.world_size],
+                batch_size=evaluation.batch_size,
+                max_new_tokens=evaluation.max_new_tokens,
+            )
+            parts: list[list[dict[str, Any]]] = ranks.gather(mine)
+            if any(parts):
+                metrics = merge(*parts).metrics
+                found[name] = {key: metrics[key] for key in METRICS.names() if metrics[key] is not None}
+        return found
+
+
+class ChoiceError(SpanwiseError, ValueError):
+    """Metric of training.keep_best that the run does not measure; the message lists those that it does."""
+
+
+def check_choice(training: schema.Training, evaluation: schema.Evaluation, teacher: schema.Teacher | None) -> None:
+    """Check that the run measures the metric that it shall choose by.
+
+    Raises:
+        ChoiceError: it does not.
+    """
+    measured = LOSS_METRICS if _is_live(teacher) else [name for name in LOSS_METRICS if name not in ("kd", "hard")]
+    if evaluation.generate_every is not None:
+        measured = [*measured, *METRICS.names()]
+    if training.keep_best is not None and training.keep_best not in measured:
+        why = (
+            "" if evaluation.generate_every else " (and with evaluation.generate_every the metrics of evaluation.json)"
+        )
+        raise ChoiceError(
+            f"training.keep_best: {training.keep_best} is not measured in this run: choose one of "
+            f"{', '.join(measured)}{why}"
+        )
+
+
+def _is_lower_better(metric: str | None) -> bool:
+    return metric is None or metric in LOSSES or (metric in METRICS and METRICS[metric].lower_is_better)
+
+
+def _is_live(teacher: schema.Teacher | None) -> bool:
+    """Tell whether there are targets for any record, not for those of a cache alone."""
+    return teacher is not None and teacher_source(teacher) == "live"
+
+
+def open_validator(
+    config: schema.RunConfig, engine: StudentEngine, teacher: TeacherSource | None, tokenizer, log: RunLog, ranks: Ranks
+) -> Validator | None:
+    """Read and encode the validation splits; None where the run has none. All ranks call it together.
+
+    Raises:
+        DataError: a split cannot be read, rendered or located, or holds a record of data.evaluation.
+    """
+    training, evaluation = config.training, config.evaluation
+    splits = read_validation(config.data, evaluation.num_records)
+    if not splits or evaluation.every is None:
+        return None
+    model: Any = engine.model
+    policy = FitPolicy(longest_length(config.data), config.data.too_long)
+    shared = {
+        name: share_out(records, tokenizer, policy, training.micro_batch_size, ranks)
+        for name, records in splits.items()
+    }
+    for name, split in shared.items():
+        if split.num_too_long:
+            log.say(f"data.validation.{name}: {split.num_too_long} records are longer than max_length and left out")
+    measures: list[Measure] = [
+        TeacherForcedLoss(shared, engine, teacher if _is_live(config.teacher) else None, ranks, evaluation.every)
+    ]
+    if evaluation.generate_every is not None:
+        measures.append(GreedyMetrics(WholeCopy(model, engine.device), tokenizer, splits, evaluation, ranks))
+    metric = training.keep_best
+    return Validator(
+        measures,
+        log.validation,
+        keep_best=metric,
+        lower_is_better=_is_lower_better(metric),
+        export=lambda step: export_student(model, tokenizer, run_folder(config.run) / BEST),
+        patience=training.patience,
+    )
