@@ -1,0 +1,109 @@
+"""Matrix of the proof: what it runs, what it keeps, and how it compares; no run is made here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import proof as matrix
+from benchmarks.proof import METHODS, STUDIES, Cell, choose_rate, list_cells
+from benchmarks.proof_cells import RATES, RECORDS, TUNING_SEED, USUAL
+from kd.config.load import load_config
+
+SEEDS = (1337, 1338, 1339)
+
+
+def row(method: str, num_records: int, seed: int, right: str, rate: float | None = None, **more) -> dict:
+    """Make a result in which record i is exact where right[i] is 1."""
+    score = {
+        "metrics": {name: right.count("1") / len(right) for name in matrix.KEPT},
+        "parts": {name: [right, "1" * len(right)] for name in matrix.KEPT},
+    }
+    scores = {"student": {"unseen_values": score}}
+    best = {"value": 1.0, "step": 5}
+    return {
+        **Cell(method, num_records, seed, rate)._asdict(),
+        "steps": 100,
+        "training_seconds": 50.0,
+        "tokens": 1,
+        "best": best,
+        "scores": scores,
+        **more,
+    }
+
+
+def test_every_run_comes_once_and_after_those_it_needs():
+    cells = list(list_cells(tuple(STUDIES), SEEDS))
+    assert len(set(cells)) == len(cells) and {cell.method for cell in cells if cell.rate is None} == set(METHODS)
+    for at, cell in enumerate(cells):
+        before = set(cells[:at])
+        if METHODS[cell.method].tuned and cell.rate is None:
+            source = "ce_scratch" if "scratch" in cell.method else "ce"
+            assert {Cell(source, cell.num_records, TUNING_SEED, rate) for rate in RATES} <= before
+        if METHODS[cell.method].as_long_as is not None:
+            assert Cell(METHODS[cell.method].as_long_as, cell.num_records, cell.seed) in before
+            assert Cell("ce", cell.num_records, cell.seed) in before
+    assert {cell.num_records for cell in cells if cell.method == "ce"} == set(RECORDS)
+
+
+def test_every_configuration_loads_and_none_chooses_by_what_it_is_measured_on(tmp_path):
+    proof = matrix.Proof(tmp_path / "proof.json", tmp_path, 2)
+    proof._need = lambda cell: {"best": {"value": 1.0}, "steps": 1200, "training_seconds": len(cell.method)}
+    keys = set()
+    for cell in list_cells(tuple(STUDIES), SEEDS[:1]):
+        overrides = proof._resolve(cell)
+        config = load_config(str(matrix.CONFIG), overrides)
+        assert config.data.validation == {"validation": "demo"} and config.training.keep_best == "truth"
+        assert set(config.data.evaluation) == (set() if cell.rate else {"unseen_values", "unseen_tools"})
+        keys.add(proof._key(overrides))
+    assert len(keys) == len(list(list_cells(tuple(STUDIES), SEEDS[:1])))
+
+
+def test_results_are_found_again_under_their_configuration_alone(tmp_path, monkeypatch):
+    cell, results = Cell("kd_spans", USUAL, 1337), tmp_path / "proof.json"
+    proof = matrix.Proof(results, tmp_path / "runs", 2)
+    key = proof._key(proof._resolve(cell))
+    assert proof.done(cell) is None
+    results.write_text(json.dumps({"rows": [row("kd_spans", USUAL, 1337, "10", key=key)]}))
+    assert matrix.Proof(results, tmp_path / "elsewhere", 2).done(cell)["seed"] == 1337
+    assert matrix.Proof(results, tmp_path, 1).done(cell) is None  # of another number of ranks
+    assert matrix.Proof(results, tmp_path, 2).done(cell._replace(seed=1338)) is None
+    monkeypatch.setattr(matrix, "hash_code", lambda: "other code")
+    assert matrix.Proof(results, tmp_path, 2).done(cell) is None
+
+
+def test_a_run_waits_for_those_that_decide_its_configuration(tmp_path):
+    proof = matrix.Proof(tmp_path / "proof.json", tmp_path, 2)
+    assert proof.done(Cell("ce", USUAL, 1337)) is None
+    with pytest.raises(KeyError):
+        proof._resolve(Cell("ce", USUAL, 1337))
+    losses = {Cell("ce", USUAL, TUNING_SEED, rate): loss for rate, loss in zip(RATES, (3.0, 1.0, 2.0, 4.0))}
+    assert choose_rate(Cell("ce", USUAL, 1337), losses) == RATES[1]
+
+
+def test_methods_are_compared_record_by_record_over_the_seeds_that_both_have():
+    rows = [row("ce", 500, 1, "0101"), row("ce", 500, 2, "0001"), row("kd_spans", 500, 1, "1101")]
+    found = matrix.compare(rows, "kd_spans", "ce", 500, "unseen_values", "exact_arguments")
+    assert found.difference == pytest.approx(0.25) and found.num_discordant == 1 and found.num_records == 4
+    assert matrix.compare(rows, "kd", "ce", 500, "unseen_values", "exact_arguments") is None
+    assert "| 500 | kd_spans | 1 | 100 | 50 | unseen_values | 75.0 (+25.0," in matrix.write_table(rows)
+
+
+def test_the_best_step_is_what_counts():
+    one = row("ce", 500, 1, "00")
+    one["scores"]["best"] = row("ce", 500, 1, "11")["scores"]["student"]
+    assert matrix.parts_of([one], "unseen_values", "exact_arguments").value == 1.0
+
+
+def test_how_many_records_of_the_baseline_do_as_well():
+    rows = [row("ce", 100, 1, "0001"), row("ce", 10_000, 1, "0111"), row("kd", 100, 1, "0011")]
+    assert matrix.find_equal(rows, "kd", "unseen_values", "exact_arguments") == {100: "1000"}
+    rows.append(row("kd", 200, 1, "1111"))
+    assert matrix.find_equal(rows, "kd", "unseen_values", "exact_arguments")[200] == "over 10000"
+
+
+def test_the_plot_is_drawn(tmp_path):
+    rows = [row("ce", n, 1, "0001") for n in (100, 1000)] + [row("kd_spans", n, 1, "0101") for n in (100, 1000)]
+    matrix.draw(rows, tmp_path / "proof.svg")
+    assert "training records" in (tmp_path / "proof.svg").read_text() or (tmp_path / "proof.svg").stat().st_size > 5000
