@@ -18,11 +18,12 @@ from kd.atomic_files import describe_failure, publish
 from kd.checkpoints.export_hf import export_student
 from kd.checkpoints.identity import run_identity
 from kd.checkpoints.store import Checkpoints, Found, find_resumable
+from kd.config.deepspeed.fill import resolve_ds_config
+from kd.config.deepspeed.read import read_ds_config
 from kd.config.derived import quarantine_file, run_folder, uses_teacher
 from kd.config.load import dump_config
 from kd.config.schema import RunConfig, Training
 from kd.distributed.collectives import on_rank_0
-from kd.distributed.deepspeed_json import read_ds_config, resolve_ds_config
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.dtypes import multiplies_bf16

@@ -12,7 +12,6 @@ sizes, accumulation and clipping are filled in from the YAML, and student.dtype 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 
 from kd.config import yaml as config_yaml
 from kd.config.conflicts.find import find_conflicts
+from kd.config.deepspeed.check import check_ds_config
 from kd.config.defaults import fill_defaults
 from kd.config.overrides import apply_overrides, place, without
 from kd.config.problems import MOST_LISTED, ConfigError, Report, explain, field_at
@@ -148,33 +148,9 @@ def _find_files(config: RunConfig, report: Report) -> RunConfig:
         ]
         if not found:
             looked = ", ".join(dict.fromkeys(os.path.abspath(folder) for folder in folders))
-            report.add_conflict((f"{name}.deepspeed",), f"no file {section.deepspeed!r} in {looked}")
+            report.add_conflict((f"{name}.deepspeed",), f"no file {section.deepspeed!r} in {looked}: mend the path")
             continue
-        if fault := _check_json(found[0], trains=name == "training"):
-            report.add_conflict((f"{name}.deepspeed",), fault)
+        for fault in check_ds_config(found[0], config, trains=name == "training"):
+            report.add_conflict((f"{name}.deepspeed", *fault.yaml_keys), fault.message)
         config = config.model_copy(update={name: section.model_copy(update={"deepspeed": found[0]})})
     return config
-
-
-def _check_json(file: str, trains: bool) -> str | None:
-    """Say what is wrong with a DeepSpeed JSON, or None. Optimizers without ZeRO have no gradient norm to log, and no
-    finite gate.
-    """
-    try:
-        with open(file, encoding="utf-8") as stream:
-            settings = json.load(stream)
-    except json.JSONDecodeError as error:
-        return f"{file}:{error.lineno}: not valid JSON: {error.msg}"
-    except (OSError, UnicodeDecodeError) as error:
-        return f"{file}: cannot be read: {error}"
-    zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else None
-    if not isinstance(zero, dict):
-        return f"{file}: expected an object with an object zero_optimization in it, as in ds_configs/zero3.json"
-    stage = zero.get("stage", 0)
-    if trains and stage not in (1, 2, 3):
-        return (
-            f"{file}: zero_optimization.stage is {stage}, where DeepSpeed may measure no gradient norm and take a "
-            "step that is not finite: "
-            "use 1, 2 or 3, as ds_configs/zero3.json does"
-        )
-    return None

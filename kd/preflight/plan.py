@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from kd.config.deepspeed.read import read_ds_config
 from kd.config.derived import longest_length
 from kd.config.schema import RunConfig, Stage, Teacher, Training
-from kd.distributed.deepspeed_json import read_ds_config
 from kd.errors import SpanwiseError
 from kd.models.load import ModelNotFound, count_parameters, read_model_config
 from kd.models.student import student_model_config

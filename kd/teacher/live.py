@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kd.batching.micro_batch import MicroBatch
-from kd.distributed.deepspeed_json import teacher_ds_config
+from kd.config.deepspeed.fill import teacher_ds_config
 from kd.teacher.model import TeacherModel
 from kd.teacher.source import OpenTeacher
 from kernels import (

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from kd.batching.micro_batch import MicroBatch
 from kd.checkpoints.format import CheckpointFormat
 from kd.config.schema import Loss, Optimizer
+from kd.errors import SpanwiseError
 from kd.models.hidden_states import check_packable
+from kd.models.load import first_line
 from kd.objective.loss import CombinedLoss, row_weights
 from kd.objective.student_loss import StudentWithLoss
 from kd.objective.terms import TERMS, TermWeights
@@ -32,6 +34,10 @@ from kd.training.optimizer import build_optimizer
 
 HITS = tuple(f"{name}_accuracy" for name in BIT_NAMES)
 SUMS = (*TERMS, *HITS, "teacher_agreement", "teacher_entropy")  # the columns of StepReport.sums
+
+
+class EngineError(SpanwiseError, RuntimeError):
+    """Settings of a DeepSpeed JSON that DeepSpeed does not start with."""
 
 
 class StepReport(NamedTuple):
@@ -51,12 +57,13 @@ class StudentEngine:
 
     Args:
         model: from `kd.models.student.build_student`, made with the same `ds_config`.
-        ds_config: settings of kd/distributed/deepspeed_json.py.
+        ds_config: settings of kd/config/deepspeed/fill.py.
         vocab_size: len(tokenizer); padded columns beyond it get no probability.
         packed: whether sequences hold several records, which must not see one another.
 
     Raises:
         UnpackableModel: `packed`, and this model's attention cannot keep records apart.
+        EngineError: DeepSpeed refuses `ds_config`.
     """
 
     def __init__(
@@ -75,11 +82,19 @@ class StudentEngine:
         if not torch.cuda.is_available():
             _gather_whole_layers(model)
         self._engine: Any  # deepspeed.initialize is typed as four things at once
-        self._engine, *_ = deepspeed.initialize(
-            model=StudentWithLoss(model, loss, vocab_size),
-            optimizer=build_optimizer(model, optimizer, ds_config),
-            config=ds_config,
-        )
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=StudentWithLoss(model, loss, vocab_size),
+                optimizer=build_optimizer(model, optimizer, ds_config),
+                config=ds_config,
+            )
+        except torch.OutOfMemoryError:
+            raise  # its own text says what is short
+        except Exception as error:  # assertions, and what building its operators raises
+            raise EngineError(
+                f"training.deepspeed: DeepSpeed cannot start with these settings ({first_line(error)}): change them, "
+                "or use ds_configs/zero3.json"
+            ) from error
         # a loaded model comes in evaluation mode, where gradient checkpointing and dropout silently do nothing
         self._engine.train()
         self.device: torch.device = self._engine.device

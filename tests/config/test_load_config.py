@@ -117,13 +117,13 @@ def test_the_deepspeed_file_is_found_beside_the_yaml_and_in_the_repository(write
     [
         (
             "{}",
-            "mine.json: zero_optimization.stage is 0, where DeepSpeed may measure no gradient norm and take a step "
+            "mine.json: zero_optimization.stage: is 0, where DeepSpeed may measure no gradient norm and take a step "
             "that is not finite: use 1, 2 or 3",
         ),
-        ('{"zero_optimization": {"stage": 0}}', "mine.json: zero_optimization.stage is 0"),
-        ('{"zero_optimization": {"stage": 4}}', "mine.json: zero_optimization.stage is 4"),
+        ('{"zero_optimization": {"stage": 0}}', "mine.json:1: zero_optimization.stage: is 0"),
+        ('{"zero_optimization": {"stage": 4}}', "mine.json:1: zero_optimization.stage: is 4"),
         ('{\n"a": 1,\n}', "mine.json:3: not valid JSON"),
-        ('{"zero_optimization": true}', "mine.json: expected an object with an object zero_optimization in it"),
+        ('{"zero_optimization": true}', "mine.json:1: zero_optimization: expected an object, as in"),
         ("[]", "mine.json: expected an object"),
     ],
 )

@@ -25,10 +25,10 @@ import torch.distributed as dist
 
 import kd.training.engine
 from kd.checkpoints.export_hf import export_student
+from kd.config.deepspeed.fill import resolve_ds_config
 from kd.config.derived import longest_length
 from kd.config.load import load_config
 from kd.distributed.collectives import on_rank_0
-from kd.distributed.deepspeed_json import resolve_ds_config
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.evaluation.while_training import open_validator

@@ -19,10 +19,11 @@ class Evaluation(Section):
     """Longest answer in tokens, from 1 to 1,048,576: each is a forward of its own."""
     every: Steps | None = None
     """Optimizer steps between two measurements of data.validation: loss of each term and accuracy of each span,
-    teacher-forced, and not counted in training's seconds. By default a twentieth of training.steps."""
+    teacher-forced, and not counted in training's seconds; from 1 to 1,000,000,000. By default a twentieth of
+    training.steps."""
     generate_every: Steps | None = None
-    """Optimizer steps between two measurements of the metrics on data.validation, by greedy generation; by default
-    none. Every rank then holds a whole copy of the student."""
+    """Optimizer steps between two measurements of the metrics on data.validation, by greedy generation; from 1 to
+    1,000,000,000, by default none. Every rank then holds a whole copy of the student."""
     generate_num_records: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Records of each validation split that generate_every asks, from 1 to 100,000: all that a curve can need."""
     baselines: bool = True

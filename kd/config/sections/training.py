@@ -64,7 +64,8 @@ class Training(Section):
     hard, truth, tool, args or integration (mean nats a token, the least is best), one of the last four with _accuracy,
     or with evaluation.generate_every a metric of evaluation.json. The mean of several splits counts."""
     patience: Steps | None = None
-    """Stop after this many measurements of keep_best in a row that were no better than the best one."""
+    """Stop after this many measurements of keep_best in a row, from 1 to 1,000,000,000, that were no better than the
+    best one."""
     time_budget_seconds: Positive | None = None
     """Stop, save and export after this many seconds of training; above 0, at most 1e9 (31 years)."""
     checkpoint_format: CheckpointFormat = "deepspeed"

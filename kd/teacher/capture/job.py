@@ -13,9 +13,9 @@ import torch
 
 from kd.batching.micro_batch import MicroBatch
 from kd.batching.workers import in_order, num_workers
+from kd.config.deepspeed.fill import resolve_ds_config, teacher_ds_config
 from kd.config.schema import Endpoint, RunConfig
 from kd.distributed.collectives import on_rank_0
-from kd.distributed.deepspeed_json import resolve_ds_config, teacher_ds_config
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.models.tokenizer import load_tokenizer
