@@ -60,16 +60,11 @@ def _apply(data: dict, override: str, earlier: list[tuple[Path, Any]], report: R
 
 
 def _disagree(one: Path, value: Any, other: Path, other_value: Any) -> bool:
-    """Tell whether two overrides, the second one later, give a key two values, or the second drops what the first
-    set.
+    """Tell whether the second of two overrides changes or drops what the first has set.
+
+    It may add to the first, or name one key inside it.
     """
-    size = min(len(one), len(other))
-    if one[:size] != other[:size]:
-        return False
-    inner, outer = get(value, other[size:]), get(other_value, one[size:])
-    if len(one) < len(other):  # the second adds to the first's section
-        return inner is not MISSING and inner != other_value
-    return outer != value
+    return one[: len(other)] == other and get(other_value, one[len(other) :]) != value
 
 
 def get(data: Any, path: Path) -> Any:

@@ -98,10 +98,6 @@ def test_a_missing_space_that_yaml_allows_is_named_too(write, old, new, expected
             ["--set training.steps: --set gives this key two values: keep one"],
         ),
         (
-            ["loss.weights={kd: 1}", "loss.weights.kd=2"],
-            ["--set loss.weights.kd: --set gives this key two values, by loss.weights and by loss.weights.kd: keep"],
-        ),
-        (
             ["loss.weights.truth=2", "loss.weights={kd: 1}"],
             ["--set loss.weights: --set gives this key two values, by loss.weights.truth and by loss.weights: keep"],
         ),
@@ -114,7 +110,8 @@ def test_overrides_are_blamed_on_set(write, overrides, expected):
 
 def test_overrides_that_agree_or_add_are_taken(write):
     config = load_config(
-        write(GOOD), ["training.steps=50", "training.steps=50", "loss.weights={kd: 1}", "loss.weights.truth=2"]
+        write(GOOD),
+        ["training.steps=50", "training.steps=50", "loss.weights={kd: 3}", "loss.weights.truth=2", "loss.weights.kd=1"],
     )
     assert config.training.steps == 50 and (config.loss.weights.kd, config.loss.weights.truth) == (1, 2)
 

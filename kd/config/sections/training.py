@@ -15,9 +15,9 @@ CheckpointFormat = Annotated[str, Choice(CHECKPOINT_FORMATS.names)]
 class Optimizer(Section):
     """AdamW, with weight decay on matrices alone."""
 
-    lr: Annotated[float, Field(gt=0, le=10)] = 2e-4
-    """Peak learning rate, above 0; usual 1e-5 to 1e-3; at most 10, as AdamW moves a weight by about this in each
-    step."""
+    lr: Annotated[float, Field(gt=0, le=10_000)] = 2e-4
+    """Peak learning rate, above 0; usual 1e-5 to 1e-3; at most 10,000: a step moves a weight by about this, and fp16
+    ends at 65,504."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """Decay of the running mean and square of the gradient; from 0, below 1."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
