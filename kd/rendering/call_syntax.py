@@ -50,6 +50,7 @@ _CALLS: list[tuple[str, list[tuple[str, dict]]]] = [  # said before the calls, a
     ("", [("find_place", _RICH)]),
     ("", [("find_place", _QUOTES)]),
     (_WORDS, [("find_place", _PLAIN)]),
+    ("", [("find_place", {"place": None})]),
 ]
 
 

@@ -75,7 +75,8 @@ def find_frame(probes: Sequence[Probe], units: Sequence[Units], head: str) -> Fr
         for open_ in opens[:1]
     )
     strong = all(_LETTER.search(words) for words in opens)
-    trigger = _find_trigger(opens[0].strip(), answer.text) if strong else ""
+    inside = [probe.text[slice(*place)] for probe, places in zip(probes, units) for place in places]
+    trigger = _find_trigger(opens[0].strip(), [answer.text, *inside]) if strong else ""
     closing = _last_tag(closes[0].strip())
     start = re.compile(
         re.escape(trigger) if trigger else f"{compile_words(opens, ids).pattern}{'' if strong else rf'(?={head})'}"
@@ -128,12 +129,12 @@ def _unique(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _find_trigger(opens: str, answer: str) -> str:
-    """Find the shortest run of tags at the front of `opens` that no answer has; "" where it begins with none."""
+def _find_trigger(opens: str, others: Sequence[str]) -> str:
+    """Find the shortest run of tags at the front of `opens` that none of `others` has; "" where there is none."""
     end = 0
     while tag := _FIRST_TAG.match(opens, end):
         end = tag.end()
-        if opens[:end] not in answer:
+        if not any(opens[:end] in other for other in others):
             return opens[:end]
         words = re.compile(r"[^\s<\[]*").match(opens, end)
         end = words.end() if words else end

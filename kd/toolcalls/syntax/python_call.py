@@ -161,16 +161,15 @@ class PythonBody:
             source.spend(len(inner) if end else _MAX_VALUE)
             return (NO_VALUE, at) if end is None else (read_typed(inner, schema) if self.quoted else inner, end.end())
         try:
-            return read_json(text, at)
+            if self.form != "bare":
+                return read_json(text, at)
         except JsonProblem:
-            end = _literal_end(text, at) if source.spend(0) else None
-        if end is None or not source.spend(end - at):
+            pass
+        end = _literal_end(text, at) if source.spend(0) else None
+        if end is None or end == at or not source.spend(end - at):
             source.spend(_MAX_VALUE)
             return NO_VALUE, at
-        value = read_python(text[at:end])
-        if value is NO_VALUE and self.form == "bare":
-            value = text[at:end] or NO_VALUE
-        return value, end
+        return read_typed(text[at:end], schema) if self.form == "bare" else read_python(text[at:end]), end
 
     def mend(self, source: Source, start: int, end: int) -> dict | None:
         """Read a call whose quotes, brackets or parenthesis are not closed at its end."""
