@@ -8,7 +8,8 @@ from kd.records.checks import DataError
 from kd.records.formats.format import Format, read_tools
 from kd.records.formats.hermes import from_hermes_messages
 
-_TURN = re.compile(r"<\|im_start\|>[ \t]*(\w+)[ \t]*\n(.*?)<\|im_end\|>", re.DOTALL)
+_HEADER = re.compile(r"\s*<\|im_start\|>[ \t]*(\w+)[ \t]*\n")
+_END = "<|im_end|>"
 
 
 def from_chatml(data: dict, where: str) -> dict:
@@ -17,11 +18,9 @@ def from_chatml(data: dict, where: str) -> dict:
     if not isinstance(text, str):
         raise DataError(f"{where}: text: text is needed, not {type(text).__name__}")
     messages, end = [], 0
-    for turn in _TURN.finditer(text):
-        if text[end : turn.start()].strip():
-            break
-        messages.append({"role": turn[1], "content": turn[2].strip()})
-        end = turn.end()
+    while (header := _HEADER.match(text, end)) and (close := text.find(_END, header.end())) >= 0:
+        messages.append({"role": header[1], "content": text[header.end() : close].strip()})
+        end = close + len(_END)
     if text[end:].strip() not in ("", "<|endoftext|>"):
         raise DataError(f"{where}: text: character {end + 1} on is no whole <|im_start|>role ... <|im_end|> turn")
     return from_hermes_messages(messages, read_tools(data.get("tools"), f"{where}: tools"), f"{where}: text")

@@ -78,9 +78,9 @@ def find_frame(probes: Sequence[Probe], units: Sequence[Units], head: str) -> Fr
     inside = [probe.text[slice(*place)] for probe, places in zip(probes, units) for place in places]
     trigger = _find_trigger(opens[0].strip(), [answer.text, *inside]) if strong else ""
     closing = _last_tag(closes[0].strip())
-    start = re.compile(
-        re.escape(trigger) if trigger else f"{compile_words(opens, ids).pattern}{'' if strong else rf'(?={head})'}"
-    )
+    # no space before it: a search would look at each run of space again from each of its characters
+    words = compile_words(opens, ids).pattern.removeprefix(r"\s*")
+    start = re.compile(re.escape(trigger) if trigger else words if strong else rf"{words}(?={head})")
     marks = [re.escape(closing)] if closing else []
     return Frame(
         trigger=start,

@@ -25,6 +25,12 @@ _MAX_BETWEEN = 300  # characters between a name and its arguments
 _MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|```\w*")
 _SENTENCE = re.compile(r"[.,;!?](?:\s|\Z)|\w\s+\w+\s+\w+\s+\w")
 _CHANNEL_END = "<|message|>"
+_CHANNEL = re.compile(rf"[\s<][^{{}}\[\]]{{0,{_MAX_BETWEEN}}}?(?<={re.escape(_CHANNEL_END)})")
+_NAME = 200  # characters
+_MAX_BETWEEN = 300  # characters between a name and its arguments
+_MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|```\w*")
+_SENTENCE = re.compile(r"[.,;!?](?:\s|\Z)|\w\s+\w+\s+\w+\s+\w")
+_CHANNEL_END = "<|message|>"
 _CHANNEL = re.compile(rf"(?=[\s<])(?:[^<>{{}}\[\]]{{0,60}}(?:<\|[\w]+\|>)?){{0,4}}?{re.escape(_CHANNEL_END)}")
 _NAME = re.compile(rf"[^\s<>{{}}\[\]()\"'|,=]{{1,{MAX_NAME}}}")
 
@@ -80,7 +86,11 @@ class NameBody:
     def _name(self, text: str, at: int) -> tuple[str, int] | None:
         """Read the name at `at`: (name, begin of the arguments)."""
         at = skip_space(text, at)
-        found = self.between.search(text, at + 1, at + MAX_NAME + _MAX_BETWEEN)
+        name = _NAME.match(text, at)
+        if name and self.between is _CHANNEL:
+            found = self.between.match(text, name.end())
+        else:
+            found = self.between.search(text, at + 1, at + MAX_NAME + _MAX_BETWEEN)
         if found is None or not _NAME.fullmatch(text, at, found.start()):
             return None
         return text[at : found.start()], skip_space(text, found.end())
