@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -159,6 +160,19 @@ def test_a_cut_call_is_an_attempt_and_no_call(name, readers):
     end = text.index("Oslo") + 2
     parsed = reader.parse(text[:end], TOOLS)
     assert (parsed.calls, len(parsed.problems), len(parsed.spans)) == ([], 1, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_time_grows_with_damaged_calls(name, readers):
+    tokenizer, reader = readers[name]
+    text = write(tokenizer, [{"name": "f", "arguments": {"city": "Oslo", "n": 3}}])
+    taken = []
+    for size in (10_000, 40_000):
+        damaged = (text[: text.index("Oslo") + 2] * size)[:size]
+        start = time.process_time()
+        reader.parse(damaged, TOOLS)
+        taken.append(time.process_time() - start)
+    assert taken[1] < max(4 * 2.5 * taken[0], 0.2) and taken[1] < 0.6
 
 
 @pytest.mark.parametrize("name", NAMES)

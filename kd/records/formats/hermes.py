@@ -19,7 +19,8 @@ from typing import Any
 from kd.records.checks import DataError, decode_json
 from kd.toolcalls.parse import CALL_CLOSE, CALL_OPEN
 
-_TOOLS = re.compile(r"<tools>(\s*[^\s<].*?)</tools>", re.DOTALL)  # a preamble may name the empty tags
+_TOOLS_OPEN = re.compile(r"<tools>(?=\s*[^\s<])")  # a preamble may name the empty tags
+_TOOLS_CLOSE = "</tools>"
 _OPENINGS = ("# Tools", "You are a function calling AI model")
 _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
 _MAX_LITERAL = 100_000  # characters; Python's parser takes a hundred times the memory
@@ -42,7 +43,7 @@ def from_hermes_messages(messages: list[Any], tools: list[dict], where: str) -> 
         if role == "assistant" and CALL_OPEN in content and not message.get("tool_calls"):
             text, calls = _split_calls(content, spot)
             out.append({**message, "content": text, "tool_calls": calls})
-        elif role == "system" and "<tools>" in content and (block := _TOOLS.search(content)):
+        elif role == "system" and "<tools>" in content and (block := _find_tools(content)):
             offered, rest = _split_tools(content, block, spot)
             tools = tools or offered
             out += [{**message, "content": rest}] if rest else []
@@ -61,8 +62,15 @@ def _responses(content: str) -> list[str]:
     return found if end == len(content) else []
 
 
-def _split_tools(content: str, block: re.Match[str], where: str) -> tuple[list[dict], str]:
-    text = block[1].strip()
+def _find_tools(content: str) -> tuple[int, int] | None:
+    """Find [start, end) of the first <tools> block with something in it."""
+    opens = _TOOLS_OPEN.search(content)
+    close = content.find(_TOOLS_CLOSE, opens.end()) if opens else -1
+    return (opens.start(), close + len(_TOOLS_CLOSE)) if opens and close >= 0 else None
+
+
+def _split_tools(content: str, block: tuple[int, int], where: str) -> tuple[list[dict], str]:
+    text = content[block[0] + len("<tools>") : block[1] - len(_TOOLS_CLOSE)].strip()
     try:
         declared = decode_json(text, f"{where}: <tools>")
     except DataError:  # one declaration a line, as Qwen writes them
@@ -70,11 +78,8 @@ def _split_tools(content: str, block: re.Match[str], where: str) -> tuple[list[d
     declared = declared if isinstance(declared, list) else [declared]
     if not all(isinstance(tool, dict) for tool in declared):
         raise DataError(f"{where}: <tools>: function declarations are needed")
-    start = min(
-        (at for at in (content.find(opening) for opening in _OPENINGS) if 0 <= at < block.start()),
-        default=block.start(),
-    )
-    end = max(block.end(), content.rfind(CALL_CLOSE) + len(CALL_CLOSE))
+    start = min((at for at in (content.find(opening) for opening in _OPENINGS) if 0 <= at < block[0]), default=block[0])
+    end = max(block[1], content.rfind(CALL_CLOSE) + len(CALL_CLOSE))
     rest = content[:start].strip() + "\n\n" + content[end:].strip()
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in declared], rest.strip()
 

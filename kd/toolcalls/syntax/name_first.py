@@ -26,12 +26,6 @@ _MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|```\w*")
 _SENTENCE = re.compile(r"[.,;!?](?:\s|\Z)|\w\s+\w+\s+\w+\s+\w")
 _CHANNEL_END = "<|message|>"
 _CHANNEL = re.compile(rf"[\s<][^{{}}\[\]]{{0,{_MAX_BETWEEN}}}?(?<={re.escape(_CHANNEL_END)})")
-_NAME = 200  # characters
-_MAX_BETWEEN = 300  # characters between a name and its arguments
-_MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|```\w*")
-_SENTENCE = re.compile(r"[.,;!?](?:\s|\Z)|\w\s+\w+\s+\w+\s+\w")
-_CHANNEL_END = "<|message|>"
-_CHANNEL = re.compile(rf"(?=[\s<])(?:[^<>{{}}\[\]]{{0,60}}(?:<\|[\w]+\|>)?){{0,4}}?{re.escape(_CHANNEL_END)}")
 _NAME = re.compile(rf"[^\s<>{{}}\[\]()\"'|,=]{{1,{MAX_NAME}}}")
 
 

@@ -1,0 +1,125 @@
+"""Evaluation in each template's own syntax: the record's text scores full marks, a broken answer what its kind says."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers import golden
+from helpers.family_templates import FAMILIES, make_template
+from helpers.template_cases import with_template
+from kd.evaluation.cases import build_cases
+from kd.evaluation.judge import judge_case
+from kd.records.record import Record
+from kd.rendering.call_syntax import find_syntax
+from kd.rendering.turns import render
+from kd.toolcalls.reader import CallReader
+
+NAMES = [*golden.NAMES, *FAMILIES]
+TOOLS = [golden.tool(name) for name in ("get_weather", "get_weather_map", "stop")]
+ONE = [{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}]
+TWO = [*ONE, {"name": "stop", "arguments": {"city": "Rome", "days": 1}}]
+
+
+@pytest.fixture(scope="module")
+def templates(tokenizer):
+    """Template's name -> (tokenizer with it, its reader)."""
+    found = {}
+    for name in NAMES:
+        source = make_template(name) if name in FAMILIES else golden.template(name)
+        other = with_template(tokenizer, source, "<s>", "</s>")
+        found[name] = other, find_syntax(other)
+    return found
+
+
+def make_record(calls: list[dict]) -> Record:
+    made = [{"id": f"call{at:05}", "type": "function", "function": call} for at, call in enumerate(calls)]
+    results = [
+        {"role": "tool", "tool_call_id": call["id"], "name": call["function"]["name"], "content": '{"temp": 21}'}
+        for call in made
+    ]
+    messages = [
+        {"role": "user", "content": "Well?"},
+        {"role": "assistant", "content": "", "tool_calls": made},
+        *results,
+        {"role": "assistant", "content": "It is 21 degrees."},
+    ]
+    return Record("r", messages, TOOLS)
+
+
+def write(tokenizer, calls: list[dict]) -> str:
+    """Render what the model writes in the turn that calls, the end of the turn included."""
+    text, turns = render(make_record(calls), tokenizer)
+    return text[turns[0][1] : turns[0][2]]
+
+
+def judge(tokenizer, reader: CallReader, gold: list[dict], text: str) -> tuple[bool, ...]:
+    case = build_cases([make_record(gold)], tokenizer)[0]
+    outcome = judge_case(case, text, reader)["outcome"]
+    return tuple(outcome[key] for key in ("names", "exact", "json", "schema"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_record_s_own_text_scores_full_marks(name, templates):
+    tokenizer, reader = templates[name]
+    for gold in (ONE, TWO):
+        assert judge(tokenizer, reader, gold, write(tokenizer, gold)) == (True,) * 4
+    text, turns = render(make_record(ONE), tokenizer)
+    answer = build_cases([make_record(ONE)], tokenizer)[1]
+    assert judge_case(answer, text[turns[1][1] : turns[1][2]], reader)["outcome"]["integrated"]
+
+
+OTHER = {"name": "stop", "arguments": {"city": "Oslo", "days": 2}}
+BROKEN = {  # kind -> (calls that are answered where TWO are right; names, exact, json, schema)
+    "wrong name": ([OTHER, TWO[1]], (False, False, True, True)),
+    "unknown name": ([{**ONE[0], "name": "get_wether"}, TWO[1]], (False, False, True, False)),
+    "missing call": (ONE, (False, False, True, True)),
+    "extra call": ([*TWO, OTHER], (False, False, True, True)),
+    "repeated call": ([*TWO, TWO[1]], (False, False, True, True)),
+    "other order": (TWO[::-1], (True, True, True, True)),
+    "wrong value": (
+        [{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}}, TWO[1]],
+        (True, False, True, True),
+    ),
+    "missing argument": ([{"name": "get_weather", "arguments": {"city": "Oslo"}}, TWO[1]], (True, False, True, True)),
+    "extra argument": (
+        [{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2, "unit": "C"}}, TWO[1]],
+        (True, False, True, False),
+    ),
+    "wrong type": (
+        [{"name": "get_weather", "arguments": {"city": "Oslo", "days": "two"}}, TWO[1]],
+        (True, False, True, False),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_broken_answer_gives_what_its_kind_says(name, kind, templates):
+    tokenizer, reader = templates[name]
+    calls, verdict = BROKEN[kind]
+    assert judge(tokenizer, reader, TWO, write(tokenizer, calls)) == verdict
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_truncated_answer_is_right_in_nothing(name, templates):
+    tokenizer, reader = templates[name]
+    text = write(tokenizer, TWO)
+    for end in (text.index("Oslo") + 2, text.index("Rome") + 2):
+        assert judge(tokenizer, reader, TWO, text[:end]) == (False,) * 4
+
+
+UNMARKED = {"phi4_mini", "toolace", "llama4_pythonic", "llama32_pythonic"}  # calls are read wherever they stand
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_in_another_family_s_syntax_is_right_in_nothing(name, templates):
+    """The same calls as other families write them, but for those that write them alike."""
+    tokenizer, reader = templates[name]
+    right = write(tokenizer, TWO)
+    for other in ("hermes", "llama31", "mistral_args", "xml_function", "gemma4", "lfm2", "kimi_k3"):
+        other_tokenizer, other_reader = templates[other]
+        verdict = judge(tokenizer, reader, TWO, write(other_tokenizer, TWO))
+        if name in UNMARKED or other_reader.parse(right, TOOLS).valid:
+            assert verdict in ((True,) * 4, (False,) * 4), other
+        else:
+            assert verdict == (False,) * 4, other
