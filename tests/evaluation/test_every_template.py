@@ -111,7 +111,7 @@ def test_a_truncated_answer_is_right_in_nothing(name, templates):
 UNMARKED = {"phi4_mini", "toolace", "llama4_pythonic", "llama32_pythonic"}  # calls are read wherever they stand
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in UNMARKED])
 def test_an_answer_in_another_family_s_syntax_is_right_in_nothing(name, templates):
     """The same calls as other families write them, but for those that write them alike."""
     tokenizer, reader = templates[name]
@@ -119,7 +119,7 @@ def test_an_answer_in_another_family_s_syntax_is_right_in_nothing(name, template
     for other in ("hermes", "llama31", "mistral_args", "xml_function", "gemma4", "lfm2", "kimi_k3"):
         other_tokenizer, other_reader = templates[other]
         verdict = judge(tokenizer, reader, TWO, write(other_tokenizer, TWO))
-        if name in UNMARKED or other_reader.parse(right, TOOLS).valid:
+        if other_reader.parse(right, TOOLS).valid:
             assert verdict in ((True,) * 4, (False,) * 4), other
         else:
             assert verdict == (False,) * 4, other
