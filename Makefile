@@ -17,7 +17,8 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -r
 BIN := $(abspath $(VENV))/bin
 # One rank a GPU; two ranks share the cores where there is none.
 RANKS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 || echo --num_accelerators 2)
-TRAIN = PATH="$(BIN):$$PATH" deepspeed $(RANKS) launch/train.py
+# DeepSpeed warns of each process that finds no GPU; --quiet leaves the launcher's errors.
+TRAIN = PATH="$(BIN):$$PATH" $(if $(RANKS),DS_ACCELERATOR=cpu) deepspeed --quiet $(RANKS) launch/train.py
 
 .PHONY: help demo test check docs proof teacher clean
 help:

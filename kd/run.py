@@ -34,7 +34,7 @@ from kd.evaluation.while_training import BEST, check_choice, open_validator
 from kd.hashing import hash_text
 from kd.models.load import count_parameters, read_model_config
 from kd.models.student import build_run_student
-from kd.models.tokenizer import load_tokenizer
+from kd.models.tokenizer import check_run_tokenizer, load_tokenizer
 from kd.models.weight_files import weights_fingerprint
 from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
 from kd.rendering.call_syntax import find_syntax
@@ -174,6 +174,9 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
         no_teacher = on_rank_0(lambda: explain_missing_teacher(config.evaluation, config.teacher) if splits else None)
         # Every line is checked before a model is loaded.
         sources: Sources = on_rank_0(lambda: run_sources(config.data, config.run))
+        on_rank_0(
+            lambda: check_run_tokenizer(tokenizer, sources.stages, config.tokenizer, config.teacher, config.student)
+        )
         _warn_of_emulation(config, log)
         if no_teacher:
             log.say(f"evaluation: {no_teacher}")

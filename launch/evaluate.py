@@ -8,7 +8,7 @@ writes OUT/evaluation.json and OUT/cases.jsonl. Models are whole `save_pretraine
     spanwise evaluate --compare one=runs/a/evaluation.json two=runs/b/evaluation.json --out runs/both
 
 pairs models of earlier evaluations record by record, writes OUT/comparison.html and OUT/comparison.md, and prints the
-latter.
+latter. Exit code: 0 all is well, 1 not, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from kd.evaluation.files import (
     write_evaluation,
 )
 from kd.models.load import load_whole_model
-from kd.models.tokenizer import read_tokenizer
+from kd.models.tokenizer import read_rendering_tokenizer
 from kd.outputs import Output, check_outputs
 from kd.paths import identify, path_option
 from kd.records.files import read_records
 from kd.reports.comparison_page import write_comparison
 from kd.reports.html import is_page
-from launch.shared import find_exit_code, make_parser
+from launch.shared import add_verbose, make_parser, run_guarded
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -63,6 +63,7 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
     parser.add_argument("--out", type=path_option, help="folder of what is written; with --compare this one by default")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts generated together; 64 by default")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer in tokens; 256 by default")
+    add_verbose(parser)
     args = parser.parse_args(argv)
     if args.compare and (args.model or args.data):
         parser.error("--compare: it takes evaluations that were written before, and no --model or --data")
@@ -119,11 +120,11 @@ def evaluate_folder(
 ) -> dict[str, Evaluation]:
     """Evaluate one saved model on every split."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_rendering_tokenizer(folder, key="--model")
     model = load_whole_model(folder).to(device)
     done = {}
     for split, path in data:
-        with tqdm(desc=f"{folder.name} on {split}", unit="turn") as bar:
+        with tqdm(desc=f"{folder.name} on {split}", unit="turn", disable=None, leave=False) as bar:
 
             def show(num_done: int, num_cases: int) -> None:
                 bar.total = num_cases
@@ -142,10 +143,10 @@ def evaluate_folder(
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse(argv, prog)
-    return find_exit_code(
+    return run_guarded(
         lambda: compare(args.compare, args.out or Path()) if args.compare else evaluate(args),
-        lambda error: print(f"error: {error}", file=sys.stderr),
-        "nothing was written",
+        verbose=args.verbose,
+        interrupted="nothing was written",
     )
 
 

@@ -9,7 +9,6 @@ With teacher.cache it also gives the cache's size on disk, from a sample of the 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -34,9 +33,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse(argv, prog)
 
     def run(config) -> int:
+        from kd.distributed.place import read_world_size
         from kd.run import dry_run
 
-        print(dry_run(config, args.world_size or int(os.environ.get("WORLD_SIZE", "1"))))
+        print(dry_run(config, args.world_size or read_world_size()))
         return 0
 
     return run_config(args, run)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from kd.atomic_files import describe_failure, is_full
-from kd.errors import SpanwiseError
 from kd.paths import path_option
 
 
@@ -29,6 +28,7 @@ def add_config_options(parser: argparse.ArgumentParser, config_help: str, *, req
         dest="overrides",
         help="override one key of the YAML, repeatable",
     )
+    add_verbose(parser)
 
 
 def add_local_rank(parser: argparse.ArgumentParser) -> None:
@@ -36,39 +36,69 @@ def add_local_rank(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
 
 
-def run_config(args: argparse.Namespace, run: Callable[[Any], int]) -> int:
-    """Return the exit code of `run`, which gets the RunConfig that args.config and args.overrides name.
-
-    An error of ours is printed, and gives the exit code (SpanwiseError.exit_code); an interrupt gives 130.
-    """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from kd.config.load import load_config
-    from kd.distributed.exit import tell
-
-    return find_exit_code(
-        lambda: run(load_config(args.config, args.overrides)),
-        lambda error: tell(error, args.config, args.overrides),
-        "the same command resumes from what was saved",
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Add --verbose."""
+    parser.add_argument(
+        "--verbose", action="store_true", help="show the libraries' own messages too, on every rank, and tracebacks"
     )
 
 
-def find_exit_code(work: Callable[[], int], tell: Callable[[SpanwiseError], None], interrupted: str) -> int:
-    """Return what `work` returns, or the exit code of an error that a user can mend, which is printed.
-
-    Args:
-        tell: prints an error of ours.
-        interrupted: said at an interrupt, which gives 130.
+def run_config(args: argparse.Namespace, run: Callable[[Any], int]) -> int:
+    """Return the exit code of `run`, which gets the RunConfig that args.config and args.overrides name; see
+    run_guarded.
     """
+
+    def work() -> int:
+        from kd.config.load import load_config
+
+        return run(load_config(args.config, args.overrides))
+
+    return run_guarded(work, verbose=args.verbose, config=args.config, overrides=args.overrides)
+
+
+def run_guarded(
+    work: Callable[[], int],
+    *,
+    verbose: bool = False,
+    config: str = "",
+    overrides: Sequence[str] = (),
+    interrupted: str = "the same command resumes from what was saved",
+) -> int:
+    """Return the exit code of `work`, with the libraries quiet unless `verbose`.
+
+    An error of ours, or of the machine's (a file, memory), is printed in one piece and once a job, and gives the exit
+    code (SpanwiseError.exit_code, else 1); an interrupt gives 130. Any other error is a fault of the program: its
+    traceback is printed, also once a job.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from kd.distributed.exit import tell
+    from kd.distributed.quiet import quieten
+    from kd.errors import SpanwiseError
+
+    quieten(verbose=verbose)
     try:
         return work()
-    except SpanwiseError as error:
-        tell(error)
-        return error.exit_code
-    except OSError as error:
-        if error.filename is None and not is_full(error):
-            raise  # of no file: a fault of the program
-        print(f"error: {describe_failure(error)}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"interrupted: {interrupted}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        tell(error if isinstance(error, SpanwiseError) else _explain(error), config, overrides)
+        return getattr(error, "exit_code", 1)
+
+
+def _explain(error: Exception) -> Exception:
+    """Return an error that says what the machine lacks, or that the program is at fault."""
+    if isinstance(error, OSError) and error.strerror:
+        from kd.atomic_files import describe_failure
+
+        return Exception(describe_failure(error))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        text = (str(error).splitlines() or ["out of memory"])[0]
+        return Exception(
+            f"{text}: lower training.micro_batch_size or a stage's max_length; spanwise plan says what fits"
+        )
+    shown = "".join(traceback.format_exception(error))
+    return Exception(f"a fault of the program: report it with these lines\n{shown.rstrip()}")

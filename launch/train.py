@@ -12,7 +12,6 @@ The last line is of a checkout that is not installed, on two ranks of a machine 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -39,9 +38,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
     def run(config) -> int:
         if args.dry_run:
+            from kd.distributed.place import read_world_size
             from kd.run import dry_run
 
-            print(dry_run(config, int(os.environ.get("WORLD_SIZE", "1"))))
+            print(dry_run(config, read_world_size()))
         else:
             from kd.run import execute
 

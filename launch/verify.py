@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -24,10 +23,10 @@ from typing import Any, BinaryIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
-from kd.atomic_files import describe_failure, publish, replacing
+from kd.atomic_files import publish, replacing
 from kd.outputs import Output, check_outputs, read_object
 from kd.paths import path_option
-from launch.shared import add_config_options, make_parser
+from launch.shared import add_config_options, make_parser, run_guarded
 
 # Exit codes: a wrong name in --data is the command's fault (2), one in a configuration makes the run not ready (1).
 _WRONG = {False: 2, True: 1}
@@ -87,7 +86,11 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> tuple[argpa
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser, args = parse(argv, prog)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return run_guarded(lambda: verify(parser, args), verbose=args.verbose)
+
+
+def verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Open what the arguments name, check it, and return the exit code."""
     from kd.config.load import load_config
     from kd.config.registries import FORMATS
     from kd.models.tokenizer import load_tokenizer, read_rendering_tokenizer
@@ -123,9 +126,6 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     except DataError as error:  # a file or a package is missing, or BFCL's truth is unreadable
         print(f"error: {error}", file=sys.stderr)
         return _WRONG[bool(args.config)]
-    except OSError as error:
-        print(f"error: {describe_failure(error)}", file=sys.stderr)
-        return 1
 
 
 def check_places(args: argparse.Namespace, inputs: list[tuple[str, Path]]) -> None:
@@ -183,11 +183,19 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
             ):
                 shown.append(verified)
                 ready_shown, failing_shown = ready_shown + verified.ready, failing_shown + (not verified.ready)
-    checks: list[dict[str, Any]] = [check_call_syntax(tokenizer)] if tally.total["calls"] else []
-    if config is not None:
-        from kd.preflight.run import check_run
+    from kd.models.tokenizer import name_tokenizer
+    from kd.preflight.agreement import check_tokenizer_file
+    from kd.preflight.run import check_run, run_check
 
-        checks += check_run(config, tokenizer)
+    named = (args.tokenizer, None)
+    if config is not None:
+        named = name_tokenizer(config.tokenizer, config.teacher, config.student)[1:]
+    texts = [verified.annotated.text for verified in shown if verified.annotated is not None]
+    checks: list[dict[str, Any]] = [
+        *([check_call_syntax(tokenizer)] if tally.total["calls"] else []),
+        run_check("tokenizer reads as its file", lambda: check_tokenizer_file(tokenizer, texts, *named)),
+        *(check_run(config, tokenizer) if config is not None else ()),
+    ]
     allowed = (
         args.max_bad_fraction
         if args.max_bad_fraction is not None

@@ -21,6 +21,7 @@ from kd.evaluation.cases import build_cases
 from kd.evaluation.evaluate import evaluate_cases, merge
 from kd.evaluation.files import write_cases, write_evaluation
 from kd.models.load import load_whole_model
+from kd.models.model_files import check_weights
 from kd.models.weight_files import weight_files
 from kd.records.checks import DataError
 from kd.records.files import read_records
@@ -88,10 +89,16 @@ def explain_missing_teacher(evaluation: schema.Evaluation, teacher: schema.Teach
     """Say why the teacher cannot be evaluated beside the student; None where it can, or need not be.
 
     With a cache the teacher's weights need not be on this machine. A live teacher has loaded them by then.
+
+    Raises:
+        StudentError: its weights are here and damaged.
     """
     if not evaluation.baselines or teacher is None or teacher.cache is None:
         return None
-    if weight_files(teacher.path, teacher.revision):
+    files = weight_files(teacher.path, teacher.revision)
+    if files:
+        if Path(teacher.path).is_dir():
+            check_weights(Path(teacher.path))
         return None
     return (
         f"the teacher is not evaluated beside the student: its weights ({teacher.path}) are not on this machine, and "

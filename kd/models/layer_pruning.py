@@ -22,7 +22,8 @@ from kd.atomic_files import describe_failure, is_full
 from kd.config.schema import Student
 from kd.errors import SpanwiseError
 from kd.made_folders import replacing_folder
-from kd.models.load import first_line, read_model_config
+from kd.models.load import explain_shapes, read_model_config
+from kd.models.model_files import StudentError, check_weights, first_line
 
 _FIXED = (
     "hidden_size",
@@ -121,7 +122,7 @@ def write_cut(
 
     Raises:
         CutError: the teacher's files lack weights or cannot be read, or the disk does not take the student's.
-        StudentError: the teacher's configuration cannot be read.
+        StudentError: the teacher's configuration cannot be read, or its weight files are damaged or another model's.
     """
     try:
         _write_cut(teacher_path, revision, student, model_config, folder)
@@ -136,6 +137,10 @@ def _write_cut(
     teacher_path: str, revision: str | None, student: Student, model_config: PreTrainedConfig, folder: str
 ) -> None:
     teacher = read_model_config(teacher_path, revision, key="teacher.path")
+    if Path(teacher_path).is_dir():
+        mismatch = explain_shapes(check_weights(Path(teacher_path)), teacher)
+        if mismatch:
+            raise StudentError(mismatch)
     reader = _Reader(teacher_path, revision)
     with replacing_folder(Path(folder)) as part:
         index: dict[str, str] = {}

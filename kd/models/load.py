@@ -11,42 +11,38 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedConfig,
 )
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from kd.dtypes import loaded_dtype
-from kd.errors import SpanwiseError
+from kd.models.model_files import (
+    COPY_AGAIN,
+    ModelNotFound,
+    StudentError,
+    check_weights,
+    find_folder,
+    first_line,
+    read_json,
+)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-class StudentError(SpanwiseError, ValueError):
-    """Student, or model that it comes from or learns from, that cannot be read or made as asked."""
-
-
-class ModelNotFound(StudentError):
-    """Folder or hub id without a model, or one whose model is not on this machine."""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, with its type before it unless it is an OSError or ValueError."""
-    text = str(error).strip()
-    shown = text.splitlines()[0] if text else ""
-    return shown if isinstance(error, (OSError, ValueError)) and shown else f"{type(error).__name__}: {shown}"
 
 
 def read_model_config(
     path: str | os.PathLike, revision: str | None = None, *, key: str | None = None, local_files_only: bool = False
 ) -> PreTrainedConfig:
-    """Read the transformers configuration of a saved model; no weights are loaded.
+    """Read the transformers configuration of a saved causal LM; no weights are loaded.
 
     Args:
         path: folder or hub id.
@@ -54,26 +50,53 @@ def read_model_config(
         local_files_only: ask no network.
 
     Raises:
-        ModelNotFound: nothing is there, or it has no readable config.json.
-        StudentError: its configuration is of no model that transformers knows, or is damaged.
+        ModelNotFound: nothing is there (`find_folder`), or it has no config.json.
+        StudentError: its config.json is damaged, or of no causal LM that transformers knows.
     """
+    folder = find_folder(path, revision, key=key, local_files_only=local_files_only)
+    file = folder / "config.json" if folder is not None else None
+    where = f"{key}: " if key else ""
+    if file is not None and not os.path.lexists(file):
+        raise ModelNotFound(
+            f"{where}{file}: no such file, so this is no model that can be read here: give a folder that "
+            "save_pretrained wrote"
+        )
+    if file is not None and not isinstance(read_json(file).get("model_type"), str):
+        raise StudentError(f"{where}{file}: has no model_type, so transformers cannot tell the model: {COPY_AGAIN}")
     try:
-        return AutoConfig.from_pretrained(path, revision=revision, local_files_only=local_files_only)
+        found = AutoConfig.from_pretrained(path, revision=revision, local_files_only=local_files_only)
     except Exception as error:  # of any library's own types, which have no common base
         kind = ModelNotFound if isinstance(error, OSError) else StudentError
         raise kind(
-            f"{f'{key}: ' if key else ''}{os.fspath(path)!r} is not a model that can be read here: {first_line(error)}"
-            "; give a folder that save_pretrained wrote, or a hub id that this machine can reach"
+            f"{where}{os.fspath(file or path)!r} is not a model that can be read here: {first_line(error)}; mend it, "
+            "install the version of transformers that the model asks for, or give another folder that save_pretrained "
+            "wrote"
         ) from error
+    reason = _explain_no_causal_lm(found)
+    if reason:
+        raise StudentError(f"{where}{file or path}: {reason}: give a causal LM, one that predicts the next token")
+    return found
+
+
+def _explain_no_causal_lm(model_config: PreTrainedConfig) -> str | None:
+    kind = type(model_config)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or model_config.is_encoder_decoder:
+        return f"a {model_config.model_type} model is no causal LM"
+    # BERT and its kin are in both lists, and see the whole text unless is_decoder says otherwise.
+    if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(model_config, "is_decoder", False):
+        return f"a {model_config.model_type} model is an encoder and no causal LM, as is_decoder is not true"
+    return None
 
 
 def read_stop_ids(path: str | os.PathLike, revision: str | None = None) -> tuple[Any, Any]:
     """Read eos_token_id of a saved model's generation_config.json and config.json: each an id, a list, or None.
 
     Raises:
-        StudentError: as `read_model_config`.
+        StudentError: as `read_model_config`, or generation_config.json is damaged.
     """
     named = getattr(read_model_config(path, revision).get_text_config(), "eos_token_id", None)
+    if Path(path).is_dir() and os.path.lexists(Path(path) / "generation_config.json"):
+        read_json(Path(path) / "generation_config.json")
     try:
         return GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id, named
     except OSError:  # there is none
@@ -100,8 +123,7 @@ def load_whole_model(path: str | os.PathLike, revision: str | None = None, *, tr
     dtype = loaded_dtype(_saved_dtype(model_config))
     if not trained:
         return AutoModelForCausalLM.from_config(model_config, dtype=dtype)
-    with _told(path):
-        return AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=dtype)
+    return _load_weights(AutoModelForCausalLM, path, model_config, revision=revision, dtype=dtype)
 
 
 def load_causal_lm(
@@ -136,9 +158,8 @@ def load_causal_lm(
     # A lazy import inside zero.Init fails with a signature-mismatch TypeError: import everything the model needs first.
     import torch._dynamo  # noqa: F401
 
-    if type(model_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise StudentError(f"{source}: a {model_config.model_type} model is no causal LM: take one that is")
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]
+    _check_attention(attention_implementation)
+    model_class = _class_of(model_config)
     options: dict[str, Any] = {"dtype": torch_dtype, "attn_implementation": attention_implementation}
     slot = None
     if sharded:
@@ -150,25 +171,72 @@ def load_causal_lm(
             with _told(f"a new {model_config.model_type} model"):
                 model = AutoModelForCausalLM.from_config(model_config, **options)
         else:
-            with _told(source):
-                model, info = model_class.from_pretrained(
-                    source, config=model_config, revision=revision, output_loading_info=True, **options
-                )
-            missing = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
-            if missing:
-                raise StudentError(
-                    f"{source}: {len(missing)} weights are missing or of another shape, first {missing[0]}: save the "
-                    "model again with save_pretrained"
-                )
+            model = _load_weights(model_class, source, model_config, revision=revision, **options)
     finally:
         del slot
     _check_made(model, torch_dtype, sharded)
     return model
 
 
+def _class_of(model_config: PreTrainedConfig) -> Any:
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]
+
+
 def _saved_dtype(model_config: PreTrainedConfig) -> torch.dtype | None:
     dtype = model_config.dtype
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _load_weights(
+    model_class: Any, source: str | os.PathLike, model_config: PreTrainedConfig, **options: Any
+) -> torch.nn.Module:
+    """Load saved weights, and refuse a model of which some were missing or of another shape.
+
+    transformers draws such weights at random, or raises an error that names no file.
+    """
+    folder = Path(source) if Path(source).is_dir() else None
+    shapes = check_weights(folder) if folder is not None else {}
+    if folder is not None and (folder / "generation_config.json").exists():
+        read_json(folder / "generation_config.json")
+    try:
+        with _told(source):
+            model, info = model_class.from_pretrained(source, config=model_config, output_loading_info=True, **options)
+    except StudentError as error:
+        mismatch = explain_shapes(shapes, model_config)
+        raise StudentError(mismatch) if mismatch else error from error
+    missing = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
+    if missing:
+        raise StudentError(
+            explain_shapes(shapes, model_config)
+            or f"{source}: {len(missing)} weights are missing or of another shape, first {missing[0]}: save the model "
+            "again with save_pretrained"
+        )
+    return model
+
+
+def explain_shapes(shapes: dict[str, tuple[Path, list[int]]], model_config: PreTrainedConfig) -> str | None:
+    """Find the first saved tensor that config.json makes of another shape, and say so with its file.
+
+    shapes: of kd.models.model_files.check_weights. None where there is no difference.
+    """
+    with torch.device("meta"):
+        model = _class_of(model_config)(model_config)  # not from_config, which reads the HfDeepSpeedConfig alive
+    for name, tensor in model.state_dict().items():
+        file, saved = shapes.get(name, (None, None))
+        if file is not None and saved != list(tensor.shape):
+            return (
+                f"{file}: {name} is {saved}, and {file.with_name('config.json')} makes it {list(tensor.shape)}: the "
+                "two are of different models; copy both from one place"
+            )
+    return None
+
+
+def _check_attention(implementation: str) -> None:
+    if implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise StudentError(
+            "student.attention_implementation: flash_attention_2 needs a GPU and the package flash-attn, and this "
+            "machine lacks one of them: set it to sdpa, or pip install flash-attn"
+        )
 
 
 @contextmanager

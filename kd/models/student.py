@@ -15,7 +15,8 @@ from kd.config.derived import longest_length
 from kd.config.schema import RunConfig, Student, Teacher
 from kd.distributed.collectives import on_rank_0
 from kd.models.layer_pruning import cut_config, write_cut
-from kd.models.load import StudentError, load_causal_lm, read_model_config, read_stop_ids
+from kd.models.load import load_causal_lm, read_model_config, read_stop_ids
+from kd.models.model_files import StudentError
 from kd.rendering.stops import join_stop_ids
 
 _CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}

@@ -3,44 +3,68 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from kd.config.schema import Student, Teacher, Tokenizer
-from kd.errors import SpanwiseError
-from kd.models.load import first_line, read_model_config
+from kd.models.load import read_model_config
+from kd.models.model_files import StudentError, find_folder, first_line, read_json
+from kd.models.raw_tokenizer import PROBE, TokenizerError, check_raw, check_raw_on_records, read_raw
 from kd.rendering.stops import explain_no_stop
+from kd.sources.source import Source
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-class TokenizerError(SpanwiseError, ValueError):
-    """Tokenizer that cannot be used, or that is not the one the teacher was trained with."""
-
-
-def read_tokenizer(source: str | os.PathLike, revision: str | None = None) -> Any:
+def read_tokenizer(source: str | os.PathLike, revision: str | None = None, *, key: str | None = None) -> Any:
     """Read the tokenizer of a folder or hub id as it is.
 
+    key: key of the YAML that names it, for messages.
+
     Raises:
-        TokenizerError: none that can be read is there.
+        TokenizerError: none that can be read is there, or it gives other ids than its tokenizer.json
+            (kd/models/raw_tokenizer.py).
     """
+    source = os.fspath(source)
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision)
+        folder = find_folder(source, revision, key=key)
+        if folder is not None:
+            for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json"):
+                if os.path.lexists(folder / name):
+                    read_json(folder / name)
+    except StudentError as error:
+        raise TokenizerError(str(error)) from None
+    raw = read_raw(source, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except Exception as error:  # of any library's own types, which have no common base
         raise TokenizerError(
-            f"{source}: no tokenizer can be loaded from it ({first_line(error)}); give a folder with tokenizer.json, "
-            "or a hub id that this machine can reach"
+            f"{source}: no tokenizer can be loaded from it ({first_line(error)}); give a folder with tokenizer.json "
+            "and tokenizer_config.json"
         ) from error
+    check_raw(tokenizer, PROBE, raw)
+    return tokenizer
 
 
 def read_tokenizer_if_any(source: str | os.PathLike, revision: str | None = None) -> Any | None:
-    """Read the tokenizer saved beside a checkpoint; None where there is none, as with weights alone."""
+    """Read the tokenizer saved beside a checkpoint; None where it has none of its files, as with weights alone.
+
+    Raises:
+        TokenizerError: it has some, and they cannot be read.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return read_tokenizer(source, revision) if any(os.path.lexists(folder / name) for name in _FILES) else None
     try:
         return read_tokenizer(source, revision)
     except TokenizerError:
         return None
 
 
-def read_rendering_tokenizer(source: str | os.PathLike, revision: str | None = None) -> Any:
+def read_rendering_tokenizer(source: str | os.PathLike, revision: str | None = None, *, key: str | None = None) -> Any:
     """Read a tokenizer that can render records and place spans: it has a chat template, offsets, and a token that
     ends a turn.
 
@@ -48,7 +72,7 @@ def read_rendering_tokenizer(source: str | os.PathLike, revision: str | None = N
         TokenizerError: none is there, it has no chat template, it is not a fast one, or a turn ends in no token
             (kd/rendering/stops.py).
     """
-    tokenizer = read_tokenizer(source, revision)
+    tokenizer = read_tokenizer(source, revision, key=key)
     if not tokenizer.chat_template:
         raise TokenizerError(
             f"{source}: the tokenizer has no chat template; use an instruction-tuned model's, or add "
@@ -63,6 +87,34 @@ def read_rendering_tokenizer(source: str | os.PathLike, revision: str | None = N
     return tokenizer
 
 
+def name_tokenizer(tokenizer: Tokenizer, teacher: Teacher | None, student: Student) -> tuple[str, str, str | None]:
+    """Return the key that names the run's tokenizer, its folder or hub id, and its revision.
+
+    Raises:
+        TokenizerError: nothing names one.
+    """
+    if tokenizer.path:
+        revision = teacher.revision if teacher and tokenizer.path == teacher.path else None
+        return "tokenizer.path", tokenizer.path, revision
+    if teacher is not None:
+        return "teacher.path", teacher.path, teacher.revision
+    if student.path is None:
+        raise TokenizerError("no tokenizer: set tokenizer.path, or give a teacher, whose tokenizer is then used")
+    return "student.path", student.path, None
+
+
+def check_run_tokenizer(
+    loaded: Any, sources: Iterable[Source], tokenizer: Tokenizer, teacher: Teacher | None, student: Student
+) -> None:
+    """Compare the run's tokenizer with its tokenizer.json on the first records of each of `sources`.
+
+    Raises:
+        TokenizerError: a record's text gets other ids; the message has the first difference.
+    """
+    _, source, revision = name_tokenizer(tokenizer, teacher, student)
+    check_raw_on_records(loaded, sources, source, revision)
+
+
 def load_tokenizer(tokenizer: Tokenizer, teacher: Teacher | None, student: Student) -> Any:
     """Load the run's tokenizer: tokenizer.path, else the teacher's, else that of the student's checkpoint.
 
@@ -72,10 +124,8 @@ def load_tokenizer(tokenizer: Tokenizer, teacher: Teacher | None, student: Stude
             tokenizer; more of each distribution is asked for than there are tokens.
         StudentError: the teacher's configuration cannot be read.
     """
-    source = tokenizer.path or (teacher.path if teacher else student.path)
-    if source is None:
-        raise TokenizerError("no tokenizer: set tokenizer.path, or give a teacher, whose tokenizer is then used")
-    ours = read_rendering_tokenizer(source, teacher.revision if teacher and source == teacher.path else None)
+    key, source, revision = name_tokenizer(tokenizer, teacher, student)
+    ours = read_rendering_tokenizer(source, revision, key=key)
     if teacher is not None:
         _check_teacher(teacher, source, ours)
     if student.init == "checkpoint" and student.path is not None and student.path != source:

@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from kd.hashing import hash_text, sha256
+from kd.models.model_files import check_weights
 
 SAMPLED_BYTES = 1 << 20  # of each file larger than WHOLE_BYTES
 WHOLE_BYTES = 1 << 28
@@ -29,12 +30,16 @@ def weight_files(path: str, revision: str | None) -> list[Path]:
 
 
 def weights_hash(path: str, revision: str | None) -> str | None:
-    """Hash a model's configuration and weight files, names and contents; None where they are not on this machine."""
+    """Hash a model's configuration and weight files, names and contents; None where they are not on this machine.
+
+    Raises:
+        StudentError: a file is damaged.
+    """
     return _hash_files(path, revision, sha256)
 
 
 def weights_fingerprint(path: str, revision: str | None) -> str | None:
-    """Hash as `weights_hash` does, but quickly: of large files the size and 64 places."""
+    """Hash as `weights_hash` does, but quickly: of large files the size and 64 places. Raises as it does."""
     return _hash_files(path, revision, _sample)
 
 
@@ -42,6 +47,8 @@ def _hash_files(path: str, revision: str | None, digest: Callable[[Path], str]) 
     files = weight_files(path, revision)
     if not files:
         return None
+    if Path(path).is_dir():
+        check_weights(Path(path))
     files.append(files[0].with_name("config.json"))
     with ThreadPoolExecutor(4) as pool:  # hashing leaves the interpreter to the others
         return hash_text("\n".join(f"{file.name} {found}" for file, found in zip(files, pool.map(digest, files))))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
 from kd.config.schema import Student, Teacher
 from kd.models.load import read_model_config
+from kd.models.raw_tokenizer import check_raw, read_raw
 from kd.models.tokenizer import first_difference, read_tokenizer_if_any
 
 
@@ -45,6 +46,16 @@ def check_tokenizers(others: list[OwnTokenizer], tokenizer) -> str:
             raise ValueError(f"{owner}'s tokenizer ({path}) is not the run's: {difference}")
         compared.append(f"{owner}'s is the run's" if other is not None else f"{owner} brings none")
     return "; ".join(compared) or "there is one, and teacher and student share it"
+
+
+def check_tokenizer_file(tokenizer, texts: Iterable[str], source: str, revision: str | None) -> str:
+    """Compare the run's tokenizer with its tokenizer.json, read raw, on rendered texts.
+
+    Raises:
+        TokenizerError: a text gets other ids (kd/models/raw_tokenizer.py).
+    """
+    check_raw(tokenizer, texts, read_raw(source, revision))
+    return "loaded, it gives the ids of its tokenizer.json"
 
 
 def check_templates(others: list[OwnTokenizer], tokenizer) -> str:

@@ -9,7 +9,8 @@ from kd.config.deepspeed.read import read_ds_config
 from kd.config.derived import longest_length
 from kd.config.schema import RunConfig, Stage, Teacher, Training
 from kd.errors import SpanwiseError
-from kd.models.load import ModelNotFound, count_parameters, read_model_config
+from kd.models.load import count_parameters, read_model_config
+from kd.models.model_files import ModelNotFound
 from kd.models.student import student_model_config
 from kd.preflight.memory import Job, Shape, count_flops, count_teacher_weights, estimate_memory
 from kd.teacher.capture.size import CacheSize

@@ -32,9 +32,9 @@ def check_run(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
         )
 
     others = list(read_other_tokenizers(config.tokenizer.path, config.teacher, config.student))
-    yield _run_check("tokenizers agree", lambda: check_tokenizers(others, tokenizer))
-    yield _run_check("chat templates agree", lambda: check_templates(others, tokenizer))
-    yield _run_check("vocabulary fits", lambda: check_vocabulary(student_config(), config.teacher, len(tokenizer)))
+    yield run_check("tokenizers agree", lambda: check_tokenizers(others, tokenizer))
+    yield run_check("chat templates agree", lambda: check_templates(others, tokenizer))
+    yield run_check("vocabulary fits", lambda: check_vocabulary(student_config(), config.teacher, len(tokenizer)))
     teacher = config.teacher if uses_teacher(config.teacher, config.loss) else None
     try:
         needed = _memory_needed(
@@ -54,7 +54,8 @@ def check_run(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
         yield {"name": STEP_CHECK, "ok": False, "detail": str(error)}
 
 
-def _run_check(name: str, check: Callable[[], str]) -> dict[str, Any]:
+def run_check(name: str, check: Callable[[], str]) -> dict[str, Any]:
+    """Make a check of a function that returns a detail, or raises ValueError or OSError."""
     try:
         return {"name": name, "ok": True, "detail": check()}
     except (ValueError, OSError) as error:

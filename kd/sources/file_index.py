@@ -62,6 +62,7 @@ class RecordIndex:
         weakref.finalize(self, _remove, self.spool)
         with open(self.spool, "wb") as out:
             making = _Making(quarantine or Quarantine(), out, hashlib.sha256())
+            sources = list(sources)
             for source in sources:
                 files = expand([source.pattern])
                 truths = [file for file in files if holds_truth(file)] if source.format in (None, "bfcl") else []
@@ -70,7 +71,8 @@ class RecordIndex:
                         self._add(file, source, truths, making)
         self._fingerprint = making.digest.hexdigest()
         if not len(self):
-            raise DataError("no record in any of the data files")
+            named = ", ".join(source.pattern for source in sources)
+            raise DataError(f"{named}: no record in any of the data files: give another, or mend data.* in the config")
 
     def _add(self, file: Path, source: DataFiles, truths: list[Path], making: _Making) -> None:
         plain = is_plain_lines(file)

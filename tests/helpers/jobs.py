@@ -24,7 +24,8 @@ def free_port() -> int:
 
 def plain_environment(**extra: str) -> dict[str, str]:
     """This process's environment without what the test run added for triton, and with the repository importable."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", *ours)}
     paths = [str(REPOSITORY), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | extra
 
@@ -47,7 +48,7 @@ class Job:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=plain_environment(RANK=str(rank), LOCAL_RANK=str(rank), **address, **environment),
+                env=plain_environment(RANK=str(rank), LOCAL_RANK=str(rank), **(address | environment)),
             )
             for rank in range(world_size)
         ]

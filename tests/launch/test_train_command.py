@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,10 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=plain_environment(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"),
+            env=plain_environment(
+                PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                **({} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}),  # as the Makefile does
+            ),
         )
 
     def wait(self, timeout: float = 240) -> tuple[int, str]:
@@ -68,8 +72,9 @@ def train(*arguments: str) -> Command:
 
 
 def on_two_ranks(*arguments: str) -> Command:
+    port = str(free_port())
     return Command(
-        "deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "launch/train.py", *arguments
+        "deepspeed", "--quiet", "--num_accelerators", "2", "--master_port", port, "launch/train.py", *arguments
     )
 
 
@@ -148,6 +153,24 @@ def run_dir(out, results) -> Path:
     code, output = results["two"]
     assert code == 0, output[-5000:]
     return out / "two"
+
+
+LINES = (
+    r"stage (copy|whole): demo corpus, \{.*\}",
+    r"step +\d+  (copy|whole)  loss .*  T \d.*  lr .*  grad .*  \d+ tok/s  \d+\.\d GiB",
+    r"trained 6 steps, [\d,]+ tokens in \d+ s",
+    r"evaluated (teacher|student|untrained) on unseen_(values|tools): \d+ turns of 8 records",
+    r"model +split +tool_name_accuracy .* records",
+    r"(teacher|student|untrained) +unseen_(values|tools) +[-\d].* 8",
+    r"student  /.*/student",
+    r"report   /.*/report.html",
+)
+
+
+def test_a_log_on_two_ranks_holds_what_a_person_wants(run_dir, results):
+    """No library's warning of any rank or start, no progress bar of a file, no launcher's line."""
+    for line in results["two"][1].splitlines():
+        assert any(re.fullmatch(shape, line) for shape in LINES), repr(line)
 
 
 def lines_of(path: Path) -> list[dict]:

@@ -18,7 +18,7 @@ from kd.config.schema import Endpoint, RunConfig
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
-from kd.models.tokenizer import load_tokenizer
+from kd.models.tokenizer import check_run_tokenizer, load_tokenizer
 from kd.sources.stages import sources_beside
 from kd.teacher.cache.identity import cache_identity, cache_spec
 from kd.teacher.cache.spec import CacheSpec
@@ -103,6 +103,7 @@ def open_job(config: RunConfig, shard_rows: int, scratch: Path, kept: Path | Non
     tokenizer = load_tokenizer(config.tokenizer, teacher, config.student)
     # A training run of the same configuration may be at work, and has its own files.
     sources = on_rank_0(lambda: sources_beside(config.data, scratch, kept)).stages
+    on_rank_0(lambda: check_run_tokenizer(tokenizer, sources, config.tokenizer, teacher, config.student))
     maker = make_batch_maker(data, tokenizer, sources)
     spec = cache_spec(cache, len(tokenizer), has_entropy=teacher.endpoint is None)
     batch_size = config.training.micro_batch_size
