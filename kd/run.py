@@ -4,44 +4,44 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import deepspeed
 import psutil
 import torch
 import torch.distributed as dist
 
-from kd.atomic_files import describe_failure, publish
 from kd.checkpoints.export_hf import export_student
 from kd.checkpoints.identity import run_identity
 from kd.checkpoints.store import Checkpoints, Found, find_resumable
 from kd.config.deepspeed.fill import resolve_ds_config
 from kd.config.deepspeed.read import read_ds_config
-from kd.config.derived import quarantine_file, run_folder, uses_teacher
+from kd.config.derived import longest_length, quarantine_file, run_folder, uses_teacher
 from kd.config.load import dump_config
 from kd.config.schema import RunConfig, Training
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.dtypes import multiplies_bf16
-from kd.errors import SpanwiseError
-from kd.evaluation.files import format_table
-from kd.evaluation.held_out import evaluate_candidates, explain_missing_teacher, list_candidates, read_held_out
+from kd.evaluation.evaluate import count_positions
+from kd.evaluation.held_out import (
+    HeldOut,
+    evaluate_candidates,
+    explain_missing_teacher,
+    list_candidates,
+    prepare_held_out,
+)
 from kd.evaluation.while_training import BEST, check_choice, open_validator
 from kd.hashing import hash_text
-from kd.models.load import count_parameters, read_model_config
-from kd.models.student import build_run_student
+from kd.models.student import build_run_student, student_model_config
 from kd.models.tokenizer import check_run_tokenizer, load_tokenizer
 from kd.models.weight_files import weights_fingerprint
 from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
-from kd.rendering.call_syntax import find_syntax
-from kd.reports.run_page import write_report
+from kd.run_end import Outcome, after_training, finish
 from kd.run_folder import RunFolder, RunFolderError
 from kd.sources.inputs import find_shared, list_data_files, list_models
-from kd.sources.stages import Sources, describe, run_sources, sources_to_look_at
+from kd.sources.stages import Sources, run_sources, sources_to_look_at
 from kd.teacher.cache.identity import cache_spec, template_hash, tokenizer_hash
 from kd.teacher.cache.manifest import MANIFEST, content_of
 from kd.teacher.cache.manifest import read as read_manifest
@@ -52,16 +52,9 @@ from kd.teacher.source import OpenTeacher
 from kd.training.curriculum import Curriculum
 from kd.training.engine import StudentEngine
 from kd.training.log import RunLog
-from kd.training.tally import REFUSED
 from kd.training.trainer import Trainer, TrainingResult
 
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds", "patience": "training.patience"}
-
-
-class JudgingError(SpanwiseError, RuntimeError):
-    """Failure after training: the student is exported, but not evaluated, or without its report."""
-
-    exit_code = 3
 
 
 class Start(NamedTuple):
@@ -69,16 +62,6 @@ class Start(NamedTuple):
 
     identity: dict[str, Any]
     resume: Found | None
-
-
-class Outcome(NamedTuple):
-    """End of a run, as its report tells it."""
-
-    result: TrainingResult
-    wall_seconds: float
-    sources: Sources
-    no_teacher: str | None  # why the evaluation leaves the teacher out
-    shared: list[str]  # held-out splits that are trained on too
 
 
 def plan_here(
@@ -165,59 +148,51 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
             )
             return run_dir
         shared = on_rank_0(lambda: find_shared(config.data))
-        for note in shared:
-            log.say(f"evaluation: {note}")
         check_choice(config.training, config.evaluation, config.teacher)
-        splits = read_held_out(config.data, config.evaluation.num_records)
-        if splits:
-            find_syntax(tokenizer)  # a template whose calls cannot be judged is refused before training
-        no_teacher = on_rank_0(lambda: explain_missing_teacher(config.evaluation, config.teacher) if splits else None)
-        # Every line is checked before a model is loaded.
+        # All that the end needs is made before the first step; every line is checked before a model is loaded.
+        held_out: HeldOut = on_rank_0(lambda: _prepare_held_out(config, tokenizer))
+        no_teacher = on_rank_0(lambda: _find_missing_teacher(config, held_out))
         sources: Sources = on_rank_0(lambda: run_sources(config.data, config.run))
         on_rank_0(
             lambda: check_run_tokenizer(tokenizer, sources.stages, config.tokenizer, config.teacher, config.student)
         )
         _warn_of_emulation(config, log)
-        if no_teacher:
-            log.say(f"evaluation: {no_teacher}")
+        for note in [*shared, *held_out.notes, *filter(None, [no_teacher])]:
+            log.say(f"evaluation: {note}")
         if sources.num_refused:
             log.say(f"data: {sources.num_refused} lines are refused; they are in {sources.quarantine}")
         result, device = _train(config, tokenizer, folder, log, sources, Start(identity, resume))
         if result.stopped == "signal":
             log.say("the same command resumes the run")
             return run_dir
-        with _after_training(run_dir):
+        with after_training(config.data, run_dir):
             metrics = None
-            if splits:
+            if held_out.cases:
                 evaluation, teacher = config.evaluation, None if no_teacher else config.teacher
                 best = run_dir / BEST if result.best and result.best.step != result.steps else None
                 candidates = list_candidates(
                     run_dir / "student", teacher, baselines=evaluation.baselines, seed=config.run.seed, best=best
                 )
                 metrics = evaluate_candidates(
-                    candidates, tokenizer, splits, run_dir, evaluation, device=device, say=log.say
+                    candidates, tokenizer, held_out.cases, run_dir, evaluation, device=device, say=log.say
                 )
             outcome = Outcome(result, time.monotonic() - started, sources, no_teacher, shared)
-            on_rank_0(lambda: _finish(config, run_dir, outcome, metrics, log.say))
+            on_rank_0(lambda: finish(config, run_dir, outcome, metrics, log.say))
     finally:
         log.close()
     dist.barrier()
     return run_dir
 
 
-@contextmanager
-def _after_training(run_dir: Path) -> Iterator[None]:
-    """Turn whatever fails once the student is exported into a JudgingError, so that it is never taken for a lost
-    run.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise JudgingError(
-            f"the student is trained and exported to {run_dir / 'student'}, but its evaluation or report failed: "
-            f"{describe_failure(error, run_dir)}; mend that, and give the same command again (it trains nothing more), "
-            "or run launch/evaluate.py on the student"
-        ) from error
+def _prepare_held_out(config: RunConfig, tokenizer) -> HeldOut:
+    model_config = student_model_config(
+        config.student, config.teacher, max_length=longest_length(config.data), tokenizer_length=len(tokenizer)
+    )
+    return prepare_held_out(config.data, config.evaluation, tokenizer, count_positions(model_config))
+
+
+def _find_missing_teacher(config: RunConfig, held_out: HeldOut) -> str | None:
+    return explain_missing_teacher(config.evaluation, config.teacher) if held_out.cases else None
 
 
 def _identify(config: RunConfig, tokenizer) -> dict[str, Any]:
@@ -320,6 +295,8 @@ def _train(
             config, engine, teacher, curriculum, log, checkpoints=checkpoints, validator=validator, begin=begin
         )
         result = trainer.run()
+        if result.stopped != "signal":
+            export_student(model, tokenizer, run_dir / "student")
     finally:
         if teacher is not None:
             teacher.close()
@@ -328,58 +305,6 @@ def _train(
     stopped = f"stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else None
     log.say("; ".join(filter(None, [done, skipped, stopped, *result.tally.describe()])))
     if result.stopped != "signal":
-        export_student(model, tokenizer, run_dir / "student")
+        log.say(f"student exported to {run_dir / 'student'}")
     engine.close()
     return result, engine.device
-
-
-def _finish(
-    config: RunConfig, run_dir: Path, outcome: Outcome, metrics: dict | None, say: Callable[[str], None]
-) -> None:
-    """Write run.json and the report, and say where they are."""
-    result = outcome.result
-    facts: dict[str, Any] = {
-        "student_parameters": count_parameters(read_model_config(run_dir / "student")),
-        "wall_seconds": outcome.wall_seconds,
-        "training_seconds": result.seconds,
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "stopped": result.stopped,
-        "best": None if result.best is None else {"metric": config.training.keep_best, **result.best._asdict()},
-        "data": "; ".join(f"{stage.name}: {describe(stage)}" for stage in config.data.stages),
-        "versions": {"torch": torch.__version__, "deepspeed": deepspeed.__version__},
-        "world_size": dist.get_world_size(),
-        "notes": _write_notes(config, outcome),
-    }
-    if config.teacher is not None:
-        model_config = read_model_config(config.teacher.path, config.teacher.revision, key="teacher.path")
-        facts["teacher_parameters"] = count_parameters(model_config)
-    publish(run_dir / "run.json", (json.dumps(facts, indent=2) + "\n").encode())
-    report = write_report(run_dir)
-    if metrics:
-        say(format_table(metrics))
-    say(f"student  {run_dir / 'student'}\nreport   {report}")
-
-
-def _write_notes(config: RunConfig, outcome: Outcome) -> list[str]:
-    """Write what a reader of the report must know to read its numbers."""
-    notes = []
-    if config.student.init == "teacher_layers":
-        notes.append(
-            "The student started from layers of the teacher (student.init: teacher_layers), not from random weights."
-        )
-    if outcome.no_teacher:
-        notes.append(f"{outcome.no_teacher[0].upper()}{outcome.no_teacher[1:]}.")
-    notes += [f"{note}." for note in outcome.shared]
-    if outcome.result.num_skipped:
-        notes.append(
-            f"{outcome.result.num_skipped} of {outcome.result.steps} optimizer steps were skipped, as their gradient "
-            "was not finite; the log names the records."
-        )
-    sources, tally = outcome.sources, outcome.result.tally
-    if sources.num_refused:
-        notes.append(f"{sources.num_refused} lines of the data were refused.")
-    notes += [f"{sentence}." for sentence in tally.describe()]
-    if sources.num_refused or tally.count(REFUSED):
-        notes.append(f"All that was refused is in {sources.quarantine}.")
-    return notes

@@ -24,7 +24,7 @@ ROOMS = [
     "errors", "registry", "hashing", "dtypes", "units", "paths", "atomic_files", "made_folders", "outputs", "config",
     "toolcalls", "records", "sources", "rendering", "batching", "distributed", "models", "objective", "endpoint",
     "teacher", "rewards", "rollouts", "checkpoints", "training", "evaluation", "preflight", "reports", "run_folder",
-    "run",
+    "run_end", "run",
 ]
 # fmt: on
 """Rooms and single files of kd: each may import those before it."""

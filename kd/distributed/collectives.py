@@ -1,9 +1,9 @@
-"""Work of one rank whose result, or error, all ranks share."""
+"""Work whose error, and of one rank also its result, all ranks share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -37,3 +37,29 @@ def on_rank_0(work: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1] from cause
     return outcome[0]
+
+
+def on_every_rank(work: Callable[[], T]) -> T:
+    """Run `work` on every rank and return its own result; where one raises, all do, so that none waits for ever.
+
+    All ranks call it together, and `work` calls no collective.
+
+    Raises:
+        SpanwiseError: `work` raised, here or elsewhere: the error of the first rank that did.
+    """
+    result, error, cause = None, None, None
+    try:
+        result = work()
+    except SpanwiseError as found:
+        error = found
+    except Exception as found:
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        error, cause = SpanwiseError(f"rank {rank}: {type(found).__name__}: {found}"), found
+    errors = [error]
+    if dist.is_available() and dist.is_initialized():
+        errors = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+    first = next((found for found in errors if found is not None), None)
+    if first is not None:
+        raise first from cause
+    return cast(T, result)

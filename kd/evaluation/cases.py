@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.rendering.turns import render_prompt
 from kd.toolcalls.grounding import find_carried
+from kd.toolcalls.registry import ToolRegistry
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
     """Build all cases of one split, in the order of the records. `tokenizer` must have a chat template.
 
     Raises:
-        DataError: the template refuses a record.
+        DataError: the template refuses a record, or its tools are no JSON Schemas or two of them have one name.
 
     To share the work between ranks give each `cases[rank::world_size]`, and merge what they return
     (kd/evaluation/evaluate.py).
@@ -68,6 +70,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
             else:
                 kind = "no_tool" if record.tools and user_at >= 0 else ""
             if kind:
+                _check_tools(record)
                 user = history[user_at]["content"] if user_at >= 0 else ""
                 cases.append(
                     Case(
@@ -86,3 +89,10 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
                     )
                 )
     return cases
+
+
+def _check_tools(record: Record) -> None:
+    try:
+        ToolRegistry(record.tools)
+    except ValueError as error:
+        raise DataError(f"record {record.id}: tools: {error}") from error

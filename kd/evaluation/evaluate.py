@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from transformers import PreTrainedConfig
+
 from kd.errors import SpanwiseError
 from kd.evaluation.cases import Case, build_cases
 from kd.evaluation.judge import judge_case
@@ -84,13 +86,16 @@ def evaluate_cases(
     """Generate and judge each case; `model` is whole (never a ZeRO-3 shard), the rest as in
     `kd.rollouts.decode.generate_greedily`.
 
+    An answer ends at a stop (kd/rendering/stops.py), after max_new_tokens, or where the model has no more positions; a
+    prompt that leaves no position for an answer has an empty one.
+
     Returns one outcome a case, of plain JSON values: those of `kd.evaluation.judge.judge_case`, num_tokens, and
-    finished (an end token came in time).
+    finished (a stop came in time).
 
     Raises:
         EvaluationError: neither template, tokenizer nor model names an end-of-turn token.
     """
-    stop_ids = _stop_ids(model, tokenizer)
+    stop_ids, positions = _stop_ids(model, tokenizer), count_positions(getattr(model, "config", None))
     reader = find_syntax(tokenizer)
     prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False)["input_ids"] if cases else []
     answers = generate_greedily(
@@ -100,14 +105,20 @@ def evaluate_cases(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         vocab_size=len(tokenizer),
+        max_length=positions,
         progress=progress,
     )
     outcomes = []
-    for case, ids in zip(cases, answers):
-        finished = ids[-1] in stop_ids
+    for case, prompt, ids in zip(cases, prompts, answers):
+        finished = bool(ids) and ids[-1] in stop_ids
         # Special tokens stay: <tool_call> is one in many vocabularies.
         text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
-        outcomes.append({**judge_case(case, text, reader), "num_tokens": len(ids), "finished": finished})
+        outcome = {**judge_case(case, text, reader), "num_tokens": len(ids), "finished": finished}
+        if not ids:
+            outcome["problems"].append(
+                f"not asked: the prompt has {len(prompt)} tokens, the model {positions} positions"
+            )
+        outcomes.append(outcome)
     return outcomes
 
 
@@ -124,6 +135,12 @@ def merge(*parts: Sequence[dict[str, Any]]) -> Evaluation:
         if one["case"] == two["case"]:
             raise EvaluationError(f"case {one['case']} ({one['record_id']}) was judged twice: shares must not overlap")
     return Evaluation(summarise(cases), cases)
+
+
+def count_positions(model_config: PreTrainedConfig | None) -> int | None:
+    """Return the tokens of prompt and answer that a model has positions for; None where its configuration sets none."""
+    text = model_config.get_text_config() if model_config is not None else None
+    return getattr(text, "max_position_embeddings", None)
 
 
 def _stop_ids(model, tokenizer) -> list[int]:

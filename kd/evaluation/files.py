@@ -12,6 +12,7 @@ from kd.evaluation.comparison import Evaluation, compare_models, find_ties
 from kd.evaluation.intervals import Difference
 from kd.evaluation.metrics import METRICS
 from kd.outputs import Output, read_object
+from kd.toolcalls.json_values import encode_json
 
 EVALUATION, CASES = "evaluation.json", "cases.jsonl"
 
@@ -40,11 +41,14 @@ def write_evaluation(path: str | Path, evaluation: Evaluation) -> None:
     for split, pairs in compare_models(evaluation).items():
         for (one, two), pair in pairs.items():
             written[two][split]["comparisons"][one] = {name: found._asdict() for name, found in pair.items()}
-    _write(path, _dump(written, 3) + "\n")
+    _write(path, (_dump(written, 3) + "\n").encode())
 
 
 def write_cases(path: str | Path, cases: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
-    """Write cases.jsonl from model -> split -> outcomes: a line a case, with each model's answer under `models`."""
+    """Write cases.jsonl from model -> split -> outcomes: a line a case, with each model's answer under `models`.
+
+    Any generated text can be written (kd.toolcalls.json_values.encode_json).
+    """
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     shared = ("record_id", "turn", "kind", "prompt", "gold")
     own = ("output", "calls", "problems", "correct", "num_tokens", "finished")
@@ -54,7 +58,7 @@ def write_cases(path: str | Path, cases: dict[str, dict[str, list[dict[str, Any]
                 line = {"split": split, **{key: outcome[key] for key in shared}, "models": {}}
                 line = lines.setdefault((split, outcome["case"]), line)
                 line["models"][model] = {key: outcome[key] for key in own}
-    _write(path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines.values()))
+    _write(path, b"".join(encode_json(line) + b"\n" for line in lines.values()))
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -121,7 +125,7 @@ def format_comparison(evaluation: Evaluation) -> str:
 
 def write_comparison_table(path: str | Path, table: str) -> None:
     """Write the Markdown of `format_comparison`, whole or not at all."""
-    _write(path, table + "\n")
+    _write(path, f"{table}\n".encode())
 
 
 def list_splits(evaluation: Evaluation) -> list[str]:
@@ -172,7 +176,7 @@ def _is_cases(path: Path) -> bool:
     return {"split", "record_id", "turn", "models"} <= read_object(path).keys()
 
 
-def _write(path: str | Path, text: str) -> None:
+def _write(path: str | Path, content: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    publish(path, text.encode())
+    publish(path, content)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import json
+import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,8 @@ import torch.distributed as dist
 
 from kd.config import schema
 from kd.config.sections.data import DEMO_HELD_OUT, DEMO_VALIDATION
-from kd.evaluation.cases import build_cases
+from kd.distributed.collectives import on_every_rank, on_rank_0
+from kd.evaluation.cases import Case, build_cases
 from kd.evaluation.evaluate import evaluate_cases, merge
 from kd.evaluation.files import write_cases, write_evaluation
 from kd.models.load import load_whole_model
@@ -26,6 +29,7 @@ from kd.models.weight_files import weight_files
 from kd.records.checks import DataError
 from kd.records.files import read_records
 from kd.records.record import Record
+from kd.rendering.call_syntax import find_syntax
 from kd.sources.demo import corpus as demo
 
 
@@ -36,6 +40,13 @@ class Candidate(NamedTuple):
     path: str
     revision: str | None = None
     random_seed: int | None = None  # of random weights, which then replace the saved ones
+
+
+class HeldOut(NamedTuple):
+    """Evaluation of a run as prepared."""
+
+    cases: dict[str, list[Case]]  # by split
+    notes: list[str]  # what a person should know of them
 
 
 def read_held_out(data: schema.Data, num_records: int) -> dict[str, list[Record]]:
@@ -85,6 +96,53 @@ def _content(record: Record) -> str:
     return json.dumps([record.messages, record.tools], sort_keys=True)
 
 
+def describe_command(run_dir: Path, data: schema.Data) -> str | None:
+    """Return the command that evaluates a run's exported student alone; None where a split is no file."""
+    if "demo" in data.evaluation.values():
+        return None
+    splits = [word for name, source in data.evaluation.items() for word in ("--data", f"{name}={source}")]
+    return shlex.join(
+        ["spanwise", "evaluate", "--model", f"student={run_dir / 'student'}", *splits, "--out", str(run_dir)]
+    )
+
+
+def prepare_held_out(
+    data: schema.Data, evaluation: schema.Evaluation, tokenizer, positions: int | None = None
+) -> HeldOut:
+    """Make all that an evaluation asks, before anything is trained: its records read, their tools compiled, their
+    prompts rendered.
+
+    positions: of the student.
+
+    Raises:
+        DataError: a file or a record cannot be used, or a split has nothing to ask; names the key.
+        CallSyntaxError: the calls that the chat template writes are not read back.
+    """
+    cases, notes = {}, []
+    if data.evaluation:
+        find_syntax(tokenizer)
+    for name, records in read_held_out(data, evaluation.num_records).items():
+        key = f"data.evaluation.{name}"
+        try:
+            found = build_cases(records, tokenizer)
+        except DataError as error:
+            raise DataError(f"{key}: {data.evaluation[name]}: {error}") from error
+        if not found:
+            raise DataError(
+                f"{key}: {data.evaluation[name]}: nothing to ask in its {len(records)} records: none calls a tool, "
+                "offers one, or uses a tool's result; leave the split out, or give it other records"
+            )
+        lengths = map(len, tokenizer([case.prompt for case in found], add_special_tokens=False)["input_ids"])
+        num_long = sum(positions is not None and length >= positions for length in lengths)
+        if num_long:
+            notes.append(
+                f"{key}: {num_long} of {len(found)} prompts leave no room for an answer in the student's {positions} "
+                "positions; they count as not answered"
+            )
+        cases[name] = found
+    return HeldOut(cases, notes)
+
+
 def explain_missing_teacher(evaluation: schema.Evaluation, teacher: schema.Teacher | None) -> str | None:
     """Say why the teacher cannot be evaluated beside the student; None where it can, or need not be.
 
@@ -125,55 +183,64 @@ def list_candidates(
 def evaluate_candidates(
     candidates: Sequence[Candidate],
     tokenizer,
-    splits: dict[str, list[Record]],
+    cases: dict[str, list[Case]],
     run_dir: Path,
     evaluation: schema.Evaluation,
     *,
     device: torch.device,
     say: Callable[[str], None],
-) -> dict[str, dict[str, dict[str, Any]]] | None:
-    """Evaluate each candidate on each split, and write evaluation.json and cases.jsonl into `run_dir`.
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Evaluate each candidate on the cases of each split, and write evaluation.json and cases.jsonl into `run_dir`.
 
-    All ranks call it together. Rank 0 returns model -> split -> metrics and writes; the others return None.
+    All ranks call it together; rank 0 writes, and all return model -> split -> metrics. Answers are written once a
+    candidate has given all of its own, before anything is computed of them.
 
     Raises:
-        DataError: the chat template refuses a record.
-        StudentError: a candidate's weights cannot be read.
+        SpanwiseError: on every rank: a candidate's weights cannot be read, or a file not be written.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    cases = {name: build_cases(records, tokenizer) for name, records in splits.items()}
-    metrics: dict[str, dict[str, dict[str, Any]]] = {}
     outcomes: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for candidate in candidates:
-        model = _load(candidate).to(device).eval()
+        model = on_every_rank(partial(_load, candidate, device))
         for split in cases:
-            mine = evaluate_cases(
-                model,
-                tokenizer,
-                cases[split][rank::world],
-                batch_size=evaluation.batch_size,
-                max_new_tokens=evaluation.max_new_tokens,
-            )
-            parts: list[Any] = [None] * world
-            dist.gather_object(mine, parts if rank == 0 else None)
-            if rank == 0:
-                result = merge(*parts)
-                metrics.setdefault(candidate.name, {})[split] = result.metrics
-                outcomes.setdefault(candidate.name, {})[split] = result.cases
-                say(
-                    f"evaluated {candidate.name} on {split}: {len(result.cases)} turns of "
-                    f"{result.metrics['num_records']} records"
-                )
+            found = outcomes.setdefault(candidate.name, {})
+            found[split] = _ask(model, tokenizer, cases[split], evaluation)
+            num_records = len({case.record for case in cases[split]})
+            say(f"evaluated {candidate.name} on {split}: {len(cases[split])} turns of {num_records} records")
         del model
         gc.collect()
-    if rank != 0:
-        return None
+        on_rank_0(lambda: write_cases(run_dir / "cases.jsonl", outcomes))
+    return on_rank_0(lambda: _measure(outcomes, run_dir))
+
+
+def _ask(model, tokenizer, cases: list[Case], evaluation: schema.Evaluation) -> list[dict[str, Any]]:
+    """Have every rank answer its share of the cases; rank 0 returns all outcomes, the others none."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine = on_every_rank(
+        lambda: evaluate_cases(
+            model,
+            tokenizer,
+            cases[rank::world],
+            batch_size=evaluation.batch_size,
+            max_new_tokens=evaluation.max_new_tokens,
+        )
+    )
+    parts: list[Any] = [None] * world
+    dist.gather_object(mine, parts if rank == 0 else None)
+    return [outcome for part in parts for outcome in part] if rank == 0 else []
+
+
+def _measure(
+    outcomes: dict[str, dict[str, list[dict[str, Any]]]], run_dir: Path
+) -> dict[str, dict[str, dict[str, Any]]]:
+    metrics = {
+        model: {split: merge(cases).metrics for split, cases in splits.items()} for model, splits in outcomes.items()
+    }
     write_evaluation(run_dir / "evaluation.json", metrics)
-    write_cases(run_dir / "cases.jsonl", outcomes)
     return metrics
 
 
-def _load(candidate: Candidate) -> Any:
+def _load(candidate: Candidate, device: torch.device) -> Any:
     if candidate.random_seed is not None:
         torch.manual_seed(candidate.random_seed)
-    return load_whole_model(candidate.path, candidate.revision, trained=candidate.random_seed is None)
+    model = load_whole_model(candidate.path, candidate.revision, trained=candidate.random_seed is None)
+    return model.to(device).eval()

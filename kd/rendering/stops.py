@@ -46,8 +46,13 @@ def find_stops(tokenizer) -> Stops:
 def explain_no_stop(tokenizer) -> str | None:
     """Say why a student could not be taught to stop with this template, or return None."""
     found = find_stops(tokenizer)
-    if found.tokens or not found.rendered:  # a template that takes no conversation refuses each record, and says why
+    if found.tokens or not found.rendered and tokenizer.eos_token_id is not None:
         return None
+    if not found.rendered:
+        return (
+            "its chat template takes none of the small conversations that show how a turn ends, and it has no "
+            "eos_token, so a student could not be told to stop: set eos_token"
+        )
     return (
         "its chat template ends an assistant's turn in plain text, and no control token follows, so a student could "
         "not be told to stop: end turns in a token of their own (tokenizer.add_special_tokens)"
@@ -135,12 +140,13 @@ def check_stop(record: Record, index: int, ids: list[int], texts: list[str], tok
 @lru_cache(maxsize=8)
 def _find(tokenizer, template: str) -> Stops:
     controls = _control_pattern(tokenizer)
-    rendered = []
-    for record in _conversations() if template else ():
-        try:
-            rendered.append((record, *render(record, tokenizer)))
-        except DataError:  # the template takes no such turn
-            continue
+    rendered: list[tuple[Record, str, Turns]] = []
+    for opening in ([], [{"role": "system", "content": "Be brief."}]):  # some templates demand a system prompt
+        for record in [] if rendered or not template else _conversations(opening):
+            try:
+                rendered.append((record, *render(record, tokenizer)))
+            except DataError:  # the template takes no such turn
+                continue
     texts = [text[start:end] for _, text, turns in rendered for _, start, end in turns]
     inner = {found[0] for text in texts for found in controls.finditer(text)}
     inner = {
@@ -191,8 +197,11 @@ def _kind(message: dict[str, Any]) -> str:
     return "call" if message.get("tool_calls") else "answer"
 
 
-def _conversations() -> Iterable[Record]:
-    """Yield the small conversations, which have every kind of turn in the middle and at the end."""
+def _conversations(opening: list[dict[str, Any]]) -> Iterable[Record]:
+    """Yield the small conversations, which have every kind of turn in the middle and at the end.
+
+    opening: messages before each.
+    """
     function = {"name": "find_place", "description": "Find a place", "parameters": {"type": "object", "properties": {}}}
     tools = [{"type": "function", "function": function}]
 
@@ -214,4 +223,4 @@ def _conversations() -> Iterable[Record]:
         (tools, [ask, two, *results, answer]),
         (tools, [ask, said, results[0], answer]),
     ):
-        yield Record("a small conversation", messages, offered)
+        yield Record("a small conversation", [*opening, *messages], offered)

@@ -80,7 +80,7 @@ def write_report(run_dir: str | Path) -> Path:
             f"{run_dir}: evaluation.json or cases.jsonl lacks {error}; evaluate again to write both anew"
         ) from error
     out = run_dir / "report.html"
-    publish(out, page(f"{run_dir.name} · Spanwise", *body).encode())
+    publish(out, page(f"{run_dir.name} · Spanwise", *body).encode("utf-8", "backslashreplace"))
     return out
 
 

@@ -24,6 +24,7 @@ def generate_greedily(
     max_new_tokens: int,
     batch_size: int,
     vocab_size: int | None = None,
+    max_length: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by its most likely token, one at a time; returns token ids in the order of `prompts`.
@@ -36,6 +37,8 @@ def generate_greedily(
         batch_size: prompts computed together. It changes speed and memory; the padding is masked, so it changes a
             result only where rounding decides between two tokens.
         vocab_size: len(tokenizer), where the model is wider: columns beyond it were never trained and are never chosen.
+        max_length: of prompt and answer together, the positions that the model has. A prompt that leaves no room is not
+            given to the model, and its result is empty.
         progress: called as progress(num_done, num_prompts) after each batch.
 
     Raises:
@@ -48,6 +51,8 @@ def generate_greedily(
     stops = frozenset(stop_ids)
     # Longest first: if memory is going to run out, it does so at once.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    room = [max_new_tokens if max_length is None else min(max_new_tokens, max_length - len(p)) for p in prompts]
+    order = [index for index in order if room[index] > 0]
     outputs: list[list[int]] = [[] for _ in prompts]
     was_training = model.training
     model.eval()
@@ -55,7 +60,12 @@ def generate_greedily(
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             _continue(
-                model, [prompts[at] for at in batch], [outputs[at] for at in batch], stops, max_new_tokens, vocab_size
+                model,
+                [prompts[at] for at in batch],
+                [outputs[at] for at in batch],
+                stops,
+                [room[at] for at in batch],
+                vocab_size,
             )
             if progress is not None:
                 progress(min(first + batch_size, len(order)), len(order))
@@ -69,7 +79,7 @@ def _continue(
     prompts: list[Sequence[int]],
     outputs: list[list[int]],
     stops: frozenset[int],
-    limit: int,
+    limits: list[int],
     vocab_size: int | None,
 ) -> None:
     device = next(model.parameters()).device
@@ -77,6 +87,10 @@ def _continue(
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+    def has_ended(at: int) -> bool:
+        return bool(outputs[at]) and (outputs[at][-1] in stops or len(outputs[at]) >= limits[at])
+
     cache, live = None, list(range(len(prompts)))  # live[i]: index of the prompt that place i of the batch continues
     while True:
         out = model(
@@ -92,9 +106,9 @@ def _continue(
         ended = []
         for at, token in zip(live, chosen.tolist()):
             # One that ended stays in the batch until it is worth dropping; tokens after its end are not kept.
-            if not (outputs[at] and outputs[at][-1] in stops):
+            if not has_ended(at):
                 outputs[at].append(token)
-            ended.append(outputs[at][-1] in stops or len(outputs[at]) >= limit)
+            ended.append(has_ended(at))
         if all(ended):
             return
         positions = positions[:, -1:] + 1

@@ -63,3 +63,12 @@ def test_generation_ends_at_the_stop_token_and_restores_the_mode(tiny):
         tiny.eval()
     with pytest.raises(ValueError, match="chat template"):
         generate_greedily(tiny, [[]], stop_ids=[1], max_new_tokens=2, batch_size=1)
+
+
+def test_prompt_and_answer_together_stay_within_max_length(tiny):
+    """A limit of its own for each prompt of a batch; one that leaves no room is not given to the model."""
+    prompts = prompts_of(3, 30, 10, 12)
+    options = dict(stop_ids=[], max_new_tokens=10**9, vocab_size=40)
+    answers = generate_greedily(tiny, prompts, batch_size=4, max_length=12, **options)
+    assert [len(answer) for answer in answers] == [9, 0, 2, 0]
+    assert answers[0][:9] == generate_greedily(tiny, prompts[:1], batch_size=1, max_length=12, **options)[0]

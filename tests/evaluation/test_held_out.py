@@ -1,0 +1,148 @@
+"""Evaluation at the end of a run: made ready before the first step, and what ends it leaves the answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from helpers.scripted_model import call, make_tokenizer, record, tool
+from kd.config.schema import Data, Evaluation
+from kd.evaluation.evaluate import evaluate_cases
+from kd.evaluation.files import format_table
+from kd.evaluation.held_out import Candidate, describe_command, evaluate_candidates, prepare_held_out
+from kd.evaluation.metrics import METRICS, Metric
+from kd.records.checks import DataError
+from kd.records.files import write_records
+
+GOOD = record("good", "Weather?", [call("get_weather", city="Oslo")])
+WEATHER = tool("get_weather", city={"type": "string"})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture
+def prepare(tokenizer, tmp_path):
+    """Prepare a run's evaluation of the given records."""
+
+    def prepare(*records, positions: int | None = None, template: str | None = None):
+        write_records(tmp_path / "held_out.jsonl", records)
+        other = make_tokenizer() if template else tokenizer
+        other.chat_template = template or other.chat_template
+        return prepare_held_out(data_of(tmp_path), Evaluation(), other, positions)
+
+    return prepare
+
+
+def data_of(folder: Path) -> Data:
+    stages = ({"name": "a", "mix": {"single": 1}, "max_length": 64},)
+    return Data.model_validate(
+        {"demo": {"num_records": 4}, "stages": stages, "evaluation": {"mine": str(folder / "held_out.jsonl")}}
+    )
+
+
+def with_tools(*tools: dict):
+    return record("bad", "Weather?", [call("get_weather", city="Oslo")], tools=tools)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ([record("r", "Hi", ("say", "Hello"), tools=())], "nothing to ask in its 1 records"),
+        ([GOOD, with_tools(tool("get_weather", city={"type": "dict"}))], "record bad: tools: .*not a JSON Schema"),
+        ([GOOD, with_tools(WEATHER, tool("get_weather", town={}))], "record bad: tools: .*is defined twice"),
+        ([GOOD, with_tools(tool("get_weather", city={"pattern": "("}))], "record bad: tools: .*city/pattern"),
+    ],
+)
+def test_what_cannot_be_asked_is_found_before_the_first_step(bad, said, prepare, tmp_path):
+    with pytest.raises(DataError, match=rf"data.evaluation.mine: {tmp_path}/held_out.jsonl: {said}"):
+        prepare(*bad)
+
+
+def test_a_template_that_refuses_one_record_is_found_with_its_name(prepare, tokenizer):
+    picky = "{% if messages[0].content == 'Bad?' %}{{ raise_exception('never') }}{% endif %}" + tokenizer.chat_template
+    with pytest.raises(DataError, match=r"data.evaluation.mine: .*record bad: messages\[1\]: .*refuses it: never"):
+        prepare(GOOD, record("bad", "Bad?", [call("get_weather", city="x")]), template=picky)
+
+
+def test_prompts_too_long_for_the_student_are_counted_beforehand(prepare):
+    long = record("long", "Weather? " + "word " * 100, [call("get_weather", city="x")])
+    held_out = prepare(GOOD, long, positions=300)
+    assert len(held_out.cases["mine"]) == 2
+    assert held_out.notes == [
+        "data.evaluation.mine: 1 of 2 prompts leave no room for an answer in the student's 300 positions; they count "
+        "as not answered"
+    ]
+
+
+@pytest.fixture(scope="module")
+def babbling(tokenizer, tmp_path_factory) -> Path:
+    """A model with learnt positions, that never stops."""
+    folder = tmp_path_factory.mktemp("model")
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=96, n_embd=16, n_layer=1, n_head=2))
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = 50.0
+        model.lm_head.weight[:, 0] = 0
+        model.lm_head.weight[65, 0] = 1
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_never_stops_ends_with_its_positions(prepare, babbling, tokenizer):
+    """Asked for a thousand million tokens; the longer prompt leaves no room, and is not given to the model."""
+    bare = [record(name, text, [call("go")], tools=[tool("go")]) for name, text in (("a", "Go"), ("b", "Go " * 99))]
+    cases = prepare(*bare).cases["mine"]
+    model = GPT2LMHeadModel.from_pretrained(babbling)
+    lengths = [len(tokenizer(case.prompt)["input_ids"]) for case in cases]
+    short, long = evaluate_cases(model, tokenizer, cases, max_new_tokens=10**9)
+    assert short["num_tokens"] == 96 - lengths[0] and not short["finished"]
+    assert long["num_tokens"] == 0 and long["output"] == "" and not long["finished"] and not long["correct"]
+    assert f"not asked: the prompt has {lengths[1]} tokens, the model 96 positions" in long["problems"]
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_answers_are_kept_where_a_metric_or_a_later_model_fails(prepare, babbling, tokenizer, tmp_path):
+    twice = record("a", "Hi", ("say", "Hi"), tools=[tool("go")])  # of the same id, asked for something else
+    cases = prepare(record("a", "Go", [call("go")], tools=[tool("go")]), twice).cases
+    student, options = [Candidate("student", str(babbling))], dict(device=torch.device("cpu"), say=lambda text: None)
+    METRICS.register("broken", Metric("broken", lambda cases: 1 / 0))
+    try:
+        with pytest.raises(Exception, match="rank 0: ZeroDivisionError"):
+            evaluate_candidates(student, tokenizer, cases, tmp_path, Evaluation(), **options)
+    finally:
+        METRICS.unregister("broken")
+    answers = json.loads((tmp_path / "cases.jsonl").read_text().splitlines()[0])["models"]
+    assert len(answers["student"]["output"]) > 10
+    (tmp_path / "cases.jsonl").unlink()
+    both = [Candidate("teacher", str(babbling)), Candidate("student", str(tmp_path / "absent"))]
+    with pytest.raises(Exception, match="absent"):
+        evaluate_candidates(both, tokenizer, cases, tmp_path, Evaluation(), **options)
+    kept = json.loads((tmp_path / "cases.jsonl").read_text().splitlines()[0])["models"]
+    assert kept == {"teacher": answers["student"]}
+    both = [*both[:1], *student]
+    found = evaluate_candidates(both, tokenizer, cases, tmp_path, Evaluation(), **options)
+    written = json.loads((tmp_path / "evaluation.json").read_text())["teacher"]["mine"]
+    assert written["exact_arguments"] == found["student"]["mine"]["exact_arguments"] == 0
+    assert format_table(found)
+
+
+def test_splits_of_one_kind_of_turn_alone_are_evaluated(prepare, babbling, tokenizer):
+    for records, missing in (([GOOD], "no_tool_turns"), ([record("n", "Hi", ("say", "Hi"))], "call_turns")):
+        (split,) = prepare(*records).cases.values()
+        assert split and missing not in {f"{case.kind}_turns" for case in split}
+
+
+def test_the_command_that_evaluates_the_student_alone_is_whole(tmp_path):
+    command = describe_command(Path("runs/my run"), data_of(tmp_path))
+    assert command == (
+        f"spanwise evaluate --model 'student=runs/my run/student' --data mine={tmp_path}/held_out.jsonl "
+        "--out 'runs/my run'"
+    )
+    demo = data_of(tmp_path).model_copy(update={"evaluation": {"unseen_values": "demo"}})
+    assert describe_command(Path("runs/x"), demo) is None
