@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from kd.evaluation.bfcl_rules.entry import Entry, find_entry
 from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.rendering.turns import render_prompt
@@ -37,6 +38,7 @@ class Case:
     gold_calls: list[dict[str, Any]]  # {"name", "arguments"}
     gold_text: str
     carried: list[str]  # the values an integration answer must hold, as the gold answer writes them
+    entry: Entry  # what BFCL's rules judge by
 
 
 def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
@@ -86,6 +88,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
                         gold_calls=calls,
                         gold_text=text,
                         carried=carried,
+                        entry=find_entry(record, calls),
                     )
                 )
     return cases

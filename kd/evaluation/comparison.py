@@ -14,7 +14,7 @@ from typing import Any
 
 from kd.errors import SpanwiseError
 from kd.evaluation.intervals import Difference, Parts, find_difference
-from kd.evaluation.metrics import METRICS, is_fraction
+from kd.evaluation.metrics import find_metric, read_value
 
 Evaluation = dict[str, dict[str, dict[str, Any]]]  # evaluation.json: model -> split -> metrics
 
@@ -48,13 +48,14 @@ def find_ties(evaluation: Evaluation, split: str, name: str) -> set[str]:
         ComparisonError: two models were asked different records.
     """
     values = {
-        model: scores[split][name]
+        model: value
         for model, scores in evaluation.items()
-        if split in scores and scores[split].get(name) is not None and "records" in scores[split]
+        if "records" in scores.get(split, {}) and (value := read_value(scores[split], name)) is not None
     }
-    if len(values) < 2:
+    metric = find_metric(name)
+    if len(values) < 2 or metric is None:
         return set()
-    best = (min if METRICS[name].lower_is_better else max)(values, key=lambda model: values[model])
+    best = (min if metric.lower_is_better else max)(values, key=lambda model: values[model])
     ties = set()
     for other in values.keys() - {best}:
         pair = _pair(split, {model: evaluation[model][split]["records"] for model in (best, other)})
@@ -105,7 +106,8 @@ def _pair(split: str, records: dict[str, dict[str, Any]]) -> dict[str, Differenc
             theirs = Parts([theirs.sums[at] for at in order], [theirs.counts[at] for at in order])
         elif order != list(range(len(order))):  # their groups are of other records
             continue
-        found = find_difference(ours, theirs, fraction=is_fraction(name))
+        metric = find_metric(name)
+        found = find_difference(ours, theirs, fraction=metric is None or metric.fraction)
         if found is not None:
             pair[name] = found
     return pair

@@ -51,7 +51,7 @@ def write_cases(path: str | Path, cases: dict[str, dict[str, list[dict[str, Any]
     """
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     shared = ("record_id", "turn", "kind", "prompt", "gold")
-    own = ("output", "calls", "problems", "correct", "num_tokens", "finished")
+    own = ("output", "calls", "problems", "correct", "num_tokens", "finished", "outcome")
     for model, splits in cases.items():
         for split, outcomes in splits.items():
             for outcome in outcomes:
@@ -66,7 +66,7 @@ def format_table(evaluation: Evaluation) -> str:
 
     Below a model's metrics are their intervals, with "~" where the best model of the split is within noise.
     """
-    names = [name for name in METRICS.names() if not METRICS[name].detail]
+    names = METRICS.names()
     lines = [f"{'model':<16}{'split':<16}" + "".join(f"{name:>20}" for name in names) + f"{'records':>9}"]
     ties = {(split, name): find_ties(evaluation, split, name) for split in list_splits(evaluation) for name in names}
     for model, splits in evaluation.items():
@@ -92,7 +92,7 @@ def format_comparison(evaluation: Evaluation) -> str:
     Raises:
         ComparisonError: two models were asked different records.
     """
-    names = [name for name in METRICS.names() if not METRICS[name].detail]
+    names = METRICS.names()
     pairs = compare_models(evaluation)
     lines = []
     for split in list_splits(evaluation):

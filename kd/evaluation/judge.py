@@ -1,11 +1,19 @@
-"""Judgement of one answer, strict: a call turn is right as a whole or it is wrong."""
+"""Judgement of one answer: strictly against the record, and beside it by BFCL's rules.
+
+Strict: a call turn is right as a whole or it is wrong, and its values are the record's. By BFCL's rules values are
+allowed in sets, arguments may be left out, and types are converted (kd/evaluation/bfcl_rules/). `bfcl` is its verdict
+as its checker gives it; `allowed` is ours by the same rules, which fails a turn with a broken block or a key twice and
+matches parallel calls in every way.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from kd.evaluation.bfcl_rules.answer import judge_calls
+from kd.evaluation.bfcl_rules.reading import read_as_bfcl
 from kd.evaluation.cases import Case
-from kd.toolcalls.compare import same_calls, same_names
+from kd.toolcalls.compare import count_arguments, same_calls, same_names
 from kd.toolcalls.grounding import find_carried, occurs
 from kd.toolcalls.reader import CallReader
 from kd.toolcalls.registry import ToolRegistry
@@ -17,13 +25,15 @@ def judge_case(case: Case, text: str, reader: CallReader) -> dict[str, Any]:
     Returns plain JSON values: case, record, record_id, turn, kind, prompt {user, tools, results}, gold {calls, text,
     carried}, output, calls, problems, correct, and outcome, the verdicts that the metrics count:
 
-        call         names, exact, json, schema, repaired_json (booleans)
-        no_tool      over_called (boolean)
+        call         names, exact, json, schema, repaired_json, allowed, bfcl, missed (booleans); arguments {right,
+                     given, wanted} (numbers); error (BFCL's name of it, or "")
+        no_tool      over_called, bfcl (booleans); error
         integration  integrated (boolean); expected, found, given, right (numbers of values)
     """
     parsed = reader.parse(text, case.tools)
     problems = list(parsed.problems)
     registry = ToolRegistry(case.tools)
+    verdict = judge_calls(read_as_bfcl(text, parsed), case.entry)
     if case.kind == "call":
         misfits = [
             misfit for call in parsed.calls for misfit in registry.validate_call(call["name"], call["arguments"])
@@ -35,10 +45,15 @@ def judge_case(case: Case, text: str, reader: CallReader) -> dict[str, Any]:
             "json": parsed.valid,
             "schema": parsed.valid and not misfits,
             "repaired_json": parsed.valid_after_repair,
+            "allowed": parsed.valid and verdict.fair,
+            "bfcl": verdict.valid,
+            "missed": not parsed.spans,
+            "arguments": count_arguments(parsed.calls, case.gold_calls)._asdict(),
+            "error": verdict.error,
         }
         correct = outcome["exact"]
     elif case.kind == "no_tool":
-        outcome = {"over_called": bool(parsed.spans)}
+        outcome = {"over_called": bool(parsed.spans), "bfcl": verdict.valid, "error": verdict.error}
         correct = not outcome["over_called"]
     else:
         answer = parsed.text_outside  # a value inside a further call has not reached the user

@@ -1,8 +1,8 @@
 """Registry of the evaluation's metrics, and the summary of one split.
 
-A metric is a function of all judged cases of a split. evaluation.json and the report take every registered metric, in
-the order of registration; the printed table takes all but the details. To add one, write a function and register it;
-from outside the package, in a module that the run imports:
+A metric is a function of all judged cases of a split. evaluation.json, the table and the report take every registered
+metric, in the order of registration. `DETAILS` are in evaluation.json's `extra` and in the report's second table. To
+add a metric, write a function and register it; from outside the package, in a module that the run imports:
 
     METRICS.register("short_answers", Metric("short answers", lambda cases: ...))
 
@@ -12,6 +12,7 @@ A `Ratio` is a function, too, whose interval costs nothing. Any other is compute
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,14 +34,12 @@ class Metric:
         title: words for the report's column.
         measure: judged cases of one split -> fraction in [0, 1], or None where no case is of its kind.
         lower_is_better: the best student is the one with the least.
-        detail: shown in the report's second table, not in the printed one.
         fraction: False for one that is not in [0, 1].
     """
 
     title: str
     measure: Callable[[Cases], float | None]
     lower_is_better: bool = False
-    detail: bool = False
     fraction: bool = True
 
 
@@ -74,23 +73,26 @@ METRICS.register("integration", Metric("integration", make_fraction("integration
 
 
 def summarise(cases: Cases) -> dict[str, Any]:
-    """Summarise judged cases: each registered metric, num_records, counts (turns by kind), extra, intervals, records.
+    """Summarise judged cases: each registered metric, num_records, counts (turns by kind), extra, errors, intervals,
+    records.
 
-    `extra` holds what helps to understand the metrics and is not comparable across corpora. A fraction over no turns is
-    None. `intervals` has [low, high] at 95 %, or None, for each metric and number of extra. `records` is what a
-    comparison with another model needs: ids, hashes of what was asked, and the parts of each metric.
+    `extra` holds DETAILS, what helps to understand the metrics. A fraction over no turns is None. `errors` counts the
+    turns by BFCL's name of what is wrong. `intervals` has [low, high] at 95 %, or None, for each metric and detail.
+    `records` is what a comparison with another model needs: ids, hashes of what was asked, the parts of each metric.
     """
     own: dict[Any, list[Case]] = {}
     for case in cases:
         own.setdefault(case["record"], []).append(case)
     records = list(own.values())
-    measured = {**{name: METRICS[name] for name in METRICS.names()}, **_EXTRA}
+    measured = {**{name: METRICS[name] for name in METRICS.names()}, **DETAILS}
     parts = {name: _find_parts(metric.measure, records) for name, metric in measured.items()}
     values = {name: metric.measure(cases) for name, metric in measured.items()}
     metrics: dict[str, Any] = {name: values[name] for name in METRICS.names()}
     metrics["num_records"] = len(records)
     metrics["counts"] = {f"{kind}_turns": sum(case["kind"] == kind for case in cases) for kind in KINDS}
-    metrics["extra"] = {name: values[name] for name in _EXTRA}
+    metrics["extra"] = {name: values[name] for name in DETAILS}
+    errors = Counter(error for case in cases if (error := case["outcome"].get("error")))
+    metrics["errors"] = dict(errors.most_common())
     metrics["intervals"] = {
         name: found and find_interval(found, fraction=measured[name].fraction) for name, found in parts.items()
     }
@@ -102,9 +104,16 @@ def summarise(cases: Cases) -> dict[str, Any]:
     return metrics
 
 
-def is_fraction(name: str) -> bool:
-    """Check that a metric or a number of `extra` lies in [0, 1]; one that nobody registered here does."""
-    return _EXTRA[name].fraction if name in _EXTRA else name not in METRICS or METRICS[name].fraction
+def find_metric(name: str) -> Metric | None:
+    """Find a metric or a detail by name; None where nobody registered it here."""
+    if name in METRICS:
+        return METRICS[name]
+    return DETAILS.get(name)
+
+
+def read_value(metrics: dict[str, Any], name: str) -> float | None:
+    """Read a metric or a detail from a split of evaluation.json; None, too, in a file older than the metric."""
+    return metrics.get("extra", {}).get(name) if name in DETAILS else metrics.get(name)
 
 
 def _find_parts(measure: Callable[[Cases], float | None], records: list[list[Case]]) -> Parts | None:
@@ -140,7 +149,32 @@ def _integration_f1(cases: Cases) -> float | None:
     return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
 
 
-_EXTRA = {
+def _count_arguments(total: Callable[[dict[str, int]], float], right: int = 1) -> Ratio:
+    """Make a measure of the arguments of call turns: right ones, `right` times each, in `total` of the counts."""
+
+    def parts(case: Case) -> tuple[float, float]:
+        counts = case["outcome"].get("arguments") if case["kind"] == "call" else None
+        return (right * counts["right"], total(counts)) if counts else (0, 0)
+
+    return Ratio(parts)
+
+
+def _judge_by_bfcl(kind: str, verdict: str = "bfcl") -> Ratio:
+    def parts(case: Case) -> tuple[float, float]:
+        judged = case["kind"] == kind and verdict in case["outcome"]
+        return (case["outcome"][verdict], 1) if judged else (0, 0)
+
+    return Ratio(parts)
+
+
+DETAILS = {
+    "allowed_arguments": Metric("arguments in allowed values", _judge_by_bfcl("call", "allowed")),
+    "bfcl_accuracy": Metric("calls right by BFCL", _judge_by_bfcl("call")),
+    "bfcl_irrelevance": Metric("irrelevance by BFCL", _judge_by_bfcl("no_tool")),
+    "missed_calls": Metric("missed calls", _judge_by_bfcl("call", "missed"), lower_is_better=True),
+    "argument_precision": Metric("argument precision", _count_arguments(lambda counts: counts["given"])),
+    "argument_recall": Metric("argument recall", _count_arguments(lambda counts: counts["wanted"])),
+    "argument_f1": Metric("argument F1", _count_arguments(lambda counts: counts["given"] + counts["wanted"], 2)),
     "repaired_json_validity": Metric("repaired JSON validity", make_fraction("call", "repaired_json")),
     "integration_f1": Metric("integration F1", _integration_f1),
     "unfinished": Metric("unfinished", Ratio(lambda case: (not case["finished"], 1)), lower_is_better=True),

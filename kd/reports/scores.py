@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kd.evaluation.comparison import Evaluation, compare_models, find_ties
 from kd.evaluation.files import list_splits, show_difference, show_interval
 from kd.evaluation.intervals import Difference
-from kd.evaluation.metrics import METRICS
+from kd.evaluation.metrics import DETAILS, METRICS, Metric, find_metric, read_value
 from kd.reports.html import Html, el, join
 
 _REFERENCES = {"teacher", "untrained"}  # every other model of evaluation.json is a student
@@ -20,7 +20,6 @@ def draw_scores(evaluation: Evaluation) -> Html:
         ComparisonError: two models were asked different records.
     """
     pairs = compare_models(evaluation)
-    main, details = ([name for name in METRICS.names() if METRICS[name].detail is detail] for detail in (False, True))
     parts = []
     for split in list_splits(evaluation):
         rows = {model: scores[split] for model, scores in evaluation.items() if split in scores}
@@ -33,10 +32,18 @@ def draw_scores(evaluation: Evaluation) -> Html:
                 el("span", f" · {size['num_records']} records; {turns}", class_="soft"),
             )
         )
-        ties = {name: find_ties(evaluation, split, name) for name in METRICS.names()}
+        main = METRICS.names()
+        details = [
+            name
+            for name, metric in DETAILS.items()
+            if metric.fraction and any(read_value(scores, name) is not None for scores in rows.values())
+        ]
+        ties = {name: find_ties(evaluation, split, name) for name in (*main, *details)}
         parts.append(_draw_table(rows, main, ties))
         if details:
             parts.append(el("details", el("summary", "Further metrics"), _draw_table(rows, details, ties)))
+        if any(scores.get("errors") for scores in rows.values()):
+            parts.append(el("details", el("summary", "Errors, by BFCL's names"), _draw_errors(rows)))
         if pairs.get(split):
             parts.append(el("details", el("summary", "Differences"), _draw_pairs(pairs[split], [*main, *details])))
     if any("intervals" in scores for splits in evaluation.values() for scores in splits.values()):
@@ -87,22 +94,31 @@ def _draw_pairs(pairs: dict[tuple[str, str], dict[str, Difference]], names: Sequ
     return _wrap(names, body)
 
 
+def _draw_errors(rows: dict[str, dict]) -> Html:
+    names = dict.fromkeys(name for scores in rows.values() for name in scores.get("errors", {}))
+    head = el("tr", el("th", "turns"), *(el("th", format_words(model)) for model in rows))
+    body = [
+        el("tr", el("th", name), *(el("td", scores.get("errors", {}).get(name, 0)) for scores in rows.values()))
+        for name in names
+    ]
+    return el("div", el("table", el("thead", head), el("tbody", *body)), class_="scroll")
+
+
 def _wrap(names: Sequence[str], body: Sequence[Html]) -> Html:
     head = [el("th", "")] + [
-        el("th", METRICS[name].title, Html("<br>(lower is better)") if METRICS[name].lower_is_better else None)
-        for name in names
+        el("th", metric.title, Html("<br>(lower is better)") if metric.lower_is_better else None)
+        for metric in map(_find, names)
     ]
     return el("div", el("table", el("thead", el("tr", *head)), el("tbody", *body)), class_="scroll")
 
 
 def _cell(rows: dict[str, dict], model: str, name: str, tied: bool) -> Html:
-    value = rows[model].get(name)  # None, too, in an evaluation older than the metric
+    value = read_value(rows[model], name)
     if value is None:
         return el("td", "not measured", class_="soft")
-    students = [
-        score for other, scores in rows.items() if other not in _REFERENCES and (score := scores.get(name)) is not None
-    ]
-    best = (min if METRICS[name].lower_is_better else max)(students, default=None)
+    values = {other: read_value(scores, name) for other, scores in rows.items() if other not in _REFERENCES}
+    students = [score for score in values.values() if score is not None]
+    best = (min if _find(name).lower_is_better else max)(students, default=None)
     star = model not in _REFERENCES and value == best and len(students) > 1
     interval = rows[model].get("intervals", {}).get(name)
     small = interval and el("small", f"{'~ ' if tied else ''}{show_interval(interval)}")
@@ -113,3 +129,9 @@ def _cell(rows: dict[str, dict], model: str, name: str, tied: bool) -> Html:
         class_="meter best" if star else "meter",
         style=f"--p:{100 * value:.1f}%",
     )
+
+
+def _find(name: str) -> Metric:
+    metric = find_metric(name)
+    assert metric is not None
+    return metric

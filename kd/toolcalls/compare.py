@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 from kd.toolcalls.json_values import same_json
+
+
+class ArgumentCounts(NamedTuple):
+    """Arguments of made calls against wanted ones: `right` are given as wanted, in calls paired by name."""
+
+    right: int
+    given: int
+    wanted: int
 
 
 def same_names(calls: list[dict], wanted: list[dict]) -> bool:
@@ -35,3 +44,21 @@ def count_same_calls(calls: list[dict], wanted: list[dict]) -> int:
         if match is not None:
             del left[match]
     return len(wanted) - len(left)
+
+
+def count_arguments(calls: list[dict], wanted: list[dict]) -> ArgumentCounts:
+    """Count right, given and wanted arguments; each call is paired with one of its name, those most alike first."""
+    pairs = [
+        (sum(key in call["arguments"] and same_json(call["arguments"][key], value) for key, value in other), i, j)
+        for i, call in enumerate(calls)
+        for j, (name, other) in enumerate((one["name"], one["arguments"].items()) for one in wanted)
+        if call["name"] == name
+    ]
+    right, made, met = 0, set(), set()
+    for same, i, j in sorted(pairs, key=lambda pair: -pair[0]):
+        if i not in made and j not in met:
+            right += same
+            made.add(i)
+            met.add(j)
+    given, total = (sum(len(call["arguments"]) for call in one) for one in (calls, wanted))
+    return ArgumentCounts(right, given, total)

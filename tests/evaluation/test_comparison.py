@@ -118,7 +118,7 @@ def test_files_of_two_runs(tmp_path, capsys):
     assert re.search(r"\| one/student - two/student \| ~ \+0\.0 \(-1\.\d to \+1\.\d\) \[2 of 200\]", table)
     assert re.search(r"\| one/student - two/untrained \| \+45\.0 ", table)
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert "one/student" in page and "<script" not in page and page.count("<table>") == 2
+    assert "one/student" in page and "<script" not in page and page.count("<table>") == 3
 
 
 def test_files_that_cannot_be_compared(tmp_path, capsys):

@@ -7,6 +7,8 @@ The truth is in a second file (`possible_answer/`, the same name), joined by id 
                                                                                        alternatives
     ["hotel.book(city='Rome', nights=2)"]                                              or the calls, as Python
 
+`meta.bfcl` keeps functions and truth as they are: an evaluation judges by them (kd/evaluation/bfcl_rules/).
+
 The value taken is the first alternative that the function's schema accepts. "" means that the argument may be left out:
 it is, where "" comes first or nothing else is listed, unless the schema requires it. An object lists alternatives for
 each of its keys in turn.
@@ -51,7 +53,8 @@ def from_bfcl_record(data: dict, where: str) -> dict:
         or not all(isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions)
     ):
         raise DataError(f"{where}: function: a function, or a list of them, each with a name, is needed")
-    functions = [{**f, "parameters": from_bfcl(f.get("parameters") or {})} for f in functions]
+    declared = functions
+    functions = [{**f, "parameters": from_bfcl(f.get("parameters") or {})} for f in declared]
     truth = next((data[key] for key in ("ground_truth", "possible_answer", "possible_answers") if key in data), None)
     if truth is None:
         raise DataError(
@@ -71,10 +74,14 @@ def from_bfcl_record(data: dict, where: str) -> dict:
             {"id": f"call_{index}", "type": "function", "function": call} for index, call in enumerate(calls)
         ],
     }
-    return {
+    chat = {
         "messages": [*question, answer],
         "tools": [{"type": "function", "function": function} for function in functions],
     }
+    meta = data.get("meta") or {}
+    if isinstance(meta, dict) and isinstance(truth, list) and all(isinstance(one, dict) for one in truth):
+        chat["meta"] = {**meta, "bfcl": {"functions": declared, "ground_truth": truth}}
+    return chat
 
 
 def _calls(truth: Any, functions: list[dict], where: str) -> list[dict]:
