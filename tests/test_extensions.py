@@ -23,6 +23,7 @@ from kd.distributed.ranks import Ranks
 from kd.evaluation.files import format_table
 from kd.evaluation.metrics import METRICS, summarise
 from kd.records.record import parse_record
+from kd.rendering.call_syntax import find_syntax
 from kd.rendering.spans import ARGS, TOOL, find_spans
 from kd.rendering.turns import render
 from kd.rewards.reward import REWARDS
@@ -121,6 +122,9 @@ def test_call_syntax(load, tokenizer):
     text, turns = render(record, lisp)
     spans = {span.bit: text[span.start : span.end] for span in find_spans(record, text, turns)}
     assert spans[TOOL] == "get_weather" and spans[ARGS] == ':city "Lorvik" :days 2'
+    parsed = find_syntax(lisp).parse('Sure. (get_weather :city "Lorvik" :days 2) (get_weather :city')
+    assert parsed.calls == [{"name": "get_weather", "arguments": {"city": "Lorvik", "days": 2}}]
+    assert len(parsed.problems) == 1 and parsed.text_outside == "Sure."
 
 
 def test_record_format(load):

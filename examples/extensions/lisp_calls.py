@@ -5,7 +5,10 @@ import re
 from kd.toolcalls.json_scan import read_value, skip_space
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place
+from kd.toolcalls.syntax.frame import find_frame
 from kd.toolcalls.syntax.registry import SYNTAXES, Syntax
+from kd.toolcalls.syntax.sections import Unit, read_sections
+from kd.toolcalls.syntax.strict_json import JsonProblem, explain, read_json
 
 KEY = re.compile(r":(\S+)\s+")
 
@@ -26,4 +29,49 @@ def locate_lisp(text, start, end, name, arguments):
     return None
 
 
-SYNTAXES.register("lisp", Syntax(locate_lisp))
+class LispBody:
+    """One call in generated text, as evaluation reads it."""
+
+    noun = "list"
+    head = r"\((\w+)(?=[\s)])"
+
+    def read(self, source, at):
+        """Read the call that begins at `at`, strictly."""
+        text = source.text
+        opens = re.compile(self.head).match(text, skip_space(text, at))
+        if opens is None:
+            return Unit(None, at, "no list", whole=False)
+        given, place = {}, skip_space(text, opens.end())
+        try:
+            while key := KEY.match(text, place):
+                given[key[1]], place = read_json(text, key.end())
+                place = skip_space(text, place)
+        except JsonProblem as problem:
+            return Unit(None, at, explain(problem, at), whole=False)
+        if not text.startswith(")", place):
+            return Unit(None, at, "the list is not closed", whole=False)
+        return Unit({"name": opens[1], "arguments": given}, place + 1)
+
+    def mend(self, source, start, end):
+        """Mend nothing: what is damaged stays so."""
+        return
+
+
+def learn_lisp(probes):
+    """Return the reader of calls as the probes' template frames them."""
+    units = []
+    for probe in probes:
+        places, at = [], 0
+        for call in probe.calls:
+            place = locate_lisp(probe.text, at, len(probe.text), call["name"], call["arguments"])
+            if place is None:
+                return None
+            places.append((place.name[0] - 1, place.end))
+            at = place.end
+        units.append(places)
+    body = LispBody()
+    frame = find_frame(probes, units, body.head)
+    return lambda text, tools: read_sections(text, frame, body, tools)
+
+
+SYNTAXES.register("lisp", Syntax(locate_lisp, learn_lisp))

@@ -122,7 +122,10 @@ class SpanReader:
 
 
 def _is_arguments(written: str, arguments: dict, room: tuple[int, int]) -> bool:
-    """Check that a text is these arguments as JSON, a JSON string, Python keywords or tags.
+    """Check that a text is these arguments as JSON, a JSON string, Python keywords, tags, or an object without quotes.
+
+    Where a template writes texts without escaping them no parser reads the arguments: then each key and value must
+    stand there.
 
     room: characters of its first and its last token, less than which may be a neighbour's.
     """
@@ -141,12 +144,19 @@ def _is_arguments(written: str, arguments: dict, room: tuple[int, int]) -> bool:
             and _is_python(written[begin : written.rfind(")") + 1], arguments)
         ):
             return True
-    opens, closes = written.find("<"), len(written) - 1 - written.rfind(">")
-    return (
-        0 <= opens < room[0]
-        and closes < room[1]
-        and all(any(spelling in written for spelling in spellings) for spellings in _spellings(arguments))
+    return _has_edges(written, room) and all(
+        any(spelling in written for spelling in spellings) for spellings in _spellings(arguments)
     )
+
+
+def _has_edges(written: str, room: tuple[int, int]) -> bool:
+    """Check that a text runs from the first to the last mark of tags, of Python's, or of an object without quotes."""
+    for first, last in (("]<]", ">"), ("<", ">"), ("(", ")"), ("{", "}")):
+        opens, closes = written.find(first), len(written) - 1 - written.rfind(last)
+        is_json = first == "{" and written[opens + 1 : opens + 2] in ('"', "}")
+        if 0 <= opens < max(room[0], 1) and closes < max(room[1], 1) and not is_json:
+            return True
+    return False
 
 
 def _is_python(text: str, arguments: dict) -> bool:

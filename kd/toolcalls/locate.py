@@ -8,6 +8,8 @@ name is the call's, whole, and the arguments written there equal the call's; not
   tags        <function=f><parameter=k>v</parameter></function>, <invoke name="f"><parameter name="k">v</parameter>,
               <arg_key>k</arg_key><arg_value>v</arg_value>
   python      f(k=v, ...) with Python or JSON literals
+  tokens      <|open|>call tool="f"<|sep|><|open|>argument key="k"<|sep|>v<|close|>argument<|sep|>
+  bare_keys   call:f{k:<|"|>v<|"|>,n:3}
 
 All calls of a turn must be found in one syntax, in order, each after the end of the one before. That is what makes a
 wrong place impossible: the arguments of a call cannot hold a copy of the call itself, so where a copy inside a later
