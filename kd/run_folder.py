@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,13 @@ from typing import Any
 from kd.atomic_files import clear_parts, publish
 from kd.checkpoints.store import clear_unfinished, list_checkpoints
 from kd.errors import SpanwiseError
+from kd.folder_lock import FolderLock
 from kd.hashing import sha256
 from kd.made_folders import set_aside
 from kd.outputs import Output, check_outputs, check_writable, read_object
 from kd.paths import identify
 
 MARKER = ".spanwise-run.json"  # says that what stands beside it is a run's
-LOCK = ".lock"
 RESULTS = (
     "metrics.jsonl",
     "validation.jsonl",
@@ -45,7 +43,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lock: int | None = None
+        self._lock = FolderLock(path)
 
     def take(self) -> None:
         """Make the folder, lock it for this process until it ends, and check that nothing of another's is in the way.
@@ -56,18 +54,9 @@ class RunFolder:
                 it.
         """
         check_writable("run.output_dir", self.path)
-        self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.read(self._lock, 200).decode("utf-8", "replace").strip() or "another process"
-            os.close(self._lock)
-            self._lock = None
-            raise RunFolderError(
-                f"{self.path} is in use by {holder}: wait for it, end it, or choose another run.name"
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        holder = self._lock.take()
+        if holder is not None:
+            raise RunFolderError(f"{self.path} is in use by {holder}: wait for it, end it, or choose another run.name")
         if not self._is_a_runs():
             foreign = [self.path / name for name in (*RESULTS, *FOLDERS) if (self.path / name).exists()]
             if foreign:
@@ -102,9 +91,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Unlock the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def finished(self) -> dict[str, Any] | None:
         """Return run.json of a run that came to its end here, or None."""

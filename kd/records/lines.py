@@ -69,7 +69,7 @@ def read_lines(path: str | Path) -> Iterator[Line]:
         raise DataError(
             f"{path}: no such data file; check data.* in the config (paths are relative to where you start the run)"
         )
-    with path.open("rb") as file:
+    with open_data(path) as file:
         kind = _rows_kind(file)
         if kind:
             yield from _rows(path, kind)
@@ -85,9 +85,17 @@ def read_lines(path: str | Path) -> Iterator[Line]:
             yield Line(number + 1, b"", f"the file is damaged or cut off here: {error}")
 
 
+def open_data(path: Path) -> io.BufferedReader:
+    """Open a data file. Raises DataError where it is gone, or may not be read."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; put the file back, or mend its rights") from None
+
+
 def is_plain_lines(path: str | Path) -> bool:
     """Tell whether each record is a line of the file's own bytes, so that it can be read again by its offset."""
-    with Path(path).open("rb") as file:
+    with open_data(Path(path)) as file:
         head = file.read(8)
         file.seek(0)
         if head.startswith((_GZIP, _BZIP2, _XZ, _ZSTD)) or _rows_kind(file):

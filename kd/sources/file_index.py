@@ -12,6 +12,9 @@ end.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -24,6 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from kd.atomic_files import naming
 from kd.records.checks import DataError
 from kd.records.files import DataFiles, expand, holds_truth, num_copies, read_each
 from kd.records.lines import is_plain_lines
@@ -59,8 +63,8 @@ class RecordIndex:
         self._at, self._sizes, self._of, self._lines = array("q"), array("i"), array("i"), array("i")
         self._checksums = array("I")  # CRC-32 of the bytes that were checked
         self.spool = str(spool) if spool is not None else _make_temporary()
-        weakref.finalize(self, _remove, self.spool)
-        with open(self.spool, "wb") as out:
+        weakref.finalize(self, _remove, self.spool, _lock(self.spool))
+        with naming(self.spool), open(self.spool, "wb") as out:
             making = _Making(quarantine or Quarantine(), out, hashlib.sha256())
             sources = list(sources)
             for source in sources:
@@ -141,5 +145,31 @@ def _make_temporary() -> str:
     return path
 
 
-def _remove(path: str) -> None:
+def make_spool(folder: Path) -> Path:
+    """Make an index's file in `folder`, and remove there those that killed programs left, with what lies beside them.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".records-*.jsonl"):
+        with contextlib.suppress(OSError), left.open("rb") as file:  # only tidying
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # that of a living program is locked
+            for path in [*folder.glob(f"{glob.escape(left.name)}*"), *folder.glob(f".{glob.escape(left.name)}*.part")]:
+                path.unlink(missing_ok=True)
+    handle, path = tempfile.mkstemp(prefix=".records-", suffix=".jsonl", dir=folder)
+    os.close(handle)
+    return Path(path)
+
+
+def _lock(path: str) -> int:
+    """Open and lock a file for as long as this process, or a fork of it, has it open."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with contextlib.suppress(OSError):  # some network disks have no locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _remove(path: str, handle: int) -> None:
+    os.close(handle)
     Path(path).unlink(missing_ok=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +11,7 @@ from kd.records.checks import DataError
 from kd.records.files import DataFiles
 from kd.records.quarantine import Quarantine
 from kd.sources.demo.source import DemoSource
-from kd.sources.file_index import RecordIndex
+from kd.sources.file_index import RecordIndex, make_spool
 from kd.sources.source import Source
 
 
@@ -46,10 +44,7 @@ def sources_beside(data: Data, folder: Path, kept: Path | None) -> Sources:
     found: dict[tuple[TrainFiles, ...], Source] = {}
     for stage in data.stages:
         if stage.train is not None and stage.train not in found:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle, spool = tempfile.mkstemp(prefix=".records-", suffix=".jsonl", dir=folder)
-            os.close(handle)
-            found[stage.train] = _index(stage.train, quarantine, Path(spool))
+            found[stage.train] = _index(stage.train, quarantine, make_spool(folder))
     quarantine.check()
     stages = (
         found[stage.train] if stage.train is not None else stage_source(data, index)

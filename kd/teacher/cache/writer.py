@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kd.atomic_files import flush, publish
+from kd.atomic_files import describe_failure, flush, is_full, publish
+from kd.outputs import check_writable
 from kd.teacher.cache import manifest as manifests
 from kd.teacher.cache.integrity import find_damage
 from kd.teacher.cache.manifest import MANIFEST, Manifest, ShardInfo, shard_name
-from kd.teacher.cache.shard import encode_shard
+from kd.teacher.cache.shard import encode_shard, read_tag
 from kd.teacher.cache.spec import CacheError, CacheSpec, Entry, Missing, check_spec
 
 
@@ -23,6 +24,32 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CacheError(f"{folder} cannot be made ({error}): change teacher.cache.path") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Make the cache's folder, and check that what is there under names of a cache is a cache's.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        CacheError: a file of another program has such a name.
+    """
+    check_writable("teacher.cache.path", folder)
+    named = [path for path in sorted(folder.iterdir()) if path.name == MANIFEST or _NAMED.fullmatch(path.name)]
+    said = {path: _is_ours(path) for path in named}
+    known = any(ours for path, ours in said.items() if path.suffix == ".json")  # a damaged shard of it says nothing
+    for path, ours in said.items():
+        if not ours and not (known and path.suffix == ".safetensors" and path.is_file()):
+            raise CacheError(f"{path} is there already and no cache's: move it away, or change teacher.cache.path")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        if path.stat().st_size and path.suffix == ".json":
+            with path.open("rb") as file:
+                return b"spanwise teacher cache" in file.read(200)  # of a damaged one that much is left
+        return path.is_file() and (not path.stat().st_size or bool(read_tag(path)))
+    except (OSError, CacheError):
+        return False
 
 
 class CacheWriter:
@@ -168,12 +195,12 @@ class CacheWriter:
         return (self._folder / shard_name(index)).with_suffix(".json")
 
     def _cannot_write(self, path: Path, error: OSError) -> CacheError:
-        return CacheError(
-            f"{path} cannot be written ({error}): make room, or change teacher.cache.path, and start the same command "
-            "again; shards that are there are kept"
-        )
+        remedy = "make room, or change teacher.cache.path, and start the same command again"
+        told = describe_failure(error, path) if is_full(error) else f"{path} cannot be written ({error}): {remedy}"
+        return CacheError(f"{told}; shards that are there are kept")
 
 
+_NAMED = re.compile(r"shard-\d{6}\.(safetensors|json)")
 _SHARD = re.compile(r"shard-(\d{6})\.safetensors")
 _OURS = re.compile(
     r"\.records-.*\.jsonl|shard-\d{6}\.(safetensors|json)|\.(shard-\d{6}\.(safetensors|json)|manifest\.json)\.[0-9a-f]{32}\.part"

@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 from kd.config.schema import RunConfig
 from kd.distributed.collectives import on_rank_0
+from kd.distributed.start import start_distributed
+from kd.folder_lock import FolderLock
 from kd.teacher.cache.manifest import MANIFEST, shard_name
 from kd.teacher.cache.spec import Missing
-from kd.teacher.cache.writer import CacheWriter, make_folder
+from kd.teacher.cache.writer import CacheWriter, check_folder
 from kd.teacher.capture.errors import CaptureError
 from kd.teacher.capture.job import SHARD_ROWS, Job, open_job
 from kd.teacher.capture.missing import check_missing, read_missing
@@ -55,7 +57,24 @@ def capture(config: RunConfig, *, shard_rows: int = SHARD_ROWS, retry_missing: b
             "under teacher"
         )
     folder = Path(config.teacher.cache.path)
-    make_folder(folder)
+    start_distributed()
+    lock = FolderLock(folder)
+    on_rank_0(lambda: _take(folder, lock))
+    try:
+        return _capture_into(folder, config, shard_rows, retry_missing)
+    finally:
+        lock.release()
+
+
+def _take(folder: Path, lock: FolderLock) -> None:
+    """Check and lock the cache's folder; rank 0 alone."""
+    check_folder(folder)
+    holder = lock.take()
+    if holder is not None:
+        raise CaptureError(f"{folder} is being written by {holder}: wait for it, end it, or change teacher.cache.path")
+
+
+def _capture_into(folder: Path, config: RunConfig, shard_rows: int, retry_missing: bool) -> CaptureResult:
     job = open_job(config, shard_rows, folder, folder / "refused.jsonl")
     signalled: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, frame: signalled.append(number))
