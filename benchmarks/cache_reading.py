@@ -28,6 +28,7 @@ import torch  # noqa: E402
 
 from benchmarks import measure  # noqa: E402
 from kd.batching.record_key import record_key, rows_digest  # noqa: E402
+from kd.paths import path_option  # noqa: E402
 from kd.teacher.cache.check_rows import slice_rows  # noqa: E402
 from kd.teacher.cache.reader import CacheReader  # noqa: E402
 from kd.teacher.cache.spec import CacheSpec, Entry  # noqa: E402
@@ -228,8 +229,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--records", type=int, default=320, help="a shard")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/cache_reading.json")
+    parser.add_argument("--out", type=path_option, default=ROOT / "benchmarks/results/cache_reading.json")
     args = parser.parse_args(arguments)
+    measure.check_out(args.out)
     torch.set_num_threads(1)
     results = measure.facts(torch.device("cpu"))
     vocab = args.vocabs[0]

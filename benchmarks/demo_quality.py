@@ -23,7 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measure import check_out, write_json  # noqa: E402
 from kd.evaluation.metrics import METRICS  # noqa: E402
+from kd.paths import path_option  # noqa: E402
 
 TRUTH_ALONE = ["loss.weights.kd=0", "loss.weights.truth=1", "loss.w_tool=0", "loss.w_args=0", "loss.w_integr=0"]
 SCRATCH = [
@@ -71,7 +73,7 @@ def run(name: str, seed: int, overrides: list[str], ranks: int, output: Path) ->
     command += [part for override in overrides for part in ("--set", override)]
     log = output / f"{folder}.log"
     output.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as stream:
+    with log.open("a") as stream:  # of an earlier call, or another's file: nothing is lost
         code = subprocess.run(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT).returncode
     if code:
         raise SystemExit(f"{folder} failed with exit code {code}; see {log}")
@@ -118,11 +120,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)[:3])
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "quality", help="run folders and logs")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "demo_quality.json")
+    parser.add_argument("--output", type=path_option, default=ROOT / "runs" / "quality", help="run folders and logs")
+    parser.add_argument("--out", type=path_option, default=ROOT / "benchmarks" / "results" / "demo_quality.json")
     args = parser.parse_args()
     import torch
 
+    check_out(args.out)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     # Rows made before by the same commit are kept, so an interrupted call goes on where it was.
     old = json.loads(args.out.read_text()) if args.out.exists() else {}
@@ -147,8 +150,7 @@ def main() -> None:
                 "ranks": args.ranks,
                 "rows": rows,
             }
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(facts, indent=1) + "\n")
+            write_json(args.out, facts)
             print(table(rows), flush=True)
 
 

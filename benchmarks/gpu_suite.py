@@ -34,8 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.measure import ROOT, facts, write_json
+from benchmarks.measure import ROOT, check_out, facts, write_json
 from benchmarks.targets import best_peer, verdicts
+from kd.paths import path_option
 
 TRAIN_NEEDS = (
     "transformers",
@@ -231,7 +232,7 @@ def summary(out: Path) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """0 where all parts passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=path_option, required=True)
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU even where there is a GPU")
     parser.add_argument("--only", nargs="+", help="names of the parts to run")
@@ -243,7 +244,9 @@ def main(arguments: list[str] | None = None) -> int:
     todo = [part for part in parts(out, chosen.rehearse) if not chosen.only or part.name in chosen.only]
     if not todo or len(todo) < len(chosen.only or ()):
         sys.exit(f"--only {chosen.only}: parts are {[part.name for part in parts(out, chosen.rehearse)]}")
-    out.mkdir(parents=True, exist_ok=True)
+    check_out(out / "suite.json")
+    if not (out / "suite.json").exists() and any(out.iterdir()):
+        sys.exit(f"error: --out: {out} is no folder of this suite, and not empty: name another")
     until = time.monotonic() + 60 * chosen.minutes
     suite = facts(torch.device("cpu" if chosen.rehearse else "cuda"))
     suite |= {"rehearsal": chosen.rehearse, "minutes": chosen.minutes, "parts": []}

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.measure import ROOT, copy_bandwidth, facts, peak_bytes, time_by_kernel, time_it, write_json
+from benchmarks.measure import ROOT, check_out, copy_bandwidth, facts, peak_bytes, time_by_kernel, time_it, write_json
 from benchmarks.methods import (
     OVERWRITES,
     Data,
@@ -45,6 +45,7 @@ from benchmarks.methods import (
     useful_bytes,
 )
 from benchmarks.parity import check, loss_and_gradients
+from kd.paths import path_option
 from kernels.divergences import kind_of
 from kernels.fused import launches
 
@@ -261,7 +262,7 @@ def run(chosen: argparse.Namespace) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     """0, or 1 where a way of ours was wrong or could not run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "loss_kernels.json")
+    parser.add_argument("--out", type=path_option, default=ROOT / "benchmarks" / "results" / "loss_kernels.json")
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--methods", nargs="+", help="eager, ours, torch.compile, liger; all of them by default")
     parser.add_argument("--vocab", nargs="+", type=int)
@@ -275,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=60, help="no new row is begun after this long")
     parser.add_argument("--seconds", type=float, default=1.0, help="measuring time a row")
     parser.add_argument("--static", nargs="*", default=["sm_90"], help="architectures of the table printed on a CPU")
-    parser.add_argument("--draw", type=Path, metavar="JSON", help="only draw the plot of these results")
+    parser.add_argument("--draw", type=path_option, metavar="JSON", help="only draw the plot of these results")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--workload", type=json.loads, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -283,8 +284,10 @@ def main(arguments: list[str] | None = None) -> int:
         _print_peak(chosen.peak_of, Workload(**chosen.workload))
         return 0
     if chosen.draw:
+        check_out(chosen.draw, ".png")
         draw(json.loads(chosen.draw.read_text()), chosen.draw.with_suffix(".png"))
         return 0
+    check_out(chosen.out, ".png")
     results = run(chosen)
     if not chosen.parity_only:
         try:

@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -17,6 +18,12 @@ from typing import NamedTuple
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from kd.atomic_files import publish  # noqa: E402
+from kd.outputs import Output, OutputError, check_outputs, read_object  # noqa: E402
+
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "liger-kernel", "numpy")
 _HEAD_START_CYCLES = 10_000_000  # about 5 ms
 
@@ -164,9 +171,29 @@ def time_by_kernel(call: Callable[[], object], device: torch.device, most: int =
     ]
 
 
+def check_out(path: Path, *beside: str) -> None:
+    """End the program where results cannot be written to `path`, or a file is there that no benchmark wrote.
+
+    beside: suffixes of files that are written with it, which are known by it.
+    """
+    places = [Output("--out", path, "a benchmark's results", is_results)]
+    for suffix in beside:
+        places.append(
+            Output("--out", path.with_suffix(suffix), "a benchmark's", lambda _: path.is_file() and is_results(path))
+        )
+    try:
+        check_outputs(places)
+    except OutputError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def is_results(path: Path) -> bool:
+    """Tell whether a file was written by a benchmark."""
+    keys = read_object(path).keys()
+    return bool({"commit", "device"} <= keys or {"what", "results"} <= keys)
+
+
 def write_json(path: Path, content: dict) -> None:
     """Whole or not at all: a run that is cut off leaves the last complete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(draft, path)
+    publish(path, (json.dumps(content, indent=1) + "\n").encode())

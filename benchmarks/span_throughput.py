@@ -28,7 +28,9 @@ import tokenizers  # noqa: E402
 import transformers  # noqa: E402
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
+from benchmarks.measure import check_out, write_json  # noqa: E402
 from helpers import golden  # noqa: E402
+from kd.paths import path_option  # noqa: E402
 from kd.records.record import Record, parse_record  # noqa: E402
 from kd.rendering.encode import encode  # noqa: E402
 
@@ -205,8 +207,9 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=150_000)
     parser.add_argument("--records", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/span_throughput.json")
+    parser.add_argument("--output", type=path_option, default=ROOT / "benchmarks/results/span_throughput.json")
     args = parser.parse_args()
+    check_out(args.output)
     words = Words(int(args.vocab_size * 1.1), random.Random(1337))
     tokenizer = build_tokenizer(words, args.vocab_size)
     results = {}
@@ -226,8 +229,7 @@ def main() -> None:
         "lowest": min(result["tokens_per_processor_second"] for result in results.values()),
         "results": results,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(args.output, report)
 
 
 if __name__ == "__main__":

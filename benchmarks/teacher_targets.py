@@ -18,9 +18,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from measure import ROOT, commit, facts, write_json
+from measure import ROOT, check_out, commit, facts, write_json
 from target_angles import demo_angles, language_angles
 from target_metrics import VARIANTS, folder_name, live_of, metrics_of
+
+from kd.atomic_files import publish
+from kd.paths import path_option
 
 SHOWN = {
     "tool_name_accuracy": "names",
@@ -105,7 +108,7 @@ class Results:
             + "\n\n".join(tables)
             + "\n"
         )
-        self._path.with_suffix(".md").write_text(text)
+        publish(self._path.with_suffix(".md"), text.encode())
 
     def has(self, part: str, **facts) -> bool:
         return any(all(row[k] == v for k, v in facts.items()) for row in self.parts[part])
@@ -125,9 +128,12 @@ def main() -> None:
         help="folders of the demo's students for its angles; by default the metrics' live dense ones",
     )
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "targets", help="caches, run folders and logs")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "teacher_targets.json")
+    parser.add_argument(
+        "--output", type=path_option, default=ROOT / "runs" / "targets", help="caches, run folders and logs"
+    )
+    parser.add_argument("--out", type=path_option, default=ROOT / "benchmarks" / "results" / "teacher_targets.json")
     args = parser.parse_args()
+    check_out(args.out, ".md")
     results = Results(args.out)
     if "language" in args.parts and not results.has("angles", place="language"):
         results.add("angles", language_angles())

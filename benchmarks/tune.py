@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.measure import copy_bandwidth, facts, time_it, write_json
+from benchmarks.measure import check_out, copy_bandwidth, facts, time_it, write_json
 from benchmarks.methods import Workload, make_data, no_fallback, settings, useful_bytes
+from kd.paths import path_option
 from kernels import distill_loss
 from kernels.checks import resolve_options
 from kernels.contract import Settings
@@ -73,12 +74,13 @@ def check(work: Workload, device: torch.device, launch: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=path_option, required=True)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--vocab", type=int, default=151936)
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--rehearse", action="store_true", help="three layouts, tiny sizes, the interpreter")
     chosen = parser.parse_args(arguments)
+    check_out(chosen.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not (chosen.rehearse and INTERPRETED):
         sys.exit("needs a GPU; to rehearse, set TRITON_INTERPRET=1 and give --rehearse")

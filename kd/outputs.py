@@ -85,10 +85,14 @@ def check_writable(name: str, folder: Path) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read the JSON object of a .json file, or of the first line of any other; {} where there is none."""
+    """Read the JSON object that a file's first line is, or else the whole file; {} where neither is one."""
     try:
         with path.open("rb") as file:
-            found = json.loads(file.read(_MOST_BYTES) if path.suffix == ".json" else file.readline(_MOST_BYTES))
+            line = file.readline(_MOST_BYTES)
+            try:
+                found = json.loads(line)
+            except ValueError:
+                found = json.loads(line + file.read(_MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kd.atomic_files import replacing
 from kd.records.checks import DataError, check_shape, decode_json
 from kd.records.lines import Line, read_lines
 from kd.records.quarantine import Item
@@ -178,10 +179,10 @@ def read_records(path: str | Path, format: str | None = None) -> Iterator[Record
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Write records as JSONL and return their number."""
+    """Write records as JSONL, whole or not at all, and return their number."""
     count = 0
-    with Path(path).open("w", encoding="utf-8") as out:
+    with replacing(Path(path)) as out:
         for record in records:
             count += 1
-            out.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            out.write((json.dumps(asdict(record), ensure_ascii=False) + "\n").encode())
     return count

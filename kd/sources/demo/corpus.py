@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kd.config.sections.data import DEMO_KINDS, DEMO_SPLITS
+from kd.outputs import Output, OutputError, check_outputs, read_object
+from kd.paths import path_option
 from kd.records.files import write_records
 from kd.records.record import Record
 from kd.sources.demo.vocabulary import ALL_TOOLS, OBJECTS, PARAMETERS, RESULTS, UNSEEN_TOOLS, Draw, Tool
@@ -195,7 +197,8 @@ def records(split: str, num_records: int, *, seed: int = 0, mix: dict[str, float
 
 # Brackets, not dots: the sandbox that templates run in checks every attribute it reads, which costs a third of a
 # rendering.
-CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8").removesuffix("\n")
+TEMPLATE = "chat_template.jinja"  # of a saved tokenizer too
+CHAT_TEMPLATE = Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8").removesuffix("\n")
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|tools|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 CALL_TOKENS = ("<tool_call>", "</tool_call>")
 
@@ -245,17 +248,32 @@ def _plain_text(record: Record) -> str:
     return "\n".join(parts)
 
 
+def _is_ours(path: Path) -> bool:
+    if path.name == TEMPLATE:
+        return path.read_bytes() == CHAT_TEMPLATE.encode()
+    return str(read_object(path).get("id")).startswith(tuple(f"{split}-" for split in SPLITS))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Write the tokenizer, or records of a split as JSONL: python -m kd.sources.demo.corpus --tokenizer FOLDER."""
     import argparse
 
     parser = argparse.ArgumentParser(description="The demo corpus and its tokenizer.")
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="train the tokenizer and save it here")
-    parser.add_argument("--records", metavar="FILE", help="write records here, as JSON lines")
+    parser.add_argument("--tokenizer", type=path_option, metavar="FOLDER", help="train the tokenizer and save it here")
+    parser.add_argument("--records", type=path_option, metavar="FILE", help="write records here, as JSON lines")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--num-records", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1337)
     args = parser.parse_args(argv)
+    outputs = [Output("--tokenizer", args.tokenizer / TEMPLATE, "this tokenizer's", _is_ours)] if args.tokenizer else []
+    if args.tokenizer and any(args.tokenizer.glob("*")) and not (args.tokenizer / TEMPLATE).exists():
+        parser.error(f"--tokenizer: {args.tokenizer} holds something else: name a new folder")
+    if args.records:
+        outputs.append(Output("--records", args.records, "records of this corpus", _is_ours))
+    try:
+        check_outputs(outputs)
+    except OutputError as error:
+        parser.error(str(error))
     if args.tokenizer:
         print(f"{args.tokenizer}: {len(build_tokenizer(args.tokenizer, seed=args.seed))} tokens")
     if args.records:
