@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig
 
 from kd.config.derived import longest_length, uses_teacher
 from kd.config.schema import RunConfig, Student, Teacher
+from kd.evaluation.evaluate import count_positions
+from kd.evaluation.held_out import prepare_held_out
 from kd.models.load import DTYPES, count_parameters, read_model_config
 from kd.models.student import student_model_config
 from kd.preflight.agreement import check_templates, check_tokenizers, check_vocabulary, read_other_tokenizers
@@ -35,6 +37,7 @@ def check_run(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
     yield run_check("tokenizers agree", lambda: check_tokenizers(others, tokenizer))
     yield run_check("chat templates agree", lambda: check_templates(others, tokenizer))
     yield run_check("vocabulary fits", lambda: check_vocabulary(student_config(), config.teacher, len(tokenizer)))
+    yield run_check("held-out records can be asked", lambda: _check_held_out(config, tokenizer, student_config()))
     teacher = config.teacher if uses_teacher(config.teacher, config.loss) else None
     try:
         needed = _memory_needed(
@@ -52,6 +55,12 @@ def check_run(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
         yield from check_one_step(config, tokenizer)
     except (ValueError, OSError, RuntimeError) as error:
         yield {"name": STEP_CHECK, "ok": False, "detail": str(error)}
+
+
+def _check_held_out(config: RunConfig, tokenizer, student_config: PreTrainedConfig) -> str:
+    held_out = prepare_held_out(config.data, config.evaluation, tokenizer, count_positions(student_config))
+    asked = [f"{name}: {len(cases)} turns" for name, cases in held_out.cases.items()]
+    return "; ".join([*asked, *held_out.notes]) or "no split is named"
 
 
 def run_check(name: str, check: Callable[[], str]) -> dict[str, Any]:

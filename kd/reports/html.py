@@ -7,11 +7,13 @@ record reaches the page as the characters it is; only this package's own markup 
 from __future__ import annotations
 
 import html
+import os.path
 import re
 from difflib import SequenceMatcher
 from pathlib import Path
 
 _WORDS = re.compile(r"\d+(?:[.,]\d+)*|\w+|\s+|[^\w\s]")  # a number is one word: half a number is no difference to read
+_MOST_PAIRS = 250_000  # of words to compare; five hundred words on each side take a second at worst
 
 
 class Html(str):
@@ -42,10 +44,18 @@ def join(*children: object) -> Html:
 
 
 def mark_diff(text: str, reference: str) -> Html:
-    """Mark a text against its reference word by word: added words in <ins>, words left out in <del>."""
+    """Mark a text against its reference word by word: added words in <ins>, words left out in <del>.
+
+    Of long texts only the beginning that they share is left unmarked: a comparison takes cubic time where words repeat.
+    """
     left, right = _WORDS.findall(reference), _WORDS.findall(text)
     out: list[Html] = []
-    for kind, a, b, c, d in SequenceMatcher(a=left, b=right, autojunk=False).get_opcodes():
+    if len(left) * len(right) <= _MOST_PAIRS:
+        changes = SequenceMatcher(a=left, b=right, autojunk=False).get_opcodes()
+    else:
+        same = len(os.path.commonprefix([left, right]))
+        changes = [("equal", 0, same, 0, same), ("replace", same, len(left), same, len(right))]
+    for kind, a, b, c, d in changes:
         gone, new = "".join(left[a:b]), "".join(right[c:d])
         if kind == "equal":
             out.append(join(new))

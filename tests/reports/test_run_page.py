@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -268,6 +269,14 @@ def test_a_broken_call_is_shown_as_it_was_written(run):
 )
 def test_word_diff(text, reference, html):
     assert mark_diff(text, reference) == html
+
+
+def test_a_long_babble_is_marked_in_a_moment():
+    """Repeated words would take the whole comparison cubic time."""
+    began = time.monotonic()
+    marked = mark_diff("It is. " + "a b " * 20_000, "It is. " + "a b c " * 20_000)
+    assert time.monotonic() - began < 5
+    assert marked.startswith("It is. a b <del>c a b") and marked.count("<ins>") == 1
 
 
 def test_attributes_are_escaped():
