@@ -159,6 +159,7 @@ LINES = (
     r"stage (copy|whole): demo corpus, \{.*\}",
     r"step +\d+  (copy|whole)  loss .*  T \d.*  lr .*  grad .*  \d+ tok/s  \d+\.\d GiB",
     r"trained 6 steps, [\d,]+ tokens in \d+ s",
+    r"student exported to /.*/student",
     r"evaluated (teacher|student|untrained) on unseen_(values|tools): \d+ turns of 8 records",
     r"model +split +tool_name_accuracy .* records",
     r"(teacher|student|untrained) +unseen_(values|tools) +[-\d].* 8",
