@@ -11,9 +11,9 @@ from typing import Any
 from kd.atomic_files import clear_parts, publish
 from kd.checkpoints.store import clear_unfinished, list_checkpoints
 from kd.errors import SpanwiseError
-from kd.folder_lock import FolderLock
+from kd.folders.lock import FolderLock
+from kd.folders.made import set_aside
 from kd.hashing import sha256
-from kd.made_folders import set_aside
 from kd.outputs import Output, check_outputs, check_writable, read_object
 from kd.paths import identify
 

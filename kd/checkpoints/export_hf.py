@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from kd.atomic_files import describe_failure
 from kd.distributed.collectives import on_rank_0
 from kd.errors import SpanwiseError
-from kd.made_folders import replacing_folder
+from kd.folders.made import replacing_folder
 
 
 class ExportError(SpanwiseError, RuntimeError):
@@ -29,7 +29,7 @@ def export_student(model: PreTrainedModel, tokenizer, folder: str | Path) -> Non
 
     Weights keep the precision of training; they are gathered one at a time onto rank 0's host memory. The stops are
     those of `model.config.eos_token_id`, in config.json and in generation_config.json. An older export is replaced, and
-    one that someone has added to or changed is set aside (kd/made_folders.py).
+    one that someone has added to or changed is set aside (kd/folders/made.py).
 
     Raises:
         ExportError: on every rank, when the folder cannot be written.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from kd.config.schema import RunConfig
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.start import start_distributed
-from kd.folder_lock import FolderLock
+from kd.folders.lock import FolderLock
 from kd.teacher.cache.manifest import MANIFEST, shard_name
 from kd.teacher.cache.spec import Missing
 from kd.teacher.cache.writer import CacheWriter, check_folder

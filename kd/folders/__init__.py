@@ -1,0 +1,1 @@
+"""Folders: replaced whole and recognised, and locked for one process at a time."""
