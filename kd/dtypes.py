@@ -16,6 +16,13 @@ def multiplies_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def multiplies_fp16() -> bool:
+    """Tell whether this machine's device (its GPU, else its CPU) trains in fp16."""
+    return torch.cuda.is_available() or (
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    )
+
+
 def loaded_dtype(saved: torch.dtype | None) -> torch.dtype:
     """Choose the precision that `auto` loads weights in: as saved (fp32 where nothing says so), but fp32 for bf16 that
     would be emulated.

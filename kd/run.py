@@ -37,7 +37,7 @@ from kd.hashing import hash_text
 from kd.models.student import build_run_student, student_model_config
 from kd.models.tokenizer import check_run_tokenizer, load_tokenizer
 from kd.models.weight_files import weights_fingerprint
-from kd.preflight.plan import Plan, check_fits, format_plan, plan_run
+from kd.preflight.plan import Plan, check_fits, plan_run
 from kd.run_end import Outcome, after_training, finish
 from kd.run_folder import RunFolder, RunFolderError
 from kd.sources.inputs import find_shared, list_data_files, list_models
@@ -83,8 +83,8 @@ def plan_here(
     )
 
 
-def dry_run(config: RunConfig, world_size: int) -> str:
-    """Return the text of `--dry-run`: the plan, and the size of the teacher's cache from a sample of the data.
+def dry_run(config: RunConfig, world_size: int) -> Plan:
+    """Make the plan of `--dry-run`, with the size of the teacher's cache from a sample of the data.
 
     The tokenizer is loaded where the teacher's signal is of some of its tokens, or cached.
 
@@ -97,7 +97,7 @@ def dry_run(config: RunConfig, world_size: int) -> str:
         if teacher.cache is not None:
             spec = cache_spec(teacher.cache, len(tokenizer), has_entropy=teacher.endpoint is None)
             size = estimate_size(spec, config.data, tokenizer, sources_to_look_at(config.data), seed=config.run.seed)
-    return format_plan(plan_here(config, world_size, cache=size))
+    return plan_here(config, world_size, cache=size)
 
 
 def execute(config: RunConfig, *, fresh: bool = False) -> Path:

@@ -4,6 +4,7 @@
     python launch/plan.py --config configs/student_9b_gqa.yaml --set training.micro_batch_size=2
 
 With teacher.cache it also gives the cache's size on disk, from a sample of the data. `train --dry-run` prints the same.
+Exit code: 0 it fits, 1 there is a PROBLEM, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
-from launch.shared import add_config_options, make_parser, run_config
+from launch.shared import add_config_options, make_parser, run_config, show_plan
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -33,11 +34,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse(argv, prog)
 
     def run(config) -> int:
-        from kd.distributed.place import read_world_size
-        from kd.run import dry_run
-
-        print(dry_run(config, args.world_size or read_world_size()))
-        return 0
+        return show_plan(args, config, args.world_size)
 
     return run_config(args, run)
 

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kd.paths import path_option
@@ -54,6 +55,22 @@ def run_config(args: argparse.Namespace, run: Callable[[Any], int]) -> int:
         return run(load_config(args.config, args.overrides))
 
     return run_guarded(work, verbose=args.verbose, config=args.config, overrides=args.overrides)
+
+
+def show_plan(args: argparse.Namespace, config: Any, world_size: int | None = None) -> int:
+    """Print the plan of `config`, and return 1 where it has a problem, else 0.
+
+    world_size: ranks; by default the launcher's.
+    """
+    from kd.config.places import add_places
+    from kd.distributed.place import read_world_size
+    from kd.preflight.plan import format_plan
+    from kd.run import dry_run
+
+    plan = dry_run(config, world_size or read_world_size())
+    problems = tuple(add_places(problem, args.config, args.overrides) for problem in plan.problems)
+    print(format_plan(replace(plan, problems=problems)))
+    return 1 if problems else 0
 
 
 def run_guarded(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
-from launch.shared import add_config_options, add_local_rank, make_parser, run_config
+from launch.shared import add_config_options, add_local_rank, make_parser, run_config, show_plan
 
 
 def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -38,14 +38,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
     def run(config) -> int:
         if args.dry_run:
-            from kd.distributed.place import read_world_size
-            from kd.run import dry_run
+            return show_plan(args, config)
+        from kd.run import execute
 
-            print(dry_run(config, read_world_size()))
-        else:
-            from kd.run import execute
-
-            execute(config, fresh=args.fresh)
+        execute(config, fresh=args.fresh)
         return 0
 
     return run_config(args, run)

@@ -228,6 +228,11 @@ def field_at(path: Path):
     return section.model_fields.get(str(path[-1])) if section else None
 
 
+def is_key(path: Path) -> bool:
+    """Tell whether the schema has a key, or a section, at `path`."""
+    return len(path) > 0 and _annotation(path) is not None
+
+
 class _NotShown:
     """Stand-in for a value that may be a secret written in the wrong place."""
 

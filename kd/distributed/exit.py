@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from kd.config.places import add_places
 from kd.distributed.place import StartError, read_place
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ def tell(error: BaseException, config: str = "", overrides: Iterable[str] = ()) 
     """Print the error to stderr once a job, and the command that provides what is missing where it names one
     (`remedy`).
 
-    An error that rank 0 has too is told by rank 0 alone; one of another rank alone names its rank. The other ranks are
-    told to end. Where it returns, this process may end.
+    Keys that it names come with their places. An error that rank 0 has too is told by rank 0 alone; one of another rank
+    alone names its rank. The other ranks are told to end. Where it returns, this process may end.
 
     Args:
         config: path of the run's YAML, as given.
         overrides: the values of --set, as given.
     """
-    text = f"error: {error}"
+    text = f"error: {add_places(str(error), config, overrides) if config else error}"
     remedy = getattr(error, "remedy", None)
     if remedy is not None:
         given = "".join(f" --set {shlex.quote(override)}" for override in overrides)

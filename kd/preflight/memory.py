@@ -201,6 +201,14 @@ def _teacher_work(teacher: Shape, job: Job) -> dict[str, int]:
     }
 
 
+def fewest_parameters(model_config: PreTrainedConfig) -> int:
+    """Count the matrices that a decoder of these sizes has at least, by arithmetic: one embedding, one MLP a layer."""
+    shape = Shape.of(model_config, 0)
+    attention = 2 * shape.hidden_size * (shape.attention_width + shape.kv_width)
+    mlp = 2 * shape.hidden_size * shape.intermediate_size
+    return shape.vocab_size * shape.hidden_size + shape.num_layers * (attention + mlp)
+
+
 def count_flops(student: Shape, teacher: Shape | None, length: int, gradient_checkpointing: bool) -> int:
     """Count the operations a token of sequences of `length` tokens.
 

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from kd.config.deepspeed.read import read_ds_config
+from transformers import PreTrainedConfig
+
+from kd.config.deepspeed.fill import resolve_ds_config
 from kd.config.derived import longest_length
 from kd.config.schema import RunConfig, Stage, Teacher, Training
+from kd.config.sections.student import MOST_LAYERS
 from kd.errors import SpanwiseError
 from kd.models.load import count_parameters, read_model_config
 from kd.models.model_files import ModelNotFound
 from kd.models.student import student_model_config
-from kd.preflight.memory import Job, Shape, count_flops, count_teacher_weights, estimate_memory
+from kd.preflight.memory import Job, Shape, count_flops, count_teacher_weights, estimate_memory, fewest_parameters
+from kd.preflight.obstacles import find_obstacles
+from kd.preflight.shortages import Machine, find_shortages
 from kd.teacher.capture.size import CacheSize
 from kd.units import size
 
-USABLE = 0.92  # of a device: the rest goes to the CUDA context, NCCL and fragmentation
 ASSUMED_MFU = 0.40  # model FLOPs utilisation; well-tuned dense training reaches 0.4 to 0.5
 _GIB = 1 << 30
+_FAR_BEYOND = 1000  # times all memory: no change of the configuration but its sizes helps
+_SIZES_OF = {
+    "student": "student.num_hidden_layers, student.hidden_size and the sizes beside them, or its source's config.json",
+    "teacher": "config.json at teacher.path",
+}
 
 
 class PlanError(SpanwiseError, ValueError):
@@ -84,17 +93,19 @@ def plan_run(
 
     Raises:
         StudentError: the student that `config` asks for cannot be made.
+        PlanError: a model's sizes are far beyond all memory.
     """
     ranks_per_host = ranks_per_host or world_size
     max_length = longest_length(config.data)
+    memory = world_size * ((device_memory_bytes or 0) + (host_memory_bytes or 0))
     student_config = student_model_config(
         config.student, config.teacher, max_length=max_length, tokenizer_length=tokenizer_length
     )
-    student = Shape.of(student_config, count_parameters(student_config))
-    teacher, notes = _teacher(config.teacher)
+    student = _shape(student_config, "student", memory)
+    teacher, notes = _teacher(config.teacher, memory)
     placement = config.teacher.placement if config.teacher else "replicated"
     cached = config.teacher is not None and config.teacher.cache is not None
-    ds_config = read_ds_config(config.training.deepspeed)
+    ds_config = resolve_ds_config(config.training, config.optimizer, config.student)
     job = Job(
         student=student,
         teacher=None if cached else teacher,  # with a cache it does not run beside the student
@@ -112,7 +123,7 @@ def plan_run(
         on_cpu=device_memory_bytes is None,
         packing_mask=config.data.packing != "none" and config.student.attention_implementation != "flash_attention_2",
     )
-    machine = _Machine(device_memory_bytes, host_memory_bytes, ranks_per_host)
+    machine = Machine(device_memory_bytes, host_memory_bytes, ranks_per_host)
     device, host = estimate_memory(job)
     stages = tuple(_plan_stages(config.data.stages, config.training, world_size))
     flops = sum(
@@ -137,7 +148,7 @@ def plan_run(
         tokens_per_second=tokens * world_size * peak_flops * ASSUMED_MFU / flops if peak_flops else None,
         peak_flops=peak_flops,
         notes=(*notes, *_capture_notes(replace(job, teacher=teacher), cached)),
-        problems=tuple(_problems(job, machine)),
+        problems=(*find_shortages(job, machine), *find_obstacles(config, job, ranks_per_host)),
         cache=cache,
     )
 
@@ -195,7 +206,18 @@ def _items(sizes: dict[str, int]) -> list[str]:
     return [f"    {name:<38} {size / _GIB:9.2f} GiB" for name, size in rows]
 
 
-def _teacher(teacher: Teacher | None) -> tuple[Shape | None, tuple[str, ...]]:
+def _shape(model_config: PreTrainedConfig, name: str, memory: int) -> Shape:
+    """Read a model's sizes, unless they are far beyond `memory` bytes: to count parameters builds it layer by layer."""
+    layers, fewest = model_config.get_text_config().num_hidden_layers, fewest_parameters(model_config)
+    if layers > MOST_LAYERS or memory and 2 * fewest > _FAR_BEYOND * memory:
+        raise PlanError(
+            f"the {name} has {layers:,} layers and {fewest:.3g} parameters or more, and all memory of the job is "
+            f"{memory / _GIB:,.0f} GiB: correct {_SIZES_OF[name]}"
+        )
+    return Shape.of(model_config, count_parameters(model_config))
+
+
+def _teacher(teacher: Teacher | None, memory: int) -> tuple[Shape | None, tuple[str, ...]]:
     if teacher is None:
         return None, ()
     try:
@@ -205,7 +227,7 @@ def _teacher(teacher: Teacher | None) -> tuple[Shape | None, tuple[str, ...]]:
             f"the teacher {teacher.path} is not on this machine, so its parameters, memory and time are left out: "
             "download its config.json, or give teacher.path a folder",
         )
-    return Shape.of(model_config, count_parameters(model_config)), ()
+    return _shape(model_config, "teacher", memory), ()
 
 
 def _capture_notes(job: Job, cached: bool) -> Iterator[str]:
@@ -226,75 +248,3 @@ def _plan_stages(stages: Sequence[Stage], training: Training, world_size: int) -
         steps = left if most is None else min(left, most)
         left -= steps
         yield StagePlan(stage.name, stage.max_length, steps, records * stage.max_length)
-
-
-@dataclass(frozen=True)
-class _Machine:
-    device_memory_bytes: int | None
-    host_memory_bytes: int | None
-    ranks_per_host: int
-
-    def shortages(self, job: Job) -> list[tuple[str, int, int]]:
-        """List each memory that is too small: (its name, bytes needed, bytes there)."""
-        device, host = (sum(sizes.values()) for sizes in estimate_memory(job))
-        found = []
-        if self.device_memory_bytes is None:
-            host += device
-        elif device > self.device_memory_bytes * USABLE:
-            found.append(("each GPU", device, int(self.device_memory_bytes * USABLE)))
-        host *= min(self.ranks_per_host, job.world_size)
-        if self.host_memory_bytes is not None and host > self.host_memory_bytes * USABLE:
-            found.append(("each host", host, int(self.host_memory_bytes * USABLE)))
-        return found
-
-
-def _problems(job: Job, machine: _Machine) -> Iterator[str]:
-    shortages = machine.shortages(job)
-    if not shortages:
-        return
-    changes = []
-    for family in _variants(job):  # the mildest of each family that is enough
-        changes += [change for change, variant in family if not machine.shortages(variant)][:1]
-    advice = "any one of these makes it fit: " + "; ".join(changes) if changes else _advice(job, machine)
-    for what, needed, there in shortages:
-        yield f"{what} needs {needed / _GIB:.1f} GiB and has {there / _GIB:.1f} GiB to use: {advice}"
-
-
-def _advice(job: Job, machine: _Machine) -> str:
-    if machine.device_memory_bytes is None:
-        return "there is no GPU here: run it on GPUs, or choose a smaller student"
-    return "no single change makes it fit: use more GPUs together with offload, a smaller student or a smaller teacher"
-
-
-def _variants(job: Job) -> Iterator[list[tuple[str, Job]]]:
-    """Yield single changes in families, the cheapest first, each from mild to strong."""
-    if not job.gradient_checkpointing:
-        yield [("student.gradient_checkpointing: true", replace(job, gradient_checkpointing=True))]
-    if job.packing_mask:
-        yield [
-            (
-                "student.attention_implementation: flash_attention_2",
-                replace(job, packing_mask=False, eager_attention=False),
-            )
-        ]
-    yield [
-        (f"training.micro_batch_size: {size}, with more gradient_accumulation", replace(job, micro_batch_size=size))
-        for size in range(job.micro_batch_size - 1, 0, -1)
-    ]
-    if not job.offloads("optimizer") and not job.on_cpu:
-        zero = {**job.zero, "offload_optimizer": {"device": "cpu"}}
-        yield [
-            (
-                "training.deepspeed: ds_configs/zero3_offload.json",
-                replace(job, ds_config={**job.ds_config, "zero_optimization": zero}),
-            )
-        ]
-    if job.teacher is not None and not job.teacher_sharded:
-        yield [("teacher.placement: sharded", replace(job, teacher_sharded=True))]
-    if job.teacher is not None and not job.teacher_offloaded and not job.on_cpu:
-        yield [("teacher.placement: offloaded", replace(job, teacher_sharded=True, teacher_offloaded=True))]
-    if not job.on_cpu:
-        yield [
-            (f"{job.world_size * factor} GPUs", replace(job, world_size=job.world_size * factor))
-            for factor in (2, 4, 8, 16)
-        ]

@@ -276,7 +276,8 @@ def test_a_cache_without_the_teachers_weights_is_trained_from_to_the_end_and_the
 
 def test_a_dry_run_tells_parameters_and_plan_and_loads_nothing(results):
     code, output = results["dry"]
-    assert code == 0 and "9.10 B" in output and "Traceback" not in output
+    fits = torch.cuda.is_available() and "PROBLEM" not in output
+    assert code == (0 if fits else 1) and "9.10 B" in output and "Traceback" not in output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine that cannot hold 9 B parameters")
