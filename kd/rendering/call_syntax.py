@@ -102,37 +102,46 @@ def _find(key: TemplateKey, special_tokens: bool) -> CallReader | str:
 def _render_probes(tokenizer, special_tokens: bool) -> Iterator[Probe]:
     """Render the answer and each conversation of _CALLS that the template takes."""
     special = None if special_tokens else compile_special_tokens(tokenizer)
-    is_first = True
+
+    def render_turn(*conversations: list[dict], last: bool = False) -> str | None:
+        """Render the first turn, or the last, of the first of the conversations that the template takes."""
+        for messages in conversations:
+            try:
+                text, turns = render(Record("probe", messages, TOOLS), tokenizer)
+            except DataError:
+                continue
+            _, start, end = turns[-1 if last else 0]
+            return special.sub("", text[start:end]) if special is not None else text[start:end]
+        return None
+
+    answered = False
     for said, made in _CALLS:
         calls = [{"name": name, "arguments": arguments} for name, arguments in made]
-        record = _make_record(said, calls)
-        try:
-            text, turns = render(record, tokenizer)
-        except DataError:
+        messages = _make_conversation(said, calls)
+        # some templates write an answer after results into the turn that called, and some leave out a last call
+        text = render_turn(messages, messages[:-1], messages[:2])
+        if text is None:
             continue
-        texts = [text[start:end] for _, start, end in turns]
-        if special is not None:
-            texts = [special.sub("", text) for text in texts]
+        if not answered:
+            answer = render_turn(messages, [messages[0], messages[-1]], last=True)
+            yield Probe(answer or _ANSWER, _ANSWER, [], [])
+            answered = True
         ids = [f"functions.{call['name']}:{at}" for at, call in enumerate(calls)] + [f"probe{at}abc" for at in range(3)]
-        if is_first:
-            yield Probe(texts[-1], _ANSWER, [], [])
-            is_first = False
-        yield Probe(texts[0], said if said and said in texts[0] else "", calls, ids)
+        yield Probe(text, said if said and said in text else "", calls, ids)
 
 
-def _make_record(said: str, calls: Sequence[dict]) -> Record:
+def _make_conversation(said: str, calls: Sequence[dict]) -> list[dict]:
     made = [{"id": f"probe{at}abc", "type": "function", "function": call} for at, call in enumerate(calls)]
     results = [
         {"role": "tool", "tool_call_id": call["id"], "name": call["function"]["name"], "content": "41 km"}
         for call in made
     ]
-    messages = [
+    return [
         {"role": "user", "content": "How long is the way?"},
         {"role": "assistant", "content": said, "tool_calls": made},
         *results,
         {"role": "assistant", "content": _ANSWER},
     ]
-    return Record("probe", messages, TOOLS)
 
 
 def _find_unread(reader: CallReader, probes: Sequence[Probe]) -> str:

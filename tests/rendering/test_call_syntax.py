@@ -205,6 +205,16 @@ def test_the_header_of_a_channel_in_any_order(tokenizer):
         assert parsed.calls == [{"name": "f", "arguments": {"n": 3}}] and parsed.valid
 
 
+def test_a_template_that_refuses_an_answer_after_results_is_read(tokenizer):
+    """Gemma's writes it into the turn that called, which is refused as training; its calls are judged all the same."""
+    refused = (
+        "{%- for m in messages if m.role == 'tool' and not loop.last and messages[loop.index].role == 'assistant' %}"
+    )
+    source = refused + "{{ raise_exception('an answer after a result') }}{% endfor %}" + make_template("gemma4")
+    reader = find_syntax(with_template(tokenizer, source, "<s>", "</s>"))
+    assert reader.syntax == "bare_keys" and reader.parse(FAMILIES["gemma4"].text, TOOLS).calls == PLAIN
+
+
 @pytest.mark.parametrize(
     ("calls", "said"),
     [
