@@ -161,7 +161,7 @@ class Table:
                 scenario("seen", *two_steps, *seen, "run.name=seen", accumulation=2),
                 scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
                 scenario("packed", *packed, "data.workers=1"),
-                scenario("nan_packed", *packed, *adamw, "training.micro_batch_size=1", **poisoned),
+                scenario("nan_packed", *packed, *adamw[:2], "training.micro_batch_size=1", **poisoned),
                 scenario("truncated", "data.too_long=truncate", "data.stages.0.max_length=424", accumulation=2),
                 scenario(
                     "formats",

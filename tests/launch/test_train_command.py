@@ -163,6 +163,8 @@ LINES = (
     r"evaluated (teacher|student|untrained) on unseen_(values|tools): \d+ turns of 8 records",
     r"model +split +tool_name_accuracy .* records",
     r"(teacher|student|untrained) +unseen_(values|tools) +[-\d].* 8",
+    r" +(~? *[\d.]+ to [\d.]+ *)+",
+    r"below each model: intervals of 95 % over records; .*",
     r"student  /.*/student",
     r"report   /.*/report.html",
 )
