@@ -38,6 +38,7 @@ from kd.models.student import build_run_student, student_model_config
 from kd.models.tokenizer import check_run_tokenizer, load_tokenizer
 from kd.models.weight_files import weights_fingerprint
 from kd.preflight.plan import Plan, check_fits, plan_run
+from kd.records.conversation import describe_notes
 from kd.run_end import Outcome, after_training, finish
 from kd.run_folder import RunFolder, RunFolderError
 from kd.sources.inputs import find_shared, list_data_files, list_models
@@ -161,6 +162,8 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
             log.say(f"evaluation: {note}")
         if sources.num_refused:
             log.say(f"data: {sources.num_refused} lines are refused; they are in {sources.quarantine}")
+        for line in describe_notes(sources.notes):
+            log.say(f"data: {line}")
         result, device = _train(config, tokenizer, folder, log, sources, Start(identity, resume))
         if result.stopped == "signal":
             log.say("the same command resumes the run")

@@ -17,6 +17,7 @@ from kd.errors import SpanwiseError
 from kd.evaluation.files import format_table
 from kd.evaluation.held_out import describe_command
 from kd.models.load import count_parameters, read_model_config
+from kd.records.conversation import describe_notes
 from kd.reports.run_page import write_report
 from kd.sources.stages import Sources, describe
 from kd.toolcalls.json_values import encode_json
@@ -107,6 +108,7 @@ def _write_notes(config: RunConfig, outcome: Outcome) -> list[str]:
     sources, tally = outcome.sources, outcome.result.tally
     if sources.num_refused:
         notes.append(f"{sources.num_refused} lines of the data were refused.")
+    notes += [f"Of the data, {line}." for line in describe_notes(sources.notes)]
     notes += [f"{sentence}." for sentence in tally.describe()]
     if sources.num_refused or tally.count(REFUSED):
         notes.append(f"All that was refused is in {sources.quarantine}.")

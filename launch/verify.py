@@ -50,6 +50,9 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> tuple[argpa
     )
     parser.add_argument("--format", help="the format of the records; by default found from their fields")
     parser.add_argument(
+        "--rewrite-calls", action="store_true", help="with --data: make tool_calls of calls that are written as text"
+    )
+    parser.add_argument(
         "--tools", type=path_option, metavar="PATH", help="file or folder of tools, for records that offer none"
     )
     parser.add_argument(
@@ -77,6 +80,8 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> tuple[argpa
         parser.error("--tokenizer goes with --data, and --data needs it")
     if args.config and not Path(args.config).is_file():
         parser.error(f"--config: {args.config}: no such file")
+    if args.rewrite_calls and not args.data:
+        parser.error("--rewrite-calls goes with --data; in a configuration it is data.rewrite_calls")
     if args.overrides and not args.config:
         parser.error("--set goes with --config")
     if args.max_bad_fraction is not None and not 0 <= args.max_bad_fraction <= 1:
@@ -107,7 +112,8 @@ def verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if config is None:
             files = expand(args.data)
             check_places(args, [("--data", file) for file in files])
-            tokenizer, items = read_rendering_tokenizer(str(args.tokenizer)), read_all(files, args.format)
+            tokenizer = read_rendering_tokenizer(str(args.tokenizer))
+            items = read_all(files, args.format, rewrite_calls=args.rewrite_calls)
         else:
             from kd.config.derived import run_folder
             from kd.preflight.records import read_data_items

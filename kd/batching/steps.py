@@ -23,7 +23,7 @@ from kd.batching.micro_batch import MicroBatch, choose_padding, pack_samples, pa
 from kd.batching.order import cut_into_steps, packed_epoch, padded_epoch
 from kd.batching.workers import in_order
 from kd.records.checks import DataError
-from kd.rendering.encode import encode
+from kd.rendering.encode import encode_at
 from kd.sources.source import Source
 
 
@@ -167,7 +167,7 @@ class _Maker(NamedTuple):
 
     def _encode(self, index: int) -> Sample | _LeftOut:
         try:
-            encoded = encode(self.source[index], self.tokenizer)
+            encoded = encode_at(self.source, index, self.tokenizer)
         except DataError as error:
             if not self.policy.refuse:
                 raise

@@ -55,7 +55,7 @@ def read_held_out(data: schema.Data, num_records: int) -> dict[str, list[Record]
     Raises:
         DataError: a split's file is missing or empty, or the demo corpus has no split of that name.
     """
-    return _read("data.evaluation", data.evaluation, data.demo, num_records, DEMO_HELD_OUT)
+    return _read("data.evaluation", data.evaluation, data, num_records, DEMO_HELD_OUT)
 
 
 def read_validation(data: schema.Data, num_records: int) -> dict[str, list[Record]]:
@@ -64,7 +64,7 @@ def read_validation(data: schema.Data, num_records: int) -> dict[str, list[Recor
     Raises:
         DataError: as `read_held_out`, or a record is also held out in data.evaluation, which must not be chosen by.
     """
-    splits = _read("data.validation", data.validation, data.demo, num_records, DEMO_VALIDATION)
+    splits = _read("data.validation", data.validation, data, num_records, DEMO_VALIDATION)
     if not splits:
         return splits
     held_out = {_content(one): (name, one.id) for name, of in read_held_out(data, num_records).items() for one in of}
@@ -79,16 +79,17 @@ def read_validation(data: schema.Data, num_records: int) -> dict[str, list[Recor
 
 
 def _read(
-    key: str, named: dict[str, str], corpus: schema.DemoCorpus | None, num_records: int, of_demo: Sequence[str]
+    key: str, named: dict[str, str], data: schema.Data, num_records: int, of_demo: Sequence[str]
 ) -> dict[str, list[Record]]:
     splits = {}
     for name, source in named.items():
         if source != "demo":
-            splits[name] = [record for record, _ in zip(read_records(source), range(num_records))]
-        elif corpus is None or name not in of_demo:
+            records = read_records(source, rewrite_calls=data.rewrite_calls)
+            splits[name] = [record for record, _ in zip(records, range(num_records))]
+        elif data.demo is None or name not in of_demo:
             raise DataError(f"{key}.{name}: the demo corpus's splits there are {', '.join(of_demo)}")
         else:
-            splits[name] = list(demo.records(name, num_records, seed=corpus.seed))
+            splits[name] = list(demo.records(name, num_records, seed=data.demo.seed))
     return splits
 
 

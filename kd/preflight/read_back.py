@@ -138,6 +138,9 @@ def _is_arguments(written: str, arguments: dict, room: tuple[int, int]) -> bool:
                 continue
             if same_json(value, arguments) and len(written) - end < max(room[1], 1):
                 return True
+        elif written[begin] == "'" and (end := written.rfind("'") + 1) and len(written) - end < max(room[1], 1):
+            if _is_quoted_json(written[begin:end], arguments):
+                return True
         elif (
             written[begin] == "("
             and len(written) - 1 - written.rfind(")") < max(room[1], 1)
@@ -157,6 +160,13 @@ def _has_edges(written: str, room: tuple[int, int]) -> bool:
         if 0 <= opens < max(room[0], 1) and closes < max(room[1], 1) and not is_json:
             return True
     return False
+
+
+def _is_quoted_json(text: str, arguments: dict) -> bool:
+    try:
+        return len(text) <= _MAX_PYTHON and same_json(json.loads(text[1:-1].replace("\\'", "'")), arguments)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_python(text: str, arguments: dict) -> bool:

@@ -1,9 +1,11 @@
 """Readiness check of data: records read, rendered and located, spans decoded again, calls held to their tools.
 
-A record is *ready*, or *refused* (it cannot be trained on: not read, private reasoning, a special token in a text, not
-located, a call of no offered tool, arguments its schema forbids), or *flagged* (located, but a span does not read back,
-or an argument is one that the schema does not list, without forbidding it). Training would refuse the first kind; the
-second is for a person to look at, in the HTML page. `--fix` leaves out both.
+A record is *ready*, or *refused* (it cannot be trained on: not read, private reasoning, a call of no offered tool,
+arguments its schema forbids, a special token in a text, not located), or *flagged* (located, but a text in the shape of
+a call is not read as one, a span does not read back, or an argument is one that the schema does not list, without
+forbidding it). Training refuses the first kind, for it reads and renders with the same two functions as this file
+(kd.records.files.read_each, kd.rendering.encode.annotate); the second is for a person to look at, in the HTML page.
+`--fix` leaves out both. Tools given for records that offer none are no part of training: what they forbid is flagged.
 
 Reading back uses nothing of the code that located: tokens are decoded, arguments parsed from the decoded text.
 """
@@ -15,7 +17,8 @@ from typing import Any, NamedTuple
 
 from kd.config.schema import Data
 from kd.preflight.read_back import SpanReader
-from kd.records.checks import DataError, ReasoningError, SpecialTokenError
+from kd.records.calls import find_unread, judge_calls
+from kd.records.checks import DataError, SpecialTokenError, UnknownToolError
 from kd.records.files import expand, read_all
 from kd.records.quarantine import RAW_BYTES, Item
 from kd.records.record import Record
@@ -42,11 +45,19 @@ class Verified(NamedTuple):
     annotated: Annotated | None = None  # where it could be located
     read_back: Mapping[str, tuple[int, int]] = {}  # kind -> number of spans, and of those that do not read back
     unchecked_calls: int = 0  # calls of a record that offers no tools, of names that no registry has
+    unread_calls: int = 0  # texts in the shape of a call that are trained as prose
+    notes: tuple[str, ...] = ()  # names of kd.records.conversation.NOTES
 
     @property
     def ready(self) -> bool:
         """Neither refused nor flagged."""
         return not self.refused and not self.problems
+
+    @property
+    def num_text_calls(self) -> int:
+        """Number of calls that are read in the text of turns without `tool_calls`."""
+        calls, record = self.annotated.calls if self.annotated else (), self.record
+        return sum(not record.messages[call.message].get("tool_calls") for call in calls) if record else 0
 
     @property
     def reason(self) -> str:
@@ -58,12 +69,13 @@ class Verified(NamedTuple):
 
 # Checks of a record, in the order of the table: name -> what holds where it passes.
 CHECKS = {
-    "read": "every line is a record",
+    "read": "every line is a record, and every turn one that a model generates",
     "reasoning": "no chain-of-thought",
-    "special": "no special token in what is trained or declared",
-    "located": "rendered by the template, every call and answer located",
     "known": "every called tool is offered",
     "arguments": "arguments are valid by their tool's schema",
+    "special": "no special token in what is trained or declared",
+    "located": "rendered by the template, every call and answer located",
+    "text calls": "what names a tool in the shape of a call is read as one",
     "read back": f"spans decode to what they stand for (target {ROUND_TRIP_TARGET:.1%})",
 }
 
@@ -76,58 +88,40 @@ def verify_records(items: Iterable[Item], tokenizer, tools: ToolRegistry | None 
     reader = SpanReader(tokenizer)
     for item in items:
         identity = item.id or f"{item.file}:{item.line}"
-        found = Verified(item.file, item.line, identity, item.record, item.raw, refused=item.reason)
+        found = Verified(item.file, item.line, identity, item.record, item.raw, item.reason, notes=item.notes)
         if item.record is None:
-            yield found._replace(check="reasoning" if isinstance(item.error, ReasoningError) else "read")
+            yield found._replace(check="read" if item.error is None else item.error.check)
             continue
-        found = found._replace(id=item.record.id)
-        where = f"{item.file}:{item.line}: "
+        record = item.record
+        found = found._replace(id=record.id)
+        where = f"{item.file}:{item.line}"
         try:
-            annotated = annotate(item.record, tokenizer)
+            annotated = annotate(record, tokenizer)
         except DataError as error:
             yield found._replace(
-                refused=where + str(error), check="special" if isinstance(error, SpecialTokenError) else "located"
+                refused=f"{where}: {error}", check=error.check if isinstance(error, SpecialTokenError) else "located"
             )
             continue
-        refused, check, problems, unchecked = _judge_calls(item.record, annotated, tools)
-        counts, unread = reader.read_back(item.record, annotated)
-        check = check or ("read back" if unread else "")
+        judged = judge_calls(record.messages, record.tools, where, tools)
+        forbidden = [str(judged.refusal).removeprefix(f"{where}: ")] if judged.refusal is not None else []
+        unread = [
+            f"messages[{index}]: {text[:60]!r} has the shape of a call and is trained as prose: write it as tool_calls"
+            for index, text in find_unread(record.messages, record.tools)
+        ]
+        counts, lost = reader.read_back(record, annotated)
+        problems = {
+            "known" if isinstance(judged.refusal, UnknownToolError) else "arguments": (*judged.problems, *forbidden),
+            "text calls": unread,
+            "read back": lost,
+        }
         yield found._replace(
-            refused=where + refused if refused else "",
-            check=check,
-            problems=(*problems, *unread),
+            check=next((check for check, several in problems.items() if several), ""),
+            problems=tuple(problem for several in problems.values() for problem in several),
             annotated=annotated,
             read_back=counts,
-            unchecked_calls=unchecked,
+            unchecked_calls=judged.num_unchecked,
+            unread_calls=len(unread),
         )
-
-
-def _judge_calls(record: Record, annotated: Annotated, tools: ToolRegistry | None) -> tuple[str, str, list[str], int]:
-    """Hold calls to their tools: (reason to refuse them, name of the check, unlisted arguments, number unchecked)."""
-    try:
-        registry = ToolRegistry(record.tools) if record.tools else tools or ToolRegistry.default()
-    except ValueError as error:
-        return f"tools: {error}", "arguments", [], 0
-    problems, unchecked = [], 0
-    for call in annotated.calls:
-        spot = f"messages[{call.message}]: "
-        if call.name not in registry and not record.tools and tools is None:
-            unchecked += 1
-            continue
-        try:
-            wrong = registry.validate_call(call.name, call.arguments)
-            forbidden = registry.validate_call(call.name, call.arguments, closed=False) if wrong else []
-        except ValueError as error:
-            return spot + str(error), "arguments", problems, unchecked
-        if forbidden:
-            return (
-                spot + "; ".join(forbidden),
-                "known" if call.name not in registry else "arguments",
-                problems,
-                unchecked,
-            )
-        problems += [spot + problem for problem in wrong]
-    return "", "arguments" if problems else "", problems, unchecked
 
 
 def make_bad_line(verified: Verified) -> dict[str, Any]:
@@ -161,7 +155,7 @@ def read_data_items(data: Data) -> Iterator[Item]:
     splits = [*data.evaluation.items(), *data.validation.items()]
     patterns += [(path, None) for _, path in splits if path != "demo"]
     for pattern, format in dict.fromkeys(patterns):
-        yield from read_all(expand([pattern]), format)
+        yield from read_all(expand([pattern]), format, rewrite_calls=data.rewrite_calls)
     corpus = data.demo
     if corpus is None:
         return

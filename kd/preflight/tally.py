@@ -7,6 +7,7 @@ from typing import Any
 
 from kd.preflight.read_back import READ_BACK
 from kd.preflight.records import CHECKS, ROUND_TRIP_TARGET, Verified
+from kd.records.conversation import NOTES, describe_notes
 from kd.rendering.spans import BIT_NAMES
 
 NUM_LISTED, MAX_FAILURES = 10, 1000  # failures in the table and in verify.json; bad.jsonl has all
@@ -18,6 +19,7 @@ class Tally:
     def __init__(self):
         self.files: dict[str, Counter] = {}
         self.failed: Counter = Counter()  # records by check
+        self.notes: Counter[str] = Counter()  # records by name of kd.records.conversation.NOTES
         self.failures: list[dict[str, Any]] = []  # the first MAX_FAILURES of them
 
     def add(self, verified: Verified) -> None:
@@ -26,6 +28,8 @@ class Tally:
         counts["records"] += 1
         counts["refused" if verified.refused else "flagged" if verified.problems else "ready"] += 1
         counts["unchecked_calls"] += verified.unchecked_calls
+        counts["unread_calls"] += verified.unread_calls
+        self.notes.update(verified.notes)
         if not verified.ready:
             self.failed[verified.check] += 1
             if len(self.failures) < MAX_FAILURES:
@@ -43,6 +47,7 @@ class Tally:
         encoded, calls, spans = verified.annotated.encoded, verified.annotated.calls, verified.annotated.spans
         counts["tokens"] += len(encoded.input_ids)
         counts["calls"] += len(calls)
+        counts["text_calls"] += verified.num_text_calls
         for name, bit in BIT_NAMES.items():
             counts[f"{name}_tokens"] += sum(bits & bit != 0 for bits in encoded.bits)
             counts[f"{name}_spans"] += sum(span.kind == name for span in spans)
@@ -58,6 +63,12 @@ class Tally:
         """Return the part of the spans of a kind that read back; 1 where there are none."""
         spans = self.total[f"{kind}_spans"]
         return 1 - self.total[f"{kind}_unread"] / spans if spans else 1.0
+
+    @property
+    def recall(self) -> float:
+        """Return the part of what is written as a call in a text that is read as one; 1 where there is nothing."""
+        read, unread = self.total["text_calls"], self.total["unread_calls"]
+        return read / (read + unread) if unread else 1.0
 
     def ready(self, max_bad_fraction: float = 0.0) -> bool:
         """Check that at most that fraction of the records fails; spans that do not read back have ROUND_TRIP_TARGET."""
@@ -82,6 +93,12 @@ def summarise_tally(tally: Tally, ready: bool, checks: list[dict[str, Any]]) -> 
         "files": {file: dict(counts) for file, counts in tally.files.items()},
         "checks": [{"name": name, "what": what, "failed": tally.failed[name]} for name, what in CHECKS.items()],
         "round_trip": trips,
+        "text_calls": {
+            "read": tally.total["text_calls"],
+            "unread": tally.total["unread_calls"],
+            "recall": tally.recall,
+        },
+        "notes": {name: {"what": words, "records": tally.notes[name]} for name, words in NOTES.items()},
         "run": checks,
         "failures": tally.failures,
         "num_failures": tally.failed.total(),
@@ -107,6 +124,13 @@ def format_tally(tally: Tally, checks: list[dict[str, Any]]) -> str:
             f"{'FAIL' if tally.round_trip(kind) < ROUND_TRIP_TARGET else 'ok':<8}{kind.upper()}: {spans - bad:,} of "
             f"{spans:,} spans read back"
         )
+    read, unread = tally.total["text_calls"], tally.total["unread_calls"]
+    if read or unread:
+        lines.append(
+            f"{'FAIL' if unread else 'ok':<8}calls in text: {read:,} of {read + unread:,} read "
+            f"(recall {tally.recall:.1%})"
+        )
+    lines += [f"note    {line}" for line in describe_notes(tally.notes)]
     for check in checks:
         lines.append(
             f"{'not run' if check['ok'] is None else 'ok' if check['ok'] else 'FAIL':<8}{check['name']}: "

@@ -38,15 +38,36 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class DataError(SpanwiseError, ValueError):
-    """A record or data file that cannot be used; the message names the file, the line, the field and the remedy."""
+    """A record or data file that cannot be used; the message names the file, the line, the field and the remedy.
+
+    `check` is the name of the check that it fails, of kd.preflight.records.CHECKS.
+    """
+
+    check = "read"
 
 
 class ReasoningError(DataError):
     """A record that holds chain-of-thought."""
 
+    check = "reasoning"
+
 
 class SpecialTokenError(DataError):
     """A record with the text of a special token where it cannot stay text."""
+
+    check = "special"
+
+
+class ArgumentsError(DataError):
+    """A record with arguments that the schema of their tool forbids, or with a broken schema."""
+
+    check = "arguments"
+
+
+class UnknownToolError(DataError):
+    """A record that calls a tool which it does not offer."""
+
+    check = "known"
 
 
 def decode_json(text: bytes | str, where: str) -> Any:

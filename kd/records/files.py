@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd.atomic_files import replacing
-from kd.records.checks import DataError, check_shape, decode_json
+from kd.records.calls import judge_calls
+from kd.records.checks import DataError, decode_json
 from kd.records.lines import Line, read_lines
+from kd.records.nulls import drop_null_columns
 from kd.records.quarantine import Item
-from kd.records.record import Record, parse_decoded
+from kd.records.record import Record, read_decoded
 
 _TRUTH = ("ground_truth", "possible_answer", "possible_answers")
 
@@ -33,11 +35,13 @@ class DataFiles(NamedTuple):
     Args:
         weight: how often each record is read, 2 twice and 0.5 every other one.
         format: a name in kd.config.registries.FORMATS; by default found from the fields.
+        rewrite_calls: make `tool_calls` of calls that are written as text.
     """
 
     pattern: str
     weight: float = 1.0
     format: str | None = None
+    rewrite_calls: bool = False
 
 
 def expand(patterns: Iterable[str | Path]) -> list[Path]:
@@ -75,17 +79,21 @@ def num_copies(weight: float, item: Item) -> int:
     return int(weight) + (drawn < weight % 1)
 
 
-def read_all(files: Iterable[str | Path], format: str | None = None) -> Iterator[Item]:
+def read_all(files: Iterable[str | Path], format: str | None = None, *, rewrite_calls: bool = False) -> Iterator[Item]:
     """Yield every line of these files; files that hold BFCL's truth give none of their own, and serve the others."""
     paths = list(map(Path, files))
     holding_truth = [file for file in paths if holds_truth(file)] if format in (None, "bfcl") else []
     for file in paths:
         if file not in holding_truth:
-            yield from read_each(file, format, holding_truth)
+            yield from read_each(file, format, holding_truth, rewrite_calls=rewrite_calls)
 
 
-def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path] = ()) -> Iterator[Item]:
+def read_each(
+    path: str | Path, format: str | None = None, truths: Iterable[Path] = (), *, rewrite_calls: bool = False
+) -> Iterator[Item]:
     """Yield every line of one file as an Item; a first line with `__header__` is skipped.
+
+    Verify, training and evaluation read here alone: every check of a record that needs no tokenizer is made here.
 
     Raises:
         DataError: the file is missing, or a package it needs is.
@@ -94,7 +102,7 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
     for line in read_lines(path):
         where, data, name, offset = f"{path}:{line.number}", None, None, line.offset
         try:
-            data = _decode(line, where)
+            data = drop_null_columns(_decode(line, where))
             name = data.get("id") if isinstance(data, dict) else None
             if first and isinstance(data, dict) and "__header__" in data:
                 continue
@@ -106,9 +114,11 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
             ):
                 truth = _truths(path, truths) if truth is None else truth
                 data, offset = {**data, **truth.get(name, {})} if isinstance(name, (str, int)) else data, None
-            record, error = parse_decoded(data, where, format), None
+            (record, notes), error = read_decoded(data, where, format, rewrite_calls=rewrite_calls), None
+            if (refusal := judge_calls(record.messages, record.tools, where).refusal) is not None:
+                raise refusal
         except DataError as caught:
-            record, error = None, caught.with_traceback(None)
+            record, notes, error = None, (), caught.with_traceback(None)
         finally:
             first = False
         yield Item(
@@ -119,16 +129,14 @@ def read_each(path: str | Path, format: str | None = None, truths: Iterable[Path
             line.raw,
             str(name)[:200] if isinstance(name, (str, int)) else None,
             offset,
+            notes,
         )
 
 
 def _decode(line: Line, where: str) -> Any:
     if line.fault:
         raise DataError(f"{where}: {line.fault}")
-    if line.row is None:
-        return decode_json(line.raw, where)
-    check_shape(line.row, where)
-    return line.row
+    return decode_json(line.raw, where)
 
 
 def holds_truth(path: Path) -> bool:
@@ -162,14 +170,14 @@ def _truths(path: Path, given: Iterable[Path]) -> dict[str | int, dict]:
     return found
 
 
-def read_records(path: str | Path, format: str | None = None) -> Iterator[Record]:
+def read_records(path: str | Path, format: str | None = None, *, rewrite_calls: bool = False) -> Iterator[Record]:
     """Stream the records of one file of any kind, one in memory at a time.
 
     Raises:
         DataError: the file is missing or empty, or something in it is no record; the message names file and line.
     """
     seen = False
-    for item in read_each(path, format):
+    for item in read_each(path, format, rewrite_calls=rewrite_calls):
         seen = True
         if item.record is None:
             raise item.error or DataError(f"{item.file}:{item.line}: no record")

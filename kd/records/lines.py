@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from kd.records.checks import MAX_RECORD_BYTES, DataError, say_too_long
+from kd.records.nulls import holds_null
 
 try:
     from compression import zstd  # pyright: ignore[reportMissingImports] (from Python 3.14 on)
@@ -39,21 +40,21 @@ _MAX_STACK = 4096  # brackets whose kind is remembered; what nests deeper is ref
 _GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 _PARQUET, _ARROW = b"PAR1", b"ARROW1\x00\x00"
 _NULLS = (
-    "arguments is a struct with a null, and Arrow writes the same for an argument that is absent; store "
-    "arguments as JSON text"
+    "arguments is a struct with a null, Arrow writes the same for an argument that is absent, and no tools are offered "
+    "whose schemas could tell the two apart; offer the tools, or store arguments as JSON text"
 )
+_OFFERED = ("tools", "functions", "function")
 _EXTRA = "install it with: pip install 'spanwise[data]'"
 
 
 class Line(NamedTuple):
-    """One record's bytes. `fault` says why they cannot be read (then `raw` is a part of them); `row` is a row of
-    Parquet.
+    """One record's bytes, a row of Parquet or Arrow as JSON. `fault` says why they cannot be read; then `raw` is a part
+    of them.
     """
 
     number: int  # of its first line, from 1; of the row in Parquet and Arrow
     raw: bytes
     fault: str = ""
-    row: dict[str, Any] | None = None
     offset: int | None = None  # in the stream, of a file with one record a line
 
 
@@ -260,26 +261,16 @@ def _rows(path: Path, kind: str) -> Iterator[Line]:
             datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True), 1
         ):
             raw = json.dumps(row, default=str).encode()
-            fault = say_too_long(len(raw)) if len(raw) > MAX_RECORD_BYTES else _NULLS if _null_argument(row) else ""
-            yield Line(number, raw[:_CHUNK], fault, _without_nulls(row))
+            fault = say_too_long(len(raw)) if len(raw) > MAX_RECORD_BYTES else ""
+            if not any(row.get(key) for key in _OFFERED) and _null_argument(row):
+                fault = fault or _NULLS
+            yield Line(number, raw[:_CHUNK] if fault else raw, fault)
     except (OSError, ValueError) as error:
         yield Line(number + 1, b"", f"the file is damaged or cut off here: {error}")
-
-
-def _without_nulls(value: Any) -> Any:
-    """Leave out null keys: Arrow writes null for each key that some other row has."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _null_argument(value: Any) -> bool:
     if isinstance(value, dict):
         arguments = value.get("arguments")
-        return isinstance(arguments, dict) and _holds_null(arguments) or any(map(_null_argument, value.values()))
+        return isinstance(arguments, dict) and holds_null(arguments) or any(map(_null_argument, value.values()))
     return isinstance(value, list) and any(map(_null_argument, value))
-
-
-def _holds_null(value: Any) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return value is None or any(map(_holds_null, inner))

@@ -26,6 +26,7 @@ class Item(NamedTuple):
     raw: bytes
     id: str | None  # as the line gives it; None where it cannot be read
     offset: int | None = None  # where `raw` begins, if these bytes alone give the record again
+    notes: tuple[str, ...] = ()  # names of kd.records.conversation.NOTES that hold of the record
 
     @property
     def reason(self) -> str:

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from kd.records.calls import drop_filler_arguments, find_unread, list_text_calls, rewrite_text_calls
 from kd.records.checks import DataError, check_no_reasoning, check_shape, decode_json
+from kd.records.conversation import settle_turns
 from kd.records.formats.format import to_chat
+from kd.records.nulls import clean_declaration, drop_null_columns
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -32,6 +35,13 @@ class Record:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+class Read(NamedTuple):
+    """A record, and the names of what reading changed or noticed in it (kd.records.conversation.NOTES)."""
+
+    record: Record
+    notes: tuple[str, ...] = ()
+
+
 def parse_record(data: Any, where: str, format: str | None = None) -> Record:
     """Make a checked Record of a JSON value; `where` ("file:line") opens every message.
 
@@ -42,11 +52,14 @@ def parse_record(data: Any, where: str, format: str | None = None) -> Record:
         DataError: names the field and what to do.
     """
     check_shape(data, where)
-    return parse_decoded(data, where, format)
+    return read_decoded(data, where, format).record
 
 
-def parse_decoded(data: Any, where: str, format: str | None = None) -> Record:
-    """Make a checked Record of a value of `decode_json`, which has checked its shape; as `parse_record`."""
+def read_decoded(data: Any, where: str, format: str | None = None, *, rewrite_calls: bool = False) -> Read:
+    """Make a checked Record of a value of `decode_json`, which has checked its shape; as `parse_record`.
+
+    rewrite_calls: make `tool_calls` of the calls in the text of turns without them (kd/toolcalls/text/text_calls.py).
+    """
     if not isinstance(data, dict):
         raise DataError(f"{where}: a record is a JSON object, not {type(data).__name__}")
     check_no_reasoning(data, where)
@@ -54,20 +67,19 @@ def parse_decoded(data: Any, where: str, format: str | None = None) -> Record:
     messages = chat.get("messages")
     if isinstance(messages, list) and messages != data.get("messages"):  # the converter may have found more text
         check_no_reasoning({"messages": messages}, where)
-    return _record(chat, where)
+    record, notes = _read(chat, where, rewrite_calls)
+    read = ("read",) if any(list_text_calls(record.messages, record.tools)) else ()
+    unread = ("unread",) if any(find_unread(record.messages, record.tools)) else ()
+    return Read(record, notes + read + unread)
 
 
-def parse_line(line: bytes, where: str, format: str | None = None) -> Record:
-    """Make a checked Record of one line of JSON in UTF-8; as `parse_record`."""
-    return parse_decoded(decode_json(line, where), where, format)
+def parse_checked_line(line: bytes, where: str, format: str | None = None, *, rewrite_calls: bool = False) -> Record:
+    """Make the Record made of the same bytes before, without the checks of strict JSON, reasoning and schemas."""
+    data = drop_null_columns(json.loads(line.decode("utf-8-sig")))
+    return _read(to_chat(data, where, format), where, rewrite_calls).record
 
 
-def parse_checked_line(line: bytes, where: str, format: str | None = None) -> Record:
-    """Make the Record that `parse_line` made of the same bytes, without its checks of strict JSON and of reasoning."""
-    return _record(to_chat(json.loads(line.decode("utf-8-sig")), where, format), where)
-
-
-def _record(data: dict[str, Any], where: str) -> Record:
+def _read(data: dict[str, Any], where: str, rewrite_calls: bool) -> Read:
     """Make a Record of a record in the chat format."""
     messages = data.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -75,7 +87,14 @@ def _record(data: dict[str, Any], where: str) -> Record:
     clean = [_message(message, f"{where}: messages[{index}]") for index, message in enumerate(messages)]
     if not any(m["role"] == "assistant" for m in clean):
         raise DataError(f"{where}: messages: no assistant message, so nothing to train on")
-    _check_results(clean, where)
+    tools, notes = _tools(data.get("tools"), where)
+    if rewrite_calls:
+        clean, found = rewrite_text_calls(clean, tools, where)
+        notes += found
+    clean, found = drop_filler_arguments(clean, tools)
+    notes += [] if "nulls" in notes else found
+    clean, found = settle_turns(clean, where)
+    notes += found
     name, quality = data.get("id"), data.get("quality")
     if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int))):
         raise DataError(f"{where}: id: text or a whole number is needed, not {type(name).__name__}")
@@ -86,14 +105,10 @@ def _record(data: dict[str, Any], where: str) -> Record:
     for key in ("caws", "meta"):
         if not isinstance(data.get(key), (dict, type(None))):
             raise DataError(f"{where}: {key}: an object is needed, not {type(data[key]).__name__}")
-    return Record(
-        where if name in (None, "") else str(name),
-        clean,
-        _tools(data.get("tools"), where),
-        quality,
-        data.get("caws"),
-        data.get("meta") or {},
+    record = Record(
+        where if name in (None, "") else str(name), clean, tools, quality, data.get("caws"), data.get("meta") or {}
     )
+    return Read(record, tuple(notes))
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:
@@ -104,7 +119,9 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or (calls and message["role"] != "assistant"):
         raise DataError(f"{where}.tool_calls: a list, on assistant messages alone")
-    message = {**message, "content": message.get("content") or ""}
+    message = {key: value for key, value in message.items() if value is not None} | {
+        "content": message.get("content") or ""
+    }
     message.pop("tool_calls", None)
     if calls:
         message["tool_calls"] = [_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
@@ -115,7 +132,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise DataError(f"{where}: a tool call needs function.name and function.arguments")
-    arguments = function.get("arguments", {})
+    arguments = {} if function.get("arguments") is None else function["arguments"]
     if isinstance(arguments, str):  # OpenAI's wire form; some files hold the text of that text
         try:
             arguments = decode_json(arguments or "{}", "")
@@ -127,25 +144,12 @@ def _call(call: Any, where: str) -> dict[str, Any]:
             ) from None
     if not isinstance(arguments, dict):
         raise DataError(f"{where}.function.arguments: an object is needed, not {type(arguments).__name__}")
-    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+    said = {key: value for key, value in function.items() if value is not None} | {"arguments": arguments}
+    return {key: value for key, value in call.items() if value is not None} | {"type": "function", "function": said}
 
 
-def _check_results(messages: list[dict[str, Any]], where: str) -> None:
-    """Refuse a result that names a call which was not made before it, and two calls of one id in a turn."""
-    made: set[str] = set()
-    for index, message in enumerate(messages):
-        ids = [call["id"] for call in message.get("tool_calls", ()) if call.get("id") is not None]
-        if len(set(map(str, ids))) < len(ids):
-            raise DataError(f"{where}: messages[{index}].tool_calls: two calls have the same id")
-        made.update(map(str, ids))
-        answered = message.get("tool_call_id")
-        if message["role"] == "tool" and answered is not None and str(answered) not in made:
-            raise DataError(
-                f"{where}: messages[{index}].tool_call_id: no call before it has the id {str(answered)[:40]!r}"
-            )
-
-
-def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
+def _tools(tools: Any, where: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Check declarations and leave out their fillers: (declarations, names of NOTES)."""
     tools = tools or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f"{where}: tools: a list of function declarations is needed")
@@ -159,4 +163,5 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
                 f"{where}: tools[{index}].parameters: a JSON Schema is needed, not "
                 f"{type(function['parameters']).__name__}"
             )
-    return tools
+    cleaned = [clean_declaration(tool) for tool in tools]
+    return cleaned, ["nulls"] * (cleaned != tools)

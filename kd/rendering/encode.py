@@ -20,6 +20,7 @@ from kd.rendering.spans import BIT_NAMES, TRUTH, Call, find, find_token_ranges
 from kd.rendering.stops import check_stop, close_turns
 from kd.rendering.tokens import Tokens, check_special_tokens, tokenize, tokenize_after
 from kd.rendering.turns import Turn, render_text, render_turn, render_whole
+from kd.sources.source import Source
 
 _KINDS = {bit: name for name, bit in BIT_NAMES.items()}
 
@@ -68,6 +69,19 @@ def annotate(record: Record, tokenizer) -> Annotated:
 def encode(record: Record, tokenizer) -> Encoded:
     """Encode a record to the tokens of one sequence and their bits; as `annotate`."""
     return annotate(record, tokenizer).encoded
+
+
+def encode_at(source: Source, index: int, tokenizer) -> Encoded:
+    """Encode a record of a source; as `annotate`.
+
+    Raises:
+        DataError: as `annotate`, its message after the record's file and line, as verify has it.
+    """
+    record = source[index]
+    try:
+        return encode(record, tokenizer)
+    except DataError as error:
+        raise type(error)(f"{source.place(index)}: {error}") from None
 
 
 def annotate_sequences(record: Record, tokenizer, turns: TurnsChoice = "auto") -> list[Annotated]:

@@ -26,10 +26,11 @@ from typing import NamedTuple
 from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.toolcalls.grounding import CarriedIndex
-from kd.toolcalls.json_scan import TextCall, find_text_calls
+from kd.toolcalls.json_scan import TextCall
 from kd.toolcalls.locate import locate_calls
 from kd.toolcalls.place import Place
 from kd.toolcalls.syntax.registry import SYNTAXES
+from kd.toolcalls.text.text_calls import read_text_calls
 
 TRUTH, TOOL, ARGS, INTEGRATION = 1, 2, 4, 8
 BIT_NAMES = {"truth": TRUTH, "tool": TOOL, "args": ARGS, "integration": INTEGRATION}
@@ -73,11 +74,6 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
     calls: list[Call] = []
     spans: list[Span] = []
     dropped: list[int] = []
-    names = {
-        tool["function"]["name"]
-        for tool in record.tools
-        if isinstance(tool.get("function"), dict) and tool["function"].get("name")
-    }
     results, seen = CarriedIndex(), 0
     for index, start, end in turns:
         message = record.messages[index]
@@ -90,7 +86,7 @@ def find(record: Record, text: str, turns: list[tuple[int, int, int]]) -> Found:
             if content and content not in text[start:end]:
                 dropped.append(index)
         else:
-            written = find_text_calls(content, names)
+            written = read_text_calls(content, record.tools)
             said = _find_only(text, start, end, content)
             functions = [{"name": call.name, "arguments": call.arguments} for call in written]
             if written and said is None:

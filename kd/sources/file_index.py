@@ -22,6 +22,7 @@ import tempfile
 import weakref
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,15 @@ class _Making(NamedTuple):
     digest: Any  # hashlib's
 
 
+class _File(NamedTuple):
+    """File that records are read from again: one of the run's, or the spool."""
+
+    path: str
+    format: str | None
+    rewrite_calls: bool
+    origin: str  # the run's file that its records come from
+
+
 class RecordIndex:
     """A sequence of records; `size_hint(i)` is the length of record i in bytes of JSON.
 
@@ -59,8 +69,9 @@ class RecordIndex:
     def __init__(
         self, sources: Iterable[DataFiles], quarantine: Quarantine | None = None, *, spool: Path | None = None
     ):
-        self._files: list[tuple[str, str | None]] = []  # path, format
+        self._files: list[_File] = []
         self._at, self._sizes, self._of, self._lines = array("q"), array("i"), array("i"), array("i")
+        self.notes: dict[str, Counter[str]] = {}  # by file: number of records of each of kd.records.conversation.NOTES
         self._checksums = array("I")  # CRC-32 of the bytes that were checked
         self.spool = str(spool) if spool is not None else _make_temporary()
         weakref.finalize(self, _remove, self.spool, _lock(self.spool))
@@ -79,22 +90,26 @@ class RecordIndex:
             raise DataError(f"{named}: no record in any of the data files: give another, or mend data.* in the config")
 
     def _add(self, file: Path, source: DataFiles, truths: list[Path], making: _Making) -> None:
-        plain = is_plain_lines(file)
-        for item in read_each(file, source.format, truths):
+        plain, notes = is_plain_lines(file), Counter()
+        for item in read_each(file, source.format, truths, rewrite_calls=source.rewrite_calls):
             if item.record is None:
                 making.quarantine.refuse(item)
                 continue
             making.quarantine.accept()
+            notes.update(item.notes)
+            rewrite = source.rewrite_calls
             if plain and item.offset is not None:
                 at, raw, path, format = item.offset, item.raw, str(file), source.format
             else:
                 raw = json.dumps(asdict(item.record), ensure_ascii=False).encode() + b"\n"
-                at, path, format = making.spool.tell(), self.spool, "chat"
+                at, path, format, rewrite = making.spool.tell(), self.spool, "chat", False
                 making.spool.write(raw)
-            if not self._files or self._files[-1] != (path, format):
-                self._files.append((path, format))
+            held = _File(path, format, rewrite, str(file))
+            if not self._files or self._files[-1] != held:
+                self._files.append(held)
             copies = num_copies(source.weight, item)
-            making.digest.update(f"{copies} {format} {len(raw.strip())}\n".encode() + raw.strip())
+            rule = f"{format} rewrite_calls" if rewrite else format
+            making.digest.update(f"{copies} {rule} {len(raw.strip())}\n".encode() + raw.strip())
             checksum = zlib.crc32(raw)
             for _ in range(copies):
                 self._at.append(at)
@@ -102,6 +117,7 @@ class RecordIndex:
                 self._of.append(len(self._files) - 1)
                 self._lines.append(item.line)
                 self._checksums.append(checksum)
+        self.notes[str(file)] = notes
 
     def __len__(self) -> int:
         return len(self._at)
@@ -112,7 +128,7 @@ class RecordIndex:
         Raises:
             DataError: its bytes are not those that were checked; names the file and line.
         """
-        path, format = self._files[self._of[index]]
+        path, format, rewrite, _ = self._files[self._of[index]]
         where = f"{path}:{self._lines[index]}"
         try:
             with open(path, "rb") as file:
@@ -125,11 +141,15 @@ class RecordIndex:
                 f"{where}: the file is not what it was when its records were checked: put it back, or start again with "
                 "the new one"
             )
-        return parse_checked_line(raw, where, format)
+        return parse_checked_line(raw, where, format, rewrite_calls=rewrite)
 
     def size_hint(self, index: int) -> int:
         """Return the record's length in bytes of JSON."""
         return self._sizes[index]
+
+    def place(self, index: int) -> str:
+        """Return "file:line" of a record, in the file that the run names."""
+        return f"{self._files[self._of[index]].origin}:{self._lines[index]}"
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over every record in order: its bytes, their format, and how often it is read.

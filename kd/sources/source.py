@@ -18,6 +18,10 @@ class Source(Protocol):
         """Return any cheap measure of a record's length; it only decides what is batched with what."""
         ...
 
+    def place(self, index: int) -> str:
+        """Return where a record comes from, for messages: "file:line"."""
+        ...
+
     def fingerprint(self) -> str:
         """Return text that is the same for sources that give the same records, and for no others."""
         ...

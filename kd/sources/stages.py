@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ class Sources(NamedTuple):
     stages: tuple[Source, ...]
     num_refused: int  # lines, of all files
     quarantine: Path | None  # the file they are in, where there are any
+    notes: Counter[str] = Counter()  # records of all files by name of kd.records.conversation.NOTES, each file once
 
 
 def run_sources(data: Data, run: Run) -> Sources:
@@ -42,15 +44,18 @@ def sources_beside(data: Data, folder: Path, kept: Path | None) -> Sources:
     """
     quarantine = Quarantine(kept, data.max_bad_fraction)
     found: dict[tuple[TrainFiles, ...], Source] = {}
+    notes: dict[str, Counter[str]] = {}
     for stage in data.stages:
         if stage.train is not None and stage.train not in found:
-            found[stage.train] = _index(stage.train, quarantine, make_spool(folder))
+            index = _index(data, stage.train, quarantine, make_spool(folder))
+            found[stage.train] = index
+            notes |= index.notes
     quarantine.check()
     stages = (
         found[stage.train] if stage.train is not None else stage_source(data, index)
         for index, stage in enumerate(data.stages)
     )
-    return Sources(tuple(stages), quarantine.num_bad, kept)
+    return Sources(tuple(stages), quarantine.num_bad, kept, sum(notes.values(), Counter()))
 
 
 def sources_to_look_at(data: Data) -> list[Source]:
@@ -70,13 +75,13 @@ def stage_source(data: Data, index: int) -> Source:
             raise DataError(f"data.stages.{index}: neither train nor a mix of data.demo: give one of the two")
         return DemoSource(data.demo.num_records, data.demo.seed * 1000 + index, stage.mix)
     quarantine = Quarantine(None, data.max_bad_fraction)
-    source = _index(stage.train, quarantine)
+    source = _index(data, stage.train, quarantine)
     quarantine.check()
     return source
 
 
-def _index(train: tuple[TrainFiles, ...], quarantine: Quarantine, spool: Path | None = None) -> RecordIndex:
-    files = [DataFiles(source.files, source.weight, source.format) for source in train]
+def _index(data: Data, train: tuple[TrainFiles, ...], quarantine: Quarantine, spool: Path | None = None) -> RecordIndex:
+    files = [DataFiles(source.files, source.weight, source.format, data.rewrite_calls) for source in train]
     return RecordIndex(files, quarantine, spool=spool)
 
 

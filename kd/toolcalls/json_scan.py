@@ -38,7 +38,8 @@ class TextCall(NamedTuple):
     arguments: dict
     name_at: tuple[int, int]
     arguments_at: tuple[int, int]
-    end: int  # of the object
+    end: int  # of the object, or of what is written for the call
+    start: int
 
 
 def skip_space(text: str, at: int) -> int:
@@ -103,14 +104,15 @@ def find_text_calls(text: str, names: Collection[str]) -> list[TextCall]:
     calls: list[TextCall] = []
     at = text.find("{")
     while at >= 0:
-        call = _call_at(text, at, names)
+        call = read_text_call(text, at, names)
         if call is not None:
             calls.append(call)
         at = text.find("{", call.end if call else at + 1)
     return calls
 
 
-def _call_at(text: str, brace: int, names: Collection[str]) -> TextCall | None:
+def read_text_call(text: str, brace: int, names: Collection[str]) -> TextCall | None:
+    """Read the object that opens at `brace`; None where it is no call. `names`: as for `find_text_calls`."""
     found, end = read_members(text, brace)
     by_key = {member.key: member for member in found}
     name = next((by_key[key] for key in NAME_KEYS if key in by_key), None)
@@ -128,4 +130,4 @@ def _call_at(text: str, brace: int, names: Collection[str]) -> TextCall | None:
     arguments = open_arguments(given.value)
     if arguments is None:
         return None
-    return TextCall(name.value, arguments, (name.value_at[0] + 1, name.value_at[1] - 1), given.value_at, end)
+    return TextCall(name.value, arguments, (name.value_at[0] + 1, name.value_at[1] - 1), given.value_at, end, brace)

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jsonschema import Draft202012Validator
@@ -122,6 +123,44 @@ class ToolRegistry:
             return [str(error)]
         return list(dict.fromkeys(f"{name}: {problem}" for error in errors for problem in _explain(error)))
 
+    def drop_nulls(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Leave out of the arguments the nulls that the tool's schema, closed, forbids where they stand.
+
+        A null for an argument that is required stays, and so does one in the arguments of a tool that is not here: the
+        first is for `validate_call` to name, of the second nothing is known.
+
+        Raises:
+            ValueError: as `validate_call`.
+        """
+        if name not in self._tools:
+            return arguments
+        forbidden: set[tuple] = set()
+        for error in self._find_errors(name, arguments, True):
+            path, instance = tuple(error.absolute_path), error.instance
+            if error.validator == "additionalProperties" and isinstance(instance, dict):
+                schema = cast(dict, error.schema)
+                patterns = [re.compile(pattern) for pattern in schema.get("patternProperties", {})]
+                forbidden |= {
+                    (*path, key)
+                    for key, value in instance.items()
+                    if value is None
+                    and key not in schema.get("properties", {})
+                    and not any(pattern.search(key) for pattern in patterns)
+                }
+            elif instance is None and path and isinstance(path[-1], str):
+                forbidden.add(path)
+        if not forbidden:
+            return arguments
+        kept = _leave_out(arguments, forbidden)
+        missing = {
+            (*error.absolute_path, key)
+            for error in self._find_errors(name, kept, True)
+            if error.validator == "required" and isinstance(error.instance, dict)
+            for key in cast(list, error.validator_value)
+            if key not in error.instance
+        }
+        return _leave_out(arguments, forbidden - missing) if missing else kept
+
     def _find_errors(self, name: str, arguments: dict[str, Any], closed: bool) -> list[ValidationError]:
         validator = _validator(name, _canonical(self._tools[name]["function"].get("parameters")), closed)
         try:
@@ -156,6 +195,15 @@ def _chat_form(tool: object) -> dict:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise ValueError(f'a tool needs a "name", got {show_json(tool)}: write {{"name", "description", "parameters"}}')
     return {"type": "function", "function": function}
+
+
+def _leave_out(value: Any, paths: set[tuple], path: tuple = ()) -> Any:
+    if isinstance(value, dict):
+        at = {key: (*path, key) for key in value}
+        return {key: _leave_out(inner, paths, at[key]) for key, inner in value.items() if at[key] not in paths}
+    if isinstance(value, list):
+        return [_leave_out(inner, paths, (*path, index)) for index, inner in enumerate(value)]
+    return value
 
 
 def _canonical(parameters: object) -> str:

@@ -74,7 +74,11 @@ def test_no_record_is_encoded_again_and_the_batches_are_the_same(index, tokenize
             again = first_steps(index, tokenizer, packing._replace(kept=None), world, rank)
             with monkeypatch.context() as patch:
                 encoded.clear()
-                patch.setattr(steps, "encode", lambda record, _: encoded.append(record.id) or encode(record, tokenizer))
+                patch.setattr(
+                    steps,
+                    "encode_at",
+                    lambda source, at, _: encoded.append(source[at].id) or encode(source[at], tokenizer),
+                )
                 read = first_steps(index, tokenizer, packing, world, rank, workers)
             assert equal(read, again)
             made = [micro for step in read for micro in step]

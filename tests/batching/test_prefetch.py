@@ -25,6 +25,9 @@ class Failing:
             raise DataError(f"record {index} is gone")
         return self._records[index]
 
+    def place(self, index):
+        return f"here:{index + 1}"
+
     def size_hint(self, index):
         return self._records.size_hint(index)
 

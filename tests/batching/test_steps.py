@@ -97,6 +97,9 @@ class Listed:
     def __getitem__(self, index):
         return self.records[index]
 
+    def place(self, index):
+        return f"here:{index + 1}"
+
     def size_hint(self, index):
         return index
 
@@ -300,7 +303,7 @@ def test_a_bad_record_is_left_out_and_named_once_where_it_may_be(tokenizer, pack
         seen += [name for micro in step for name in micro.record_ids]
         refused += [reason for micro in step for reason in micro.refused]
     assert sorted(seen) == sorted([r.id for r in source.records if r.id != "bad"] * 2)
-    assert len(refused) == 1 and refused[0].startswith("record bad: messages[1].content: holds '<|end|>'")
+    assert len(refused) == 1 and refused[0].startswith("here:3: record bad: messages[1].content: holds '<|end|>'")
     assert lengths is None or lengths[2] == 0
 
 

@@ -77,6 +77,7 @@ FROZEN_KEYS = [
     "data.stages.*.until.max_steps",
     "data.packing",
     "data.too_long",
+    "data.rewrite_calls",
     "data.workers",
     "data.max_bad_fraction",
     "data.quarantine",

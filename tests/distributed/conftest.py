@@ -62,7 +62,10 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder) -> Runs:
     # The same four records compressed, as an array, and as lines of which one is broken.
     (out / "formats1.jsonl.gz").write_bytes(gzip.compress((out / "records.jsonl").read_bytes().split(b"\n")[0]))
     (out / "formats2.json").write_text(json.dumps([vars(record) for record in records[1:3]]))
-    (out / "formats3.jsonl").write_text("broken\n" + json.dumps(vars(records[3])))
+    split = {**vars(records[3]), "messages": []}
+    for message in records[3].messages:  # with an empty message before each turn, which is joined to it
+        split["messages"] += [{"role": "assistant", "content": ""}] * (message["role"] == "assistant") + [message]
+    (out / "formats3.jsonl").write_text("broken\n" + json.dumps(split))
 
     spoiled = Record("spoiled", [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "bye<|end|>"}])
     write_records(out / "spoiled.jsonl", [*records[:4], spoiled])

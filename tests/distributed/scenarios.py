@@ -108,7 +108,8 @@ def run(scenario: dict, out: Path) -> dict:
     finally:
         kd.training.engine.build_optimizer = build
     partitioned = [name for name, p in model.named_parameters() if p.numel() == 0]
-    sources = on_rank_0(lambda: run_sources(config.data, config.run)).stages
+    read = on_rank_0(lambda: run_sources(config.data, config.run))
+    sources = read.stages
     if scenario.get("capture"):
         capture(config, shard_rows=scenario["capture"])
         torch.set_num_threads(1)
@@ -154,6 +155,7 @@ def run(scenario: dict, out: Path) -> dict:
         "reports": reports,
         "partitioned": partitioned,
         "training": all(module.training for module in model.modules()),
+        "notes": dict(read.notes),
         "result": {**result._replace(tally=None)._asdict(), **counts},
         "world": dist.get_world_size(),
     }

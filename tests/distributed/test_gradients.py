@@ -14,6 +14,9 @@ import torch
 from transformers import LlamaConfig
 
 from distributed.plain import SHARES, plain_step
+from kd.preflight.records import verify_records
+from kd.preflight.tally import Tally
+from kd.records.files import expand, read_all
 
 LR = 1024
 TOLERANCE = 1e-5  # of the largest value of a parameter's gradient
@@ -245,12 +248,16 @@ def test_schedules_reach_student_teacher_and_both_ranks(runs, plain):
         assert_same({name: (before[name].double() - after[name].double()) / 0.5 for name in before}, expected, 2e-3)
 
 
-def test_two_ranks_train_on_files_of_any_form_and_keep_each_refused_line_once(runs):
+def test_two_ranks_train_on_files_of_any_form_and_keep_each_refused_line_once(runs, tokenizer):
     run = runs(2, "formats")
     assert_same(gradients(run), gradients(runs(2, "split")), 1e-12)
     (refused,) = map(json.loads, (runs.folder / "formats" / "refused.jsonl").read_text().splitlines())
     assert refused["file"].endswith("formats3.jsonl") and refused["line"] == 1
     assert not list((runs.folder / "formats").glob("records-*"))
+    tally = Tally()
+    for found in verify_records(read_all(expand([runs.folder / "formats?.*"])), tokenizer):
+        tally.add(found)
+    assert [runs(2, "formats", rank)["notes"] for rank in (0, 1)] == [{"joined": 1}, {"joined": 1}] == [tally.notes] * 2
 
 
 def test_one_bad_line_stops_every_rank_with_its_place(runs):
@@ -268,8 +275,8 @@ def test_a_record_that_cannot_be_rendered_is_left_out_where_it_may_be_and_kept_o
             and runs(2, "left_out", rank)["result"]["steps"] == 3
         )
         assert re.match(
-            r"TrainingError: stage a: record spoiled: .*1 of its 5 records are refused, more than "
-            r"data\.max_bad_fraction 0\.1 allows",
+            r"TrainingError: stage a: \S*spoiled\.jsonl:\d: record spoiled: .*1 of its 5 records are refused, more "
+            r"than data\.max_bad_fraction 0\.1 allows",
             runs(2, "too_many", rank)["error"],
         )
     for name in ("left_out", "too_many"):

@@ -13,6 +13,7 @@ from kd.preflight.read_back import SpanReader
 from kd.preflight.records import CHECKS, ROUND_TRIP_TARGET, verify_records
 from kd.preflight.tally import Tally
 from kd.records.files import read_records, write_records
+from kd.records.quarantine import Item
 from kd.records.record import parse_record
 from kd.rendering.encode import TokenSpan, annotate
 from kd.sources.demo import corpus as demo
@@ -36,6 +37,9 @@ def calling(name="f", arguments=None, **more):
         "messages": [USER, {"role": "assistant", "content": "", "tool_calls": [call]}],
         **more,
     }
+
+
+CALLS = calling()["messages"][1]
 
 
 def lines(path):
@@ -119,7 +123,7 @@ BAD = {
         {"id": "r", "messages": [USER, {"role": "assistant", "content": "c<|end|>d"}]},
         calling(arguments={"n": 1, "x": "<|end|>"}),
     ],
-    "located": [calling(tools=[{**TOOL, "parameters": {"type": "object", "properties": ["n"]}}])],
+    "located": [{**calling(), "messages": [USER, {**CALLS, "content": '{"name": "f", "arguments": {"n": 1}}'}]}],
     "known": [calling(name="g")],
     "arguments": [
         calling(arguments={"n": True}),
@@ -156,17 +160,18 @@ def test_an_argument_that_the_schema_only_leaves_out_is_flagged_and_located(tmp_
 
 
 def test_calls_of_records_without_tools_are_held_to_the_tools_given(tmp_path, data, run, capsys):
-    path = data(calling(tools=[]), calling(name="web.search", arguments={"q": 7}, tools=[]))
-    code, (first, second), report = run(path)
+    code, (first, second), report = run(
+        data(calling(tools=[]), calling(name="web.search", arguments={"q": 7}, tools=[]))
+    )
     assert code == 1 and "refused" not in first and "argument 'q' must be string" in second["refused"]
     assert report["records"]["unchecked_calls"] == 1 and "give --tools" in capsys.readouterr().out
     (tmp_path / "tools.json").write_text(json.dumps([TOOL]))
-    _, (first, second), report = run(path, "--tools", str(tmp_path / "tools.json"))
+    path = data(calling(tools=[]), calling(name="web.search", arguments={"q": "7"}, tools=[]))
+    code, (first, second), report = run(path, "--tools", str(tmp_path / "tools.json"))
+    assert code == 1 and "problems" not in first and report["records"].get("unchecked_calls", 0) == 0
     assert (
-        "refused" not in first
-        and "unknown tool 'web.search'" in second["refused"]
-        and report["records"].get("unchecked_calls", 0) == 0
-    )
+        "unknown tool 'web.search'" in second["problems"][0]
+    )  # flagged, for training has not these tools to refuse by
 
 
 def moved(annotated, kind, by):
@@ -191,9 +196,7 @@ def test_a_span_that_is_one_token_off_does_not_read_back(kind, by, tokenizer, mo
     elif not wider_answer:
         assert len(problems) == 1 and problems[0].startswith(kind.upper()) and counts[kind][1] == 1
         monkeypatch.setattr("kd.preflight.records.annotate", lambda *_: moved(annotated, kind, by))
-        item = type(
-            "Item", (), {"file": "f", "line": 1, "id": "a", "record": record, "reason": "", "raw": b"", "error": None}
-        )()
+        item = Item("f", 1, record, None, b"", "a")
         tally = Tally()
         tally.add(next(verify_records([item], tokenizer)))
         assert tally.round_trip(kind) < ROUND_TRIP_TARGET and not tally.ready() and tally.failed == {"read back": 1}
@@ -292,8 +295,6 @@ def test_data_alone_needs_neither_deepspeed_nor_a_process_group(tmp_path, data, 
 def test_the_flat_record_is_held_to_the_default_tools(tokenizer):
     text = 'Look.\n<tool_call>{"name": "web.search", "arguments": {"q": "rain"}}</tool_call>'
     record = parse_record({"prompt": "Rain?", "teacher_text": text}, "f:1")
-    item = type(
-        "Item", (), {"file": "f", "line": 1, "id": "a", "record": record, "reason": "", "raw": b"", "error": None}
-    )()
+    item = Item("f", 1, record, None, b"", "a")
     (verified,) = verify_records([item], tokenizer, ToolRegistry.default())
     assert verified.ready and verified.unchecked_calls == 0

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from helpers.record_cases import GOOD, LINE, ids_of, items
 from kd.config.registries import FORMATS
-from kd.records.checks import DataError
+from kd.records.checks import DataError, decode_json
 from kd.records.files import DataFiles
 from kd.records.quarantine import Quarantine
-from kd.records.record import Record, parse_line, parse_record
+from kd.records.record import Record, parse_record, read_decoded
 
 SETTINGS = settings(
     max_examples=150,
@@ -234,7 +234,7 @@ def test_any_value_in_any_field_is_a_record_or_a_named_refusal(data, form):
 @SETTINGS
 def test_any_bytes_are_a_named_refusal(raw):
     with pytest.raises(DataError, match="^f:1: "):
-        parse_line(raw, "f:1")
+        read_decoded(decode_json(raw, "f:1"), "f:1")
 
 
 @given(st.integers(1, len(LINE)), st.binary(max_size=6), st.integers(0, 4))

@@ -79,7 +79,7 @@ def test_what_is_written_reads_back_equal(tmp_path, read):
     records = [
         Record(
             "a",
-            [USER, parse_record({"messages": [CALL]}, "x").messages[0], ANSWER],
+            [USER, parse_record({"messages": [CALL]}, "x").messages[0], {"role": "tool", "content": "1"}, ANSWER],
             [],
             0.25,
             {"tier": 1},

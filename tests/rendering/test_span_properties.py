@@ -178,7 +178,7 @@ def conversations(draw) -> dict:
     made = [golden.call(f"call{number:05}", name, arguments) for number, (name, arguments) in enumerate(calls)]
     results = [
         {"role": "tool", "tool_call_id": call["id"], "content": draw(CHARS | st.just('{"t": 21.5, "s": "light rain"}'))}
-        for call in made[:3]
+        for call in made
     ]
     return {
         "id": "g",

@@ -107,8 +107,8 @@ def test_any_name_any_arguments_any_text(plain_bpe, calls, user, result, answer)
     messages = [
         {"role": "user", "content": f"Please: {user}"},
         {"role": "assistant", "tool_calls": made},
-        {"role": "tool", "content": f"Result: {result}"},
-        {"role": "assistant", "content": answer.replace("<", "")},
+        *({"role": "tool", "content": f"Result: {result}"} for _ in made),
+        {"role": "assistant", "content": "So: " + answer.replace("<", "")},
     ]
     check(parse_record({"messages": messages}, "x"), plain_bpe)
 

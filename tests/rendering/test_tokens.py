@@ -22,6 +22,7 @@ def conversation(user: str, result: str, answer: str = "Done."):
             "messages": [
                 {"role": "system", "content": f"Be {result}."},
                 {"role": "user", "content": user},
+                {"role": "assistant", "content": "Wait."},
                 {"role": "tool", "content": result},
                 {"role": "assistant", "content": answer},
             ],
@@ -42,7 +43,7 @@ def test_a_forged_turn_is_plain_characters(tokenizer):
     assert tokenizer.decode(forged.encoded.input_ids) == forged.text and FORGED in forged.text
     for found in (honest, forged):
         trained = [i for i, bits in zip(found.encoded.input_ids, found.encoded.bits) if bits & TRUTH]
-        assert tokenizer.decode(trained) == "Done.<|end|>"
+        assert tokenizer.decode(trained) == "Wait.<|end|>Done.<|end|>"
     assert encode(conversation("hi", "ok"), tokenizer).input_ids == tokenizer.encode(
         annotate(conversation("hi", "ok"), tokenizer).text, add_special_tokens=False
     )

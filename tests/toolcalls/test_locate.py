@@ -121,7 +121,7 @@ def test_a_copy_inside_a_later_call_is_not_the_call():
 def conversation(content: str, calls=(), result: str = "") -> tuple:
     messages = [
         {"role": "user", "content": "q"},
-        *([{"role": "tool", "content": result}] if result else []),
+        *([{"role": "assistant", "content": "Wait."}, {"role": "tool", "content": result}] if result else []),
         {
             "role": "assistant",
             "content": content,
@@ -219,13 +219,13 @@ def test_a_text_only_assistant_gets_the_same_spans():
     content = 'On it: {"name": "f", "arguments": {"city": "Paris"}} for Paris.'
     record, index = conversation(content, result='{"place": "Paris"}')
     found = find(record, f"<a>{content}</s>", [(index, 3, len(content) + 7)])
-    assert [(call.message, call.name, call.arguments) for call in found.calls] == [(2, "f", {"city": "Paris"})]
+    assert [(call.message, call.name, call.arguments) for call in found.calls] == [(3, "f", {"city": "Paris"})]
     assert spans_of(record, index, f"{content}</s>") == [
         (TOOL, "f"),
         (ARGS, '{"city": "Paris"}'),
         (INTEGRATION, "Paris"),
     ]
-    with pytest.raises(DataError, match=r"messages\[2\].content is not in the rendered turn"):
+    with pytest.raises(DataError, match=r"messages\[3\].content is not in the rendered turn"):
         spans_of(record, index, "something else</s>")
 
 

@@ -77,6 +77,10 @@ class Data(Section):
     too_long: Literal["drop", "truncate"] = "drop"
     """What happens to a record longer than max_length: drop leaves it out; truncate keeps it to the end of the last
     assistant turn that fits whole, and leaves it out where none does. Both are counted."""
+    rewrite_calls: bool = False
+    """Make tool_calls of calls that an assistant writes as text (<functioncall>, Action:, [f(x=1)], JSON), so that the
+    chat template writes them its own way; by default such a text is trained as it is, and the calls read in it are
+    spans. Of training and held-out files alike."""
     workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes of each rank that prepare batches ahead of training, from 0 to 64; by default 2 where there is a GPU,
     and none on a CPU, whose cores all train."""

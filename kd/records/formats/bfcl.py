@@ -98,6 +98,8 @@ def _calls(truth: Any, functions: list[dict], where: str) -> list[dict]:
                 f"{type(expected).__name__}"
             )
         for name, arguments in expected.items():
+            if arguments is None:  # of a columnar table
+                continue
             if not isinstance(arguments, dict):
                 raise DataError(f"{spot}.{name}: an object of arguments is needed, not {type(arguments).__name__}")
             calls.append({"name": name, "arguments": _object(arguments, by_name.get(name) or {})})
@@ -108,7 +110,11 @@ def _object(alternatives: dict, schema: Any) -> dict:
     schema = schema if isinstance(schema, dict) else {}
     properties = schema.get("properties") if isinstance(schema.get("properties"), dict) else {}
     required = schema.get("required") if isinstance(schema.get("required"), list) else []
-    chosen = {key: _value(options, properties.get(key), key in required) for key, options in alternatives.items()}
+    chosen = {
+        key: _value(options, properties.get(key), key in required)
+        for key, options in alternatives.items()
+        if options is not None
+    }
     return {key: value for key, value in chosen.items() if value is not _LEFT_OUT}
 
 

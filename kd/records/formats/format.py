@@ -83,9 +83,9 @@ def read_calls(value: Any, where: str) -> list[dict]:
     value = decode_json(value, where) if isinstance(value, str) else value
     calls = []
     for call in value if isinstance(value, list) else [value]:
-        function = call.get("function", call) if isinstance(call, dict) else None
+        function = (call.get("function") or call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"{where}: a call is an object with name and arguments")
-        arguments = function.get("arguments", function.get("parameters", {}))
+        arguments = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), {})
         calls.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return calls

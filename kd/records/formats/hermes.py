@@ -4,6 +4,7 @@ and the <tools> of a system message into declarations, so that the run's own tem
     assistant   "Let me look.\\n<tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>"
                 Text may stand before the calls, and only there: the chat format has no place for text between or after
                 them. A call may be a Python literal ({'name': ...}), as older Hermes data has it.
+                An <|endoftext|> at its end, of another tokenizer's making, is no part of it.
     system      The section that offers the tools is cut out: the template writes it again. It goes from a known opening
                 ("# Tools", "You are a function calling AI model") or else from <tools>, to </tools> or the </tool_call>
                 of its example; what is around it stays.
@@ -23,6 +24,7 @@ _TOOLS_OPEN = re.compile(r"<tools>(?=\s*[^\s<])")  # a preamble may name the emp
 _TOOLS_CLOSE = "</tools>"
 _OPENINGS = ("# Tools", "You are a function calling AI model")
 _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
+_END_OF_TEXT = re.compile(r"\s*<\|endoftext\|>\s*\Z")  # Glaive's end of turn, written as text
 _MAX_LITERAL = 100_000  # characters; Python's parser takes a hundred times the memory
 _DECODER = json.JSONDecoder()
 
@@ -40,6 +42,9 @@ def from_hermes_messages(messages: list[Any], tools: list[dict], where: str) -> 
             out.append(message)
             continue
         role, spot = message.get("role"), f"{where}[{index}]"
+        if role == "assistant" and (end := _END_OF_TEXT.search(content)):
+            content = content[: end.start()]
+            message = {**message, "content": content}
         if role == "assistant" and CALL_OPEN in content and not message.get("tool_calls"):
             text, calls = _split_calls(content, spot)
             out.append({**message, "content": text, "tool_calls": calls})

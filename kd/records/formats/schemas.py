@@ -12,6 +12,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from kd.records.nulls import drop_null_keys, is_filler
+
 _JSON_TYPES = {
     "array": "array list tuple set frozenset sequence iterable iterator arraylist queue stack deque ndarray vector",
     "object": "object dict mapping map hashmap hashtable json defaultdict ordereddict",
@@ -32,7 +34,7 @@ def from_bfcl(schema: Any) -> Any:
     """
     if not isinstance(schema, dict):
         return schema
-    out = dict(schema)
+    out = drop_null_keys(schema)
     if "type" in out:
         kinds = out["type"] if isinstance(out["type"], list) else [out["type"]]
         known = [_TYPES.get(kind.lower()) if isinstance(kind, str) else None for kind in kinds]
@@ -71,6 +73,8 @@ def from_xlam(parameters: Any) -> dict:
         return from_bfcl(parameters)  # later releases write JSON Schema
     properties, required = {}, []
     for name, declared in parameters.items():
+        if is_filler(declared):
+            continue
         declared = declared if isinstance(declared, dict) else {"type": declared}
         text = str(declared["type"]) if isinstance(declared.get("type"), str) else ""
         kind, _, rest = text.partition(", optional") if ", optional" in text else text.partition(" (optional")

@@ -51,6 +51,10 @@ class DemoSource:
             + len(str(record.tools)) // 4
         )
 
+    def place(self, index: int) -> str:
+        """Return where a record comes from: the corpus and the record's number, from 1."""
+        return f"demo:{index + 1}"
+
     def fingerprint(self) -> str:
         """Return the SHA-256 over the parameters and the first records: another version of the corpus is another
         corpus.

@@ -26,7 +26,7 @@ from kd.batching.workers import in_order, num_workers
 from kd.config.schema import Data
 from kd.distributed.ranks import Ranks
 from kd.records.checks import DataError
-from kd.rendering.encode import encode
+from kd.rendering.encode import encode_at
 from kd.sources.source import Source
 
 _MEASURED_TOGETHER = 64  # records a worker measures at once
@@ -82,7 +82,7 @@ class BatchMaker(NamedTuple):
             DataError: it cannot be rendered or located.
         """
         stage, index = place
-        return fit(encode(self.sources[stage][index], self.tokenizer), self.policies[stage])
+        return fit(encode_at(self.sources[stage], index, self.tokenizer), self.policies[stage])
 
     def measure(self, places: list[Place]) -> list[list[int]]:
         """Measure each record: its tokens, rows and the content's three numbers; zeros of one that is too long; of one
