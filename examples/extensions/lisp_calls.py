@@ -5,7 +5,7 @@ import re
 from kd.toolcalls.json_scan import read_value, skip_space
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place
-from kd.toolcalls.syntax.frame import find_frame
+from kd.toolcalls.syntax.frame import find_frame, find_units
 from kd.toolcalls.syntax.registry import SYNTAXES, Syntax
 from kd.toolcalls.syntax.sections import Unit, read_sections
 from kd.toolcalls.syntax.strict_json import JsonProblem, explain, read_json
@@ -59,16 +59,14 @@ class LispBody:
 
 def learn_lisp(probes):
     """Return the reader of calls as the probes' template frames them."""
-    units = []
-    for probe in probes:
-        places, at = [], 0
-        for call in probe.calls:
-            place = locate_lisp(probe.text, at, len(probe.text), call["name"], call["arguments"])
-            if place is None:
-                return None
-            places.append((place.name[0] - 1, place.end))
-            at = place.end
-        units.append(places)
+
+    def find(probe, at, call):
+        place = locate_lisp(probe.text, at, len(probe.text), call["name"], call["arguments"])
+        return place and (place.name[0] - 1, place.end)
+
+    units = find_units(probes, find)
+    if units is None:
+        return None
     body = LispBody()
     frame = find_frame(probes, units, body.head)
     return lambda text, tools: read_sections(text, frame, body, tools)

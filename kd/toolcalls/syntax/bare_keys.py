@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from kd.toolcalls.json_scan import skip_space
 from kd.toolcalls.json_values import MAX_DEPTH, same_json
 from kd.toolcalls.place import Place, find_whole_names
-from kd.toolcalls.syntax.frame import Probe, find_frame
+from kd.toolcalls.syntax.frame import Probe, find_frame, find_units
 from kd.toolcalls.syntax.registry import Parse, Syntax
 from kd.toolcalls.syntax.sections import Source, Unit, read_sections
 from kd.toolcalls.syntax.strict_json import JsonProblem, find_excess, read_json
@@ -111,16 +111,14 @@ class BareKeysBody:
 
 def learn_bare_keys(probes: Sequence[Probe]) -> Parse | None:
     """Learn the frame around calls from probes."""
-    units = []
-    for probe in probes:
-        places, cursor = [], 0
-        for call in probe.calls:
-            place = locate_bare_keys(probe.text, cursor, len(probe.text), call["name"], call["arguments"])
-            if place is None:
-                return None
-            places.append((place.name[0], place.end))
-            cursor = place.end
-        units.append(places)
+
+    def find(probe: Probe, at: int, call: dict) -> tuple[int, int] | None:
+        place = locate_bare_keys(probe.text, at, len(probe.text), call["name"], call["arguments"])
+        return place and (place.name[0], place.end)
+
+    units = find_units(probes, find)
+    if units is None:
+        return None
     body = BareKeysBody()
     frame = find_frame(probes, units, body.head)
     return lambda text, tools: read_sections(text, frame, body, tools)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 _LETTER = re.compile(r"[^\W\d_]")
@@ -34,6 +34,22 @@ class Probe(NamedTuple):
 
 
 Units = list[tuple[int, int]]  # [start, end) characters of each call of a probe, without its frame
+
+
+def find_units(
+    probes: Sequence[Probe], find: Callable[[Probe, int, dict], tuple[int, int] | None]
+) -> list[Units] | None:
+    """Find every call of every probe by `find` (probe, offset to begin at, call); None where one is not found."""
+    units: list[Units] = []
+    for probe in probes:
+        places: Units = []
+        for call in probe.calls:
+            place = find(probe, places[-1][1] if places else 0, call)
+            if place is None:
+                return None
+            places.append(place)
+        units.append(places)
+    return units
 
 
 class Frame(NamedTuple):

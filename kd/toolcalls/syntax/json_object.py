@@ -24,7 +24,7 @@ from kd.toolcalls.json_scan import (
 )
 from kd.toolcalls.json_values import same_json, show_json
 from kd.toolcalls.place import Place
-from kd.toolcalls.syntax.frame import Probe, find_frame
+from kd.toolcalls.syntax.frame import Probe, find_frame, find_units
 from kd.toolcalls.syntax.registry import Parse, Syntax
 from kd.toolcalls.syntax.sections import Source, Unit, read_sections
 from kd.toolcalls.syntax.strict_json import JsonProblem, explain, find_excess, read_json
@@ -132,25 +132,23 @@ def _open_text(value: object) -> object:
 
 def learn_object(probes: Sequence[Probe]) -> Parse | None:
     """Learn the object's keys, and the frame around objects, from probes."""
-    bodies, units = set(), []
-    for probe in probes:
-        places, cursor = [], 0
-        for call in probe.calls:
-            found = _find_object(probe.text, cursor, len(probe.text), call["name"], call["arguments"])
-            if found is None:
-                return None
-            brace, place, named, given = found
-            path: tuple[str, ...] = ()
-            while (outer := _find_parent(probe.text, cursor, brace)) is not None:
-                brace, path = outer[0], (outer[1], *path)
-            end = read_value(probe.text, brace)
-            assert end is not None
-            places.append((brace, end[1]))
-            keys = (named.key, given.key) if named else (None, None)
-            bodies.add(ObjectBody(*keys, path, isinstance(given.value, str), _head(probe.text, brace, keys)))
-            cursor = places[-1][1]
-        units.append(places)
-    if len(bodies) != 1:
+    bodies: set[ObjectBody] = set()
+
+    def find(probe: Probe, at: int, call: dict) -> tuple[int, int] | None:
+        found = _find_object(probe.text, at, len(probe.text), call["name"], call["arguments"])
+        if found is None:
+            return None
+        brace, _, named, given = found
+        path: tuple[str, ...] = ()
+        while (outer := _find_parent(probe.text, at, brace)) is not None:
+            brace, path = outer[0], (outer[1], *path)
+        value = read_value(probe.text, brace)
+        keys = (named.key, given.key) if named else (None, None)
+        bodies.add(ObjectBody(*keys, path, isinstance(given.value, str), _head(probe.text, brace, keys)))
+        return value and (brace, value[1])
+
+    units = find_units(probes, find)
+    if units is None or len(bodies) != 1:
         return None
     body = bodies.pop()
     frame = find_frame(probes, units, body.head)

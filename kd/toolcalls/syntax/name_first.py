@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from kd.toolcalls.json_scan import find_braces, read_value, skip_space
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place, find_whole_names
-from kd.toolcalls.syntax.frame import Probe, compile_words, find_frame
+from kd.toolcalls.syntax.frame import Probe, compile_words, find_frame, find_units
 from kd.toolcalls.syntax.registry import Parse, Syntax
 from kd.toolcalls.syntax.sections import Source, Unit, read_sections
 from kd.toolcalls.syntax.strict_json import JsonProblem, explain, find_excess, read_json
@@ -92,17 +92,18 @@ class NameBody:
 
 def learn_name_first(probes: Sequence[Probe]) -> Parse | None:
     """Learn the words between name and arguments, and the frame, from probes."""
-    units, between = [], []
-    for probe in probes:
-        places, cursor = [], 0
-        for call in probe.calls:
-            place = locate_name_first(probe.text, cursor, len(probe.text), call["name"], call["arguments"])
-            if place is None:
-                return None
-            places.append((place.name[0], place.arguments[1]))
-            between.append(probe.text[place.name[1] : place.arguments[0]])
-            cursor = place.end
-        units.append(places)
+    between: list[str] = []
+
+    def find(probe: Probe, at: int, call: dict) -> tuple[int, int] | None:
+        place = locate_name_first(probe.text, at, len(probe.text), call["name"], call["arguments"])
+        if place is None:
+            return None
+        between.append(probe.text[place.name[1] : place.arguments[0]])
+        return place.name[0], place.arguments[1]
+
+    units = find_units(probes, find)
+    if units is None:
+        return None
     if not between or not all(words.strip() or "\n" in words for words in between):
         return None
     ids = {identity for probe in probes for identity in probe.ids}

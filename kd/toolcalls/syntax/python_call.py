@@ -16,7 +16,7 @@ from typing import NamedTuple
 from kd.toolcalls.json_scan import read_value, skip_space
 from kd.toolcalls.json_values import same_json
 from kd.toolcalls.place import Place
-from kd.toolcalls.syntax.frame import Probe, find_frame
+from kd.toolcalls.syntax.frame import Probe, find_frame, find_units
 from kd.toolcalls.syntax.registry import Parse, Syntax
 from kd.toolcalls.syntax.sections import Source, Unit, read_sections
 from kd.toolcalls.syntax.strict_json import JsonProblem, find_excess, read_json
@@ -185,20 +185,20 @@ class PythonBody:
 
 def learn_python(probes: Sequence[Probe]) -> Parse | None:
     """Learn how values are written, and the frame around calls, from probes."""
-    units, forms, attributes = [], [], set()
-    for probe in probes:
-        places, cursor = [], 0
-        for call in probe.calls:
-            found = _find_call(probe.text, cursor, len(probe.text), call["name"], call["arguments"])
-            if found is None:
-                return None
-            place = found[0]
-            places.append((place.name[0], place.end))
-            forms += found[1]
-            attributes.add(probe.text[place.name[1] : place.arguments[0]])
-            cursor = place.end
-        units.append(places)
-    if len(attributes) != 1:
+    forms: list[tuple[object, str]] = []
+    attributes: set[str] = set()
+
+    def find(probe: Probe, at: int, call: dict) -> tuple[int, int] | None:
+        found = _find_call(probe.text, at, len(probe.text), call["name"], call["arguments"])
+        if found is None:
+            return None
+        place, written = found
+        forms.extend(written)
+        attributes.add(probe.text[place.name[1] : place.arguments[0]])
+        return place.name[0], place.end
+
+    units = find_units(probes, find)
+    if units is None or len(attributes) != 1:
         return None
     texts = {form for value, form in forms if isinstance(value, str)}
     body = PythonBody(

@@ -11,7 +11,7 @@ from typing import Any
 
 from kd.toolcalls.json_scan import skip_space
 from kd.toolcalls.json_values import MAX_DEPTH
-from kd.toolcalls.syntax.frame import Probe, compile_words, find_frame
+from kd.toolcalls.syntax.frame import Probe, compile_words, find_frame, find_units
 from kd.toolcalls.syntax.registry import Parse, Syntax
 from kd.toolcalls.syntax.sections import Source, Unit, read_sections
 from kd.toolcalls.syntax.strict_json import find_excess
@@ -148,21 +148,21 @@ def _is_list(schema: Any, count: int) -> bool:
 
 def learn_tags(brackets: Brackets, probes: Sequence[Probe]) -> Parse | None:
     """Learn the tags of a call and of its parameters, and the frame, from probes."""
-    units, rests, parts = [], [], []
-    for probe in probes:
-        places, cursor = [], 0
-        for call in probe.calls:
-            found = brackets.find_call(probe.text, cursor, len(probe.text), call["name"], call["arguments"])
-            if found is None:
-                return None
-            place, its_parts = found
-            places.append((place.name[0], place.end))
-            rests.append(probe.text[place.name[1] : place.arguments[0]])
-            parts += [(probe.text, part, call["arguments"][part.key]) for part in its_parts]
-            cursor = place.end
-        units.append(places)
+    rests: list[str] = []
+    parts: list[tuple[str, Part, object]] = []
+
+    def find(probe: Probe, at: int, call: dict) -> tuple[int, int] | None:
+        found = brackets.find_call(probe.text, at, len(probe.text), call["name"], call["arguments"])
+        if found is None:
+            return None
+        place, its_parts = found
+        rests.append(probe.text[place.name[1] : place.arguments[0]])
+        parts.extend((probe.text, part, call["arguments"][part.key]) for part in its_parts)
+        return place.name[0], place.end
+
+    units = find_units(probes, find)
     parameter = _learn_parameter(parts)
-    if parameter is None:
+    if units is None or parameter is None:
         return None
     ids = {identity for probe in probes for identity in probe.ids}
     body = TagBody(compile_words(rests, ids), parameter)
