@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kd.atomic_files import clear_parts, describe_failure
+from kd.atomic_files import clear_parts, describe_failure, is_full
 from kd.errors import SpanwiseError
 from kd.paths import identify
 
@@ -80,7 +80,9 @@ def check_writable(name: str, folder: Path) -> None:
     except OSError as error:
         nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         error.filename = None  # that of the probe says nothing
-        reason = describe_failure(error, folder) if nearest.is_dir() else f"{nearest} is a file"
+        if is_full(error):
+            raise OutputError(f"{name}: {describe_failure(error, folder)}, or name another place") from None
+        reason = error.strerror if nearest.is_dir() else f"{nearest} is a file"
         raise OutputError(f"{name}: {folder} is no folder that can be written: {reason}; name another place") from None
 
 

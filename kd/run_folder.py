@@ -63,7 +63,7 @@ class RunFolder:
                 raise RunFolderError(
                     f"{foreign[0]} is there already, and no run made it: move it away, or choose another run.name"
                 )
-        for name in (*RESULTS, *FOLDERS):
+        for name in (MARKER, *RESULTS, *FOLDERS):
             clear_parts(self.path / name)
         clear_unfinished(self.path / "checkpoints")
 
@@ -78,7 +78,7 @@ class RunFolder:
             OutputError, RunFolderError: it does; the key and the path are named.
         """
         inputs = list(inputs)
-        written = [Output("this run", self.path / name, "a run's", lambda path: True) for name in RESULTS]
+        written = [Output("run.name", self.path / name, "a run's", lambda path: True) for name in RESULTS]
         check_outputs([*written, Output("data.quarantine", quarantine, "a run's", lambda path: True)], inputs)
         folders = {identify(self.path / name): self.path / name for name in FOLDERS if name != "checkpoints"}
         for key, path in inputs:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import measure
 from kd.outputs import Output, OutputError, check_outputs, check_writable
 from kd.paths import expand_path, identify
+from kd.records.checks import DataError
 from kd.records.files import write_records
+from kd.run_folder import RunFolder, RunFolderError
 from kd.sources.demo import corpus as demo
+from kd.sources.inputs import find_shared
+from kd.teacher.cache.spec import CacheError
+from kd.teacher.cache.writer import check_folder
+from kd.training.log import RunLog
 from launch import evaluate, verify
 
 
@@ -210,3 +219,71 @@ def test_a_summary_of_another_program_is_foreign(check, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "verify.json").write_text(json.dumps({"ready": True}))
     assert check("--out", tmp_path / "out")[0] == 2
+
+
+@pytest.mark.parametrize("content", [b"mine", b'{"mine": 1}\n'])
+@pytest.mark.parametrize("suffix", [".json", ".png"])
+def test_a_benchmark_leaves_what_none_wrote_and_replaces_its_own(tmp_path, content, suffix):
+    out = tmp_path / "results.json"
+    out.with_suffix(suffix).write_bytes(content)
+    with pytest.raises(SystemExit, match="error: --out: .* is there already and is not known as a benchmark"):
+        measure.check_out(out, ".png")
+    assert out.with_suffix(suffix).read_bytes() == content
+    out.with_suffix(suffix).unlink()
+    for _ in range(2):
+        measure.check_out(out, ".png")
+        measure.write_json(out, {"commit": None, "device": {}})
+        out.with_suffix(".png").write_bytes(b"plot")
+
+
+def test_splits_of_one_file_are_refused_and_a_trained_one_is_told(tmp_path, data):
+    os.link(data, tmp_path / "again.jsonl")
+    stage = SimpleNamespace(train=[SimpleNamespace(files=str(tmp_path / "d*.jsonl"))])
+    found = find_shared(
+        SimpleNamespace(stages=[stage], evaluation={"a": str(tmp_path / "again.jsonl"), "b": "demo"}, validation={})
+    )
+    assert len(found) == 1 and "data.evaluation.a is trained on too" in found[0]
+    with pytest.raises(DataError, match=r"data.evaluation.b: .* is the file of data.evaluation.a too"):
+        find_shared(
+            SimpleNamespace(stages=[], evaluation={"a": str(data), "b": str(tmp_path / "again.jsonl")}, validation={})
+        )
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-000000.json", "shard-000001.safetensors"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_cache_leaves_what_none_wrote(tmp_path, name, kind):
+    foreign = tmp_path / name
+    foreign.mkdir() if kind == "folder" else foreign.write_text('{"mine": 1}')
+    with pytest.raises(CacheError, match=f"{name} is there already and no cache's: move it away"):
+        check_folder(tmp_path)
+    assert foreign.exists()
+    with pytest.raises(OutputError, match="teacher.cache.path: .* is no folder that can be written"):
+        check_folder(Path("/proc/nowhere") if kind == "folder" else foreign)
+
+
+def test_metrics_that_cannot_be_kept_stop_no_training(tmp_path, capsys):
+    log = RunLog(tmp_path / "gone", 2)
+    (tmp_path / "gone").write_text("a file, where the folder was")
+    values = {
+        "stage": "s",
+        "temperature": 1.0,
+        "lr": 1.0,
+        "grad_norm": 1.0,
+        "tokens_per_second": 1.0,
+        "memory_gib": 1.0,
+    }
+    for step in (1, 2):
+        log.line({"step": step, **values})
+    log.close()
+    said = capsys.readouterr().out
+    assert said.count("this line of metrics is not kept") == 1 and "training goes on" in said and "step      2" in said
+
+
+def test_a_runs_inputs_are_none_of_its_outputs(tmp_path):
+    folder = RunFolder(tmp_path / "r")
+    folder.take()
+    for path in ("cases.jsonl", "student/x.jsonl", "student"):
+        with pytest.raises((OutputError, RunFolderError), match="choose another run.name|name another file"):
+            folder.check_apart([("data.stages.0.train.0", tmp_path / "r" / path)], tmp_path / "refused.jsonl")
+    folder.check_apart([("data.stages.0.train.0", tmp_path / "r" / "checkpoints" / "x")], tmp_path / "refused.jsonl")
+    folder.release()

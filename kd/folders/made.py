@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd.atomic_files import flush, publish
+from kd.atomic_files import clear_parts, flush, publish
 
 
 @contextlib.contextmanager
@@ -26,6 +26,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         OSError: and `folder` is as it was, or set aside.
     """
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    clear_parts(_list_of(folder))
     try:
         part.mkdir(parents=True)
         yield part

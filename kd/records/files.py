@@ -59,6 +59,8 @@ def expand(patterns: Iterable[str | Path]) -> list[Path]:
         )
         found = [path for path in found if path.is_file() or not glob.has_magic(pattern)]
         if not found or not all(path.is_file() for path in found):
+            if any(path.is_dir() for path in found):
+                raise DataError(f"{pattern}: is a folder; name its files, as in {pattern}/*.jsonl")
             raise DataError(
                 f"{pattern}: no such data file; check data.* in the config (paths are relative to where you start "
                 "the run)"

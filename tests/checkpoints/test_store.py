@@ -1,0 +1,78 @@
+"""Checkpoints on a full disk, and beside files of others."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from kd.checkpoints.store import CheckpointError, Checkpoints, clear_unfinished, find_damage, list_checkpoints
+
+
+class Alone:
+    """Ranks of a job of one."""
+
+    rank, world_size = 0, 1
+
+    def gather(self, value):
+        return [value]
+
+
+class Engine:
+    def __init__(self, full=False):
+        self.full = full
+
+    def save(self, folder, state, written_as):
+        (folder / "weights").write_bytes(b"w" * 100)
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def checkpoints(folder, full=False):
+    return Checkpoints(folder, Engine(full), Alone(), {})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_and_leaves_no_part_and_what_was_there(tmp_path, error, monkeypatch):
+    checkpoints(tmp_path).save(1, {})
+
+    def save(self, folder, state, written_as):
+        (folder / "weights").write_bytes(b"w")
+        raise error
+
+    monkeypatch.setattr(Engine, "save", save)
+    with pytest.raises(
+        CheckpointError, match=r"step 2: .*the disk is full \(.*make room.*earlier checkpoints are kept"
+    ):
+        checkpoints(tmp_path).save(2, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert find_damage(tmp_path / "step-00000001") is None
+
+
+def test_an_old_checkpoint_goes_and_a_users_file_in_it_stays(tmp_path):
+    saver = checkpoints(tmp_path)
+    saver.save(1, {})
+    (tmp_path / "step-00000001" / "notes.txt").write_text("mine")
+    (tmp_path / "step-00000000").mkdir()  # of a checkpoint's name, and none
+    (tmp_path / "step-00000000" / "mine.jsonl").write_text("mine")
+    for step in (2, 3, 4):
+        saver.save(step, {})
+    assert [path.name for path in list_checkpoints(tmp_path)][:2] == ["step-00000004", "step-00000003"]
+    assert [path.name for path in (tmp_path / "step-00000001.kept").iterdir()] == ["notes.txt"]
+    assert (tmp_path / "step-00000000" / "mine.jsonl").read_text() == "mine"
+    assert not (tmp_path / "step-00000002").exists()
+
+
+def test_what_a_kill_left_unfinished_goes_and_nothing_else(tmp_path):
+    for name in (".step-00000007.part", ".step-7.part", ".mine.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(json.dumps(name))
+    clear_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".step-7.part", ".mine.part"}
