@@ -108,6 +108,11 @@ class Trainer:
                 self._save()
                 break
             self._take_step(step, tally, refusals)
+        if stopped is None and at.tokens == 0:
+            raise TrainingError(
+                f"nothing was trained in {at.step} steps ({'; '.join(at.tally.describe()) or 'no record fits'}): raise "
+                "the stages' max_length, cut the records, or train more steps"
+            )
         return TrainingResult(at.step, at.seconds, at.tokens, stopped, at.tally, at.num_skipped, at.best)
 
     def _take_step(self, step: StageStep, tally: StepTally, refusals: list[str]) -> None:

@@ -35,6 +35,7 @@ def test_paths_that_no_configuration_has(path, said):
         ("path: some/teacher", 'path: "  "', "4: teacher.path: must not be blank. Folder with a saved causal LM"),
         ("path: some/teacher", 'path: "a\\0"', "4: teacher.path: holds a NUL character, which no name or path can"),
         ("path: some/teacher", 'path: "\\ud800"', "4: teacher.path: holds half of a surrogate pair"),
+        ("path: some/teacher", f"path: a/{'x' * 300}", "4: teacher.path: has a name of 300 bytes in it, and no file's"),
         ("train: [b.jsonl]", 'train: [" "]', "19: data.stages.1.train.0.files: must not be blank"),
         ("train: [b.jsonl]", "mix: {sinlge: 1}", "19: data.stages.1.mix.sinlge: must be one of 'echo', 'single', "),
         ("num_hidden_layers: 2", "num_hidden_layers: 1000000", "9: student.num_hidden_layers: must be at most 4096"),
