@@ -6,15 +6,26 @@ import argparse
 import os
 from pathlib import Path
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # of Linux's file systems
+
 
 def expand_path(text: str) -> str:
     """Write a path out: `~` and `~name` at its beginning are home folders, as a shell has them.
 
     Raises:
-        ValueError: it has a NUL byte, or no user has that name.
+        ValueError: it is blank, has a NUL byte or a name that is longer than a disk takes, or no user has that
+            name.
     """
+    if not text.strip():
+        raise ValueError("a path is needed here, and this is blank")
     if "\0" in text:
         raise ValueError("a path has no NUL byte in it: remove it")
+    longest = max(len(name.encode(errors="surrogatepass")) for name in text.split("/"))
+    if longest > _LONGEST_NAME or len(text) >= _LONGEST_PATH:
+        raise ValueError(
+            f"a path has names of at most {_LONGEST_NAME} bytes and fewer than {_LONGEST_PATH} characters: give a "
+            "shorter one"
+        )
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text:
         raise ValueError(f"no user {text.split('/')[0][1:]!r} is known here: write ./{text} if the name is meant")

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from kd.evaluation.comparison import read_evaluations
-from kd.evaluation.evaluate import Evaluation, evaluate_model
+from kd.evaluation.evaluate import Evaluation, EvaluationError, evaluate_model
 from kd.evaluation.files import (
     CASES,
     EVALUATION,
@@ -130,14 +130,17 @@ def evaluate_folder(
                 bar.total = num_cases
                 bar.update(num_done - bar.n)
 
-            done[split] = evaluate_model(
-                model,
-                tokenizer,
-                read_records(path),
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                progress=show,
-            )
+            try:
+                done[split] = evaluate_model(
+                    model,
+                    tokenizer,
+                    read_records(path),
+                    batch_size=batch_size,
+                    max_new_tokens=max_new_tokens,
+                    progress=show,
+                )
+            except EvaluationError as error:
+                raise EvaluationError(f"{folder} on {path}: {error}") from error
     return done
 
 

@@ -96,7 +96,8 @@ def parse(text: str) -> Parsed:
         line = text.count("\n", 0, error.position) + 1
         raise YamlError(line, f"character {error.character!r} is not allowed in YAML: remove it") from None
     except RecursionError:
-        raise YamlError(0, "nested too deeply to be a configuration") from None
+        deepest = max(enumerate(text.splitlines(), 1), key=lambda line: line[1].count("[") + line[1].count("{"))
+        raise YamlError(deepest[0], "nested too deeply to be a configuration: this is another file") from None
     parsed = Parsed(None, {}, [])
     return parsed if node is None else parsed._replace(data=_build(node, (), parsed))
 

@@ -66,7 +66,8 @@ def evaluate_model(
     cases = build_cases(records, tokenizer)
     if not cases:
         raise EvaluationError(
-            "no case to evaluate: the records hold no tool call, no tool result used, and no offered tool"
+            "no case to evaluate: the records hold no tool call, no tool result used, and no offered tool; give other "
+            "records"
         )
     outcomes = evaluate_cases(
         model, tokenizer, cases, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress

@@ -78,6 +78,13 @@ def read_rendering_tokenizer(source: str | os.PathLike, revision: str | None = N
             f"{source}: the tokenizer has no chat template; use an instruction-tuned model's, or add "
             "chat_template.jinja"
         )
+    template = tokenizer.chat_template
+    texts = template if isinstance(template, dict) else {"default": template}
+    if not all(isinstance(text, str) for text in (texts.get("default"), *texts.values())):
+        raise TokenizerError(
+            f"{source}: chat_template in tokenizer_config.json is no text, or holds several ({', '.join(texts)}) and "
+            "none called default: save the one that is meant as chat_template.jinja"
+        )
     if not tokenizer.is_fast:
         raise TokenizerError(
             f"{source}: spans need a fast tokenizer (with offsets); save it again with its tokenizer.json"

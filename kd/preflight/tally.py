@@ -141,6 +141,8 @@ def format_tally(tally: Tally, checks: list[dict[str, Any]]) -> str:
             f"note    {tally.total['unchecked_calls']:,} calls are of tools that no record declares, so they are not "
             "checked; give --tools"
         )
+    if not tally.total["records"]:
+        lines.append("FAIL    the files hold no record: give others, in --data or data.stages")
     if tally.failures:
         lines += [
             "",

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from kd.atomic_files import replacing
 from kd.records.calls import judge_calls
 from kd.records.checks import DataError, decode_json
-from kd.records.lines import Line, read_lines
+from kd.records.lines import Line, check_file, read_lines
 from kd.records.nulls import drop_null_columns
 from kd.records.quarantine import Item
 from kd.records.record import Record, read_decoded
@@ -57,14 +57,9 @@ def expand(patterns: Iterable[str | Path]) -> list[Path]:
             if glob.has_magic(pattern) and not Path(pattern).is_file()
             else [Path(pattern)]
         )
-        found = [path for path in found if path.is_file() or not glob.has_magic(pattern)]
-        if not found or not all(path.is_file() for path in found):
-            if any(path.is_dir() for path in found):
-                raise DataError(f"{pattern}: is a folder; name its files, as in {pattern}/*.jsonl")
-            raise DataError(
-                f"{pattern}: no such data file; check data.* in the config (paths are relative to where you start "
-                "the run)"
-            )
+        found = [path for path in found if path.is_file()]
+        if not found:
+            check_file(Path(pattern))
         files |= dict.fromkeys(found)
     return list(files)
 

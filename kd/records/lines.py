@@ -66,10 +66,7 @@ def read_lines(path: str | Path) -> Iterator[Line]:
             fault.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such data file; check data.* in the config (paths are relative to where you start the run)"
-        )
+    check_file(path)
     with open_data(path) as file:
         kind = _rows_kind(file)
         if kind:
@@ -92,6 +89,18 @@ def open_data(path: Path) -> io.BufferedReader:
         return path.open("rb")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; put the file back, or mend its rights") from None
+
+
+def check_file(path: Path) -> None:
+    """Check that a data file is there. Raises DataError where it is not, or is no plain file."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name its files, as in {path}/*.jsonl")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is a pipe or device, and data is read more than once: write it to a file")
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such data file; check data.* in the config (paths are relative to where you start the run)"
+        )
 
 
 def is_plain_lines(path: str | Path) -> bool:

@@ -69,7 +69,7 @@ def find_syntax(tokenizer, *, special_tokens: bool = True) -> CallReader:
     """
     found = _find(TemplateKey(tokenizer, TOOLS), special_tokens)
     if isinstance(found, str):
-        raise CallSyntaxError(found)
+        raise CallSyntaxError(f"{tokenizer.name_or_path or 'the tokenizer'}: {found}")
     return found
 
 

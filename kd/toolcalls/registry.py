@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+import regex
 import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError, best_match
@@ -34,6 +35,9 @@ from kd.toolcalls.default_tools import DEFAULT_TOOLS
 from kd.toolcalls.json_values import show_json
 
 _SUFFIXES = (".json", ".yaml", ".yml")
+_PATTERN_SECONDS = 0.5  # of the processor's time for one search; a sound pattern takes microseconds
+_MOST_BYTES = 16 << 20  # of a file of tools
+_MOST_UNKNOWN = 20  # arguments that are named, each with the nearest that is known
 _OPENING_KEYWORDS = {
     "additionalProperties",
     "patternProperties",
@@ -176,10 +180,12 @@ class ToolRegistry:
 
 
 def _read_tools(file: Path) -> list[dict]:
+    if not file.is_file() or file.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{file}: no file of tools, or more than {_MOST_BYTES >> 20} MiB: give JSON or YAML of tools")
     try:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: cannot be read as {file.suffix[1:]}: {error}") from error
     if isinstance(content, dict) and "tools" in content:
         content = content["tools"]
@@ -243,7 +249,47 @@ def _exact(number: float) -> Fraction | None:
     return Fraction(repr(number)) if math.isfinite(number) else None
 
 
-_Validator = extend(Draft202012Validator, {"multipleOf": _check_multiple})
+def _search(pattern: str, text: str) -> bool:
+    """Search as jsonschema does, but for a limited time: what a pattern may cost grows exponentially with the text."""
+    try:
+        return regex.search(pattern, text, regex.VERSION0, timeout=_PATTERN_SECONDS) is not None
+    except TimeoutError:
+        raise ValueError(
+            f"the pattern {_cut(pattern)!r} takes more than {_PATTERN_SECONDS} s on {show_json(text)}; write it "
+            "without a repetition inside a repetition"
+        ) from None
+
+
+def _check_pattern(validator: Any, pattern: str, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
+    if isinstance(instance, str) and not _search(pattern, instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _check_named(validator: Any, patterns: dict, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
+    for pattern, inner in patterns.items() if isinstance(instance, dict) else ():
+        for name, value in instance.items():
+            if _search(pattern, name):
+                yield from validator.descend(value, inner, path=name, schema_path=pattern)
+
+
+def _check_additional(validator: Any, rule: Any, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
+    """Check additionalProperties as jsonschema does, on the properties that patternProperties does not name."""
+    patterns = schema.get("patternProperties", {})
+    if patterns and isinstance(instance, dict):
+        instance = {name: value for name, value in instance.items() if not any(_search(one, name) for one in patterns)}
+        schema = {key: value for key, value in schema.items() if key != "patternProperties"}
+    yield from Draft202012Validator.VALIDATORS["additionalProperties"](validator, rule, instance, schema)
+
+
+_Validator = extend(
+    Draft202012Validator,
+    {
+        "multipleOf": _check_multiple,
+        "pattern": _check_pattern,
+        "patternProperties": _check_named,
+        "additionalProperties": _check_additional,
+    },
+)
 
 
 def _close(schema: object) -> None:
@@ -268,7 +314,7 @@ def _explain(error: ValidationError) -> list[str]:
         extra = [key for key in given if key not in known]
         return [
             f"unknown argument {prefix + key!r}{_nearest(key, known)} (known: {', '.join(known) or 'none'})"
-            for key in extra
+            for key in extra[:_MOST_UNKNOWN]
         ]
     if error.validator == "required":
         # jsonschema repeats this error for each missing name and tells them apart only in its message: name all, merge

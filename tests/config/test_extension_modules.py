@@ -18,6 +18,7 @@ def module(tmp_path, monkeypatch):
         "from kd.config.registries import SCHEDULES\nSCHEDULES.register('square', lambda done: done * done)\n"
     )
     (tmp_path / "my_broken.py").write_text("1 / 0\n")
+    (tmp_path / "my_leaving.py").write_text("raise SystemExit(7)\n")
     (tmp_path / "my_needy.py").write_text("import my_other_module\n")
     yield "my_schedule"
     sys.modules.pop("my_schedule", None)
@@ -43,6 +44,7 @@ def test_what_an_extension_registers_may_be_chosen(write, module):
         ("no_such_module", "no module 'no_such_module': install it, or put the folder that holds it in PYTHONPATH"),
         ("no_such_package.part", "no module 'no_such_package': install it"),
         ("my_broken", "importing my_broken failed: ZeroDivisionError: division by zero"),
+        ("my_leaving", "importing my_leaving failed: SystemExit: 7"),
         ("my_needy", "importing my_needy failed: ModuleNotFoundError: No module named 'my_other_module'"),
     ],
 )

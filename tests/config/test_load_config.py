@@ -23,7 +23,7 @@ from kd.config.problems import ConfigError
         ("a: 1\n---\nb: 2\n", ":2: not valid YAML"),
         ("run: \x01\n", ":1: not valid YAML"),
         ("- a\n", ":1: expected sections"),
-        ("[" * 5000, ":0: not valid YAML: nested too deeply"),
+        ("run:\n  name: " + "[" * 5000, ":2: not valid YAML: nested too deeply"),
     ],
 )
 def test_not_yaml(write, text, expected):

@@ -217,3 +217,9 @@ def test_a_divergence_of_ones_own_may_take_beta_and_may_have_no_sparse_formula(w
         assert "mine has no formula for a teacher's best tokens alone (topk): use teacher.targets: dense" in problem
     finally:
         divergences.unregister_divergence("mine")
+
+
+@pytest.mark.parametrize("key", ["run.output_dir", "teacher.path", "training.deepspeed", "data.quarantine"])
+@pytest.mark.parametrize("path", ["a" * 256, "é" * 128, "a/" * 2048])
+def test_a_path_that_no_disk_takes_is_refused_at_its_key(write, key, path):
+    assert "a path has names of at most 255 bytes" in problems(write(GOOD), [f"{key}={path}"])[0]

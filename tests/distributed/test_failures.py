@@ -8,6 +8,7 @@ import time
 import pytest
 
 from helpers.jobs import Job, free_port
+from kd.distributed import exit
 from kd.distributed.place import StartError, read_place, read_world_size
 
 EARLY = LATE = "error: wrong on every rank: mend it\n"
@@ -84,3 +85,20 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert read_place() is None and read_world_size() == 1 and "RANK" not in os.environ
+
+
+class Full:
+    """An output on a full disk."""
+
+    def flush(self):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("stream", [None, Full()])
+def test_an_end_without_an_output_keeps_its_exit_status(monkeypatch, stream):
+    ended = []
+    monkeypatch.setattr(exit.atexit, "_run_exitfuncs", lambda: None)
+    monkeypatch.setattr(exit.os, "_exit", ended.append)
+    monkeypatch.setattr(exit.sys, "stdout", stream)
+    exit.leave(3)
+    assert ended == [3]

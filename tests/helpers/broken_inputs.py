@@ -127,8 +127,17 @@ CASES = {
     "a shard is missing": Case(name_a_missing_shard, "model-00002-of-00002.safetensors", "copy", MODELS),
     "a weight is missing": Case(drop_a_weight, "model.layers.1.mlp.up_proj.weight", "save", MODELS),
     "data is a line of no JSON": Case(lambda m, d: d.write_text("{broken\n"), "data.jsonl:1", ""),
-    "data is empty": Case(lambda m, d: d.write_text(""), "data.jsonl", "record"),
+    "data is empty": Case(lambda m, d: d.write_text(""), "no record", "give"),
+    "data has nothing to ask": Case(
+        lambda m, d: d.write_text(
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+        ),
+        "data.jsonl: no case to evaluate",
+        "give other records",
+        ("evaluate",),
+    ),
     "data is missing": Case(lambda m, d: d.unlink(), "data.jsonl", ""),
     "data is no text": Case(lambda m, d: d.write_bytes(b"\xff\xfe\x00" * 50), "data.jsonl", ""),
-    "data is a folder": Case(lambda m, d: (d.unlink(), d.mkdir()), "data.jsonl", ""),
+    "data is a folder": Case(lambda m, d: (d.unlink(), d.mkdir()), "data.jsonl: is a folder", "name its files"),
+    "data is a pipe": Case(lambda m, d: (d.unlink(), os.mkfifo(d)), "data.jsonl: is a pipe", "write it to a file"),
 }

@@ -175,6 +175,18 @@ def test_what_cannot_serve_is_refused_with_the_remedy(configure, tokenizer_folde
         load_tokenizer(configure(None, tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("template", [5, [{"name": "a", "template": "x"}, {"name": "b", "template": "y"}]])
+def test_templates_of_which_none_is_the_default_are_refused_by_name(configure, tokenizer_folder, tmp_path, template):
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "t")
+    (folder / "chat_template.jinja").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    with pytest.raises(
+        TokenizerError, match=r"none called default: save the one that is meant as chat_template\.jinja"
+    ):
+        load_tokenizer(configure(None, folder))
+
+
 def test_a_template_that_ends_turns_in_plain_text_is_refused(configure, tokenizer_folder, tmp_path):
     folder = shutil.copytree(tokenizer_folder, tmp_path / "t")
     (folder / "chat_template.jinja").write_text(

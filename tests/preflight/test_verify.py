@@ -256,6 +256,14 @@ def test_forms_and_compressed_files_are_found_without_being_named(tmp_path, run)
     assert run(tmp_path / "d.jsonl.gz", "--format", "sharegpt")[0] == 1
 
 
+@pytest.mark.parametrize("content", [b"", b" \n\n"])
+def test_files_without_a_record_are_not_ready_and_it_is_said_why(content, data, run, capsys):
+    path = data()
+    path.write_bytes(content)
+    assert run(path)[0] == 1
+    assert "FAIL    the files hold no record: give others" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -268,6 +276,8 @@ def test_forms_and_compressed_files_are_found_without_being_named(tmp_path, run)
         ["--data", "{file}", "--tokenizer", "missing"],
         ["--data", "{file}", "--tokenizer", "{tok}", "--format", "alpaca"],
         ["--data", "{file}", "--tokenizer", "{tok}", "--tools", "missing"],
+        ["--data", "{file}", "--tokenizer", "{tok}", "--out", ""],
+        ["--data", "{file}", "--tokenizer", "{tok}", "--fix", "a" * 300],
         ["--config", "missing.yaml"],
     ],
 )

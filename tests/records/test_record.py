@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -179,11 +180,20 @@ def test_an_empty_file_is_refused(read, text):
 
 
 def test_a_missing_file_and_a_glob_without_files_are_refused(tmp_path):
-    for pattern in (tmp_path / "none.jsonl", tmp_path / "*.jsonl", tmp_path):
+    for pattern in (tmp_path / "none.jsonl", tmp_path / "*.jsonl"):
         with pytest.raises(DataError, match="no such data file"):
             index_of(pattern)
     with pytest.raises(DataError, match="no such data file"):
         list(read_records(tmp_path / "none.jsonl"))
+
+
+def test_what_is_no_plain_file_is_called_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path, said in ((tmp_path, "is a folder; name its files"), (tmp_path / "pipe.jsonl", "is a pipe or dev")):
+        with pytest.raises(DataError, match=said):
+            index_of(path)
+        with pytest.raises(DataError, match=said):
+            list(read_records(path))
 
 
 def test_a_glob_reads_every_file_in_order_of_name(tmp_path):

@@ -120,6 +120,35 @@ def test_a_schema_that_never_ends_is_a_problem_with_the_tool_and_no_crash():
     assert found.startswith("tool 't': these arguments cannot be checked") and "RecursionError" in found
 
 
+SLOW = r"^(a|aa)+$"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments"),
+    [
+        ({"properties": {"x": {"pattern": SLOW}}}, {"x": "a" * 80 + "!"}),
+        ({"patternProperties": {SLOW: {}}, "additionalProperties": False}, {"a" * 80 + "!": 1}),
+        ({"propertyNames": {"pattern": SLOW}}, {"a" * 80 + "!": 1}),
+    ],
+)
+def test_a_pattern_that_takes_exponential_time_is_a_problem_with_the_tool_and_no_hang(parameters, arguments):
+    assert (
+        f"tool 't': these arguments cannot be checked by its schema (ValueError: the pattern '{SLOW}' takes more"
+        in (problem(arguments, parameters))
+    )
+
+
+def test_names_are_checked_by_their_patterns():
+    parameters = {"patternProperties": {"^n_": {"type": "integer"}}, "additionalProperties": False}
+    assert problem({"n_a": 1, "n_b": 2}, parameters) == ""
+    assert "argument 'n_a' must be integer" in problem({"n_a": "x"}, parameters)
+    assert "unknown argument 'm'" in problem({"n_a": 1, "m": 1}, parameters)
+
+
+def test_of_thousands_of_unknown_arguments_some_are_named():
+    assert problem({f"k{i}": 1 for i in range(10_000)}, {"properties": {"a": {}}}).count("unknown argument") == 20
+
+
 @pytest.mark.parametrize("pattern", ["(", r"\p{L}"])  # the second is right in JavaScript
 def test_a_pattern_that_cannot_be_read_is_found_before_any_call(pattern):
     with pytest.raises(ValueError, match="tool 't': its parameters are not a JSON Schema: at properties/x/pattern"):
@@ -299,3 +328,16 @@ def test_text_without_blocks_calls_nothing():
 )
 def test_equality_is_that_of_json(left, right, same):
     assert same_json(left, right) is same and same_json(right, left) is same
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "\x00", "{"])
+@pytest.mark.parametrize("name", ["tools.json", "tools.yaml"])
+def test_a_damaged_file_of_tools_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name}: cannot be read as"):
+        ToolRegistry.load(tmp_path / name)
+
+
+def test_what_is_no_file_of_tools_is_not_read():
+    with pytest.raises(ValueError, match="/dev/zero: no file of tools"):
+        ToolRegistry.load("/dev/zero")

@@ -50,6 +50,16 @@ _SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR
 _ZERO = "zero_optimization"
 _AUTO_AS_WELL = (("bf16", "enabled"), ("fp16", "enabled"), ("train_batch_size",))
 _ACCUMULATED_IN = ("fp32", "bf16", "fp16")
+_OBJECTS = (
+    *("optimizer", "scheduler", "bf16", "fp16", "data_types", "comms_logger", "flops_profiler", "timers"),
+    *("tensorboard", "wandb", "comet", "csv_monitor", "aio"),
+)
+_TRUTHS = (
+    *("prescale_gradients", "wall_clock_breakdown", "memory_breakdown", "dump_state", "disable_python_gc"),
+    *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "disable_allgather"),
+)
+_NUMBERS = ("gradient_predivide_factor", "steps_per_print")
+_SENT_IN = ("communication_data_type", "seq_parallel_communication_data_type")
 
 
 class Fault(NamedTuple):
@@ -137,9 +147,8 @@ def _filled(config: RunConfig) -> dict[Path, _Filled]:
 def _sections(settings: Settings, config: RunConfig) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
     """Check sections whose types and values have rules of their own."""
     data, training = settings.data, config.training
-    for name in ("optimizer", "scheduler", "bf16", "fp16", "data_types"):
-        if name in data and not isinstance(data[name], dict):
-            yield (name,), f"expected an object, got {_show(data[name])}: mend or remove it", ()
+    for name, expected in _find_misfits(data):
+        yield (name,), f"expected {expected}, got {_show(data[name])}: mend or remove it", ()
     optimizer, scheduler = _object(data, "optimizer"), _object(data, "scheduler")
     if optimizer and optimizer.get("type") not in ("AdamW", "Adam"):
         yield ("optimizer", "type"), f"is {_show(optimizer.get('type'))}, and this program has AdamW: remove it", ()
@@ -178,6 +187,21 @@ def _sections(settings: Settings, config: RunConfig) -> Iterator[tuple[Path, str
     for key in _object(data, "data_types"):
         if key != "grad_accum_dtype":
             yield ("data_types", key), "is not done here: student.dtype decides the precision; remove it", ()
+
+
+def _find_misfits(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each key at the top whose value is of another kind than DeepSpeed reads there, and the kind."""
+    for name, value in data.items():
+        if value is None or value == "auto":
+            continue
+        if name in _OBJECTS and not isinstance(value, dict):
+            yield name, "an object"
+        elif name in _TRUTHS and not isinstance(value, bool):
+            yield name, "true or false"
+        elif name in _NUMBERS and value != "inf" and (type(value) not in (int, float) or value <= 0):
+            yield name, "a number above 0"
+        elif name in _SENT_IN and str(value).lower() not in _ACCUMULATED_IN:
+            yield name, f"one of {', '.join(_ACCUMULATED_IN)}"
 
 
 def _own_values(section: dict[str, Any], name: str, filled: dict[Path, _Filled]) -> Iterator[tuple[Path, str, tuple]]:

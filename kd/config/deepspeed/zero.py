@@ -86,6 +86,8 @@ def _refused(settings: dict[str, Any], zero: dict[str, Any]) -> Iterator[tuple[P
 
 def _by_deepspeed(settings: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     """Validate by DeepSpeed's models, which know every key; imported here, as it takes a second."""
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import BaseModel, ValidationError
@@ -94,6 +96,11 @@ def _by_deepspeed(settings: dict[str, Any]) -> Iterator[tuple[Path, str]]:
         "zero_optimization": DeepSpeedZeroConfig,
         "bf16": DeepSpeedBF16Config,
         "fp16": DeepSpeedFP16Config,
+        "comms_logger": CommsLoggerConfig,
+        "tensorboard": TensorBoardConfig,
+        "wandb": WandbConfig,
+        "comet": CometConfig,
+        "csv_monitor": CSVConfig,
     }
     for name, model in models.items():
         section = settings.get(name)
