@@ -13,14 +13,16 @@ def expand_path(text: str) -> str:
     """Write a path out: `~` and `~name` at its beginning are home folders, as a shell has them.
 
     Raises:
-        ValueError: it is blank, has a NUL byte or a name that is longer than a disk takes, or no user has that
-            name.
+        ValueError: it is blank, no text in UTF-8, has a NUL byte or a name that is longer than a disk takes, or no
+            user has that name.
     """
     if not text.strip():
         raise ValueError("a path is needed here, and this is blank")
     if "\0" in text:
         raise ValueError("a path has no NUL byte in it: remove it")
-    longest = max(len(name.encode(errors="surrogatepass")) for name in text.split("/"))
+    if not is_text(text):
+        raise ValueError("a path is text in UTF-8, and this has other bytes: rename what it names")
+    longest = max(len(name.encode()) for name in text.split("/"))
     if longest > _LONGEST_NAME or len(text) >= _LONGEST_PATH:
         raise ValueError(
             f"a path has names of at most {_LONGEST_NAME} bytes and fewer than {_LONGEST_PATH} characters: give a "
@@ -30,6 +32,15 @@ def expand_path(text: str) -> str:
     if text.startswith("~") and expanded == text:
         raise ValueError(f"no user {text.split('/')[0][1:]!r} is known here: write ./{text} if the name is meant")
     return expanded
+
+
+def is_text(path: str) -> bool:
+    """Tell whether a path can be written in UTF-8, as every report of it is."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def path_option(text: str) -> Path:

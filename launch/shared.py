@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -93,6 +94,8 @@ def run_guarded(
     from kd.errors import SpanwiseError
 
     quieten(verbose=verbose)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of another encoding loses no run
     try:
         return work()
     except KeyboardInterrupt:

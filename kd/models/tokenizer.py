@@ -40,6 +40,7 @@ def read_tokenizer(source: str | os.PathLike, revision: str | None = None, *, ke
     raw = read_raw(source, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer("a")  # some settings are read by this alone, as model_max_length is
     except Exception as error:  # of any library's own types, which have no common base
         raise TokenizerError(
             f"{source}: no tokenizer can be loaded from it ({first_line(error)}); give a folder with tokenizer.json "

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from kd.paths import is_text
 from kd.records.checks import MAX_RECORD_BYTES, DataError, say_too_long
 from kd.records.nulls import holds_null
 
@@ -93,6 +94,8 @@ def open_data(path: Path) -> io.BufferedReader:
 
 def check_file(path: Path) -> None:
     """Check that a data file is there. Raises DataError where it is not, or is no plain file."""
+    if not is_text(str(path)):
+        raise DataError(f"{str(path)!a}: its name is no text in UTF-8: rename it")
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name its files, as in {path}/*.jsonl")
     if path.exists() and not path.is_file():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from helpers.broken_inputs import CASES, Case
 from kd.models.model_files import StudentError, read_json
 from kd.records.files import write_records
 from kd.sources.demo import corpus as demo
+from launch.shared import run_guarded
 
 CONFIG = """\
 run: {{name: r, output_dir: {out}}}
@@ -100,3 +103,11 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(StudentError, match=r"config.json: cannot be read \(Permission denied\): give this user"):
         read_json(file)
+
+
+def test_an_output_of_another_encoding_loses_no_run(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run_guarded(lambda: print("é") or 0) == 0
+    stream.flush()
+    assert stream.buffer.getvalue() == b"\\xe9\n"

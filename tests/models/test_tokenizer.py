@@ -175,6 +175,14 @@ def test_what_cannot_serve_is_refused_with_the_remedy(configure, tokenizer_folde
         load_tokenizer(configure(None, tmp_path / "nowhere"))
 
 
+def test_a_setting_that_only_encoding_reads_is_refused_with_the_folder(configure, tokenizer_folder, tmp_path):
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "t")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": "long"}))
+    with pytest.raises(TokenizerError, match=r"/t: no tokenizer can be loaded from it \(TypeError"):
+        load_tokenizer(configure(None, folder))
+
+
 @pytest.mark.parametrize("template", [5, [{"name": "a", "template": "x"}, {"name": "b", "template": "y"}]])
 def test_templates_of_which_none_is_the_default_are_refused_by_name(configure, tokenizer_folder, tmp_path, template):
     folder = shutil.copytree(tokenizer_folder, tmp_path / "t")

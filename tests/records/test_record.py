@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+from kd.paths import expand_path
 from kd.records.checks import COT_FIELDS, DataError
 from kd.records.files import DataFiles, read_records, write_records
 from kd.records.record import Record, parse_record
@@ -194,6 +196,15 @@ def test_what_is_no_plain_file_is_called_what_it_is(tmp_path):
             index_of(path)
         with pytest.raises(DataError, match=said):
             list(read_records(path))
+
+
+def test_a_file_whose_name_is_no_text_is_named(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl"))
+    path.write_text(line())
+    with pytest.raises(DataError, match=r"udcff\.jsonl': its name is no text in UTF-8: rename it"):
+        list(read_records(path))
+    with pytest.raises(ValueError, match="a path is text in UTF-8"):
+        expand_path(str(path))
 
 
 def test_a_glob_reads_every_file_in_order_of_name(tmp_path):
