@@ -36,6 +36,14 @@ from kd.models.model_files import (
     read_json,
 )
 
+_MOST = {
+    "num_hidden_layers": 4096,
+    "hidden_size": 262_144,
+    "intermediate_size": 4_194_304,
+    "num_attention_heads": 16_384,
+    "num_key_value_heads": 16_384,
+    "vocab_size": 16_777_216,
+}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -72,10 +80,20 @@ def read_model_config(
             "install the version of transformers that the model asks for, or give another folder that save_pretrained "
             "wrote"
         ) from error
-    reason = _explain_no_causal_lm(found)
+    reason = _explain_no_causal_lm(found) or _explain_size(found)
     if reason:
         raise StudentError(f"{where}{file or path}: {reason}: give a causal LM, one that predicts the next token")
     return found
+
+
+def _explain_size(model_config: PreTrainedConfig) -> str | None:
+    """Say which size no model can have: building millions of layers takes minutes before anything else fails."""
+    text = model_config.get_text_config()
+    for name, most in _MOST.items():
+        value = getattr(text, name, 1)
+        if isinstance(value, int) and not 1 <= value <= most:
+            return f"{name} is {value}, and models have from 1 to {most:,}"
+    return None
 
 
 def _explain_no_causal_lm(model_config: PreTrainedConfig) -> str | None:

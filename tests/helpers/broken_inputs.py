@@ -115,6 +115,10 @@ CASES = {
     "vocabulary is not the weights'": Case(
         edit("config.json", vocab_size=700), "model.safetensors", "config.json", MODELS
     ),
+    "a negative number of layers": Case(edit("config.json", num_hidden_layers=-1), "config.json", "models have from 1"),
+    "a million layers": Case(
+        edit("config.json", num_hidden_layers=10**6), "config.json", "models have from 1 to 4,096"
+    ),
     "heads do not divide the width": Case(edit("config.json", num_attention_heads=5), "config.json", "", MODELS),
     "generation_config.json is cut": Case(
         truncate("generation_config.json"), "generation_config.json", "copy it again", MODELS
