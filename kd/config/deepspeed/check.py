@@ -198,7 +198,11 @@ def _find_misfits(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, "an object"
         elif name in _TRUTHS and not isinstance(value, bool):
             yield name, "true or false"
-        elif name in _NUMBERS and value != "inf" and (type(value) not in (int, float) or value <= 0):
+        elif (
+            name in _NUMBERS
+            and value != "inf"
+            and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0)
+        ):
             yield name, "a number above 0"
         elif name in _SENT_IN and str(value).lower() not in _ACCUMULATED_IN:
             yield name, f"one of {', '.join(_ACCUMULATED_IN)}"
