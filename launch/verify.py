@@ -165,7 +165,7 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
 
     from kd.preflight.call_syntax import check_call_syntax
     from kd.preflight.read_back import SpanReader
-    from kd.preflight.records import make_bad_line, make_spans_line, verify_records
+    from kd.preflight.records import make_bad_line, make_spans_lines, verify_records
     from kd.preflight.tally import Tally
 
     tally, shown, reader = Tally(), [], SpanReader(tokenizer)
@@ -173,10 +173,13 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
     with ExitStack() as stack:
         spans, fixed = _open(stack, args.spans), _open(stack, args.fix)
         bad = _open(stack, args.out / BAD) if args.out else None
-        for verified in verify_records(tqdm(items, unit=" records", disable=None, leave=False), tokenizer, tools):
+        turns = config.data.turns if config is not None else "auto"
+        shown_items = tqdm(items, unit=" records", disable=None, leave=False)
+        for verified in verify_records(shown_items, tokenizer, tools, turns):
             tally.add(verified)
             if spans:
-                _write(spans, make_spans_line(verified, reader))
+                for line in make_spans_lines(verified, reader):
+                    _write(spans, line)
             if fixed and verified.ready and verified.record:
                 _write(fixed, asdict(verified.record))
             if bad and not verified.ready:
@@ -196,7 +199,7 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
     named = (args.tokenizer, None)
     if config is not None:
         named = name_tokenizer(config.tokenizer, config.teacher, config.student)[1:]
-    texts = [verified.annotated.text for verified in shown if verified.annotated is not None]
+    texts = [sequence.text for verified in shown for sequence in verified.sequences]
     checks: list[dict[str, Any]] = [
         *([check_call_syntax(tokenizer)] if tally.total["calls"] else []),
         run_check("tokenizer reads as its file", lambda: check_tokenizer_file(tokenizer, texts, *named)),
@@ -223,7 +226,7 @@ def report(args: argparse.Namespace, tally, shown: list, tokenizer, ready: bool,
     if args.out:
         result = summarise_tally(tally, ready, checks)
         title = args.config or ", ".join(map(str, args.data))
-        page = build_verify_page(f"{verdict.capitalize()}: {title}", tally, shown, tokenizer, verdict, checks)
+        page = build_verify_page(f"{verdict.capitalize()}: {title}", tally, shown, verdict, checks)
         publish(args.out / SUMMARY, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
         publish(args.out / PAGE, page.encode())
         print(f"page      {args.out / PAGE}")

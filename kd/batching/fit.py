@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,14 @@ class FitPolicy(NamedTuple):
     """A longer record: "drop" leaves it out, "truncate" keeps what `truncate` does."""
     missing: frozenset[bytes] = frozenset()
     """Keys (kd/batching/record_key.py) of records that the teacher has no targets for; they are left out."""
+    turns: Literal["auto", "whole", "each"] = "auto"
+    """data.turns: which records are one sequence, and which one for each turn."""
     refuse: bool = False
     """Leave out a record that cannot be rendered or located, and name it; by default its DataError is raised."""
 
 
 class Sample(NamedTuple):
-    """Record as it is trained."""
+    """Record, or one of its turns, as it is trained."""
 
     record_id: str
     input_ids: NDArray[np.int32]  # [T]

@@ -1,11 +1,12 @@
 """Kept tokens: the samples that `measure` encoded to learn their lengths, on disk, so that they are encoded once.
 
 Each rank measures every world_size-th share of the records, and writes their samples into one file: 5 bytes a token,
-and about 50 a record. The file lies beside the source's own, on a disk that all ranks read, so that a rank has the
+and about 50 a sample. The file lies beside the source's own, on a disk that all ranks read, so that a rank has the
 others' records too; where the source has no file, or the disk is not shared, a rank reads back what it measured itself
-and encodes the rest again. A record that is left out is not kept: it is encoded again where it has to be named.
+and encodes the rest again. What is left out is not kept: its record is encoded again where it has to be named.
 
-    samples, one after another    _HEAD, record id in UTF-8, [T] int32 token ids, [T] uint8 span bits
+    records, one after another    the samples of each: _HEAD, record id in UTF-8, [T] int32 ids, [T] uint8 span bits; of
+                                  a sample that is left out _HEAD alone
     offsets                       [n + 1] int64: where each of the n measured records begins, and the last one ends
     n                             int64
 """
@@ -38,6 +39,21 @@ def pack_sample(sample: Sample) -> bytes:
     return b"".join((head, name, sample.input_ids.astype("<i4").tobytes(), sample.bits.tobytes()))
 
 
+LEFT_OUT = _HEAD.pack(0, 0, 0.0, False, b"")
+
+
+def unpack_samples(packed: bytes) -> list[Sample | None]:
+    """Read the samples that `pack_sample` wrote, one after another; None for each LEFT_OUT."""
+    found: list[Sample | None] = []
+    at = 0
+    while at < len(packed):
+        num_tokens, name_bytes, *_ = _HEAD.unpack_from(packed, at)
+        end = at + _HEAD.size + name_bytes + 5 * num_tokens
+        found.append(unpack_sample(packed[at:end]) if num_tokens else None)
+        at = end
+    return found
+
+
 def unpack_sample(packed: bytes) -> Sample:
     """Read the sample that `pack_sample` wrote."""
     num_tokens, name_bytes, weight, is_cut, key = _HEAD.unpack_from(packed)
@@ -66,7 +82,7 @@ class KeptTokens:
         return {**self.__dict__, "_open": {}}  # another process opens them itself
 
     def write(self, samples: Iterable[bytes]) -> None:
-        """Write this rank's samples in order, b"" for a record that is left out; complete or not there at all.
+        """Write the samples of this rank's records in order, b"" for a record without; complete or not there at all.
 
         Raises:
             OSError: the disk is full, or the like.
@@ -78,18 +94,18 @@ class KeptTokens:
                 offsets.append(offsets[-1] + len(packed))
             file.write(np.asarray(offsets, "<i8").tobytes() + _INT.pack(len(offsets) - 1))
 
-    def read(self, index: int) -> Sample | None:
-        """Read the sample of record `index`; None where it is not kept, or not on this machine."""
+    def read(self, index: int) -> list[Sample | None]:
+        """Read the samples of record `index`; empty where none is kept, or not on this machine."""
         share, at = divmod(index, SHARE_RECORDS)
         file = self._file(share % len(self._paths))
         if file is None:
-            return None
+            return []
         handle, end = file.fileno(), os.fstat(file.fileno()).st_size
         (num_records,) = _INT.unpack(os.pread(handle, _INT.size, end - _INT.size))
         place = share // len(self._paths) * SHARE_RECORDS + at
         entry = end - _INT.size * (num_records + 2 - place)
         begin, stop = struct.unpack("<qq", os.pread(handle, 2 * _INT.size, entry))
-        return unpack_sample(os.pread(handle, stop - begin, begin)) if stop > begin else None
+        return unpack_samples(os.pread(handle, stop - begin, begin))
 
     def _file(self, rank: int) -> BinaryIO | None:
         if rank not in self._open:

@@ -1,8 +1,12 @@
 """Steps: optimizer steps made of records, the same global order at every world size, cut into micro-batches by rank.
 
 A step takes micro_batch_size x gradient_accumulation x world_size sequences of the order that kd/batching/order.py
-makes; a sequence is one record, padded, or several packed. Which records share a step depends on the global batch
+makes; a sequence is one record, padded, or several packed. A record that is trained turn by turn (data.turns) is one
+sample a turn, and each has a place of its own in that order. Which records share a step depends on the global batch
 alone, never on how ranks and accumulation split it.
+
+Without a Split a record has one place, and all its samples stand there: a template that only appends writes the odd
+record otherwise (a content that begins with a line's end), which no one measured.
 
 A rank that a step has no records for gets empty micro-batches: it still runs the same forwards, since under ZeRO-3 a
 rank that does not join a gather stops all the others.
@@ -11,19 +15,21 @@ rank that does not join a gather stops all the others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kd.batching.fit import FitPolicy, Sample, fit
-from kd.batching.kept_tokens import SHARE_RECORDS, KeptTokens, choose_stem, pack_sample
+from kd.batching.kept_tokens import LEFT_OUT, SHARE_RECORDS, KeptTokens, choose_stem, pack_sample
 from kd.batching.micro_batch import MicroBatch, choose_padding, pack_samples, pad_samples
 from kd.batching.order import cut_into_steps, packed_epoch, padded_epoch
 from kd.batching.workers import in_order
 from kd.records.checks import DataError
-from kd.rendering.encode import encode_at
+from kd.rendering.encode import Encoded, encode_at
 from kd.sources.source import Source
 
 
@@ -43,11 +49,19 @@ class PackingPolicy(NamedTuple):
     kept: KeptTokens | None = None  # samples that need not be encoded again
 
 
+class Split(NamedTuple):
+    """Samples of the records, by position, where a record may be several."""
+
+    places: NDArray[np.int64]  # [S, 2], record and number among its samples
+    kept: KeptTokens | None = None  # samples that need not be encoded again
+
+
 class Measured(NamedTuple):
     """Records as one rank measured its share of them."""
 
-    lengths: Tensor  # [num_records] int64, CPU: tokens in a sequence, 0 for a record left out and for other ranks'
+    lengths: Tensor  # [num_records] int64, CPU: tokens of all samples, 0 for a record left out and for other ranks'
     kept: KeptTokens
+    several: dict[int, list[int]]  # records of more than one sample -> tokens of each, 0 for one left out
 
 
 class StepBatches:
@@ -61,7 +75,8 @@ class StepBatches:
         tokenizer: fast, with a chat template.
         policy: rules for records that are too long, have no targets or cannot be encoded.
         seed: of the order.
-        packing: pack several records into a sequence; None for a record a sequence.
+        packing: pack several samples into a sequence; None for a sample a sequence.
+        split: the samples, where a record may be several; None where each is one.
         workers: processes that make batches ahead; 0 makes them when they are asked for.
 
     Raises:
@@ -77,16 +92,24 @@ class StepBatches:
         *,
         seed: int = 0,
         packing: PackingPolicy | None = None,
+        split: Split | None = None,
         workers: int = 0,
     ):
         if not len(source):
             raise DataError("no record to train on")
         self._source, self._policy, self._shape, self._packing = source, policy, shape, packing
-        self._make = _Maker(source, tokenizer, policy, packing is not None, packing and packing.kept)
+        self._units = source if split is None else _Units(source, split.places)
+        kept = packing.kept if packing is not None else split and split.kept
+        self._make = _Maker(source, tokenizer, policy, packing is not None, kept, split and split.places)
         self._seed, self._workers = seed, workers
         self._at = _Place(0, 0)
         self._group = self._size = shape.micro_batch_size * shape.gradient_accumulation * shape.world_size
         self._fingerprint = source.fingerprint()
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch: the records, or more where they are split."""
+        return len(self._units)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data as plain values, for a checkpoint."""
@@ -121,7 +144,7 @@ class StepBatches:
         starts = [(number * shape.world_size + shape.rank) * size for number in range(shape.gradient_accumulation)]
         while True:
             if self._packing is None:
-                groups, whole = padded_epoch(self._source, self._seed, epoch, self._group), self._group
+                groups, whole = padded_epoch(self._units, self._seed, epoch, self._group), self._group
             else:
                 groups, whole = packed_epoch(self._packing.lengths, self._seed, epoch, self._policy.max_length), 1
             for taken, step in cut_into_steps(groups, self._size, whole, num_done):
@@ -129,9 +152,24 @@ class StepBatches:
             epoch, num_done = epoch + 1, 0
 
 
+class _Units:
+    """Samples of a source, as the order of records sees them."""
+
+    def __init__(self, source: Source, places: NDArray[np.int64]):
+        self._source, self._places = source, places
+        self._counts = np.bincount(places[:, 0])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def size_hint(self, index: int) -> int:
+        record, number = self._places[index].tolist()
+        return self._source.size_hint(record) * (number + 1) // int(self._counts[record])
+
+
 class _Place(NamedTuple):
     epoch: int
-    num_records: int  # of the epoch, taken
+    num_records: int  # of the epoch, taken; of samples, where records are split
 
 
 class _Work(NamedTuple):
@@ -152,40 +190,57 @@ class _Maker(NamedTuple):
     policy: FitPolicy
     packed: bool
     kept: KeptTokens | None = None
+    places: NDArray[np.int64] | None = None  # of the samples; None for a unit a record
 
     def __call__(self, work: _Work) -> tuple[_Place, list[MicroBatch]]:
         return work.after, [self._micro_batch(part, work.after.epoch == 0) for part in work.micro_batches]
 
-    def measure(self, indices: range) -> list[tuple[int, bytes]]:
-        """Measure each record: its tokens, and its sample as bytes; 0 and b"" for one that is left out."""
-        samples = map(self._encode, indices)
-        return [(len(s.input_ids), pack_sample(s)) if isinstance(s, Sample) else (0, b"") for s in samples]
+    def measure(self, indices: range) -> list[tuple[list[int], bytes]]:
+        """Measure each record: the tokens of its samples, 0 for one that is left out, and the samples as bytes."""
+        measured = []
+        for samples in map(self._encode, indices):
+            kept = [sample if isinstance(sample, Sample) else None for sample in samples]
+            packed = b"".join(LEFT_OUT if sample is None else pack_sample(sample) for sample in kept)
+            lengths = [0 if sample is None else len(sample.input_ids) for sample in kept]
+            measured.append((lengths, packed if any(lengths) else b""))
+        return measured
 
-    def _sample(self, index: int) -> Sample | _LeftOut:
-        kept = self.kept.read(index) if self.kept is not None else None
-        return self._encode(index) if kept is None else kept
+    def _samples(self, unit: int) -> list[Sample | _LeftOut]:
+        index, number = (unit, None) if self.places is None else self.places[unit].tolist()
+        kept = self.kept.read(index) if self.kept is not None else []
+        found = [sample for sample in kept if sample is not None]
+        if number is not None and kept:
+            found = [sample] if (sample := kept[number]) is not None else []
+        elif len(found) < len(kept):
+            found = []
+        if found:
+            return list(found)
+        encoded = self._encode(index)
+        return encoded if number is None else [encoded[number]]
 
-    def _encode(self, index: int) -> Sample | _LeftOut:
+    def _encode(self, index: int) -> list[Sample | _LeftOut]:
         try:
-            encoded = encode_at(self.source, index, self.tokenizer)
+            return list(map(self._fit, encode_at(self.source, index, self.tokenizer, self.policy.turns)))
         except DataError as error:
             if not self.policy.refuse:
                 raise
-            return _LeftOut("refused", str(error))
+            return [_LeftOut("refused", str(error))]
+
+    def _fit(self, encoded: Encoded) -> Sample | _LeftOut:
         sample = fit(encoded, self.policy)
         if sample is None:
             return _LeftOut("too_long", encoded.record_id)
         return _LeftOut("no_targets", encoded.record_id) if sample.key in self.policy.missing else sample
 
     def _micro_batch(self, sequences: list[list[int]], count: bool) -> MicroBatch:
-        made = [list(map(self._sample, sequence)) for sequence in sequences]
+        made = [[sample for unit in sequence for sample in self._samples(unit)] for sequence in sequences]
         kept = [[sample for sample in sequence if isinstance(sample, Sample)] for sequence in made]
         kept = [sequence for sequence in kept if sequence]
         padding, max_length = choose_padding(self.tokenizer), self.policy.max_length
         if self.packed:
             micro = pack_samples(kept, padding, max_length)
         else:
-            micro = pad_samples([sample for (sample,) in kept], padding, max_length)
+            micro = pad_samples([sample for sequence in kept for sample in sequence], padding, max_length)
         if not count:
             return micro
         named: dict[str, list[str]] = {"too_long": [], "truncated": [], "no_targets": [], "refused": []}
@@ -212,14 +267,25 @@ def measure(
     starts = range(0, len(source), SHARE_RECORDS)[rank::world_size]
     shares = [range(at, min(at + SHARE_RECORDS, len(source))) for at in starts]
     lengths = torch.zeros(len(source), dtype=torch.int64)
+    several: dict[int, list[int]] = {}
 
     def samples() -> Iterable[bytes]:
         for share, found in zip(shares, in_order(maker.measure, shares, workers)):
-            lengths[share.start : share.stop] = torch.tensor([length for length, _ in found])
+            lengths[share.start : share.stop] = torch.tensor([sum(tokens) for tokens, _ in found])
+            several.update((index, tokens) for index, (tokens, _) in zip(share, found) if len(tokens) > 1)
             yield from (packed for _, packed in found)
 
     rules = policy._replace(missing=frozenset()), sorted(policy.missing), world_size, tokenizer.chat_template
     content = hashlib.sha256(f"{source.fingerprint()} {rules}".encode()).hexdigest()[:16]
     kept = KeptTokens(choose_stem(source.spool, content), rank, world_size)
     kept.write(samples())
-    return Measured(lengths, kept)
+    return Measured(lengths, kept, several)
+
+
+def list_samples(
+    lengths: Sequence[int], several: Mapping[int, Sequence[int]]
+) -> tuple[NDArray[np.int64], Sequence[int]]:
+    """List the samples of measured records, of all ranks together: their places, as of Split, and their lengths."""
+    tokens = [several.get(index, (length,)) for index, length in enumerate(lengths)]
+    places = [(index, number) for index, found in enumerate(tokens) for number in range(len(found))]
+    return np.array(places, np.int64).reshape(-1, 2), [length for found in tokens for length in found]

@@ -55,7 +55,7 @@ def run_identity(
 def difference(was: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Say how a checkpoint of identity `was` differs from a run of identity `now`, and the remedy, or return None."""
     unset = {key: False for key, value in now.items() if value is False}  # a switch that is younger than `was`
-    was = unset | _with_current_names(was)
+    was = unset | _with_later_keys(_with_current_names(was))
     unknown = {key for key in now.keys() - was.keys() if key.startswith(CONTENT) and key != CACHE}
     other = [key for key in sorted((was.keys() | now.keys()) - unknown) if _differ(was.get(key), now.get(key))]
     if CACHE in other and CACHE not in was:
@@ -81,6 +81,11 @@ def difference(was: dict[str, Any], now: dict[str, Any]) -> str | None:
 def _differ(was: Any, now: Any) -> bool:
     """Tell whether two settings differ; one that an earlier version did not have was unset, or an empty list."""
     return was != now and not (was in (None, []) and now in (None, []))
+
+
+def _with_later_keys(identity: dict[str, Any]) -> dict[str, Any]:
+    """Add the settings that identities of earlier versions lack, at what those versions did."""
+    return {"data.turns": "auto", **identity}  # no record that they could train whole is split by it
 
 
 def _with_current_names(identity: dict[str, Any]) -> dict[str, Any]:

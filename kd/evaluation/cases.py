@@ -17,7 +17,7 @@ from typing import Any
 from kd.evaluation.bfcl_rules.entry import Entry, find_entry
 from kd.records.checks import DataError
 from kd.records.record import Record
-from kd.rendering.turns import render_prompt
+from kd.rendering.encode import encode_prompt
 from kd.toolcalls.grounding import find_carried
 from kd.toolcalls.registry import ToolRegistry
 
@@ -32,6 +32,7 @@ class Case:
     turn: int  # index of the assistant message in record.messages
     kind: str  # "call" | "no_tool" | "integration"
     prompt: str  # rendered by the chat template up to the generation prompt
+    prompt_ids: list[int]  # its tokens, as training has them before this turn
     user: str  # the last user message, for people
     results: list[str]  # tool results since that message
     tools: list[dict[str, Any]]
@@ -73,6 +74,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
                 kind = "no_tool" if record.tools and user_at >= 0 else ""
             if kind:
                 _check_tools(record)
+                prompt, prompt_ids = encode_prompt(record, turn, tokenizer)
                 user = history[user_at]["content"] if user_at >= 0 else ""
                 cases.append(
                     Case(
@@ -81,7 +83,8 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
                         record_id=record.id,
                         turn=turn,
                         kind=kind,
-                        prompt=render_prompt(record, turn, tokenizer),
+                        prompt=prompt,
+                        prompt_ids=prompt_ids,
                         user=user,
                         results=results,
                         tools=record.tools,

@@ -98,10 +98,9 @@ def evaluate_cases(
     """
     stop_ids, positions = _stop_ids(model, tokenizer), count_positions(getattr(model, "config", None))
     reader = find_syntax(tokenizer)
-    prompts = tokenizer([case.prompt for case in cases], add_special_tokens=False)["input_ids"] if cases else []
     answers = generate_greedily(
         model,
-        prompts,
+        [case.prompt_ids for case in cases],
         stop_ids=stop_ids,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -110,14 +109,14 @@ def evaluate_cases(
         progress=progress,
     )
     outcomes = []
-    for case, prompt, ids in zip(cases, prompts, answers):
+    for case, ids in zip(cases, answers):
         finished = bool(ids) and ids[-1] in stop_ids
         # Special tokens stay: <tool_call> is one in many vocabularies.
         text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
         outcome = {**judge_case(case, text, reader), "num_tokens": len(ids), "finished": finished}
         if not ids:
             outcome["problems"].append(
-                f"not asked: the prompt has {len(prompt)} tokens, the model {positions} positions"
+                f"not asked: the prompt has {len(case.prompt_ids)} tokens, the model {positions} positions"
             )
         outcomes.append(outcome)
     return outcomes

@@ -117,7 +117,7 @@ def open_validator(
     if not splits or evaluation.every is None:
         return None
     model: Any = engine.model
-    policy = FitPolicy(longest_length(config.data), config.data.too_long)
+    policy = FitPolicy(longest_length(config.data), config.data.too_long, turns=config.data.turns)
     shared = {
         name: share_out(records, tokenizer, policy, training.micro_batch_size, ranks)
         for name, records in splits.items()

@@ -13,6 +13,7 @@ from kd.config.schema import Student, Teacher, Tokenizer
 from kd.models.load import read_model_config
 from kd.models.model_files import StudentError, find_folder, first_line, read_json
 from kd.models.raw_tokenizer import PROBE, TokenizerError, check_raw, check_raw_on_records, read_raw
+from kd.rendering.chat_template import set_variables
 from kd.rendering.stops import explain_no_stop
 from kd.sources.source import Source
 
@@ -145,6 +146,8 @@ def load_tokenizer(tokenizer: Tokenizer, teacher: Teacher | None, student: Stude
                 f"{difference}. Its embeddings would stand for other tokens: take a checkpoint of the same family, or "
                 "student.init: scratch"
             )
+    if tokenizer.template_variables:
+        set_variables(ours, tokenizer.template_variables)
     return ours
 
 

@@ -11,6 +11,7 @@ from kd.config.schema import Student, Teacher
 from kd.models.load import read_model_config
 from kd.models.raw_tokenizer import check_raw, read_raw
 from kd.models.tokenizer import first_difference, read_tokenizer_if_any
+from kd.rendering.chat_template import without_variables
 
 
 class OwnTokenizer(NamedTuple):
@@ -65,7 +66,8 @@ def check_templates(others: list[OwnTokenizer], tokenizer) -> str:
         ValueError: one is another template.
     """
     for owner, path, other in others:
-        if other is not None and other.chat_template and other.chat_template != tokenizer.chat_template:
+        theirs = without_variables(other.chat_template) if other is not None else None
+        if theirs and theirs != without_variables(tokenizer.chat_template):
             raise ValueError(
                 f"{owner} ({path}) was trained with another chat template than the run renders with: leave "
                 "tokenizer.path out, or copy its chat_template.jinja"

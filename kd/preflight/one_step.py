@@ -24,6 +24,7 @@ from kd.models.student import build_run_student
 from kd.objective.loss import row_weights
 from kd.objective.student_loss import StudentWithLoss
 from kd.objective.terms import TERMS, TermWeights, weights_at
+from kd.rendering.encode import TurnsChoice
 from kd.rendering.spans import ARGS, BIT_NAMES, INTEGRATION, TOOL
 from kd.sources.source import Source
 from kd.sources.stages import sources_to_look_at, stage_source
@@ -45,6 +46,7 @@ def find_first_batch(
     micro_batch_size: int,
     seed: int,
     missing: frozenset[bytes] = frozenset(),
+    turns: TurnsChoice = "auto",
 ) -> tuple[MicroBatch, int]:
     """Find a micro-batch of a stage with rows for each weighted span, or else the first one with rows; and its step.
 
@@ -52,12 +54,17 @@ def find_first_batch(
         source: the stage's records.
         loss: has the weights of the spans.
         missing: keys of records without targets of the teacher, which are left out, as in training.
+        turns: data.turns.
 
     Raises:
         ValueError: no record fits the stage's max_length.
     """
     steps = StepBatches(
-        source, tokenizer, FitPolicy(stage.max_length, missing=missing), StepShape(micro_batch_size), seed=seed
+        source,
+        tokenizer,
+        FitPolicy(stage.max_length, missing=missing, turns=turns),
+        StepShape(micro_batch_size),
+        seed=seed,
     )
     wanted = [
         bit for bit, weight in ((TOOL, loss.w_tool), (ARGS, loss.w_args), (INTEGRATION, loss.w_integr)) if weight > 0
@@ -97,6 +104,7 @@ def check_one_step(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
         micro_batch_size=config.training.micro_batch_size,
         seed=config.run.seed,
         missing=source.missing if source is not None else frozenset(),
+        turns=config.data.turns,
     )
     with tempfile.TemporaryDirectory() as folder:
         student = build_run_student(config, tokenizer, work_dir=folder)

@@ -16,8 +16,6 @@ from typing import Any
 
 from kd.records.record import Record
 from kd.rendering.encode import Annotated
-from kd.rendering.tokens import tokenize
-from kd.rendering.turns import render_text
 from kd.toolcalls.grounding import find_carried, occurs
 from kd.toolcalls.json_values import same_json
 
@@ -25,11 +23,6 @@ READ_BACK = ("tool", "args", "integration")
 _EDGES = " \t\r\n.,;:!?\"'`()[]{}<>"
 _LOST = "\ufffd"  # of a character whose bytes are in two tokens
 _MAX_PYTHON = 100_000  # characters
-
-
-def read_offsets(record: Record, annotated: Annotated, tokenizer) -> list[tuple[int, int]]:
-    """Return [start, end) characters of each token of a record."""
-    return tokenize(record, annotated.text, tokenizer, lambda other: render_text(other, tokenizer))[1]
 
 
 class SpanReader:
@@ -54,7 +47,7 @@ class SpanReader:
                 counts[kind] = len(annotated.calls), len(annotated.calls)
         if problems or not spans:
             return counts, problems
-        offsets = read_offsets(record, annotated, self._tokenizer)
+        offsets = annotated.offsets
         results = [m["content"] for m in record.messages if m["role"] == "tool"]
         numbers: Counter = Counter()
         for kind, start, end in spans:

@@ -4,8 +4,9 @@ A record is *ready*, or *refused* (it cannot be trained on: not read, private re
 arguments its schema forbids, a special token in a text, not located), or *flagged* (located, but a text in the shape of
 a call is not read as one, a span does not read back, or an argument is one that the schema does not list, without
 forbidding it). Training refuses the first kind, for it reads and renders with the same two functions as this file
-(kd.records.files.read_each, kd.rendering.encode.annotate); the second is for a person to look at, in the HTML page.
-`--fix` leaves out both. Tools given for records that offer none are no part of training: what they forbid is flagged.
+(kd.records.files.read_each, kd.rendering.encode.annotate_sequences); the second is for a person to look at, in the HTML
+page. `--fix` leaves out both. Tools given for records that offer none are no part of training: what they forbid is
+flagged.
 
 Reading back uses nothing of the code that located: tokens are decoded, arguments parsed from the decoded text.
 """
@@ -16,13 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kd.config.schema import Data
-from kd.preflight.read_back import SpanReader
+from kd.preflight.read_back import READ_BACK, SpanReader
 from kd.records.calls import find_unread, judge_calls
 from kd.records.checks import DataError, SpecialTokenError, UnknownToolError
 from kd.records.files import expand, read_all
 from kd.records.quarantine import RAW_BYTES, Item
 from kd.records.record import Record
-from kd.rendering.encode import Annotated, annotate
+from kd.rendering.encode import Annotated, TurnsChoice, annotate_sequences
 from kd.sources.demo import corpus as demo
 from kd.sources.demo.source import DemoSource
 from kd.toolcalls.registry import ToolRegistry
@@ -42,7 +43,7 @@ class Verified(NamedTuple):
     refused: str = ""  # the reason; "" where it is not refused
     check: str = ""  # name in CHECKS of the check that refused it, or flagged it first; "" where none did
     problems: tuple[str, ...] = ()  # of a flagged record
-    annotated: Annotated | None = None  # where it could be located
+    sequences: tuple[Annotated, ...] = ()  # where it could be located
     read_back: Mapping[str, tuple[int, int]] = {}  # kind -> number of spans, and of those that do not read back
     unchecked_calls: int = 0  # calls of a record that offers no tools, of names that no registry has
     unread_calls: int = 0  # texts in the shape of a call that are trained as prose
@@ -56,7 +57,7 @@ class Verified(NamedTuple):
     @property
     def num_text_calls(self) -> int:
         """Number of calls that are read in the text of turns without `tool_calls`."""
-        calls, record = self.annotated.calls if self.annotated else (), self.record
+        calls, record = [call for sequence in self.sequences for call in sequence.calls], self.record
         return sum(not record.messages[call.message].get("tool_calls") for call in calls) if record else 0
 
     @property
@@ -80,10 +81,13 @@ CHECKS = {
 }
 
 
-def verify_records(items: Iterable[Item], tokenizer, tools: ToolRegistry | None = None) -> Iterator[Verified]:
+def verify_records(
+    items: Iterable[Item], tokenizer, tools: ToolRegistry | None = None, turns: TurnsChoice = "auto"
+) -> Iterator[Verified]:
     """Check every item, in order.
 
     tools: for records that offer none; by default the six of kd/toolcalls/default_tools.py.
+    turns: data.turns.
     """
     reader = SpanReader(tokenizer)
     for item in items:
@@ -96,7 +100,7 @@ def verify_records(items: Iterable[Item], tokenizer, tools: ToolRegistry | None 
         found = found._replace(id=record.id)
         where = f"{item.file}:{item.line}"
         try:
-            annotated = annotate(record, tokenizer)
+            sequences = annotate_sequences(record, tokenizer, turns)
         except DataError as error:
             yield found._replace(
                 refused=f"{where}: {error}", check=error.check if isinstance(error, SpecialTokenError) else "located"
@@ -108,7 +112,7 @@ def verify_records(items: Iterable[Item], tokenizer, tools: ToolRegistry | None 
             f"messages[{index}]: {text[:60]!r} has the shape of a call and is trained as prose: write it as tool_calls"
             for index, text in find_unread(record.messages, record.tools)
         ]
-        counts, lost = reader.read_back(record, annotated)
+        counts, lost = _read_back(reader, record, sequences)
         problems = {
             "known" if isinstance(judged.refusal, UnknownToolError) else "arguments": (*judged.problems, *forbidden),
             "text calls": unread,
@@ -117,11 +121,24 @@ def verify_records(items: Iterable[Item], tokenizer, tools: ToolRegistry | None 
         yield found._replace(
             check=next((check for check, several in problems.items() if several), ""),
             problems=tuple(problem for several in problems.values() for problem in several),
-            annotated=annotated,
+            sequences=tuple(sequences),
             read_back=counts,
             unchecked_calls=judged.num_unchecked,
             unread_calls=len(unread),
         )
+
+
+def _read_back(
+    reader: SpanReader, record: Record, sequences: list[Annotated]
+) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Read back the spans of all sequences of a record; as SpanReader.read_back."""
+    counts: dict[str, tuple[int, int]] = dict.fromkeys(READ_BACK, (0, 0))
+    problems: list[str] = []
+    for sequence in sequences:
+        found, lost = reader.read_back(record, sequence)
+        counts = {kind: (spans + found[kind][0], bad + found[kind][1]) for kind, (spans, bad) in counts.items()}
+        problems += lost
+    return counts, problems
 
 
 def make_bad_line(verified: Verified) -> dict[str, Any]:
@@ -130,14 +147,20 @@ def make_bad_line(verified: Verified) -> dict[str, Any]:
     return {"file": verified.file, "line": verified.line, "reason": verified.reason, "raw": raw}
 
 
-def make_spans_line(verified: Verified, reader: SpanReader) -> dict[str, Any]:
-    """Make the line of --spans: the record's text, tokens, calls and spans, or the reason why it is refused."""
-    line: dict[str, Any] = {"id": verified.id, "file": verified.file, "line": verified.line}
-    found = verified.annotated
-    if verified.refused or found is None:
-        return line | {"refused": verified.refused}
+def make_spans_lines(verified: Verified, reader: SpanReader) -> Iterator[dict[str, Any]]:
+    """Make the lines of --spans, one a sequence: its text, tokens, calls and spans, or why the record is refused."""
+    place: dict[str, Any] = {"id": verified.id, "file": verified.file, "line": verified.line}
+    if verified.refused or not verified.sequences:
+        yield place | {"refused": verified.refused}
+        return
+    for sequence in verified.sequences:
+        line = place | {"id": sequence.encoded.record_id} | _describe_spans(sequence, reader)
+        yield line | ({"problems": list(verified.problems)} if verified.problems else {})
+
+
+def _describe_spans(found: Annotated, reader: SpanReader) -> dict[str, Any]:
     ids = found.encoded.input_ids
-    line |= {
+    return {
         "text": found.text,
         "token_ids": ids,
         "calls": [{"name": call.name, "arguments": call.arguments} for call in found.calls],
@@ -146,7 +169,6 @@ def make_spans_line(verified: Verified, reader: SpanReader) -> dict[str, Any]:
             for kind, start, end in found.spans
         ],
     }
-    return line | ({"problems": list(verified.problems)} if verified.problems else {})
 
 
 def read_data_items(data: Data) -> Iterator[Item]:

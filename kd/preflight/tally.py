@@ -42,15 +42,15 @@ class Tally:
                         "what": verified.reason[:2000],
                     }
                 )
-        if verified.annotated is None:
-            return
-        encoded, calls, spans = verified.annotated.encoded, verified.annotated.calls, verified.annotated.spans
-        counts["tokens"] += len(encoded.input_ids)
-        counts["calls"] += len(calls)
         counts["text_calls"] += verified.num_text_calls
-        for name, bit in BIT_NAMES.items():
-            counts[f"{name}_tokens"] += sum(bits & bit != 0 for bits in encoded.bits)
-            counts[f"{name}_spans"] += sum(span.kind == name for span in spans)
+        for encoded, _, calls, spans, _, dropped in verified.sequences:
+            counts["sequences"] += 1
+            counts["tokens"] += len(encoded.input_ids)
+            counts["calls"] += len(calls)
+            counts["dropped_texts"] += len(dropped)
+            for name, bit in BIT_NAMES.items():
+                counts[f"{name}_tokens"] += sum(bits & bit != 0 for bits in encoded.bits)
+                counts[f"{name}_spans"] += sum(span.kind == name for span in spans)
         for kind, (_, bad) in verified.read_back.items():
             counts[f"{kind}_unread"] += bad
 
@@ -107,7 +107,7 @@ def summarise_tally(tally: Tally, ready: bool, checks: list[dict[str, Any]]) -> 
 
 def format_tally(tally: Tally, checks: list[dict[str, Any]]) -> str:
     """Format the table that a person reads: files, checks, spans, and the first failures."""
-    columns = ("records", "ready", "flagged", "refused", "calls", "tokens", "truth_tokens")
+    columns = ("records", "ready", "flagged", "refused", "sequences", "calls", "tokens", "truth_tokens")
     width = max(map(len, [*tally.files, "all files"]))
     lines = [f"{'':<{width}}" + "".join(f"{column.replace('_', ' '):>14}" for column in columns)]
     for file, counts in [*tally.files.items(), ("all files", tally.total)]:
@@ -143,6 +143,11 @@ def format_tally(tally: Tally, checks: list[dict[str, Any]]) -> str:
         )
     if not tally.total["records"]:
         lines.append("FAIL    the files hold no record: give others, in --data or data.stages")
+    if tally.total["dropped_texts"]:
+        lines.append(
+            f"note    {tally.total['dropped_texts']:,} turns have text beside their calls that the chat template "
+            "leaves out; it is not trained"
+        )
     if tally.failures:
         lines += [
             "",

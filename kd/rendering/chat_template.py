@@ -7,6 +7,7 @@ DATE.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from typing import Any, overload
 
@@ -31,6 +32,30 @@ REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, A
 def describe_refusal(error: BaseException) -> str:
     """Describe an error of REFUSALS: the template's own message, with its kind where the template did not raise it."""
     return str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+
+
+_DEFAULTS = "{#- defaults of variables, set by the run's configuration -#}"
+
+
+def set_variables(tokenizer, variables: Mapping[str, bool | str]) -> None:
+    """Give the tokenizer's chat template, or each of several, defaults of its variables, in place of earlier ones."""
+    defaults = "".join(
+        f"{{%- if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif -%}}"
+        for name, value in sorted(variables.items())
+    )
+    template = without_variables(tokenizer.chat_template)
+    opening = _DEFAULTS + defaults + _DEFAULTS if defaults else ""
+    if isinstance(template, dict):
+        tokenizer.chat_template = {name: opening + one for name, one in template.items()}
+    else:
+        tokenizer.chat_template = opening + template
+
+
+def without_variables(template: Any) -> Any:
+    """Return a chat template, or templates by name, without the defaults that `set_variables` gave it."""
+    if isinstance(template, dict):
+        return {name: without_variables(one) for name, one in template.items()}
+    return template.rpartition(_DEFAULTS)[2] if template and template.startswith(_DEFAULTS) else template
 
 
 @overload

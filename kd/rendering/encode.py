@@ -71,21 +71,12 @@ def encode(record: Record, tokenizer) -> Encoded:
     return annotate(record, tokenizer).encoded
 
 
-def encode_at(source: Source, index: int, tokenizer) -> Encoded:
-    """Encode a record of a source; as `annotate`.
-
-    Raises:
-        DataError: as `annotate`, its message after the record's file and line, as verify has it.
-    """
-    record = source[index]
-    try:
-        return encode(record, tokenizer)
-    except DataError as error:
-        raise type(error)(f"{source.place(index)}: {error}") from None
-
-
-def annotate_sequences(record: Record, tokenizer, turns: TurnsChoice = "auto") -> list[Annotated]:
+def annotate_sequences(
+    record: Record, tokenizer, turns: TurnsChoice = "auto", *, only: int | None = None
+) -> list[Annotated]:
     """Make the sequences of a record, in the order of its turns; `turns` is data.turns.
+
+    only: number of the one sequence to make; None for all.
 
     Raises:
         DataError: as `annotate`, and as `render_turn`.
@@ -106,12 +97,30 @@ def annotate_sequences(record: Record, tokenizer, turns: TurnsChoice = "auto") -
             if turns == "whole" or all(_follows_prompt(text, start, tokens, tokenizer) for _, start, _ in places):
                 return [_annotate(record, text, places, tokens, tokenizer)]
     indices = beginnings.turns
-    return [_annotate_turn(beginnings, index, is_only=len(indices) == 1) for index in indices]
+    wanted = indices if only is None else indices[only : only + 1]
+    return [_annotate_turn(beginnings, index, is_only=len(indices) == 1) for index in wanted]
 
 
-def encode_sequences(record: Record, tokenizer, turns: TurnsChoice = "auto") -> list[Encoded]:
+def encode_sequences(
+    record: Record, tokenizer, turns: TurnsChoice = "auto", *, only: int | None = None
+) -> list[Encoded]:
     """Encode a record to its sequences; as `annotate_sequences`."""
-    return [found.encoded for found in annotate_sequences(record, tokenizer, turns)]
+    return [found.encoded for found in annotate_sequences(record, tokenizer, turns, only=only)]
+
+
+def encode_at(
+    source: Source, index: int, tokenizer, turns: TurnsChoice = "auto", *, only: int | None = None
+) -> list[Encoded]:
+    """Encode a record of a source to its sequences; as `annotate_sequences`.
+
+    Raises:
+        DataError: as `annotate_sequences`, its message after the record's file and line, as verify has it.
+    """
+    record = source[index]
+    try:
+        return encode_sequences(record, tokenizer, turns, only=only)
+    except DataError as error:
+        raise type(error)(f"{source.place(index)}: {error}") from None
 
 
 def encode_prompt(record: Record, index: int, tokenizer) -> tuple[str, list[int]]:

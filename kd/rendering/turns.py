@@ -106,16 +106,6 @@ def render_text(record: Record, tokenizer) -> str:
     return Beginnings(record, tokenizer).text
 
 
-def render_prompt(record: Record, index: int, tokenizer) -> str:
-    """Render what the model sees before it writes messages[index]: the messages before it and the generation prompt.
-
-    Raises:
-        DataError: the template refuses it.
-    """
-    beginnings = Beginnings(record, tokenizer)
-    return beginnings.prompts([index - beginnings.merged])[0]
-
-
 def _check_system(beginnings: Beginnings, text: str, count: int | None = None) -> None:
     for index, message in enumerate(beginnings.record.messages[:count]):
         if message["role"] == "system" and message["content"].strip() not in text:

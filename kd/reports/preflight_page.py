@@ -7,10 +7,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kd.preflight.read_back import READ_BACK, read_offsets
+from kd.preflight.read_back import READ_BACK
 from kd.preflight.records import CHECKS, Verified
 from kd.preflight.tally import Tally
-from kd.records.record import Record
 from kd.rendering.encode import Annotated
 from kd.rendering.spans import ARGS, INTEGRATION, TOOL, TRUTH
 from kd.reports.html import Html, el, page
@@ -28,7 +27,7 @@ STYLE = "\n" + Path(__file__).with_name("preflight_page.css").read_text(encoding
 
 
 def build_verify_page(
-    title: str, tally: Tally, shown: list[Verified], tokenizer, verdict: str, run_checks: list[dict[str, Any]]
+    title: str, tally: Tally, shown: list[Verified], verdict: str, run_checks: list[dict[str, Any]]
 ) -> str:
     """Build one self-contained document: the verdict, the tables, a legend, and `shown` records, failures first."""
     order = sorted(shown, key=lambda verified: (verified.ready, not verified.refused))
@@ -49,7 +48,7 @@ def build_verify_page(
             class_="soft",
         ),
         _legend(),
-        *(_record(verified, tokenizer) for verified in order),
+        *(_record(verified) for verified in order),
         el("footer", f"{len(shown)} of {tally.total['records']} records shown; failures first."),
     )
 
@@ -88,6 +87,7 @@ def _files(tally: Tally) -> Html:
         "ready",
         "flagged",
         "refused",
+        "sequences",
         "calls",
         "tokens",
         "truth_tokens",
@@ -109,10 +109,9 @@ def _legend() -> Html:
     )
 
 
-def _record(verified: Verified, tokenizer) -> Html:
+def _record(verified: Verified) -> Html:
     state = "refused" if verified.refused else "flagged" if verified.problems else "ready"
-    found = verified.annotated
-    calls = [el("span", call.name, class_="chip") for call in found.calls] if found else []
+    calls = [el("span", call.name, class_="chip") for found in verified.sequences for call in found.calls]
     meta = el(
         "div",
         el("b", verified.id),
@@ -127,15 +126,14 @@ def _record(verified: Verified, tokenizer) -> Html:
         "article",
         meta,
         reasons,
-        el("pre", *_segments(verified.record, found, tokenizer), class_="spans") if verified.record and found else None,
+        *(el("pre", *_segments(found), class_="spans") for found in verified.sequences),
         class_=state,
     )
 
 
-def _segments(record: Record, found: Annotated, tokenizer) -> Iterator[Html]:
+def _segments(found: Annotated) -> Iterator[Html]:
     """Cut the text into runs of tokens with equal bits; characters that no token has go with the run before them."""
-    text, bits = found.text, found.encoded.bits
-    offsets = read_offsets(record, found, tokenizer)
+    text, bits, offsets = found.text, found.encoded.bits, found.offsets
     runs = [
         (key, [offsets[at][0] for at in group]) for key, group in groupby(range(len(bits)), key=lambda at: bits[at])
     ]

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from kd.batching.fit import FitPolicy
 from kd.batching.micro_batch import MicroBatch
 from kd.batching.prefetch import Ahead
-from kd.batching.steps import PackingPolicy, StepBatches, StepShape, measure
+from kd.batching.steps import PackingPolicy, Split, StepBatches, StepShape, list_samples, measure
 from kd.batching.workers import num_workers
 from kd.config.schema import Data, Stage, Training
 from kd.distributed.ranks import Ranks
+from kd.rendering.encode import may_split
 from kd.sources.source import Source
 from kd.sources.stages import describe
 from kd.training.progress import Progress
@@ -24,6 +25,7 @@ class StageStep(NamedTuple):
 
     stage: Stage
     num_records: int  # of the stage
+    num_sequences: int  # that they are: more, where the template rewrites earlier turns (data.turns)
     micro_batches: list[MicroBatch]
     state: dict[str, Any]  # of the data, once the step is taken
     following: list[MicroBatch]  # of the stage's next step; empty where there is none, or making it failed
@@ -60,32 +62,38 @@ class Curriculum:
         while at.step < num_steps:
             stage, source = self._data.stages[at.stage], self._sources[at.stage]
             self._say(f"stage {stage.name}: {describe(stage)}")
-            made = Ahead(self._batches(source, stage, at.data))
+            batches = self._batches(source, stage, at.data)
+            made = Ahead(batches)
             while at.step < num_steps and not _is_over(stage, at):
                 micro_batches, state = made.take()
                 if at.step + 1 < num_steps and not _is_last_step(stage, at):
                     made.look()
-                yield StageStep(stage, len(source), micro_batches, state, made.following)
+                yield StageStep(stage, len(source), batches.num_samples, micro_batches, state, made.following)
             made.close()  # its workers end here
             at.next_stage()
 
     def _batches(self, source: Source, stage: Stage, state: dict[str, Any] | None) -> StepBatches:
         ranks, workers = self.ranks, num_workers(self._data.workers)
-        policy = FitPolicy(stage.max_length, self._data.too_long, self._missing, refuse=self._data.max_bad_fraction > 0)
+        refuse = self._data.max_bad_fraction > 0
+        policy = FitPolicy(stage.max_length, self._data.too_long, self._missing, self._data.turns, refuse)
         shape = StepShape(
             self._training.micro_batch_size, self._training.gradient_accumulation, ranks.rank, ranks.world_size
         )
-        packing = None
-        if self._data.packing == "length":
+        packing = split = None
+        if self._data.packing == "length" or may_split(self._tokenizer, policy.turns):
             measured = measure(
                 source, self._tokenizer, policy, rank=ranks.rank, world_size=ranks.world_size, workers=workers
             )
-            packing = PackingPolicy(ranks.sum(measured.lengths).tolist(), measured.kept)
-            self._say(
-                f"stage {stage.name}: {len(source)} records of {sum(packing.lengths):,} tokens, packed into sequences "
-                f"of {stage.max_length}"
-            )
-        batches = StepBatches(source, self._tokenizer, policy, shape, seed=self._seed, packing=packing, workers=workers)
+            several = {index: tokens for own in ranks.gather(measured.several) for index, tokens in own.items()}
+            places, lengths = list_samples(ranks.sum(measured.lengths).tolist(), several)
+            split = Split(places, measured.kept)
+            turn_by_turn = f", {len(several)} of them turn by turn, {len(lengths)} sequences in all" if several else ""
+            packed = f", packed into sequences of {stage.max_length}" if self._data.packing == "length" else ""
+            self._say(f"stage {stage.name}: {len(source)} records of {sum(lengths):,} tokens{turn_by_turn}{packed}")
+            packing = PackingPolicy(lengths, measured.kept) if packed else None
+        batches = StepBatches(
+            source, self._tokenizer, policy, shape, seed=self._seed, packing=packing, split=split, workers=workers
+        )
         if state is not None:
             batches.load_state_dict(state)
         return batches

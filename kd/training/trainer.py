@@ -177,9 +177,10 @@ class Trainer:
                 f"stage {stage.name}: {last} ({counts[REFUSED]} of its {step.num_records} records are refused, more "
                 f"than data.max_bad_fraction {allowed:g} allows; launch/verify.py finds all of them)"
             )
-        if sum(counts.values()) == step.num_records:
+        if sum(counts.values()) == step.num_sequences:
+            what = "records" if step.num_sequences == step.num_records else "sequences"
             raise TrainingError(
-                f"stage {stage.name}: {counts[TOO_LONG]} of its {step.num_records} records are longer than max_length "
+                f"stage {stage.name}: {counts[TOO_LONG]} of its {step.num_sequences} {what} are longer than max_length "
                 f"({stage.max_length} tokens)"
                 + (f", the teacher has no targets for {counts[NO_TARGETS]}" if counts[NO_TARGETS] else "")
                 + (f", {counts[REFUSED]} are refused" if counts[REFUSED] else "")

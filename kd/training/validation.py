@@ -16,7 +16,7 @@ from kd.batching.micro_batch import MicroBatch, choose_padding, count_rows, pad_
 from kd.distributed.ranks import Ranks
 from kd.objective.terms import TERMS, TermWeights
 from kd.records.record import Record
-from kd.rendering.encode import encode
+from kd.rendering.encode import encode_sequences
 from kd.rendering.spans import BIT_NAMES
 from kd.teacher.source import TeacherSource
 from kd.training.engine import SUMS, StudentEngine
@@ -40,7 +40,7 @@ class Split(NamedTuple):
 
     micro_batches: tuple[MicroBatch, ...]
     counts: Tensor  # [4] float64, over all ranks, as `kd.batching.micro_batch.count_rows`
-    num_too_long: int  # records that were left out, over all ranks
+    num_too_long: int  # sequences that were left out, over all ranks
 
 
 def share_out(records: Iterable[Record], tokenizer, policy: FitPolicy, batch_size: int, ranks: Ranks) -> Split:
@@ -50,7 +50,8 @@ def share_out(records: Iterable[Record], tokenizer, policy: FitPolicy, batch_siz
         DataError: a record cannot be rendered or located.
     """
     mine = list(records)[ranks.rank :: ranks.world_size]
-    fitted = [fit(encode(record, tokenizer), policy) for record in mine]
+    sequences = [one for record in mine for one in encode_sequences(record, tokenizer, policy.turns)]
+    fitted = [fit(encoded, policy) for encoded in sequences]
     samples = sorted((one for one in fitted if one is not None), key=lambda one: len(one.input_ids))
     starts = range(0, len(samples), batch_size)
     shares: list[list[Sample]] = [samples[at : at + batch_size] for at in starts]

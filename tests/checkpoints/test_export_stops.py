@@ -14,10 +14,9 @@ from kd.checkpoints.export_hf import export_student
 from kd.config.load import load_config
 from kd.models.student import build_run_student
 from kd.records.record import parse_record
-from kd.rendering.encode import encode
+from kd.rendering.encode import encode, encode_prompt
 from kd.rendering.spans import TRUTH
 from kd.rendering.stops import find_stops
-from kd.rendering.turns import render_prompt
 
 ROLES = {"user": "<|user|>", "assistant": "<|assistant|>", "tool": "<|observation|>"}
 TEMPLATE = (
@@ -105,7 +104,7 @@ def test_plain_generate_stops_where_the_turns_of_the_data_stop(student, source, 
 
     model, tokenizer = (auto.from_pretrained(tmp_path / "student") for auto in (AutoModelForCausalLM, AutoTokenizer))
     for index, said in ((1, '<tool_call>{"name": "go", "arguments": {}}</tool_call>'), (3, "Done")):
-        prompt = tokenizer(render_prompt(RECORD, index, tokenizer), return_tensors="pt")
+        prompt = tokenizer(encode_prompt(RECORD, index, tokenizer)[0], return_tensors="pt")
         answer = model.generate(**prompt, max_new_tokens=80)[0, prompt["input_ids"].shape[1] :]
         assert tokenizer.decode(answer) == said + WANTED.get(kind, {}).get(index, "<|im_end|>")
 

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from helpers.cache_cases import CUTS, IDENTITY, SAMPLED, three_shards, write
-from kd.checkpoints.identity import CACHE, run_identity
+from kd.checkpoints.identity import CACHE, difference, run_identity
 from kd.checkpoints.store import MANIFEST, CheckpointError, Checkpoints, find_resumable, list_checkpoints
 from kd.config.load import load_config
 from kd.distributed.ranks import Ranks
@@ -165,3 +165,10 @@ def test_what_stands_behind_a_name_is_compared_by_content(saved, tmp_path):
     assert find(tmp_path, identity_of(tmp_path, contents={"chat template": "a", "tokenizer": "b"})) is not None
     with pytest.raises(CheckpointError, match=r"\(content of chat template was 'a' and is 'c'\)"):
         find(tmp_path, identity_of(tmp_path, contents={"chat template": "c", "tokenizer": "b"}))
+
+
+def test_a_checkpoint_from_before_turns_could_be_split_is_resumed():
+    now = {"data.turns": "auto", "tokenizer.template_variables": None}
+    assert difference({}, now) is None
+    assert "data.turns was 'auto' and is 'each'" in difference({}, now | {"data.turns": "each"})
+    assert "template_variables" in difference({}, now | {"tokenizer.template_variables": {"enable_thinking": False}})

@@ -9,11 +9,16 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
+from helpers.template_forms import FORMS, chat, make_tokenizer
 from kd.config.load import load_config
+from kd.config.schema import Student, Tokenizer
 from kd.models.tokenizer import TokenizerError, first_difference
 from kd.models.tokenizer import load_tokenizer as load_tokenizer_of
+from kd.preflight.agreement import OwnTokenizer, check_templates
+from kd.rendering.encode import encode_sequences
 from kd.run import dry_run
 from kd.sources.demo.corpus import build_tokenizer
+from kd.teacher.cache.identity import template_hash
 
 
 def load_tokenizer(config):
@@ -202,3 +207,26 @@ def test_a_template_that_ends_turns_in_plain_text_is_refused(configure, tokenize
     )
     with pytest.raises(TokenizerError, match="ends an assistant's turn in plain text.*end turns in a token"):
         load_tokenizer(configure(None, folder))
+
+
+def test_variables_of_the_template_are_defaults_of_the_template_itself(tmp_path):
+    """They are in its hash, in what is exported, and over those that a template was given before."""
+    saved = make_tokenizer(FORMS["block by a variable"])
+    saved.save_pretrained(tmp_path / "tokenizer")
+    section = Tokenizer(path=str(tmp_path / "tokenizer"))
+    plain, off, on = (
+        load_tokenizer_of(section.model_copy(update={"template_variables": variables}), None, Student())
+        for variables in (None, {"enable_thinking": False}, {"enable_thinking": True, "city": "Os'lo"})
+    )
+    assert plain.chat_template == saved.chat_template and len(set(map(template_hash, (plain, off, on)))) == 3
+    (found,) = encode_sequences(chat("Hi", "Hello"), off)
+    assert off.decode(found.input_ids).count("<think>") == 0
+    off.save_pretrained(tmp_path / "student")
+    section = Tokenizer(path=str(tmp_path / "student"), template_variables={"enable_thinking": True})
+    again = load_tokenizer_of(section, None, Student())
+    messages = [{"role": "user", "content": "Hi"}]
+    asked = again.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert asked.endswith("<think>\n") and again.chat_template.count("enable_thinking is not defined %}{%") == 1
+    kept = off.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    assert kept == asked  # who asks for thinking gets it
+    assert check_templates([OwnTokenizer("the teacher", "t", saved)], on) == "one template"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.template_forms import FORMS, chat, make_tokenizer, rounds
 from kd.preflight.read_back import SpanReader
-from kd.preflight.records import CHECKS, ROUND_TRIP_TARGET, verify_records
-from kd.preflight.tally import Tally
+from kd.preflight.records import CHECKS, ROUND_TRIP_TARGET, make_spans_lines, verify_records
+from kd.preflight.tally import Tally, format_tally
 from kd.records.files import read_records, write_records
 from kd.records.quarantine import Item
 from kd.records.record import parse_record
@@ -195,7 +196,7 @@ def test_a_span_that_is_one_token_off_does_not_read_back(kind, by, tokenizer, mo
         assert problems == [] and counts == {name: (sum(s.kind == name for s in annotated.spans), 0) for name in counts}
     elif not wider_answer:
         assert len(problems) == 1 and problems[0].startswith(kind.upper()) and counts[kind][1] == 1
-        monkeypatch.setattr("kd.preflight.records.annotate", lambda *_: moved(annotated, kind, by))
+        monkeypatch.setattr("kd.preflight.records.annotate_sequences", lambda *_: [moved(annotated, kind, by)])
         item = Item("f", 1, record, None, b"", "a")
         tally = Tally()
         tally.add(next(verify_records([item], tokenizer)))
@@ -308,3 +309,23 @@ def test_the_flat_record_is_held_to_the_default_tools(tokenizer):
     item = Item("f", 1, record, None, b"", "a")
     (verified,) = verify_records([item], tokenizer, ToolRegistry.default())
     assert verified.ready and verified.unchecked_calls == 0
+
+
+def test_records_and_their_sequences_are_told_apart(tmp_path):
+    """A template that rewrites earlier turns gives a line a turn; text beside a call that it drops is counted."""
+    tokenizer = make_tokenizer(FORMS["block in the last"].replace("{{ m.content }}", SAID))
+    records = [rounds(2, beside="I look."), chat("Hi", "Hello")]
+    items = [Item("f", at + 1, record, None, b"", record.id) for at, record in enumerate(records)]
+    tally, reader, lines = Tally(), SpanReader(tokenizer), []
+    for verified in verify_records(items, tokenizer):
+        tally.add(verified)
+        lines += make_spans_lines(verified, reader)
+    assert [line["id"] for line in lines] == ["r#1", "r#3", "r#5", "r#7", "r"]
+    assert (tally.total["records"], tally.total["sequences"], tally.total["dropped_texts"]) == (2, 5, 2)
+    assert tally.total["calls"] == tally.total["tool_spans"] == 2 and tally.ready()
+    assert "2 turns have text beside their calls" in format_tally(tally, [])
+    (whole,) = verify_records(items[1:], tokenizer, None, "whole")
+    assert whole.ready and len(whole.sequences) == 1
+
+
+SAID = "{% if not m.tool_calls %}{{ m.content }}{% endif %}"

@@ -10,7 +10,7 @@ from kd.records.record import Record
 from kd.rendering.beginnings import Beginnings
 from kd.rendering.encode import annotate, annotate_sequences, encode, encode_prompt, encode_sequences, may_split
 from kd.rendering.spans import TRUTH
-from kd.rendering.turns import LONG_TURNS, render_prompt, render_whole
+from kd.rendering.turns import LONG_TURNS, render_whole
 
 KINDS = {  # of each form, for two rounds of call and answer: number of sequences, the end of each turn
     "next header": (1, "<|im_end|>"),
@@ -87,7 +87,7 @@ def test_a_turn_begins_after_a_prompt_whose_last_token_would_merge():
     merged = tokenizer(annotate(record, tokenizer).text, add_special_tokens=False)["input_ids"]
     assert found.record_id == "r" and found.input_ids != merged == encode(record, tokenizer).input_ids
     assert check_sequences(record, tokenizer) == ["\n</think>\n\nHello<|im_end|>\n"]
-    assert check_sequences(chat("Hi", "\nHello"), make_tokenizer(PLAIN)) == ["\nHello<|im_end|>\n"]
+    assert check_sequences(chat("Hi", "\n\n\nHello"), make_tokenizer(PLAIN)) == ["\n\n\nHello<|im_end|>\n"]
 
 
 def test_a_block_that_the_prompt_opens_and_no_turn_closes_is_refused():
@@ -214,4 +214,4 @@ def test_a_window_that_is_not_in_the_text_is_not_believed():
     found = render_whole(Beginnings(record, make_tokenizer(numbered)))
     assert found.exact and len(found.turns) == 2 * LONG_TURNS
     index, start, _ = found.turns[9]
-    assert found.text[:start] == render_prompt(record, index, make_tokenizer(numbered))
+    assert found.text[:start] == encode_prompt(record, index, make_tokenizer(numbered))[0]

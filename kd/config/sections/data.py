@@ -81,6 +81,12 @@ class Data(Section):
     """Make tool_calls of calls that an assistant writes as text (<functioncall>, Action:, [f(x=1)], JSON), so that the
     chat template writes them its own way; by default such a text is trained as it is, and the calls read in it are
     spans. Of training and held-out files alike."""
+    turns: Literal["auto", "whole", "each"] = "auto"
+    """Sequences of a conversation of several assistant turns. auto: one, where the chat template writes each turn as it
+    is seen and written at inference; else, where the template rewrites earlier turns (drops their thinking, ends them
+    otherwise), one for each turn, with its history before it. each: always one for each turn. whole: always one, though
+    earlier turns then stand in a context that the model never sees, and a conversation in which a turn cannot be
+    located is refused."""
     workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes of each rank that prepare batches ahead of training, from 0 to 64; by default 2 where there is a GPU,
     and none on a CPU, whose cores all train."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import Dtype, Place, Section
+from kd.config.fields import Dtype, Place, Section, Text
 
 MOST_LAYERS = 4096
 
@@ -14,6 +14,9 @@ MOST_LAYERS = 4096
 class Tokenizer(Section):
     path: Place | None = None
     """Folder or hub id; by default the teacher's, or the checkpoint's the student starts from."""
+    template_variables: dict[Text, bool | Text] | None = Field(default=None, examples=[{"enable_thinking": False}])
+    """Variables of the chat template, by name: true, false or text. They become defaults of the template itself:
+    records are rendered with them, and so is what is asked of the exported student."""
 
 
 class Student(Section):

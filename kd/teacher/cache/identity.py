@@ -55,7 +55,7 @@ def _identity(teacher: Teacher, data: Data, tokenizer: Any, sources: Sequence[So
     for stage, source in zip(data.stages, sources, strict=True):
         identity[f"data of stage {stage.name}"] = (
             f"{source.fingerprint()[:HASH_DIGITS]}, {len(source)} records, max_length {stage.max_length}, "
-            f"too_long {data.too_long}"
+            f"too_long {data.too_long}" + (", turns each" if data.turns == "each" else "")
         )
     return identity
 

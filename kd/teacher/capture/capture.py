@@ -125,8 +125,9 @@ def _capture(job: Job, signalled: list[int], retry_missing: bool) -> CaptureResu
 
 
 def _describe_plan(plan: CapturePlan) -> str:
+    sequences = "records" if plan.num_records == len(plan.rows) else f"sequences ({plan.num_records:,} records)"
     parts = [
-        f"{len(plan.rows):,} records of {int(plan.lengths.sum()):,} tokens, {int(plan.rows.sum()):,} rows, in "
+        f"{len(plan.rows):,} {sequences} of {int(plan.lengths.sum()):,} tokens, {int(plan.rows.sum()):,} rows, in "
         f"{len(plan.shards)} shards"
     ]
     if plan.num_repeated:

@@ -5,6 +5,8 @@ ranks there are or where a capture was killed. Records are sorted by length and 
 training.micro_batch_size, and batches, in that order, into shards of at least `shard_rows` rows; only then are shards
 dealt out to ranks.
 
+A record that is trained turn by turn (data.turns) is several samples, each captured as a record of its own.
+
 Stages may show the same tokens: a record is captured once, where it first fits. A record that no stage has room
 for is left out, as training leaves it out, and so is one that cannot be rendered or located, where
 data.max_bad_fraction allows some.
@@ -33,13 +35,13 @@ _MEASURED_TOGETHER = 64  # records a worker measures at once
 # Columns of the measures; a content is a key and a row digest.
 _LENGTH, _ROWS, _KEY, _CONTENT = 0, 1, slice(2, 4), slice(2, 5)
 
-Place = tuple[int, int]  # a record: its stage, and its index there
+Place = tuple[int, int, int]  # a sample: its stage, its record's index there, its number among the record's samples
 
 
 class CapturePlan(NamedTuple):
     """Records in the order of capture: batch b is those from b * batch_size on."""
 
-    places: NDArray  # [R, 2] int64: stage, index
+    places: NDArray  # [R, 3] int64: stage, index, number
     lengths: NDArray  # [R] int64, tokens
     rows: NDArray  # [R] int64
     keys: NDArray  # [R, 2] int64: the 16 bytes of each record's key
@@ -48,6 +50,7 @@ class CapturePlan(NamedTuple):
     num_too_long: int
     num_refused: int
     num_repeated: int
+    num_records: int  # that the samples are of
     refused: str = ""  # reason of the first
 
     def batch(self, number: int) -> list[Place]:
@@ -76,31 +79,41 @@ class BatchMaker(NamedTuple):
         return pad_samples([s for s in samples if s is not None], choose_padding(self.tokenizer), longest)
 
     def sample(self, place: Place) -> Sample | None:
-        """Encode a record as training does; None where it is too long.
+        """Encode a sample as training does; None where it is too long.
 
         Raises:
-            DataError: it cannot be rendered or located.
+            DataError: its record cannot be rendered or located.
         """
-        stage, index = place
-        return fit(encode_at(self.sources[stage], index, self.tokenizer), self.policies[stage])
+        stage, index, number = place
+        policy = self.policies[stage]
+        return fit(encode_at(self.sources[stage], index, self.tokenizer, policy.turns, only=number)[0], policy)
 
-    def measure(self, places: list[Place]) -> list[list[int]]:
-        """Measure each record: its tokens, rows and the content's three numbers; zeros of one that is too long; of one
-        that is refused the tokens are -1.
+    def samples(self, stage: int, index: int) -> list[Sample | None]:
+        """Encode the samples of a record; as `sample`."""
+        policy = self.policies[stage]
+        found = encode_at(self.sources[stage], index, self.tokenizer, policy.turns)
+        return [fit(encoded, policy) for encoded in found]
+
+    def measure(self, records: list[tuple[int, int]]) -> list[list[list[int]]]:
+        """Measure each record, given as stage and index: of each sample the tokens, rows and the content's three
+        numbers; zeros of one that is too long; of a record that is refused the tokens are -1.
         """
-        return [self._measure(place) for place in places]
+        return [self._measure(*record) for record in records]
 
-    def _measure(self, place: Place) -> list[int]:
+    def _measure(self, stage: int, index: int) -> list[list[int]]:
         try:
-            sample = self.sample(place)
+            return list(map(_measure_sample, self.samples(stage, index)))
         except DataError:
-            if not self.policies[place[0]].refuse:
+            if not self.policies[stage].refuse:
                 raise
-            return [-1, 0, 0, 0, 0]
-        if sample is None:
-            return [0, 0, 0, 0, 0]
-        rows = find_rows(sample.bits)
-        return [len(sample.input_ids), len(rows), *np.frombuffer(sample.key + rows_digest(rows), "<i8").tolist()]
+            return [[-1, 0, 0, 0, 0]]
+
+
+def _measure_sample(sample: Sample | None) -> list[int]:
+    if sample is None:
+        return [0, 0, 0, 0, 0]
+    rows = find_rows(sample.bits)
+    return [len(sample.input_ids), len(rows), *np.frombuffer(sample.key + rows_digest(rows), "<i8").tolist()]
 
 
 def make_batch_maker(data: Data, tokenizer: Any, sources: Sequence[Source]) -> BatchMaker:
@@ -108,7 +121,10 @@ def make_batch_maker(data: Data, tokenizer: Any, sources: Sequence[Source]) -> B
     return BatchMaker(
         tuple(sources),
         tokenizer,
-        tuple(FitPolicy(stage.max_length, data.too_long, refuse=data.max_bad_fraction > 0) for stage in data.stages),
+        tuple(
+            FitPolicy(stage.max_length, data.too_long, turns=data.turns, refuse=data.max_bad_fraction > 0)
+            for stage in data.stages
+        ),
     )
 
 
@@ -125,17 +141,33 @@ def plan_capture(data: Data, maker: BatchMaker, ranks: Ranks, *, batch_size: int
         DataError: more records cannot be rendered or located than data.max_bad_fraction allows.
     """
     counts = [len(source) for source in maker.sources]
-    places = np.stack(
+    records = np.stack(
         [np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])], 1
     )
-    measured = torch.zeros(len(places), 5, dtype=torch.int64)
-    starts = range(0, len(places), _MEASURED_TOGETHER)[ranks.rank :: ranks.world_size]
-    shares = ([tuple(p) for p in places[at : at + _MEASURED_TOGETHER].tolist()] for at in starts)
+    own: dict[int, list[list[int]]] = {}  # this rank's records -> their samples
+    starts = range(0, len(records), _MEASURED_TOGETHER)[ranks.rank :: ranks.world_size]
+    shares = ([tuple(r) for r in records[at : at + _MEASURED_TOGETHER].tolist()] for at in starts)
     for at, found in zip(starts, in_order(maker.measure, shares, num_workers(data.workers))):
-        measured[at : at + len(found)] = torch.tensor(found)
-    measured = ranks.sum(measured).numpy()
+        own.update(enumerate(found, at))
+    places, measured = _join_samples(records, own, ranks)
     refused = _check_refused(data, maker, places[measured[:, _LENGTH] < 0])
     return arrange(places, measured, batch_size, shard_rows)._replace(refused=refused)
+
+
+def _join_samples(records: NDArray, own: dict[int, list[list[int]]], ranks: Ranks) -> tuple[NDArray, NDArray]:
+    """Join what every rank measured of its own records: (places, measured), as `arrange` takes them."""
+    counts = torch.zeros(len(records), dtype=torch.int64)
+    for record, samples in own.items():
+        counts[record] = len(samples)
+    counts = ranks.sum(counts)
+    first = counts.cumsum(0) - counts
+    measured = torch.zeros(int(counts.sum()), 5, dtype=torch.int64)
+    for record, samples in own.items():
+        begin = int(first[record])
+        measured[begin : begin + len(samples)] = torch.tensor(samples)
+    of_record = np.repeat(np.arange(len(records)), counts.numpy())
+    numbers = np.arange(len(of_record)) - first.numpy()[of_record]
+    return np.concatenate([records[of_record], numbers[:, None]], 1), ranks.sum(measured).numpy()
 
 
 def _check_refused(data: Data, maker: BatchMaker, places: NDArray) -> str:
@@ -145,7 +177,7 @@ def _check_refused(data: Data, maker: BatchMaker, places: NDArray) -> str:
         mine = places[places[:, 0] == index].tolist()
         if mine:
             try:
-                maker.sample(tuple(mine[0]))
+                maker.samples(*mine[0][:2])
             except DataError as error:
                 reasons.append(str(error))
         if len(mine) > data.max_bad_fraction * len(source):
@@ -160,7 +192,7 @@ def arrange(places: NDArray, measured: NDArray, batch_size: int, shard_rows: int
     """Sort the records by length, leave out repeated ones, and cut them into batches and shards.
 
     Args:
-        places: [R, 2] int64, stage and index of each record.
+        places: [R, 3] int64, stage, index and number of each sample.
         measured: [R, 5] int64, tokens, rows and the content's three numbers, as BatchMaker measures them.
         batch_size: records of a batch.
         shard_rows: rows of a shard, at least.
@@ -187,4 +219,5 @@ def arrange(places: NDArray, measured: NDArray, batch_size: int, shard_rows: int
         len(places) - len(fitting) - num_refused,
         num_refused,
         len(fitting) - len(first),
+        len(np.unique(places[chosen, :2], axis=0)),
     )

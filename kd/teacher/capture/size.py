@@ -42,7 +42,8 @@ def estimate_size(spec: CacheSpec, data: Data, tokenizer: Any, sources: Sequence
     rows_of: dict[tuple, tuple[float, int]] = {}  # files or stage -> rows a record, records
     for number, (stage, source) in enumerate(zip(data.stages, sources)):
         chosen = rng.sample(range(len(source)), min(_SAMPLED_RECORDS, len(source)))
-        found = sum(row for _, row, *_ in maker.measure([(number, index) for index in chosen])) / len(chosen)
+        measured = maker.measure([(number, index) for index in chosen])
+        found = sum(rows for samples in measured for _, rows, *_ in samples) / len(chosen)
         # Stages that read the same files share their records.
         name = ("files", *stage.train) if stage.train is not None else ("stage", number)
         rows_of[name] = max(rows_of.get(name, (0.0, 0)), (found, len(source)))
