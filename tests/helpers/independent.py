@@ -12,7 +12,6 @@ import json
 import re
 from typing import Any
 
-from kd.preflight.read_back import read_offsets
 from kd.records.record import Record
 from kd.rendering.encode import Annotated
 from kd.rendering.spans import BIT_NAMES
@@ -137,7 +136,7 @@ def check_located(record: Record, found: Annotated, tokenizer) -> None:
         Misplaced: a TOOL span is not the name at its place, an ARGS span does not say the arguments, a token has a bit
             that no span gives it, or a turn lacks its message's words or has another's.
     """
-    text, offsets = found.text, read_offsets(record, found, tokenizer)
+    text, offsets = found.text, found.offsets
     calls = [call["function"] for m in record.messages for call in m.get("tool_calls", ())]
     if any(m.get("tool_calls") for m in record.messages):
         tools, args = ([s for s in found.spans if s.kind == kind] for kind in ("tool", "args"))
