@@ -119,7 +119,8 @@ def _match(split: str, one: str, left: dict[str, Any], two: str, right: dict[str
         return list(range(len(left["ids"])))
     places = {name: at for at, name in enumerate(right["ids"])}
     for model, mine, other, theirs in ((one, left, two, right), (two, right, one, left)):
-        only = [name for name in mine["ids"] if name not in {*theirs["ids"]}]
+        there = {*theirs["ids"]}
+        only = [name for name in mine["ids"] if name not in there]
         if only:
             raise ComparisonError(
                 f"split {split}: {len(only)} of {len(mine['ids'])} records of {model} are not in {other}, such as "
