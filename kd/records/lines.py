@@ -44,7 +44,7 @@ _NULLS = (
     "arguments is a struct with a null, Arrow writes the same for an argument that is absent, and no tools are offered "
     "whose schemas could tell the two apart; offer the tools, or store arguments as JSON text"
 )
-_OFFERED = ("tools", "functions", "function")
+_OFFERED = ("tools", "functions", "tool_defs", "function")
 _EXTRA = "install it with: pip install 'spanwise[data]'"
 
 

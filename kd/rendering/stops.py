@@ -66,14 +66,16 @@ def join_stop_ids(tokenizer, *sources: Any) -> list[int]:
         sources: values of eos_token_id, as model and generation configurations have them: an id, a list, or None.
 
     Returns:
-        Ids without repetition. One that stands inside turns is left out: it would end a turn before its end.
+        Ids without repetition. One that stands inside turns is left out: it would end a turn before its end. So is a
+        token of plain text, which a configuration names that was written for another tokenizer, or by default
+        (LlamaConfig's 2).
     """
-    found = find_stops(tokenizer)
+    found, controls = find_stops(tokenizer), {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
     named = [
         number
         for source in (*sources, tokenizer.eos_token_id)
         for number in (source if isinstance(source, (list, tuple)) else [source])
-        if number is not None
+        if number is not None and (number in controls or number >= len(tokenizer))
     ]
     return list(dict.fromkeys([*found.tokens.values(), *(number for number in named if number not in found.inner)]))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from helpers.format_cases import (
@@ -78,6 +80,17 @@ def test_legacy_function_calls_become_tool_calls():
     )
     assert [m["role"] for m in record.messages] == ["system", "user", "assistant", "tool", "assistant"]
     assert calls_of(record) == [{"name": "weather", "arguments": {"city": "Rome"}}] and record.tools == [TOOL]
+
+
+@pytest.mark.parametrize("named", ["functions", "tool_defs"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_under_their_other_names_are_offered(named, as_text):
+    """Read by no name, they would be absent from the prompt, and the calls held to no schema."""
+    declared = {named: json.dumps([WEATHER]) if as_text else [WEATHER]}
+    ask, answer = {"from": "human", "value": "Rain?"}, {"from": "gpt", "value": "No."}
+    chat = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "No."}]
+    for talk in ({"messages": chat}, {"conversations": chat}, {"conversations": [ask, answer]}):
+        assert read({**talk, **declared}).tools == [TOOL]
 
 
 def test_the_flat_record_of_the_first_system():

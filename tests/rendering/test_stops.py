@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from helpers import golden
 from kd.records.checks import DataError
@@ -108,5 +108,13 @@ def test_a_template_without_a_token_at_its_ends_is_explained(chat):
 
 def test_stops_of_every_source_are_joined_once(chat):
     tokenizer = chat("<|im_end|>")
-    end, eos = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert join_stop_ids(tokenizer, None, [2, eos], 2) == [end, 2, eos]
+    end, eos, start = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>", "<|im_start|>"])
+    beyond = len(tokenizer)
+    assert join_stop_ids(tokenizer, None, [start, eos, beyond], start) == [end, start, eos, beyond]
+
+
+def test_a_token_of_plain_text_is_no_stop(chat):
+    """A configuration without an eos_token_id names LlamaConfig's own, 2, which in most vocabularies is a sign."""
+    tokenizer = chat("<|im_end|>")
+    assert tokenizer.decode([2]).isprintable() and LlamaConfig().eos_token_id == 2
+    assert join_stop_ids(tokenizer, 2, [2]) == tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from kd.records.checks import DataError, decode_json
-from kd.records.formats.format import Format, read_tools
+from kd.records.formats.format import Format, find_tools, read_tools
 from kd.records.formats.hermes import from_hermes_messages
 
 
@@ -18,7 +18,7 @@ def from_chat(data: dict, where: str) -> dict:
         messages = decode_json(messages, f"{where}: messages")
     if not isinstance(messages, list):
         return {"messages": messages}
-    tools = read_tools(data.get("tools") or data.get("functions"), f"{where}: tools")
+    tools = read_tools(find_tools(data), f"{where}: tools")
     messages = [_openai(message, f"{where}: messages[{index}]") for index, message in enumerate(messages)]
     return from_hermes_messages(messages, tools, f"{where}: messages")
 

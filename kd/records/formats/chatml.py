@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from kd.records.checks import DataError
-from kd.records.formats.format import Format, read_tools
+from kd.records.formats.format import Format, find_tools, read_tools
 from kd.records.formats.hermes import from_hermes_messages
 
 _HEADER = re.compile(r"\s*<\|im_start\|>[ \t]*(\w+)[ \t]*\n")
@@ -23,7 +23,7 @@ def from_chatml(data: dict, where: str) -> dict:
         end = close + len(_END)
     if text[end:].strip() not in ("", "<|endoftext|>"):
         raise DataError(f"{where}: text: character {end + 1} on is no whole <|im_start|>role ... <|im_end|> turn")
-    return from_hermes_messages(messages, read_tools(data.get("tools"), f"{where}: tools"), f"{where}: text")
+    return from_hermes_messages(messages, read_tools(find_tools(data), f"{where}: tools"), f"{where}: text")
 
 
 def is_chatml(data: dict) -> bool:

@@ -6,7 +6,7 @@ Their token ids carry no positions and are dropped: spans are found again in the
 from __future__ import annotations
 
 from kd.records.checks import DataError
-from kd.records.formats.format import Format, read_tools
+from kd.records.formats.format import Format, find_tools, read_tools
 from kd.records.formats.hermes import from_hermes_messages
 
 
@@ -24,7 +24,7 @@ def from_flat(data: dict, where: str) -> dict:
         "meta": data.get("meta", data.get("metadata")),
     }
     chat = from_hermes_messages(
-        [*prompt, {"role": "assistant", "content": text}], read_tools(data.get("tools"), f"{where}: tools"), where
+        [*prompt, {"role": "assistant", "content": text}], read_tools(find_tools(data), f"{where}: tools"), where
     )
     return {**{key: value for key, value in more.items() if value is not None}, **chat}
 

@@ -21,6 +21,7 @@ from kd.config.registries import FORMATS
 from kd.records.checks import DataError, decode_json
 
 _KEPT = ("id", "quality", "caws", "meta")
+TOOL_KEYS = ("tools", "functions", "tool_defs")  # the last: files of rollouts, as verifiers writes them
 
 
 class Format(NamedTuple):
@@ -58,6 +59,11 @@ def to_chat(data: dict, where: str, format: str | None = None) -> dict:
     if name != "chat":
         where = f"{where}: as {name}"
     return {**kept, **FORMATS[name].convert(data, where)}
+
+
+def find_tools(data: dict) -> Any:
+    """Return what a record declares as tools, under any of their names; None where it declares none."""
+    return next((data[name] for name in TOOL_KEYS if data.get(name)), None)
 
 
 def read_tools(value: Any, where: str) -> list[dict]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from kd.records.checks import DataError, decode_json
 from kd.records.formats.chat import from_chat
-from kd.records.formats.format import Format, read_calls, read_tools
+from kd.records.formats.format import Format, find_tools, read_calls, read_tools
 from kd.records.formats.hermes import from_hermes_messages
 
 _ROLES = {
@@ -44,7 +44,7 @@ def from_sharegpt(data: dict, where: str) -> dict:
         isinstance(turn, dict) and turn.get("role") in _CHAT_ROLES and "from" not in turn and "value" not in turn
         for turn in turns
     ):
-        return from_chat({"messages": [*messages, *turns], "tools": data.get("tools") or data.get("functions")}, where)
+        return from_chat({"messages": [*messages, *turns], "tools": find_tools(data)}, where)
     joins = False  # calls that follow calls are parallel ones of the same turn
     for index, turn in enumerate(turns):
         spot = f"{where}: conversations[{index}]"
@@ -69,7 +69,7 @@ def from_sharegpt(data: dict, where: str) -> dict:
             else:
                 messages.append({"role": "assistant", "content": "", "tool_calls": calls})
         joins = role == "calls"
-    return from_hermes_messages(messages, read_tools(data.get("tools"), f"{where}: tools"), f"{where}: conversations")
+    return from_hermes_messages(messages, read_tools(find_tools(data), f"{where}: tools"), f"{where}: conversations")
 
 
 FORMAT = Format(detect=lambda data: "conversations" in data or "conversation" in data, convert=from_sharegpt, order=10)
