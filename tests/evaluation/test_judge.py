@@ -33,7 +33,7 @@ def write(*calls: dict) -> str:
 def make_case(calls: list[dict], entry: Entry | None = None, number: int = 0) -> Case:
     kind = "call" if calls else "no_tool"
     entry = entry or make_entry([WEATHER], calls)
-    return Case(number, number, f"r{number}", 1, kind, "", "q", [], [WEATHER], calls, "", [], entry)
+    return Case(number, number, f"r{number}", 1, kind, "", [], "q", [], [WEATHER], calls, "", [], entry)
 
 
 def judge(text: str, calls: list[dict], entry: Entry | None = None) -> dict:
