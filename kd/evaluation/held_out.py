@@ -85,7 +85,10 @@ def _read(
     for name, source in named.items():
         if source != "demo":
             records = read_records(source, rewrite_calls=data.rewrite_calls)
-            splits[name] = [record for record, _ in zip(records, range(num_records))]
+            try:
+                splits[name] = [record for record, _ in zip(records, range(num_records))]
+            except DataError as error:
+                raise DataError(f"{key}.{name}: {error}") from error
         elif data.demo is None or name not in of_demo:
             raise DataError(f"{key}.{name}: the demo corpus's splits there are {', '.join(of_demo)}")
         else:

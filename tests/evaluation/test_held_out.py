@@ -54,14 +54,14 @@ def with_tools(*tools: dict):
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ([record("r", "Hi", ("say", "Hello"), tools=())], "nothing to ask in its 1 records"),
-        ([GOOD, with_tools(tool("get_weather", city={"type": "dict"}))], "record bad: tools: .*not a JSON Schema"),
-        ([GOOD, with_tools(WEATHER, tool("get_weather", town={}))], "record bad: tools: .*is defined twice"),
-        ([GOOD, with_tools(tool("get_weather", city={"pattern": "("}))], "record bad: tools: .*city/pattern"),
+        ([record("r", "Hi", ("say", "Hello"), tools=())], " nothing to ask in its 1 records"),
+        ([GOOD, with_tools(tool("get_weather", city={"type": "dict"}))], "2: tools: .*not a JSON Schema"),
+        ([GOOD, with_tools(WEATHER, tool("get_weather", town={}))], "2: tools: .*is defined twice"),
+        ([GOOD, with_tools(tool("get_weather", city={"pattern": "("}))], "2: tools: .*city/pattern"),
     ],
 )
 def test_what_cannot_be_asked_is_found_before_the_first_step(bad, said, prepare, tmp_path):
-    with pytest.raises(DataError, match=rf"data.evaluation.mine: {tmp_path}/held_out.jsonl: {said}"):
+    with pytest.raises(DataError, match=rf"data.evaluation.mine: {tmp_path}/held_out.jsonl:{said}"):
         prepare(*bad)
 
 

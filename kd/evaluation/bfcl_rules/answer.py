@@ -126,7 +126,9 @@ def _check_argument(name: str, value: Any, allowed: list[Any], declared: Any, en
     kind = read_type(declared) or _infer_type(allowed)
     items = None
     if kind in _LISTS:
-        items = read_type(declared.get("items")) or _infer_type([item for one in allowed for item in one])
+        items = read_type(declared.get("items")) or _infer_type(
+            [item for one in allowed if isinstance(one, list) for item in one]
+        )
     if entry.language != "python":
         if not isinstance(value, str):
             short = "java" if entry.language == "java" else "js"
