@@ -101,7 +101,7 @@ def test_what_the_end_needs_is_checked_before_the_first_step(out, started):
     code, output = started["refused"]
     assert code == 1
     assert (
-        f"error: data.evaluation.mine: {out}/bad.jsonl:1: tools: tool 'go': " in output
+        f"{out}/bad.jsonl:1: tools: tool 'go': " in output
         and "not a JSON Schema" in output
     )
     assert not (out / "other" / "checkpoints").exists() and not (out / "other" / "student").exists()
