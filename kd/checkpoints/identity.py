@@ -55,7 +55,7 @@ def run_identity(
 def difference(was: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Say how a checkpoint of identity `was` differs from a run of identity `now`, and the remedy, or return None."""
     unset = {key: False for key, value in now.items() if value is False}  # a switch that is younger than `was`
-    was = unset | _with_later_keys(_with_current_names(was))
+    was, now = unset | _with_later_keys(_with_current_names(was)), _with_later_keys(now)
     unknown = {key for key in now.keys() - was.keys() if key.startswith(CONTENT) and key != CACHE}
     other = [key for key in sorted((was.keys() | now.keys()) - unknown) if _differ(was.get(key), now.get(key))]
     if CACHE in other and CACHE not in was:
