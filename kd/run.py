@@ -40,6 +40,7 @@ from kd.models.tokenizer import check_run_tokenizer, load_tokenizer
 from kd.models.weight_files import weights_fingerprint
 from kd.preflight.plan import Plan, check_fits, plan_run
 from kd.records.conversation import describe_notes
+from kd.records.record import Record
 from kd.run_end import Outcome, after_training, finish
 from kd.run_folder import RunFolder, RunFolderError
 from kd.sources.inputs import find_shared, list_data_files, list_models
@@ -64,6 +65,7 @@ class Start(NamedTuple):
 
     identity: dict[str, Any]
     resume: Found | None
+    validation: dict[str, list[Record]]
 
 
 def plan_here(
@@ -168,7 +170,7 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
             log.say(f"data: {sources.num_refused} lines are refused; they are in {sources.quarantine}")
         for line in describe_notes(sources.notes):
             log.say(f"data: {line}")
-        result, device = _train(config, tokenizer, folder, log, sources, Start(identity, resume))
+        result, device = _train(config, tokenizer, folder, log, sources, Start(identity, resume, held_out.validation))
         if result.stopped == "signal":
             log.say("the same command resumes the run")
             return run_dir
@@ -279,7 +281,7 @@ def _train(
         format=config.training.checkpoint_format,
         resume=start.resume,
     )
-    validator = open_validator(config, engine, teacher, tokenizer, log, ranks)
+    validator = open_validator(config, start.validation, engine, teacher, tokenizer, log, ranks)
     missing = teacher.missing if teacher is not None else frozenset()
     curriculum = Curriculum(
         config.data,

@@ -43,10 +43,11 @@ class Candidate(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Evaluation of a run as prepared."""
+    """Records of a run that are not trained, as prepared."""
 
-    cases: dict[str, list[Case]]  # by split
+    cases: dict[str, list[Case]]  # of data.evaluation, by split
     notes: list[str]  # what a person should know of them
+    validation: dict[str, list[Record]]  # of data.validation, by split
 
 
 def read_held_out(data: schema.Data, num_records: int) -> dict[str, list[Record]]:
@@ -58,19 +59,19 @@ def read_held_out(data: schema.Data, num_records: int) -> dict[str, list[Record]
     return _read("data.evaluation", data.evaluation, data, num_records, DEMO_HELD_OUT)
 
 
-def read_validation(data: schema.Data, num_records: int) -> dict[str, list[Record]]:
+def read_validation(data: schema.Data, num_records: int, held_out: dict[str, list[Record]]) -> dict[str, list[Record]]:
     """Read the first `num_records` of each split of data.validation, by which a run chooses.
+
+    held_out: of `read_held_out`.
 
     Raises:
         DataError: as `read_held_out`, or a record is also held out in data.evaluation, which must not be chosen by.
     """
     splits = _read("data.validation", data.validation, data, num_records, DEMO_VALIDATION)
-    if not splits:
-        return splits
-    held_out = {_content(one): (name, one.id) for name, of in read_held_out(data, num_records).items() for one in of}
+    known = {_content(one): (name, one.id) for name, of in held_out.items() for one in of} if splits else {}
     for name, records in splits.items():
         for record in records:
-            if (found := held_out.get(_content(record))) is not None:
+            if (found := known.get(_content(record))) is not None:
                 raise DataError(
                     f"data.validation.{name}: record {record.id} is record {found[1]} of data.evaluation.{found[0]}: "
                     "what a run chooses by must not be what it is measured on; take it out of one of the two"
@@ -114,7 +115,7 @@ def prepare_held_out(
     data: schema.Data, evaluation: schema.Evaluation, tokenizer, positions: int | None = None
 ) -> HeldOut:
     """Make all that an evaluation asks, before anything is trained: its records read, their tools compiled, their
-    prompts rendered.
+    prompts rendered; and read what the run chooses by.
 
     positions: of the student.
 
@@ -125,7 +126,8 @@ def prepare_held_out(
     cases, notes = {}, []
     if data.evaluation:
         find_syntax(tokenizer)
-    for name, records in read_held_out(data, evaluation.num_records).items():
+    held_out = read_held_out(data, evaluation.num_records)
+    for name, records in held_out.items():
         key = f"data.evaluation.{name}"
         try:
             found = build_cases(records, tokenizer)
@@ -144,7 +146,7 @@ def prepare_held_out(
                 "positions; they count as not answered"
             )
         cases[name] = found
-    return HeldOut(cases, notes)
+    return HeldOut(cases, notes, read_validation(data, evaluation.num_records, held_out))
 
 
 def explain_missing_teacher(evaluation: schema.Evaluation, teacher: schema.Teacher | None) -> str | None:
@@ -207,7 +209,7 @@ def evaluate_candidates(
         model = on_every_rank(partial(_load, candidate, device))
         for split in cases:
             found = outcomes.setdefault(candidate.name, {})
-            found[split] = _ask(model, tokenizer, cases[split], evaluation)
+            found[split] = ask_together(model, tokenizer, cases[split], evaluation)
             num_records = len({case.record for case in cases[split]})
             say(f"evaluated {candidate.name} on {split}: {len(cases[split])} turns of {num_records} records")
         del model
@@ -216,8 +218,12 @@ def evaluate_candidates(
     return on_rank_0(lambda: _measure(outcomes, run_dir))
 
 
-def _ask(model, tokenizer, cases: list[Case], evaluation: schema.Evaluation) -> list[dict[str, Any]]:
-    """Have every rank answer its share of the cases; rank 0 returns all outcomes, the others none."""
+def ask_together(model, tokenizer, cases: list[Case], evaluation: schema.Evaluation) -> list[dict[str, Any]]:
+    """Have every rank answer its share of the cases; rank 0 returns all outcomes, the others none.
+
+    Raises:
+        SpanwiseError: on every rank, where one could not answer.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = on_every_rank(
         lambda: evaluate_cases(

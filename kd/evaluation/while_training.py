@@ -10,11 +10,12 @@ from kd.checkpoints.export_hf import export_student
 from kd.config import schema
 from kd.config.defaults import teacher_source
 from kd.config.derived import longest_length, run_folder
+from kd.distributed.collectives import on_rank_0
 from kd.distributed.ranks import Ranks
 from kd.errors import SpanwiseError
 from kd.evaluation.cases import build_cases
-from kd.evaluation.evaluate import evaluate_cases, merge
-from kd.evaluation.held_out import read_validation
+from kd.evaluation.evaluate import merge
+from kd.evaluation.held_out import ask_together
 from kd.evaluation.metrics import METRICS
 from kd.models.whole_copy import WholeCopy
 from kd.objective.terms import TermWeights
@@ -39,37 +40,26 @@ class GreedyMetrics:
     """
 
     def __init__(
-        self,
-        copy: WholeCopy,
-        tokenizer,
-        splits: Mapping[str, Sequence[Record]],
-        evaluation: schema.Evaluation,
-        ranks: Ranks,
+        self, copy: WholeCopy, tokenizer, splits: Mapping[str, Sequence[Record]], evaluation: schema.Evaluation
     ):
         assert evaluation.generate_every is not None
         self.every = evaluation.generate_every
-        self._copy, self._tokenizer, self._evaluation, self._ranks = copy, tokenizer, evaluation, ranks
+        self._copy, self._tokenizer, self._evaluation = copy, tokenizer, evaluation
         sampled = {name: records[: evaluation.generate_num_records] for name, records in splits.items()}
         self._cases = {name: build_cases(records, tokenizer) for name, records in sampled.items()}
 
     def measure(self, step: int, terms: TermWeights) -> Values:
         """Generate and judge; a metric that no case is of is left out."""
         model = self._copy.refresh()
-        ranks, evaluation = self._ranks, self._evaluation
-        found: Values = {}
-        for name, cases in self._cases.items():
-            mine = evaluate_cases(
-                model,
-                self._tokenizer,
-                cases[ranks.rank :: ranks.world_size],
-                batch_size=evaluation.batch_size,
-                max_new_tokens=evaluation.max_new_tokens,
-            )
-            parts: list[list[dict[str, Any]]] = ranks.gather(mine)
-            if any(parts):
-                metrics = merge(*parts).metrics
-                found[name] = {key: metrics[key] for key in METRICS.names() if metrics[key] is not None}
-        return found
+        outcomes = {
+            name: ask_together(model, self._tokenizer, cases, self._evaluation) for name, cases in self._cases.items()
+        }
+        return on_rank_0(lambda: {name: _measure(found) for name, found in outcomes.items() if found})
+
+
+def _measure(outcomes: list[dict[str, Any]]) -> dict[str, float]:
+    metrics = merge(outcomes).metrics
+    return {name: metrics[name] for name in METRICS.names() if metrics[name] is not None}
 
 
 class ChoiceError(SpanwiseError, ValueError):
@@ -105,15 +95,22 @@ def _is_live(teacher: schema.Teacher | None) -> bool:
 
 
 def open_validator(
-    config: schema.RunConfig, engine: StudentEngine, teacher: TeacherSource | None, tokenizer, log: RunLog, ranks: Ranks
+    config: schema.RunConfig,
+    splits: Mapping[str, Sequence[Record]],
+    engine: StudentEngine,
+    teacher: TeacherSource | None,
+    tokenizer,
+    log: RunLog,
+    ranks: Ranks,
 ) -> Validator | None:
-    """Read and encode the validation splits; None where the run has none. All ranks call it together.
+    """Encode the validation splits; None where the run has none. All ranks call it together.
+
+    splits: of `kd.evaluation.held_out.read_validation`.
 
     Raises:
-        DataError: a split cannot be read, rendered or located, or holds a record of data.evaluation.
+        DataError: a record cannot be rendered or located.
     """
     training, evaluation = config.training, config.evaluation
-    splits = read_validation(config.data, evaluation.num_records)
     if not splits or evaluation.every is None:
         return None
     model: Any = engine.model
@@ -129,7 +126,7 @@ def open_validator(
         TeacherForcedLoss(shared, engine, teacher if _is_live(config.teacher) else None, ranks, evaluation.every)
     ]
     if evaluation.generate_every is not None:
-        measures.append(GreedyMetrics(WholeCopy(model, engine.device), tokenizer, splits, evaluation, ranks))
+        measures.append(GreedyMetrics(WholeCopy(model, engine.device), tokenizer, splits, evaluation))
     metric = training.keep_best
     return Validator(
         measures,

@@ -148,9 +148,7 @@ class StudentEngine:
         seen: list[tuple[MicroBatch, Tensor]] = []
         for micro in micro_batches:
             micro = micro.to(self.device)
-            weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
-            targets = teacher.targets(micro, terms.temperature, step) if teacher is not None else None
-            out = self._engine(micro, weights, terms, targets, self._grad_scale())
+            out = self._forward(micro, counts, terms, teacher, step, self._grad_scale())
             self._engine.backward(out.loss, scale_wrt_gas=False)
             self._engine.step()
             sums += self._sums(micro, out)
@@ -176,12 +174,23 @@ class StudentEngine:
         try:
             for micro in micro_batches:
                 micro = micro.to(self.device)
-                weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
-                targets = teacher.targets(micro, terms.temperature, step) if teacher is not None else None
-                sums += self._sums(micro, self._engine(micro, weights, terms, targets, 1.0))
+                sums += self._sums(micro, self._forward(micro, counts, terms, teacher, step, 1.0))
         finally:
             self._engine.train()
         return sums
+
+    def _forward(
+        self,
+        micro: MicroBatch,
+        counts: Tensor,
+        terms: TermWeights,
+        teacher: TeacherSource | None,
+        step: int,
+        grad_scale: float,
+    ) -> CombinedLoss:
+        weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
+        targets = teacher.targets(micro, terms.temperature, step) if teacher is not None else None
+        return self._engine(micro, weights, terms, targets, grad_scale)
 
     def grad_norm(self) -> float:
         """Return the global L2 norm of the last step's gradient, before clipping."""

@@ -6,7 +6,7 @@ import pytest
 
 from helpers.config_cases import GOOD, problems
 from kd.config.load import load_config
-from kd.evaluation.held_out import read_validation
+from kd.evaluation.held_out import read_held_out, read_validation
 from kd.evaluation.while_training import ChoiceError, check_choice
 from kd.records.checks import DataError
 from kd.records.files import write_records
@@ -22,8 +22,9 @@ def test_what_is_measured_on_is_not_chosen_by(tmp_path, write):
         [f"data.validation={{v: {tmp_path}/choose.jsonl}}", f"data.evaluation={{e: {tmp_path}/measure.jsonl}}"],
     )
     with pytest.raises(DataError, match=rf"data\.validation\.v: record {records[3].id} .*data\.evaluation\.e.*take it"):
-        read_validation(config.data, 10)
-    assert [record.id for record in read_validation(config.data, 3)["v"]] == [record.id for record in records[:3]]
+        read_validation(config.data, 10, read_held_out(config.data, 10))
+    found = read_validation(config.data, 3, read_held_out(config.data, 3))
+    assert [record.id for record in found["v"]] == [record.id for record in records[:3]]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from kd.config.load import load_config
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
+from kd.evaluation.held_out import read_held_out, read_validation
 from kd.evaluation.while_training import open_validator
 from kd.models.student import build_student
 from kd.models.tokenizer import load_tokenizer
@@ -142,7 +143,9 @@ def run(scenario: dict, out: Path) -> dict:
         ranks=ranks,
         say=log.say,
     )
-    validator = open_validator(config, engine, teacher, tokenizer, log, ranks)
+    held_out = read_held_out(config.data, config.evaluation.num_records)
+    validation = read_validation(config.data, config.evaluation.num_records, held_out)
+    validator = open_validator(config, validation, engine, teacher, tokenizer, log, ranks)
     result = Trainer(config, engine, teacher, curriculum, log, validator=validator).run()
     counts = {f"num_{name}": result.tally.count(reason) for name, reason in COUNTED.items()}
     if scenario.get("export"):
