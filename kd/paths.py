@@ -23,11 +23,12 @@ def expand_path(text: str) -> str:
     if not is_text(text):
         raise ValueError("a path is text in UTF-8, and this has other bytes: rename what it names")
     longest = max(len(name.encode()) for name in text.split("/"))
-    if longest > _LONGEST_NAME or len(text) >= _LONGEST_PATH:
+    if longest > _LONGEST_NAME:
         raise ValueError(
-            f"a path has names of at most {_LONGEST_NAME} bytes and fewer than {_LONGEST_PATH} characters: give a "
-            "shorter one"
+            f"has a name of {longest:,} bytes in it, and no file's has more than {_LONGEST_NAME}: shorten it"
         )
+    if len(text) >= _LONGEST_PATH:
+        raise ValueError(f"a path has fewer than {_LONGEST_PATH} characters: give a shorter one")
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text:
         raise ValueError(f"no user {text.split('/')[0][1:]!r} is known here: write ./{text} if the name is meant")

@@ -95,11 +95,7 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """Return run.json of a run that came to its end here, or None."""
-        try:
-            facts = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return facts if isinstance(facts, dict) else None
+        return read_object(self.path / "run.json") or None
 
     def begin(self, config: str, *, resumed: bool) -> Path | None:
         """Mark the folder as this run's and write config.yaml.

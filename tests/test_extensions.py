@@ -29,7 +29,7 @@ from kd.rendering.turns import render
 from kd.rewards.reward import REWARDS
 from kd.teacher.open import open_teacher
 from kd.teacher.source import OpenTeacher
-from kd.toolcalls.parse import parse_tool_calls
+from kd.toolcalls.reader import HERMES
 from kd.toolcalls.syntax.registry import SYNTAXES
 from kernels import RowWeights, distill_loss
 from kernels.divergences import unregister_divergence
@@ -157,7 +157,7 @@ def test_reward(load):
     record = parse_record(RECORD, "here")
     for answered, value in (({"city": "Lorvik", "days": 2}, 1.0), ({"city": "Lorvik", "days": 3}, 0.5), ({}, 0.0)):
         text = f"<tool_call>{json.dumps({'name': 'get_weather', 'arguments': answered})}</tool_call>"
-        assert REWARDS["argument_values"](record, 1, text, parse_tool_calls(text)).value == value
+        assert REWARDS["argument_values"](record, 1, text, HERMES.parse(text)).value == value
 
 
 def test_metric(load):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,6 @@ from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, c
 from kd.paths import expand_path
 
 MOST_STEPS = 1_000_000_000
-_MOST_NAME_BYTES = 255  # of Linux's file systems
 
 
 def _check_text(value: str) -> str:
@@ -35,10 +33,6 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_check_text)]
 
 
 def _expand(text: str) -> str:
-    longest = max(len(os.fsencode(part)) for part in text.split("/"))
-    if longest > _MOST_NAME_BYTES:
-        reason = f"has a name of {longest:,} bytes in it, and no file's has more than {_MOST_NAME_BYTES}: shorten it"
-        raise PydanticCustomError("unusable_text", "{reason}", {"reason": reason})
     try:
         return expand_path(text)
     except ValueError as error:

@@ -77,8 +77,6 @@ def _read(report: Report) -> dict:
         raise ConfigError(f"{file}: byte {error.start} is not UTF-8 text: save the file as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}): give a YAML file that can") from None
-    except ValueError:  # open's, for a NUL or half a surrogate pair in the path
-        raise ConfigError(f"{file!r}: holds a character that no path can: give the path of a YAML file") from None
     if len(text) > _MOST_CHARACTERS:
         raise ConfigError(f"{file}: more than {_MOST_CHARACTERS:,} characters: give the run's YAML, not its data")
     try:

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from kd.config.sections.student import MOST_LAYERS
 from kd.dtypes import loaded_dtype
 from kd.models.model_files import (
     COPY_AGAIN,
@@ -37,7 +38,7 @@ from kd.models.model_files import (
 )
 
 _MOST = {
-    "num_hidden_layers": 4096,
+    "num_hidden_layers": MOST_LAYERS,
     "hidden_size": 262_144,
     "intermediate_size": 4_194_304,
     "num_attention_heads": 16_384,

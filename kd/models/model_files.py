@@ -41,6 +41,14 @@ def first_line(error: BaseException) -> str:
     return shown if isinstance(error, (OSError, ValueError)) and shown else f"{type(error).__name__}: {shown}"
 
 
+def find_file(path: str | os.PathLike, name: str, revision: str | None = None) -> Path | None:
+    """Find where a file of a folder is, or would be, or a hub id's on this machine; None where the latter is not."""
+    if Path(path).is_dir():
+        return Path(path) / name
+    known = try_to_load_from_cache(os.fspath(path), name, revision=revision)
+    return Path(known) if isinstance(known, str) else None
+
+
 def find_folder(
     path: str | os.PathLike, revision: str | None = None, *, key: str | None = None, local_files_only: bool = False
 ) -> Path | None:
@@ -69,9 +77,8 @@ def find_folder(
             f"{where}{name!r}: no such folder is here, and the hub was not asked, as this is a path{meant}; paths are "
             f"relative to where you start the program, {Path.cwd()}"
         )
-    known = try_to_load_from_cache(name, "config.json", revision=revision)
-    if isinstance(known, str):
-        return Path(known).parent
+    if (known := find_file(name, "config.json", revision)) is not None:
+        return known.parent
     not_here = f"{where}{name!r}: no such folder is here, the hub's model of this name is not on this machine, and"
     remedy = f"give a folder that save_pretrained wrote, or download it first (hf download {name})"
     if local_files_only or constants.HF_HUB_OFFLINE:

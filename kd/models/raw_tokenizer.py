@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer as RawTokenizer
 
 from kd.errors import SpanwiseError
-from kd.models.model_files import COPY_AGAIN, StudentError, read_json
+from kd.models.model_files import COPY_AGAIN, StudentError, find_file, read_json
 from kd.records.checks import DataError
 from kd.rendering.turns import render_text
 from kd.sources.source import Source
@@ -43,13 +42,8 @@ def read_raw(source: str, revision: str | None = None) -> tuple[Path, RawTokeniz
     Raises:
         TokenizerError: it is damaged; the message names it.
     """
-    file = Path(source) / "tokenizer.json"
-    if not Path(source).is_dir():
-        known = try_to_load_from_cache(source, "tokenizer.json", revision=revision)
-        if not isinstance(known, str):
-            return None
-        file = Path(known)
-    if not os.path.lexists(file):
+    file = find_file(source, "tokenizer.json", revision)
+    if file is None or not os.path.lexists(file):
         return None
     try:
         if not file.is_file():

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
 from kd.hashing import hash_text, sha256
-from kd.models.model_files import check_weights
+from kd.models.model_files import check_weights, find_file
 
 SAMPLED_BYTES = 1 << 20  # of each file larger than WHOLE_BYTES
 WHOLE_BYTES = 1 << 28
@@ -18,15 +16,10 @@ WHOLE_BYTES = 1 << 28
 
 def weight_files(path: str, revision: str | None) -> list[Path]:
     """List the weight files of a folder or hub id, beside its config.json; none where either is not on this machine."""
-    folder = Path(path)
-    if not folder.is_dir():
-        known = try_to_load_from_cache(path, "config.json", revision=revision)
-        if not isinstance(known, str):
-            return []
-        folder = Path(known).parent
-    if not (folder / "config.json").is_file():
+    config = find_file(path, "config.json", revision)
+    if config is None or not config.is_file():
         return []
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    return sorted(config.parent.glob("*.safetensors")) or sorted(config.parent.glob("*.bin"))
 
 
 def weights_hash(path: str, revision: str | None) -> str | None:

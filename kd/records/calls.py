@@ -68,12 +68,23 @@ def judge_calls(messages: list[Message], tools: list[dict], where: str, given: T
     return Judged(None, tuple(problems), num_unchecked)
 
 
+def note_text_calls(messages: list[Message], tools: list[dict]) -> tuple[str, ...]:
+    """Name the notes (kd.records.conversation.NOTES) on the calls in texts: those read, and those that are not."""
+    read = dict(list_text_calls(messages, tools))
+    return ("read",) * bool(read) + ("unread",) * any(_find_unread(messages, tools, read))
+
+
 def find_unread(messages: list[Message], tools: list[dict]) -> Iterator[tuple[int, str]]:
     """Yield the message and the text of everything in the shape of a call that is trained as prose.
 
     A turn without `tool_calls` that results follow is one, where no call is read in its text.
     """
-    read = dict(list_text_calls(messages, tools))
+    return _find_unread(messages, tools, dict(list_text_calls(messages, tools)))
+
+
+def _find_unread(
+    messages: list[Message], tools: list[dict], read: dict[int, list[TextCall]]
+) -> Iterator[tuple[int, str]]:
     for index, message in enumerate(messages):
         if message["role"] != "assistant" or message.get("tool_calls"):
             continue

@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from kd.records.calls import drop_filler_arguments, find_unread, list_text_calls, rewrite_text_calls
+from kd.records.calls import drop_filler_arguments, note_text_calls, rewrite_text_calls
 from kd.records.checks import DataError, check_no_reasoning, check_shape, decode_json
 from kd.records.conversation import settle_turns
 from kd.records.formats.format import to_chat
@@ -68,9 +68,7 @@ def read_decoded(data: Any, where: str, format: str | None = None, *, rewrite_ca
     if isinstance(messages, list) and messages != data.get("messages"):  # the converter may have found more text
         check_no_reasoning({"messages": messages}, where)
     record, notes = _read(chat, where, rewrite_calls)
-    read = ("read",) if any(list_text_calls(record.messages, record.tools)) else ()
-    unread = ("unread",) if any(find_unread(record.messages, record.tools)) else ()
-    return Read(record, notes + read + unread)
+    return Read(record, notes + note_text_calls(record.messages, record.tools))
 
 
 def parse_checked_line(line: bytes, where: str, format: str | None = None, *, rewrite_calls: bool = False) -> Record:

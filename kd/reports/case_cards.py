@@ -10,7 +10,7 @@ from typing import Any
 from kd.reports.html import Html, el, join, mark_diff
 from kd.toolcalls.grounding import occurs
 from kd.toolcalls.json_values import same_json
-from kd.toolcalls.parse import CALL_OPEN
+from kd.toolcalls.reader import CALL_OPEN
 
 KINDS = {"call": "tool call", "integration": "answer from a tool's result", "no_tool": "no tool fits"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kd.records.record import Record
 from kd.rewards.reward import Reward
 from kd.toolcalls.compare import count_same_calls, count_same_names, same_calls
-from kd.toolcalls.parse import ParsedCalls
+from kd.toolcalls.parsed import ParsedCalls
 from kd.toolcalls.registry import ToolRegistry
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from kd.records.record import Record
 from kd.registry import Registry
-from kd.toolcalls.parse import ParsedCalls
+from kd.toolcalls.parsed import ParsedCalls
 
 
 @dataclass(frozen=True)

@@ -44,3 +44,8 @@ def _make_hermes() -> CallReader:
 
 
 HERMES = _make_hermes()
+"""Reader of Hermes' and Qwen's form, whose every call is <tool_call>{"name": ..., "arguments": {...}}</tool_call>.
+
+A block is valid when it holds exactly one JSON object with a string "name" and an object "arguments", without duplicate
+keys or NaN, and is closed by </tool_call>. A block that is not ends at the next tag or the end of the text.
+"""

@@ -1,7 +1,7 @@
 """Tools on offer, and the check of a call against its tool's JSON Schema.
 
 `ToolRegistry` holds tools in the chat format {"type": "function", "function": {"name", "description", "parameters"}}
-and validates calls with jsonschema (draft 2020-12). Calls are read out of a text by kd/toolcalls/parse.py.
+and validates calls with jsonschema (draft 2020-12). Calls are read out of a text by kd/toolcalls/reader.py.
 
 Closed by default. Most published schemas list `properties` and forget `additionalProperties`; read by the letter, every
 misspelt optional argument would then be valid. Here an object schema that lists `properties`, says nothing of

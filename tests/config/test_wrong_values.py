@@ -220,6 +220,13 @@ def test_a_divergence_of_ones_own_may_take_beta_and_may_have_no_sparse_formula(w
 
 
 @pytest.mark.parametrize("key", ["run.output_dir", "teacher.path", "training.deepspeed", "data.quarantine"])
-@pytest.mark.parametrize("path", ["a" * 256, "é" * 128, "a/" * 2048])
-def test_a_path_that_no_disk_takes_is_refused_at_its_key(write, key, path):
-    assert "255" in problems(write(GOOD), [f"{key}={path}"])[0]
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("a" * 256, "has a name of 256 bytes in it, and no file's has more than 255: shorten it"),
+        ("é" * 128, "has a name of 256 bytes in it, and no file's has more than 255: shorten it"),
+        ("a/" * 2048, "a path has fewer than 4096 characters: give a shorter one"),
+    ],
+)
+def test_a_path_that_no_disk_takes_is_refused_at_its_key(write, key, path, said):
+    assert f"{key}: {said}" in problems(write(GOOD), [f"{key}={path}"])[0]

@@ -100,5 +100,5 @@ def test_an_evaluation_that_fails_leaves_the_student_and_says_what_to_run(out, s
 def test_what_the_end_needs_is_checked_before_the_first_step(out, started):
     code, output = started["refused"]
     assert code == 1
-    assert f"{out}/bad.jsonl:1: tools: tool 'go': " in output and "not a JSON Schema" in output
+    assert f": data.evaluation.mine: {out}/bad.jsonl:1: tools: tool 'go': " in output and "not a JSON Schema" in output
     assert not (out / "other" / "checkpoints").exists() and not (out / "other" / "student").exists()

@@ -9,7 +9,7 @@ import pytest
 from kd.records.record import Record
 from kd.rewards.exact_call import exact_call
 from kd.rewards.reward import REWARDS, Reward
-from kd.toolcalls.parse import parse_tool_calls
+from kd.toolcalls.reader import HERMES
 
 
 def tool(name, **properties):
@@ -39,7 +39,7 @@ def record(*calls):
 
 
 def reward(record, text):
-    return REWARDS["exact_call"](record, 1, text, parse_tool_calls(text))
+    return REWARDS["exact_call"](record, 1, text, HERMES.parse(text))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_reward_of_ones_own_is_one_registration():
     try:
         assert REWARDS.names() == ("exact_call", "short")
         text = "abcd"
-        assert REWARDS["short"](record(), 1, text, parse_tool_calls(text)) == Reward(0.25, {"no_call": 1.0})
+        assert REWARDS["short"](record(), 1, text, HERMES.parse(text)) == Reward(0.25, {"no_call": 1.0})
     finally:
         REWARDS.unregister("short")
     assert REWARDS["exact_call"] is exact_call

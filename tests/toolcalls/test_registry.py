@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kd.toolcalls.json_values import same_json
-from kd.toolcalls.parse import parse_tool_calls
+from kd.toolcalls.reader import HERMES
 from kd.toolcalls.registry import ToolRegistry
 
 DEFAULT_CALLS = {
@@ -249,7 +249,7 @@ def block(text):
 def test_any_json_value_survives_in_an_argument(value):
     call = {"name": "f", "arguments": {"x": value}}
     text = f"So: {block(json.dumps(call))} and\n{block(' ' + json.dumps(call, ensure_ascii=False, indent=1) + ' ')}."
-    parsed = parse_tool_calls(text)
+    parsed = HERMES.parse(text)
     assert parsed.calls == [call, call] and parsed.problems == [] and parsed.valid
     assert parsed.text_outside == "So:  and\n."
     assert [text[a:b].startswith("<tool_call>") and text[a:b].endswith("</tool_call>") for a, b in parsed.spans] == [
@@ -283,7 +283,7 @@ GOOD = '{"name": "f", "arguments": {}}'
     ],
 )
 def test_a_block_that_is_not_a_call_is_a_problem_and_never_a_call(text, problem, repairable):
-    parsed = parse_tool_calls(text)
+    parsed = HERMES.parse(text)
     if repairable is None:  # Python 3.10 before 3.10.7 has no limit on digits; either way nothing may be raised
         return
     assert parsed.calls == [] and len(parsed.problems) == len(parsed.spans) == 1 and not parsed.valid
@@ -292,13 +292,13 @@ def test_a_block_that_is_not_a_call_is_a_problem_and_never_a_call(text, problem,
 
 
 def test_a_broken_block_does_not_swallow_the_next():
-    parsed = parse_tool_calls(f"<tool_call>{{ {block(GOOD)} tail")
+    parsed = HERMES.parse(f"<tool_call>{{ {block(GOOD)} tail")
     assert len(parsed.calls) == 1 and len(parsed.spans) == 2 and parsed.text_outside == "tail"
     assert not parsed.valid and not parsed.valid_after_repair
 
 
 def test_text_without_blocks_calls_nothing():
-    parsed = parse_tool_calls(f"{GOOD} </tool_call>")
+    parsed = HERMES.parse(f"{GOOD} </tool_call>")
     assert (parsed.calls, parsed.problems, parsed.spans, parsed.valid, parsed.valid_after_repair) == (
         [],
         [],

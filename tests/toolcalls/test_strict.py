@@ -10,7 +10,7 @@ import pytest
 
 from kd.records.checks import DataError
 from kd.records.formats.chatml import from_chatml
-from kd.toolcalls.parse import parse_tool_calls
+from kd.toolcalls.reader import HERMES
 from kd.toolcalls.syntax.strict_json import MAX_MENDED, Mender
 from kd.toolcalls.syntax.typed import NO_VALUE, read_literal, read_typed
 
@@ -41,7 +41,7 @@ def block(arguments: str, name: str = '"f"') -> str:
     ],
 )
 def test_what_is_valid(text, valid):
-    parsed = parse_tool_calls(text)
+    parsed = HERMES.parse(text)
     assert parsed.valid is valid
     json.dumps([parsed.calls, parsed.problems, parsed.repaired_calls], allow_nan=False, ensure_ascii=False).encode()
 
@@ -61,7 +61,7 @@ def measure(run, *sizes: int) -> list[float]:
 @pytest.mark.parametrize("piece", PIECES)
 def test_time_grows_with_the_text(piece):
     def parse(size: int) -> None:
-        parse_tool_calls("<tool_call>" + (piece * size)[:size])
+        HERMES.parse("<tool_call>" + (piece * size)[:size])
 
     short, long = measure(parse, 50_000, 200_000)
     assert long < max(4 * 2.5 * short, 0.2) and short < 1

@@ -18,7 +18,7 @@ import re
 from typing import Any
 
 from kd.records.checks import DataError, decode_json
-from kd.toolcalls.parse import CALL_CLOSE, CALL_OPEN
+from kd.toolcalls.reader import CALL_CLOSE, CALL_OPEN
 
 _TOOLS_OPEN = re.compile(r"<tools>(?=\s*[^\s<])")  # a preamble may name the empty tags
 _TOOLS_CLOSE = "</tools>"
