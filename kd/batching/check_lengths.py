@@ -23,7 +23,7 @@ def check_lengths(data: Data, sources: Sequence[Source], tokenizer) -> None:
         DataError: names the stage's max_length and the shortest record.
     """
     for number, (stage, source) in enumerate(zip(data.stages, sources)):
-        policy, lengths = FitPolicy(stage.max_length, data.too_long), list[int]()
+        policy, lengths = FitPolicy(stage.max_length, data.too_long, turns=data.turns), list[int]()
         if not any(_fits(source, index, tokenizer, policy, lengths) for index in _candidates(source)) and lengths:
             raise DataError(
                 f"data.stages.{number}.max_length: {stage.max_length} tokens have no room for any of the "
@@ -52,7 +52,7 @@ def _candidates(source: Source) -> Iterator[int]:
 def _fits(source: Source, index: int, tokenizer, policy: FitPolicy, lengths: list[int]) -> bool:
     """Tell whether a record trains anything, and note the length of each of its sequences."""
     try:
-        sequences = encode_sequences(source[index], tokenizer)
+        sequences = encode_sequences(source[index], tokenizer, policy.turns)
     except DataError:
         return False  # training has rules of its own for it
     lengths += [len(sequence.input_ids) for sequence in sequences]
