@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
 import psutil
 
-_LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "accelerate", "spanwise")
+_LAUNCHERS = ("deepspeed", "torchrun", "accelerate", "spanwise")  # programs
+_MODULES = ("deepspeed.", "torch.distributed.")  # of python -m
 
 
 class StopRequest:
@@ -42,17 +44,24 @@ class StopRequest:
 
 
 def _find_launchers() -> list[psutil.Process]:
-    """List the processes above this one that a launcher's name is in, nearest first."""
+    """List the processes above this one that are launchers, nearest first."""
     found = []
     for process in psutil.Process().parents():
         try:
-            command = " ".join(process.cmdline())
+            command = process.cmdline()
         except psutil.Error:
             break
-        if not any(name in command for name in _LAUNCHERS):
+        if not _is_launcher(command):
             break
         found.append(process)
     return found
+
+
+def _is_launcher(command: list[str]) -> bool:
+    """Tell whether a command runs a launcher; one that lies in a folder of a launcher's name is none for that."""
+    words = [word for word in command[:4] if word.split() == [word]]  # python -u -m deepspeed.launcher.launch
+    names = map(os.path.basename, words)
+    return any(name in _LAUNCHERS or name.startswith(_MODULES) for name in names)
 
 
 def _runs(process: psutil.Process) -> bool:

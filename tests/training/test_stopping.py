@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,3 +63,31 @@ def test_ranks_stop_when_their_launcher_was_killed_alone(tmp_path):
         while "stopped" not in (tmp_path / "out").read_text() and time.monotonic() < until:
             time.sleep(0.1)
         assert (tmp_path / "out").read_text().endswith("stopped\n")
+
+
+def test_a_program_in_a_folder_of_a_launchers_name_is_no_launcher(tmp_path):
+    """As a checkout in a folder called spanwise, whose own tests run above the rank."""
+    (tmp_path / "spanwise").mkdir()
+    (tmp_path / "spanwise/python").symlink_to(sys.executable)
+    script = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {RANK.replace('60', '0')!r}])"
+    command = [str(tmp_path / "spanwise/python"), "-c", script]
+    out = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120).stdout
+    assert out.splitlines()[0] == "ready 0"
+
+
+@pytest.mark.parametrize(
+    ("command", "is_launcher"),
+    [
+        (["/usr/bin/python3", "/opt/bin/deepspeed", "launch/train.py"], True),
+        (["/usr/bin/python3", "-u", "-m", "deepspeed.launcher.launch", "--world_info=e30="], True),
+        (["python", "-m", "torch.distributed.run", "launch/train.py"], True),
+        (["python", "/opt/bin/spanwise", "train"], True),
+        (["/home/me/spanwise/.venv/bin/python", "-m", "pytest"], False),
+        (["bash", "-c", "cd /opt/deepspeed"], False),
+        ([], False),
+    ],
+)
+def test_launchers_are_told_by_the_program_that_runs(command, is_launcher, monkeypatch):
+    above = SimpleNamespace(cmdline=lambda: command)
+    monkeypatch.setattr("kd.training.stopping.psutil.Process", lambda: SimpleNamespace(parents=lambda: [above]))
+    assert (StopRequest()._launchers == [above]) == is_launcher
