@@ -25,7 +25,7 @@ from kd.distributed.collectives import on_rank_0
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.dtypes import multiplies_bf16
-from kd.evaluation.evaluate import count_positions
+from kd.evaluation.answerers.local_model import count_positions
 from kd.evaluation.held_out import (
     HeldOut,
     evaluate_candidates,

@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a 
 import torch
 from tqdm import tqdm
 
+from kd.evaluation.answerers.local_model import EvaluationError, LocalModel
 from kd.evaluation.comparison import read_evaluations
-from kd.evaluation.evaluate import Evaluation, EvaluationError, evaluate_model
+from kd.evaluation.evaluate import Evaluation, evaluate_model
 from kd.evaluation.files import (
     CASES,
     EVALUATION,
@@ -121,7 +122,9 @@ def evaluate_folder(
     """Evaluate one saved model on every split."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = read_rendering_tokenizer(folder, key="--model")
-    model = load_whole_model(folder).to(device)
+    answerer = LocalModel(
+        load_whole_model(folder).to(device), tokenizer, batch_size=batch_size, max_new_tokens=max_new_tokens
+    )
     done = {}
     for split, path in data:
         with tqdm(desc=f"{folder.name} on {split}", unit="turn", disable=None, leave=False) as bar:
@@ -131,14 +134,7 @@ def evaluate_folder(
                 bar.update(num_done - bar.n)
 
             try:
-                done[split] = evaluate_model(
-                    model,
-                    tokenizer,
-                    read_records(path),
-                    batch_size=batch_size,
-                    max_new_tokens=max_new_tokens,
-                    progress=show,
-                )
+                done[split] = evaluate_model(answerer, read_records(path), tokenizer, progress=show)
             except EvaluationError as error:
                 raise EvaluationError(f"{folder} on {path}: {error}") from error
     return done

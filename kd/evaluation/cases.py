@@ -31,8 +31,8 @@ class Case:
     record_id: str
     turn: int  # index of the assistant message in record.messages
     kind: str  # "call" | "no_tool" | "integration"
-    prompt: str  # rendered by the chat template up to the generation prompt
-    prompt_ids: list[int]  # its tokens, as training has them before this turn
+    prompt: str  # rendered by the chat template up to the generation prompt; "" for an endpoint, which renders itself
+    prompt_ids: list[int] | None  # its tokens, as training has them before this turn
     user: str  # the last user message, for people
     results: list[str]  # tool results since that message
     tools: list[dict[str, Any]]
@@ -40,10 +40,13 @@ class Case:
     gold_text: str
     carried: list[str]  # the values an integration answer must hold, as the gold answer writes them
     entry: Entry  # what BFCL's rules judge by
+    history: list[dict[str, Any]]  # messages before the turn
 
 
-def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
-    """Build all cases of one split, in the order of the records. `tokenizer` must have a chat template.
+def build_cases(records: Iterable[Record], tokenizer=None) -> list[Case]:
+    """Build all cases of one split, in the order of the records.
+
+    tokenizer: one with a chat template; None renders nothing, for an endpoint.
 
     Raises:
         DataError: the template refuses a record, or its tools are no JSON Schemas or two of them have one name.
@@ -74,7 +77,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
                 kind = "no_tool" if record.tools and user_at >= 0 else ""
             if kind:
                 _check_tools(record)
-                prompt, prompt_ids = encode_prompt(record, turn, tokenizer)
+                prompt, prompt_ids = encode_prompt(record, turn, tokenizer) if tokenizer is not None else ("", None)
                 user = history[user_at]["content"] if user_at >= 0 else ""
                 cases.append(
                     Case(
@@ -92,6 +95,7 @@ def build_cases(records: Iterable[Record], tokenizer) -> list[Case]:
                         gold_text=text,
                         carried=carried,
                         entry=find_entry(record, calls),
+                        history=history,
                     )
                 )
     return cases

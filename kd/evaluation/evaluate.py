@@ -18,23 +18,15 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedConfig
-
-from kd.errors import SpanwiseError
+from kd.evaluation.answerers.answer import Answerer, Progress, Prompt
+from kd.evaluation.answerers.local_model import EvaluationError
 from kd.evaluation.cases import Case, build_cases
 from kd.evaluation.judge import judge_case
 from kd.evaluation.metrics import summarise
 from kd.records.record import Record
-from kd.rendering.call_syntax import find_syntax
-from kd.rendering.stops import join_stop_ids
-from kd.rollouts.decode import generate_greedily
-
-
-class EvaluationError(SpanwiseError, ValueError):
-    """Evaluation that cannot be made of what is there."""
 
 
 class Evaluation(NamedTuple):
@@ -50,15 +42,9 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_model(
-    model,
-    tokenizer,
-    records: Iterable[Record],
-    *,
-    batch_size: int = 64,
-    max_new_tokens: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    answerer: Answerer, records: Iterable[Record], tokenizer=None, *, progress: Progress | None = None
 ) -> Evaluation:
-    """Evaluate one model on one split; arguments as `evaluate_cases`.
+    """Evaluate one answerer on one split; `tokenizer` is the local model's (kd.evaluation.cases.build_cases).
 
     Raises:
         EvaluationError: no record has a turn to ask.
@@ -69,56 +55,23 @@ def evaluate_model(
             "no case to evaluate: the records hold no tool call, no tool result used, and no offered tool; give other "
             "records"
         )
-    outcomes = evaluate_cases(
-        model, tokenizer, cases, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress
-    )
-    return merge(outcomes)
+    return merge(evaluate_cases(answerer, cases, progress=progress))
 
 
 def evaluate_cases(
-    model,
-    tokenizer,
-    cases: Sequence[Case],
-    *,
-    batch_size: int = 64,
-    max_new_tokens: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    answerer: Answerer, cases: Sequence[Case], *, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """Generate and judge each case; `model` is whole (never a ZeRO-3 shard), the rest as in
-    `kd.rollouts.decode.generate_greedily`.
-
-    An answer ends at a stop (kd/rendering/stops.py), after max_new_tokens, or where the model has no more positions; a
-    prompt that leaves no position for an answer has an empty one.
+    """Have each case answered, and judge it.
 
     Returns one outcome a case, of plain JSON values: those of `kd.evaluation.judge.judge_case`, num_tokens, and
-    finished (a stop came in time).
-
-    Raises:
-        EvaluationError: neither template, tokenizer nor model names an end-of-turn token.
+    finished (kd/evaluation/answerers/answer.py).
     """
-    stop_ids, positions = _stop_ids(model, tokenizer), count_positions(getattr(model, "config", None))
-    reader = find_syntax(tokenizer)
-    answers = generate_greedily(
-        model,
-        [case.prompt_ids for case in cases],
-        stop_ids=stop_ids,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        vocab_size=len(tokenizer),
-        max_length=positions,
-        progress=progress,
-    )
+    answers = answerer.answer([Prompt(case.history, case.tools, case.prompt_ids) for case in cases], progress=progress)
     outcomes = []
-    for case, ids in zip(cases, answers):
-        finished = bool(ids) and ids[-1] in stop_ids
-        # Special tokens stay: <tool_call> is one in many vocabularies.
-        text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)
-        outcome = {**judge_case(case, text, reader), "num_tokens": len(ids), "finished": finished}
-        if not ids:
-            outcome["problems"].append(
-                f"not asked: the prompt has {len(case.prompt_ids)} tokens, the model {positions} positions"
-            )
-        outcomes.append(outcome)
+    for case, answer in zip(cases, answers, strict=True):
+        outcome = judge_case(case, answer.text, answer.calls)
+        outcome["problems"] += answer.problems
+        outcomes.append({**outcome, "num_tokens": answer.num_tokens, "finished": answer.finished})
     return outcomes
 
 
@@ -135,19 +88,3 @@ def merge(*parts: Sequence[dict[str, Any]]) -> Evaluation:
         if one["case"] == two["case"]:
             raise EvaluationError(f"case {one['case']} ({one['record_id']}) was judged twice: shares must not overlap")
     return Evaluation(summarise(cases), cases)
-
-
-def count_positions(model_config: PreTrainedConfig | None) -> int | None:
-    """Return the tokens of prompt and answer that a model has positions for; None where its configuration sets none."""
-    text = model_config.get_text_config() if model_config is not None else None
-    return getattr(text, "max_position_embeddings", None)
-
-
-def _stop_ids(model, tokenizer) -> list[int]:
-    named = (getattr(getattr(model, part, None), "eos_token_id", None) for part in ("generation_config", "config"))
-    ids = join_stop_ids(tokenizer, *named)
-    if not ids:
-        raise EvaluationError(
-            "no end-of-turn token: set the tokenizer's eos_token to the token with which its chat template ends a turn"
-        )
-    return ids

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from kd.config import schema
 from kd.config.sections.data import DEMO_HELD_OUT, DEMO_VALIDATION
 from kd.distributed.collectives import on_every_rank, on_rank_0
+from kd.evaluation.answerers.local_model import LocalModel
 from kd.evaluation.cases import Case, build_cases
 from kd.evaluation.evaluate import evaluate_cases, merge
 from kd.evaluation.files import write_cases, write_evaluation
@@ -227,11 +228,8 @@ def ask_together(model, tokenizer, cases: list[Case], evaluation: schema.Evaluat
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = on_every_rank(
         lambda: evaluate_cases(
-            model,
-            tokenizer,
+            LocalModel(model, tokenizer, batch_size=evaluation.batch_size, max_new_tokens=evaluation.max_new_tokens),
             cases[rank::world],
-            batch_size=evaluation.batch_size,
-            max_new_tokens=evaluation.max_new_tokens,
         )
     )
     parts: list[Any] = [None] * world

@@ -15,12 +15,12 @@ from kd.evaluation.bfcl_rules.reading import read_as_bfcl
 from kd.evaluation.cases import Case
 from kd.toolcalls.compare import count_arguments, same_calls, same_names
 from kd.toolcalls.grounding import find_carried, occurs
-from kd.toolcalls.reader import CallReader
+from kd.toolcalls.parsed import ParsedCalls
 from kd.toolcalls.registry import ToolRegistry
 
 
-def judge_case(case: Case, text: str, reader: CallReader) -> dict[str, Any]:
-    """Judge `text` as the answer to `case`; `reader` reads the calls in it.
+def judge_case(case: Case, text: str, parsed: ParsedCalls) -> dict[str, Any]:
+    """Judge `text` as the answer to `case`; `parsed` are the calls in it, or beside it.
 
     Returns plain JSON values: case, record, record_id, turn, kind, prompt {user, tools, results}, gold {calls, text,
     carried}, output, calls, problems, correct, and outcome, the verdicts that the metrics count:
@@ -30,7 +30,6 @@ def judge_case(case: Case, text: str, reader: CallReader) -> dict[str, Any]:
         no_tool      over_called, bfcl (booleans); error
         integration  integrated (boolean); expected, found, given, right (numbers of values)
     """
-    parsed = reader.parse(text, case.tools)
     problems = list(parsed.problems)
     registry = ToolRegistry(case.tools)
     verdict = judge_calls(read_as_bfcl(text, parsed), case.entry)

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from kd.config.derived import longest_length, uses_teacher
 from kd.config.schema import RunConfig, Student, Teacher
-from kd.evaluation.evaluate import count_positions
+from kd.evaluation.answerers.local_model import count_positions
 from kd.evaluation.held_out import prepare_held_out
 from kd.models.load import DTYPES, count_parameters, read_model_config
 from kd.models.student import student_model_config

@@ -8,6 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.scripted_model import TEMPLATE, Script, call, evaluate, gold, make_tokenizer, record, written
+from kd.evaluation.answerers.answer import Prompt
+from kd.evaluation.answerers.local_model import LocalModel
 from kd.evaluation.cases import build_cases
 from kd.evaluation.evaluate import evaluate_cases, evaluate_model, merge
 from kd.evaluation.files import format_table, write_cases, write_evaluation
@@ -150,12 +152,21 @@ def test_every_turn_is_asked_with_the_true_history(tokenizer):
 def test_shares_merge_to_the_whole(tokenizer):
     cases = build_cases(FULL, tokenizer)
     model = Script(tokenizer, {case.prompt: gold(case) if case.index else "no" for case in cases})
-    whole = evaluate_model(model, tokenizer, FULL)
-    shares = [evaluate_cases(model, tokenizer, cases[rank::2]) for rank in (1, 0)]
+    answerer = LocalModel(model, tokenizer)
+    whole = evaluate_model(answerer, FULL, tokenizer)
+    shares = [evaluate_cases(answerer, cases[rank::2]) for rank in (1, 0)]
     assert merge(*json.loads(json.dumps(shares))) == whole
-    assert merge(whole.cases, evaluate_cases(model, tokenizer, [])) == whole
+    assert merge(whole.cases, evaluate_cases(answerer, [])) == whole
     with pytest.raises(ValueError, match="judged twice"):
         merge(shares[0], shares[0])
+
+
+def test_a_prompt_without_its_tokens_is_encoded_as_training_does(tokenizer):
+    cases = build_cases(FULL, tokenizer)
+    answerer = LocalModel(Script(tokenizer, {case.prompt: gold(case) for case in cases}), tokenizer)
+    answers = answerer.answer([Prompt(case.history, case.tools) for case in cases])
+    assert answers == answerer.answer([Prompt([], case.tools, case.prompt_ids) for case in cases])
+    assert [answer.calls.calls for answer in answers] == [case.gold_calls for case in cases]
 
 
 def test_an_answer_without_an_end_is_cut_and_said_so(tokenizer):
@@ -166,7 +177,7 @@ def test_an_answer_without_an_end_is_cut_and_said_so(tokenizer):
 
 def test_no_case_is_an_error_with_the_reason(tokenizer):
     with pytest.raises(ValueError, match="no case to evaluate"):
-        evaluate_model(None, tokenizer, [record("r", "hi", ("say", "hello"), tools=())])
+        evaluate_model(LocalModel(None, tokenizer), [record("r", "hi", ("say", "hello"), tools=())], tokenizer)
 
 
 def test_a_metric_of_ones_own_is_one_registration(tokenizer):

@@ -54,7 +54,7 @@ def write(tokenizer, calls: list[dict]) -> str:
 
 def judge(tokenizer, reader: CallReader, gold: list[dict], text: str) -> tuple[bool, ...]:
     case = build_cases([make_record(gold)], tokenizer)[0]
-    outcome = judge_case(case, text, reader)["outcome"]
+    outcome = judge_case(case, text, reader.parse(text, case.tools))["outcome"]
     return tuple(outcome[key] for key in ("names", "exact", "json", "schema"))
 
 
@@ -65,7 +65,8 @@ def test_the_record_s_own_text_scores_full_marks(name, templates):
         assert judge(tokenizer, reader, gold, write(tokenizer, gold)) == (True,) * 4
     text, turns = render(make_record(ONE), tokenizer)
     answer = build_cases([make_record(ONE)], tokenizer)[1]
-    assert judge_case(answer, text[turns[1][1] : turns[1][2]], reader)["outcome"]["integrated"]
+    said = text[turns[1][1] : turns[1][2]]
+    assert judge_case(answer, said, reader.parse(said, answer.tools))["outcome"]["integrated"]
 
 
 OTHER = {"name": "stop", "arguments": {"city": "Oslo", "days": 2}}

@@ -59,7 +59,9 @@ def test_any_text_is_judged_written_and_shown(text, tmp_path):
     reader, cases = find_syntax(tokenizer), build_cases(RECORDS, tokenizer)
     assert {case.kind for case in cases} == {"call", "integration", "no_tool"}
     began = time.monotonic()
-    outcomes = [{**judge_case(case, text, reader), "num_tokens": 7, "finished": False} for case in cases]
+    outcomes = [
+        {**judge_case(case, text, reader.parse(text, case.tools)), "num_tokens": 7, "finished": False} for case in cases
+    ]
     assert (outcomes[0]["outcome"]["json"], outcomes[0]["outcome"]["schema"]) == READ[text]
     write_evaluation(tmp_path / "evaluation.json", {"student": {"s": merge(outcomes).metrics}})
     write_cases(tmp_path / "cases.jsonl", {"student": {"s": outcomes}})

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.scripted_model import call, make_tokenizer, record, tool
 from kd.config.schema import Data, Evaluation
+from kd.evaluation.answerers.local_model import LocalModel
 from kd.evaluation.evaluate import evaluate_cases
 from kd.evaluation.files import format_table
 from kd.evaluation.held_out import Candidate, describe_command, evaluate_candidates, prepare_held_out
@@ -100,7 +101,7 @@ def test_a_model_that_never_stops_ends_with_its_positions(prepare, babbling, tok
     cases = prepare(*bare).cases["mine"]
     model = GPT2LMHeadModel.from_pretrained(babbling)
     lengths = [len(tokenizer(case.prompt)["input_ids"]) for case in cases]
-    short, long = evaluate_cases(model, tokenizer, cases, max_new_tokens=10**9)
+    short, long = evaluate_cases(LocalModel(model, tokenizer, max_new_tokens=10**9), cases)
     assert short["num_tokens"] == 96 - lengths[0] and not short["finished"]
     assert long["num_tokens"] == 0 and long["output"] == "" and not long["finished"] and not long["correct"]
     assert f"not asked: the prompt has {lengths[1]} tokens, the model 96 positions" in long["problems"]

@@ -33,11 +33,11 @@ def write(*calls: dict) -> str:
 def make_case(calls: list[dict], entry: Entry | None = None, number: int = 0) -> Case:
     kind = "call" if calls else "no_tool"
     entry = entry or make_entry([WEATHER], calls)
-    return Case(number, number, f"r{number}", 1, kind, "", [], "q", [], [WEATHER], calls, "", [], entry)
+    return Case(number, number, f"r{number}", 1, kind, "", [], "q", [], [WEATHER], calls, "", [], entry, [])
 
 
 def judge(text: str, calls: list[dict], entry: Entry | None = None) -> dict:
-    return judge_case(make_case(calls, entry), text, HERMES)["outcome"]
+    return judge_case(make_case(calls, entry), text, HERMES.parse(text, [WEATHER]))["outcome"]
 
 
 OSLO = call(city="Oslo", days=2)
@@ -107,8 +107,12 @@ def test_arguments_are_counted_in_calls_paired_by_name(calls, wanted, counts):
 
 def test_the_summary_has_details_and_a_histogram_of_errors():
     texts = [TEXT, write(call(city="Oslo")), "no", write(call(city="Oslo", days=3))]
-    judged = [judge_case(make_case([OSLO], number=at), text, HERMES) for at, text in enumerate(texts)]
-    judged += [judge_case(make_case([], number=at), text, HERMES) for at, text in ((4, "no"), (5, TEXT))]
+    judged = [
+        judge_case(make_case([OSLO], number=at), text, HERMES.parse(text, [WEATHER])) for at, text in enumerate(texts)
+    ]
+    judged += [
+        judge_case(make_case([], number=at), text, HERMES.parse(text, [WEATHER])) for at, text in ((4, "no"), (5, TEXT))
+    ]
     metrics = summarise([{**case, "num_tokens": 5, "finished": True} for case in judged])
     values = {name: read_value(metrics, name) for name in (*METRICS.names(), *DETAILS)}
     assert values["exact_arguments"] == values["bfcl_accuracy"] == values["allowed_arguments"] == 0.25

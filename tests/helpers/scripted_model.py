@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from kd.evaluation.answerers.local_model import LocalModel
 from kd.evaluation.cases import build_cases
 from kd.evaluation.evaluate import evaluate_model
 from kd.records.record import Record
@@ -96,7 +97,7 @@ def evaluate(tokenizer, records, answer, **options):
     cases = build_cases(records, tokenizer)
     model = Script(tokenizer, {case.prompt: answer(case) if callable(answer) else answer for case in cases})
     options = {"batch_size": 4, "max_new_tokens": 400, **options}
-    return evaluate_model(model, tokenizer, records, **options)
+    return evaluate_model(LocalModel(model, tokenizer, **options), records, tokenizer)
 
 
 def gold(case):

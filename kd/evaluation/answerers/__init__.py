@@ -1,0 +1,1 @@
+"""Whom an evaluation asks: anything that answers a batch of prompts."""
