@@ -33,12 +33,12 @@ from kd.evaluation.held_out import (
     list_candidates,
     prepare_held_out,
 )
-from kd.evaluation.while_training import BEST, check_choice, open_validator
+from kd.evaluation.while_training import BEST, check_choice, explain_no_best, open_validator
 from kd.hashing import hash_text
 from kd.models.student import build_run_student, student_model_config
 from kd.models.tokenizer import check_run_tokenizer, load_tokenizer
 from kd.models.weight_files import weights_fingerprint
-from kd.preflight.plan import Plan, check_fits, plan_run
+from kd.preflight.plan import Plan, check_fits, find_capture_problems, plan_run, refuse
 from kd.records.conversation import describe_notes
 from kd.records.record import Record
 from kd.run_end import Outcome, after_training, finish
@@ -75,16 +75,24 @@ def plan_here(
     student = config.student
     width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
     length = len(load_tokenizer(config.tokenizer, config.teacher, config.student)) if width_unknown else None
-    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     return plan_run(
-        config,
-        world_size,
-        gpu,
-        psutil.virtual_memory().total,
-        ranks_per_host=ranks_per_host,
-        tokenizer_length=length,
-        cache=cache,
+        config, world_size, *_memory_here(), ranks_per_host=ranks_per_host, tokenizer_length=length, cache=cache
     )
+
+
+def check_capture_fits(config: RunConfig, world_size: int) -> None:
+    """Check that this machine can hold the teacher of a capture, before anything is loaded.
+
+    Raises:
+        PlanError: it cannot.
+    """
+    refuse(f"capture of {config.run.name}", find_capture_problems(config, world_size, *_memory_here()))
+
+
+def _memory_here() -> tuple[int | None, int]:
+    """Return the bytes of one GPU (None: there is none) and of this host."""
+    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    return gpu, psutil.virtual_memory().total
 
 
 def dry_run(config: RunConfig, world_size: int) -> Plan:
@@ -152,7 +160,7 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
             )
             return run_dir
         shared = on_rank_0(lambda: find_shared(config.data))
-        check_choice(config.training, config.evaluation, config.teacher)
+        check_choice(config.training, config.evaluation, config.teacher, config.loss)
         # All that the end needs is made before the first step; every line is checked before a model is loaded.
         held_out: HeldOut = on_rank_0(lambda: _prepare_held_out(config, tokenizer))
         no_teacher = on_rank_0(lambda: _find_missing_teacher(config, held_out))
@@ -315,5 +323,7 @@ def _train(
     log.say("; ".join(filter(None, [done, skipped, stopped, *result.tally.describe()])))
     if result.stopped != "signal":
         log.say(f"student exported to {run_dir / 'student'}")
+        if (reason := explain_no_best(config.training, result.best)) is not None:
+            log.say(reason)
     engine.close()
     return result, engine.device

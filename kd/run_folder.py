@@ -16,6 +16,7 @@ from kd.folders.made import set_aside
 from kd.hashing import sha256
 from kd.outputs import Output, check_outputs, check_writable, read_object
 from kd.paths import identify
+from kd.records.quarantine import earlier
 
 MARKER = ".spanwise-run.json"  # says that what stands beside it is a run's
 RESULTS = (
@@ -44,6 +45,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self._lock = FolderLock(path)
+        self._earlier_refused: Path | None = None
 
     def take(self) -> None:
         """Make the folder, lock it for this process until it ends, and check that nothing of another's is in the way.
@@ -77,6 +79,7 @@ class RunFolder:
         Raises:
             OutputError, RunFolderError: it does; the key and the path are named.
         """
+        self._earlier_refused = earlier(quarantine)
         inputs = list(inputs)
         written = [Output("run.name", self.path / name, "a run's", lambda path: True) for name in RESULTS]
         check_outputs([*written, Output("data.quarantine", quarantine, "a run's", lambda path: True)], inputs)
@@ -104,11 +107,19 @@ class RunFolder:
             The folder that an earlier run's files were moved into, or None where there were none. Where `resumed` they
             are this run's own, and only a config.yaml that someone changed is moved.
         """
+        refused = [path for path in [self._earlier_refused] if path is not None and path.exists()]
         if resumed:
             aside = set_aside(self._changed_config(), self.path)
+            for path in refused:  # its lines are in the new one
+                path.unlink()
         else:
             found = list_checkpoints(self.path / "checkpoints")  # the first to go: what is left of them is not resumed
             found += [self.path / name for name in (*RESULTS, *FOLDERS[:3]) if (self.path / name).exists()]
+            for path in refused:
+                if path.parent == self.path:
+                    found.append(path)
+                else:
+                    set_aside([path], path.parent)
             aside = set_aside(found, self.path)  # initial_student is made again by every start
         (self.path / "run.json").unlink(missing_ok=True)  # the run is on its way again
         publish(self.path / "config.yaml", config.encode())

@@ -55,6 +55,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse(argv, prog)
 
     def run(config) -> int:
+        from kd.distributed.place import read_world_size
+        from kd.run import check_capture_fits
+
+        check_capture_fits(config, read_world_size())
         if args.verify is not None:
             from kd.teacher.capture.verify import verify_cache
 

@@ -10,6 +10,8 @@ import pytest
 
 from helpers.jobs import REPOSITORY
 from kd.outputs import OutputError
+from kd.records.checks import DataError
+from kd.records.quarantine import Item, Quarantine, earlier
 from kd.run_folder import FOLDERS, MARKER, RESULTS, RunFolder, RunFolderError
 
 
@@ -51,6 +53,39 @@ def test_two_runs_are_set_aside_beside_one_another_and_a_resumed_one_is_not(tmp_
     assert folder.begin("second", resumed=True) is None and (tmp_path / "metrics.jsonl").exists()
     assert folder.begin("third", resumed=False) == tmp_path / "previous-2"
     assert (tmp_path / "previous-2" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_refused_lines_of_an_earlier_run_stay_until_the_new_one_has_taken_a_step(tmp_path, inside):
+    run = tmp_path / "run"
+    path = (run if inside else tmp_path) / "refused.jsonl"
+
+    def start(line: int) -> RunFolder:
+        folder = RunFolder(run)
+        folder.take()
+        folder.check_apart([], path)
+        refused = DataError(f"a.jsonl:{line}: no record")
+        Quarantine(path, 1.0).refuse(Item("a.jsonl", line, None, refused, b"x", None))
+        return folder
+
+    def lines(file) -> list[int]:
+        return [json.loads(line)["line"] for line in file.read_text().splitlines()]
+
+    first = start(1)
+    first.begin("config", resumed=False)
+    first.release()
+    for line in (2, 3):  # starts that fail before a step
+        start(line).release()
+        assert lines(earlier(path)) == [1] and lines(path) == [line]
+    again = start(4)
+    again.begin("config", resumed=False)
+    again.release()
+    assert lines(path) == [4] and not earlier(path).exists()
+    assert lines(path.parent / "previous-1" / "refused.jsonl.earlier") == [1]
+    resumed = start(5)
+    resumed.begin("config", resumed=True)
+    resumed.release()
+    assert lines(path) == [5] and not earlier(path).exists()
 
 
 @pytest.mark.parametrize("name", [*RESULTS, *FOLDERS])

@@ -139,9 +139,13 @@ class Checkpoints:
             )
         except CheckpointError as error:
             self._on_rank_0(lambda: shutil.rmtree(part, ignore_errors=True))  # it would fill the disk
-            raise CheckpointError(
-                f"{error}; earlier checkpoints are kept: the same command resumes from them"
-            ) from None
+            kept = self._ranks.gather(bool(list_checkpoints(self._folder)))[0]
+            rest = (
+                "earlier checkpoints are kept: the same command resumes from them"
+                if kept
+                else "there is no earlier checkpoint: the same command begins again"
+            )
+            raise CheckpointError(f"{error}; {rest}") from None
 
     def load(self) -> dict[str, Any] | None:
         """Load the checkpoint to resume from into the engine; returns this rank's `state`, or None where there is none.

@@ -9,7 +9,7 @@ from kd.batching.fit import FitPolicy
 from kd.checkpoints.export_hf import export_student
 from kd.config import schema
 from kd.config.defaults import teacher_source
-from kd.config.derived import longest_length, run_folder
+from kd.config.derived import longest_length, run_folder, uses_teacher
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.ranks import Ranks
 from kd.errors import SpanwiseError
@@ -23,7 +23,7 @@ from kd.records.record import Record
 from kd.teacher.source import TeacherSource
 from kd.training.engine import StudentEngine
 from kd.training.log import RunLog
-from kd.training.validation import LOSS_METRICS, LOSSES, Measure, TeacherForcedLoss, Validator, Values, share_out
+from kd.training.validation import LOSS_METRICS, LOSSES, Best, Measure, TeacherForcedLoss, Validator, Values, share_out
 
 BEST = "best"  # folder of the best step's export, in the run's folder
 
@@ -66,13 +66,19 @@ class ChoiceError(SpanwiseError, ValueError):
     """Metric of training.keep_best that the run does not measure; the message lists those that it does."""
 
 
-def check_choice(training: schema.Training, evaluation: schema.Evaluation, teacher: schema.Teacher | None) -> None:
+def check_choice(
+    training: schema.Training, evaluation: schema.Evaluation, teacher: schema.Teacher | None, loss: schema.Loss
+) -> None:
     """Check that the run measures the metric that it shall choose by.
 
     Raises:
         ChoiceError: it does not.
     """
-    measured = LOSS_METRICS if _is_live(teacher) else [name for name in LOSS_METRICS if name not in ("kd", "hard")]
+    is_used = uses_teacher(teacher, loss)
+    unmeasured = set() if is_used and _is_live(teacher) else {"kd", "hard"}
+    if is_used and unmeasured:
+        unmeasured.add("loss")
+    measured = [name for name in LOSS_METRICS if name not in unmeasured]
     if evaluation.generate_every is not None:
         measured = [*measured, *METRICS.names()]
     if training.keep_best is not None and training.keep_best not in measured:
@@ -83,6 +89,16 @@ def check_choice(training: schema.Training, evaluation: schema.Evaluation, teach
             f"training.keep_best: {training.keep_best} is not measured in this run: choose one of "
             f"{', '.join(measured)}{why}"
         )
+
+
+def explain_no_best(training: schema.Training, best: Best | None) -> str | None:
+    """Say why a run that should have kept its best step has none; None where it has one, or need not."""
+    if training.keep_best is None or best is not None:
+        return None
+    return (
+        f"training.keep_best: {training.keep_best} was not measured at any step, as no record of data.validation has "
+        "such a turn: no best step was kept; add such records, or choose another metric"
+    )
 
 
 def _is_lower_better(metric: str | None) -> bool:

@@ -76,6 +76,7 @@ class Job:
     on_cpu: bool
     teacher_offloaded: bool = False  # its weights in host memory
     packing_mask: bool = False  # packed records, kept apart by a mask (kd/models/hidden_states.py)
+    is_capture: bool = False  # the teacher runs alone, and `student` has its sizes
 
     @property
     def zero(self) -> dict:
@@ -93,6 +94,8 @@ def estimate_memory(job: Job) -> tuple[dict[str, int], dict[str, int]]:
     Ranks on the CPU have everything on `the device`. Items that are never alive together count at their peak: the
     teacher's forward ends before the student's begins, and activations are gone when the optimizer steps.
     """
+    if job.is_capture and job.teacher is not None:
+        return _estimate_alone(job, job.teacher)
     device, host = _student_states(job)
     work = _student_work(job)
     work["teacher activations beyond the student's"] = max(0, _teacher_working(job) - work["student activations"])
@@ -106,6 +109,15 @@ def estimate_memory(job: Job) -> tuple[dict[str, int], dict[str, int]]:
         (host if job.teacher_offloaded and not job.on_cpu else device)["teacher weights"] = count_teacher_weights(job)
         device.update(_teacher_work(job.teacher, job))
     return {name: size for name, size in device.items() if size}, {name: size for name, size in host.items() if size}
+
+
+def _estimate_alone(job: Job, teacher: Shape) -> tuple[dict[str, int], dict[str, int]]:
+    weights, work = {"teacher weights": count_teacher_weights(job)}, _teacher_work(teacher, job)
+    work["teacher activations"] = _teacher_working(job)
+    # Draws are taken from fp64 probabilities beside the logits (kd/teacher/live.py).
+    work["logits of one chunk"] = _chunk_rows(job) * (WIDTH[job.teacher_dtype] + 8) * teacher.vocab_size
+    work = {name: size for name, size in work.items() if size}
+    return (work, weights) if job.teacher_offloaded and not job.on_cpu else ({**weights, **work}, {})
 
 
 def _share(job: Job, from_stage: int) -> int:

@@ -20,11 +20,13 @@ _FEW = 8  # workers of a host that any machine may start
 
 def find_obstacles(config: RunConfig, job: Job, ranks_per_host: int) -> Iterator[str]:
     """Yield what would stop a job on this machine after its models are loaded, each with its key and remedy."""
-    if job.on_cpu and not multiplies_fp16():
-        for key, section in (("student.dtype", config.student), ("teacher.dtype", config.teacher)):
-            runs = section is config.student or uses_teacher(config.teacher, config.loss) and job.teacher is not None
-            if section is not None and section.dtype == "fp16" and runs:
-                yield f"{key}: fp16 needs a GPU, and there is none here: use {key}: auto, or bf16 or fp32"
+    dtypes = {} if job.is_capture else {"student.dtype": config.student.dtype}
+    is_asked = job.is_capture or uses_teacher(config.teacher, config.loss)
+    if config.teacher is not None and job.teacher is not None and is_asked:
+        dtypes["teacher.dtype"] = config.teacher.dtype
+    for key, dtype in dtypes.items():
+        if dtype == "fp16" and job.on_cpu and not multiplies_fp16():
+            yield f"{key}: fp16 needs a GPU, and there is none here: use {key}: auto, or bf16 or fp32"
     workers, cores = config.data.workers or 0, len(os.sched_getaffinity(0))
     most = max(_FEW, _PROCESSES_A_CORE * cores) // min(ranks_per_host, job.world_size)
     if workers > max(most, 1):
@@ -32,6 +34,8 @@ def find_obstacles(config: RunConfig, job: Job, ranks_per_host: int) -> Iterator
             f"data.workers: {workers} processes for each of {min(ranks_per_host, job.world_size)} ranks are more than "
             f"{cores} cores can feed: use {max(most, 1)} or fewer, or leave it out"
         )
+    if job.is_capture:
+        return
     yield from _offloads(job)
     yield from _batch(config.training, job.world_size)
 

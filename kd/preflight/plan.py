@@ -103,26 +103,9 @@ def plan_run(
     )
     student = _shape(student_config, "student", memory)
     teacher, notes = _teacher(config.teacher, memory)
-    placement = config.teacher.placement if config.teacher else "replicated"
     cached = config.teacher is not None and config.teacher.cache is not None
-    ds_config = resolve_ds_config(config.training, config.optimizer, config.student)
-    job = Job(
-        student=student,
-        teacher=None if cached else teacher,  # with a cache it does not run beside the student
-        world_size=world_size,
-        student_dtype=config.student.dtype,
-        teacher_dtype=config.teacher.dtype if config.teacher else "bf16",
-        teacher_sharded=placement != "replicated",
-        teacher_offloaded=placement == "offloaded",
-        ds_config=ds_config,
-        micro_batch_size=config.training.micro_batch_size,
-        max_length=max_length,
-        gradient_checkpointing=config.student.gradient_checkpointing,
-        eager_attention=config.student.attention_implementation == "eager",
-        chunk_rows=config.loss.chunk_rows,
-        on_cpu=device_memory_bytes is None,
-        packing_mask=config.data.packing != "none" and config.student.attention_implementation != "flash_attention_2",
-    )
+    # With a cache the teacher does not run beside the student.
+    job = _job(config, student, None if cached else teacher, world_size, on_cpu=device_memory_bytes is None)
     machine = Machine(device_memory_bytes, host_memory_bytes, ranks_per_host)
     device, host = estimate_memory(job)
     stages = tuple(_plan_stages(config.data.stages, config.training, world_size))
@@ -153,16 +136,50 @@ def plan_run(
     )
 
 
+def find_capture_problems(
+    config: RunConfig,
+    world_size: int,
+    device_memory_bytes: int | None = None,
+    host_memory_bytes: int | None = None,
+    *,
+    ranks_per_host: int | None = None,
+) -> tuple[str, ...]:
+    """Find what would stop a capture of teacher.cache, where the teacher runs alone; arguments as of `plan_run`.
+
+    Nothing is found of a teacher behind an endpoint, or one that is not on this machine.
+
+    Raises:
+        PlanError: the teacher's sizes are far beyond all memory.
+    """
+    if config.teacher is None or config.teacher.endpoint is not None:
+        return ()
+    ranks_per_host = ranks_per_host or world_size
+    memory = world_size * ((device_memory_bytes or 0) + (host_memory_bytes or 0))
+    teacher, _ = _teacher(config.teacher, memory)
+    if teacher is None:
+        return ()
+    job = replace(
+        _job(config, teacher, teacher, world_size, on_cpu=device_memory_bytes is None),
+        is_capture=True,
+        packing_mask=False,  # a record a row
+    )
+    machine = Machine(device_memory_bytes, host_memory_bytes, ranks_per_host)
+    return (*find_shortages(job, machine), *find_obstacles(config, job, ranks_per_host))
+
+
 def check_fits(plan: Plan) -> None:
     """Refuse a run that the machine cannot hold; call it before anything is loaded.
 
     Raises:
         PlanError: names each memory that is too small, and the changes that help.
     """
-    if plan.problems:
-        raise PlanError(
-            f"{plan.name} does not fit this machine:\n" + "\n".join(f"  {problem}" for problem in plan.problems)
-        )
+    refuse(plan.name, plan.problems)
+
+
+def refuse(name: str, problems: Sequence[str]) -> None:
+    """Refuse what has problems, if it has; raises as `check_fits`."""
+    if problems:
+        raise PlanError(f"{name} does not fit this machine:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def format_plan(plan: Plan) -> str:
@@ -199,6 +216,27 @@ def format_plan(plan: Plan) -> str:
     lines += [f"  note      {note}" for note in plan.notes]
     lines += [f"  PROBLEM   {problem}" for problem in plan.problems] or ["  fits      no problem found"]
     return "\n".join(lines)
+
+
+def _job(config: RunConfig, student: Shape, teacher: Shape | None, world_size: int, *, on_cpu: bool) -> Job:
+    placement = config.teacher.placement if config.teacher else "replicated"
+    return Job(
+        student=student,
+        teacher=teacher,
+        world_size=world_size,
+        student_dtype=config.student.dtype,
+        teacher_dtype=config.teacher.dtype if config.teacher else "bf16",
+        teacher_sharded=placement != "replicated",
+        teacher_offloaded=placement == "offloaded",
+        ds_config=resolve_ds_config(config.training, config.optimizer, config.student),
+        micro_batch_size=config.training.micro_batch_size,
+        max_length=longest_length(config.data),
+        gradient_checkpointing=config.student.gradient_checkpointing,
+        eager_attention=config.student.attention_implementation == "eager",
+        chunk_rows=config.loss.chunk_rows,
+        on_cpu=on_cpu,
+        packing_mask=config.data.packing != "none" and config.student.attention_implementation != "flash_attention_2",
+    )
 
 
 def _items(sizes: dict[str, int]) -> list[str]:

@@ -49,8 +49,9 @@ def find_shortages(job: Job, machine: Machine) -> Iterator[str]:
 
 def _advice(job: Job, machine: Machine) -> str:
     if machine.device_memory_bytes is None:
-        return "there is no GPU here: run it on GPUs, or choose a smaller student"
-    return "no single change makes it fit: use more GPUs together with offload, a smaller student or a smaller teacher"
+        return f"there is no GPU here: run it on GPUs, or choose a smaller {'teacher' if job.is_capture else 'student'}"
+    smaller = "a smaller teacher" if job.is_capture else "a smaller student or a smaller teacher"
+    return f"no single change makes it fit: use more GPUs together with offload, {smaller}"
 
 
 def _smaller_batches(job: Job, machine: Machine) -> list[tuple[str, Job]]:

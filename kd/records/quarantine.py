@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +39,8 @@ class Quarantine:
     RAW_BYTES.
 
     Args:
-        path: where refused lines are written; None keeps none. The file is made at the first of them; an older one goes
-            at once.
+        path: where refused lines are written; None keeps none. The file is made at the first of them; an older one is
+            renamed as `earlier` says.
         max_bad_fraction: of the lines seen, from 0 (none may be bad) to 1.
 
     Raises:
@@ -53,9 +54,18 @@ class Quarantine:
         self.num_good = self.num_bad = 0
         self._path, self._fraction, self._last = Path(path) if path is not None else None, max_bad_fraction, ""
         if self._path is not None:
-            check_outputs([Output("data.quarantine", self._path, "a file of refused records", is_quarantine)])
+            older = earlier(self._path)
+            check_outputs(
+                [
+                    Output("data.quarantine", path, "a file of refused records", is_quarantine)
+                    for path in (self._path, older)
+                ]
+            )
             if self._path.is_file():  # /dev/null is none
-                self._path.unlink()
+                if older.exists():  # and this one is of a program that ended before its work began
+                    self._path.unlink()
+                else:
+                    os.rename(self._path, older)
 
     def accept(self) -> None:
         """Count a good line."""
@@ -99,6 +109,11 @@ class Quarantine:
             f"{self._last} ({self.num_bad} of {self.num_good + self.num_bad} lines are refused, more than "
             f"max_bad_fraction {self._fraction:g} allows{kept}): mend them, or raise max_bad_fraction"
         )
+
+
+def earlier(path: Path) -> Path:
+    """Return the name that a quarantine file has from the start of another program until that one's work begins."""
+    return path.with_name(f"{path.name}.earlier")
 
 
 def keep_refused(path: Path, lines: Iterable[dict[str, Any]]) -> None:

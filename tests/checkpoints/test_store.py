@@ -54,6 +54,8 @@ def test_a_full_disk_is_told_and_leaves_no_part_and_what_was_there(tmp_path, err
         checkpoints(tmp_path).save(2, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert find_damage(tmp_path / "step-00000001") is None
+    with pytest.raises(CheckpointError, match="there is no earlier checkpoint: the same command begins again"):
+        checkpoints(tmp_path / "first").save(1, {})
 
 
 def test_an_old_checkpoint_goes_and_a_users_file_in_it_stays(tmp_path):

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, Qwen3Config
 
 from kd.config.load import load_config
 from kd.preflight import obstacles, plan, shortages
-from kd.preflight.plan import PlanError, plan_run
+from kd.preflight.plan import PlanError, find_capture_problems, plan_run, refuse
 from launch import plan as plan_command
 from launch import train
 
@@ -81,6 +81,27 @@ def test_fp16_on_a_cpu_is_a_problem_with_what_to_write(configure, monkeypatch):
     (problem,) = plan_run(configure("student.dtype=fp16"), 1, None, 24 * GIB).problems
     assert problem.startswith("student.dtype: fp16 needs a GPU, and there is none here: use student.dtype: auto")
     assert not plan_run(configure("student.dtype=fp16"), 1, 80 * GIB, 24 * GIB).problems
+
+
+def test_a_capture_is_held_to_the_machine_by_its_teacher_alone(configure, monkeypatch, tmp_path):
+    teacher = tmp_path / "teacher"
+    LlamaConfig(**SIZES, vocab_size=99).save_pretrained(teacher)
+    monkeypatch.setattr(obstacles, "multiplies_fp16", lambda: False)
+    cached = f"teacher={{path: {teacher}, cache: {{path: {tmp_path / 'cache'}, temperatures: [2.0]}}}}"
+    assert not find_capture_problems(configure(cached, "student.dtype=fp16"), 1, None, 24 * GIB)
+    config = configure(cached, "teacher.dtype=fp16")
+    (problem,) = find_capture_problems(config, 1, None, 24 * GIB)
+    assert problem.startswith("teacher.dtype: fp16 needs a GPU, and there is none here: use teacher.dtype: auto")
+    assert not find_capture_problems(config, 1, GIB, 24 * GIB)
+    (problem,) = find_capture_problems(configure(cached), 1, 1 << 10, 24 * GIB)
+    assert problem.startswith("each GPU needs 0.0 GiB and has 0.0 GiB to use: ")
+    config = configure(cached, "training.micro_batch_size=1048576")
+    (problem,) = find_capture_problems(config, 1, GIB, 64 * GIB)
+    fits = int(problem.split("training.micro_batch_size: ")[1].split(",")[0].replace(",", ""))
+    assert not find_capture_problems(configure(cached, f"training.micro_batch_size={fits}"), 1, GIB, 64 * GIB)
+    with pytest.raises(PlanError, match="capture of x does not fit this machine:\n  each GPU needs"):
+        refuse("capture of x", [problem])
+    assert not find_capture_problems(configure(), 1, 1 << 16, 24 * GIB)  # no teacher
 
 
 def test_more_workers_than_the_cores_can_feed_are_a_problem(configure, monkeypatch):

@@ -16,6 +16,7 @@ from kd.config.schema import RunConfig
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.start import start_distributed
 from kd.folders.lock import FolderLock
+from kd.records.quarantine import earlier
 from kd.teacher.cache.manifest import MANIFEST, shard_name
 from kd.teacher.cache.spec import Missing
 from kd.teacher.cache.writer import CacheWriter, check_folder
@@ -75,7 +76,9 @@ def _take(folder: Path, lock: FolderLock) -> None:
 
 
 def _capture_into(folder: Path, config: RunConfig, shard_rows: int, retry_missing: bool) -> CaptureResult:
-    job = open_job(config, shard_rows, folder, folder / "refused.jsonl")
+    refused = folder / "refused.jsonl"
+    job = open_job(config, shard_rows, folder, refused)
+    on_rank_0(lambda: earlier(refused).unlink(missing_ok=True))  # of the same cache: its lines are in the new one
     signalled: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, frame: signalled.append(number))
     try:
