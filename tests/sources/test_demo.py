@@ -128,6 +128,9 @@ def test_the_command_writes_records_and_a_tokenizer(tmp_path):
     lines = (tmp_path / "r.jsonl").read_text().splitlines()
     assert [parse_record(json.loads(text), "x") for text in lines] == list(demo.records("unseen_tools", 7, seed=1337))
     assert {tool["function"]["name"] for text in lines for tool in json.loads(text)["tools"]} <= UNSEEN_TOOLS
+    demo.main(["--records", str(tmp_path / "r.jsonl"), "--kinds", "near", "missing", "--num-records", "20"])
+    kinds = {json.loads(text)["meta"]["kind"] for text in (tmp_path / "r.jsonl").read_text().splitlines()}
+    assert kinds == {"near", "missing"}
 
 
 def test_a_value_is_the_same_tokens_in_a_request_in_json_and_in_an_answer(tokenizer):

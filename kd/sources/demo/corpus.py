@@ -5,7 +5,9 @@
 
 Splits: `train`; `unseen_values` (training's tools, argument values never drawn in training); `unseen_tools` (tools that
 no training record offers). Kinds: `echo` (copying practice without tools), `single`, `parallel`, `multi` (two rounds),
-`none` (no offered tool fits), `chat` (nothing to do). Numbers below ten, enums and wording are shared by all splits.
+`none` (no offered tool fits), `chat` (nothing to do), and the near misses `near`, `missing` and `answered`
+(kd/sources/demo/near_misses.py), which are taught and are in no held-out split. Numbers below ten, enums and wording
+are shared by all splits.
 """
 
 from __future__ import annotations
@@ -14,36 +16,20 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from kd.config.sections.data import DEMO_KINDS, DEMO_SPLITS
 from kd.outputs import Output, OutputError, check_outputs, read_object
 from kd.paths import path_option
 from kd.records.files import write_records
 from kd.records.record import Record
-from kd.sources.demo.vocabulary import ALL_TOOLS, OBJECTS, PARAMETERS, RESULTS, UNSEEN_TOOLS, Draw, Tool
+from kd.sources.demo.exchanges import TOOLS, dress, make_request, make_round, offer, refuse
+from kd.sources.demo.near_misses import make_answered, make_missing, make_near
+from kd.sources.demo.vocabulary import PARAMETERS, Draw, Tool
 
 KINDS, SPLITS = DEMO_KINDS, DEMO_SPLITS
 # The held-out splits hold every kind that a user meets; echo records are practice alone.
 EVALUATION_MIX = {"single": 0.5, "parallel": 0.15, "multi": 0.1, "none": 0.2, "chat": 0.05}
 
-_OPENINGS = (
-    "",
-    "",
-    "",
-    "please ",
-    "could you ",
-    "can you ",
-    "I want you to ",
-    "would you ",
-    "now ",
-    "go ahead and ",
-    "I need you to ",
-)
-_ENDINGS = (".", ".", "", "?", "!", ", thanks.", " please.")
-_JOINERS = (" and also ", ". Also ", ", then ", " and ", ". After that ")
-_DONE = ("Done", "All set", "Here you go", "Sure", "Okay", "Right")
-_NONE = ("None of my tools can do that.", "I have no tool for that.", "Sorry, no tool here fits that.")
 _CHAT = (
     ("Hello there", "Hello! What can I do for you?"),
     ("Good morning", "Good morning! How can I help?"),
@@ -52,84 +38,6 @@ _CHAT = (
     ("That is all for today", "Goodbye!"),
     ("What can you do", "I call tools and report their results."),
 )
-
-
-def split_tools(split: str) -> list[Tool]:
-    """List the tools that a split may offer: the training tools, or for `unseen_tools` the others."""
-    return [t for t in ALL_TOOLS.values() if (t.name in UNSEEN_TOOLS) == (split == "unseen_tools")]
-
-
-_TOOLS = {split: split_tools(split) for split in SPLITS}
-
-
-def _spoken(value: Any) -> str:
-    if isinstance(value, list):
-        items = [str(v) for v in value]
-        return f"{', '.join(items[:-1])} and {items[-1]}"
-    return str(value)
-
-
-def _said(name: str, value: Any, rng: random.Random) -> str:
-    form = rng.choice(PARAMETERS[name].said)
-    return form.format(**value) if isinstance(value, dict) else form.format(v=_spoken(value))
-
-
-def _request(tool: Tool, draw: Draw) -> tuple[str, dict]:
-    """Word a request for `tool`, without opening and full stop, and return it with the arguments that it fixes."""
-    rng = draw.rng
-    arguments = {}
-    for parameter in tool.parameters:
-        name = parameter.rstrip("?")
-        if parameter == name or rng.random() < 0.5:
-            arguments[name] = PARAMETERS[name].make(draw)
-    phrases = [_said(name, value, rng) for name, value in arguments.items()]
-    rng.shuffle(phrases)
-    return " ".join([rng.choice(tool.asks), *phrases]), arguments
-
-
-def _dress(request: str, rng: random.Random) -> str:
-    text = rng.choice(_OPENINGS) + request + rng.choice(_ENDINGS)
-    return text[0].upper() + text[1:]
-
-
-def _menu(wanted: list[Tool], split: str, rng: random.Random, *, forbidden: tuple[str, ...] = ()) -> list[Tool]:
-    """Choose the tools offered: those wanted, near misses (same verb or same object) and others, shuffled."""
-    menu = {t.name: t for t in wanted}
-    pool = [t for t in _TOOLS[split] if t.name not in forbidden]
-    size = len(menu) + rng.choice((1, 2, 2, 3, 3))
-    for tool in [*wanted, *(ALL_TOOLS[name] for name in forbidden)]:
-        verb, _, noun = tool.name.partition("_")
-        if noun in OBJECTS and rng.random() < 0.5:
-            near = [t for t in pool if t.name.endswith(f"_{noun}") or t.name.startswith(f"{verb}_")]
-            if near:
-                menu.setdefault((t := rng.choice(near)).name, t)
-    while len(menu) < size:
-        menu.setdefault((t := rng.choice(pool)).name, t)
-    offered = list(menu.values())
-    rng.shuffle(offered)
-    return offered
-
-
-def _call(tool: Tool, arguments: dict, identity: str) -> dict:
-    return {"id": identity, "type": "function", "function": {"name": tool.name, "arguments": arguments}}
-
-
-def _round(tools: list[Tool], draw: Draw, first_id: int) -> list[dict]:
-    """Make one exchange: a request for every tool in `tools`, the calls, their results and the answer that carries
-    values.
-    """
-    rng = draw.rng
-    requests = [_request(t, draw) for t in tools]
-    user = _dress(rng.choice(_JOINERS).join(text for text, _ in requests), rng)
-    calls = [_call(t, arguments, f"call_{first_id + i}") for i, (t, (_, arguments)) in enumerate(zip(tools, requests))]
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": "", "tool_calls": calls}]
-    sayings = []
-    for call, tool in zip(calls, tools):
-        result = {key: RESULTS[key][0](draw) for key in tool.result}
-        messages.append({"role": "tool", "tool_call_id": call["id"], "name": tool.name, "content": json.dumps(result)})
-        sayings += [rng.choice(RESULTS[key][1]).format(v=_spoken(value)) for key, value in result.items()]
-    messages.append({"role": "assistant", "content": f"{rng.choice(_DONE)}: {', and '.join(sayings)}."})
-    return messages
 
 
 def _echo(draw: Draw) -> list[dict]:
@@ -151,7 +59,8 @@ def record(kind: str, index: int, *, seed: int = 0, split: str = "train", short:
         )
     rng = random.Random(f"{seed}:{split}:{kind}:{index}")
     draw = Draw(rng, held_out=split != "train")
-    pool, wanted, forbidden = _TOOLS[split], [], ()
+    wanted: list[Tool] = []
+    forbidden: tuple[Tool, ...] = ()
     if kind == "echo":
         messages = _echo(draw)
     elif kind == "chat":
@@ -161,24 +70,25 @@ def record(kind: str, index: int, *, seed: int = 0, split: str = "train", short:
             {"role": "assistant", "content": answer},
         ]
     elif kind == "none":
-        asked = rng.choice(pool)
-        forbidden = (asked.name,)
-        messages = [
-            {"role": "user", "content": _dress(_request(asked, draw)[0], rng)},
-            {"role": "assistant", "content": rng.choice(_NONE)},
-        ]
+        forbidden = (rng.choice(TOOLS[split]),)
+        messages = [dress(make_request(forbidden[0], draw).text, rng), refuse(rng)]
+    elif kind == "near":
+        messages, wanted, forbidden = make_near(split, draw)
+    elif kind in ("missing", "answered"):
+        wanted = [rng.choice(TOOLS[split])]
+        messages = (make_missing if kind == "missing" else make_answered)(wanted[0], draw)
     else:
-        wanted = rng.sample(pool, 1 if kind == "single" else 2)
+        wanted = rng.sample(TOOLS[split], 1 if kind == "single" else 2)
         if kind == "parallel":
             if rng.random() < 0.4:
                 wanted[1] = wanted[0]
-            messages = _round(wanted, draw, 0)
+            messages = make_round(wanted, draw, 0)
         else:
-            messages = [m for i, tool in enumerate(wanted) for m in _round([tool], draw, i)]
+            messages = [m for at, tool in enumerate(wanted) for m in make_round([tool], draw, at)]
     if kind == "echo":
         offered = []
     else:
-        offered = _menu(wanted, split, rng, forbidden=forbidden)
+        offered = offer(wanted, split, rng, forbidden=forbidden)
         if short:
             offered = [t for t in offered if t in wanted] + [t for t in offered if t not in wanted][:1]
             rng.shuffle(offered)
@@ -262,6 +172,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokenizer", type=path_option, metavar="FOLDER", help="train the tokenizer and save it here")
     parser.add_argument("--records", type=path_option, metavar="FILE", help="write records here, as JSON lines")
     parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, help="in equal shares; those of the held-out splits by default"
+    )
     parser.add_argument("--num-records", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1337)
     args = parser.parse_args(argv)
@@ -277,7 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.tokenizer:
         print(f"{args.tokenizer}: {len(build_tokenizer(args.tokenizer, seed=args.seed))} tokens")
     if args.records:
-        count = write_records(args.records, records(args.split, args.num_records, seed=args.seed))
+        mix = dict.fromkeys(args.kinds, 1.0) if args.kinds else None
+        count = write_records(args.records, records(args.split, args.num_records, seed=args.seed, mix=mix))
         print(f"{args.records}: {count} records")
     if not args.tokenizer and not args.records:
         parser.error("nothing to do: give --tokenizer FOLDER or --records FILE")
