@@ -11,3 +11,15 @@ class SpanwiseError(Exception):
 
     remedy: str | None = None  # file in launch/ that provides what is missing, to be run with the same configuration
     exit_code: int = 1
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text, and the next where it ends in a colon.
+
+    The type stands before it unless it is an OSError or ValueError.
+    """
+    lines = str(error).strip().splitlines() or [""]
+    shown = lines[0]
+    if shown.endswith(":") and len(lines) > 1:
+        shown = f"{shown} {lines[1].strip()}"
+    return shown if isinstance(error, (OSError, ValueError)) and shown else f"{type(error).__name__}: {shown}"

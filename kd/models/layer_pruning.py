@@ -20,10 +20,10 @@ from transformers.utils.hub import cached_file
 
 from kd.atomic_files import describe_failure, is_full
 from kd.config.schema import Student
-from kd.errors import SpanwiseError
+from kd.errors import SpanwiseError, first_line
 from kd.folders.made import replacing_folder
 from kd.models.load import explain_shapes, read_model_config
-from kd.models.model_files import StudentError, check_weights, first_line
+from kd.models.model_files import StudentError, check_weights
 
 _FIXED = (
     "hidden_size",

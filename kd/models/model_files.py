@@ -12,7 +12,7 @@ from huggingface_hub import constants, get_session, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from kd.errors import SpanwiseError
+from kd.errors import SpanwiseError, first_line
 
 HUB_SECONDS = 5.0  # for the hub to answer at all; what it then sends may take as long as it takes
 _POINTER = b"version https://git-lfs"  # first bytes of what Git LFS leaves in place of a file
@@ -27,18 +27,6 @@ class StudentError(SpanwiseError, ValueError):
 
 class ModelNotFound(StudentError):
     """Folder or hub id without a model, or one whose model is not on this machine."""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, and the next where it ends in a colon.
-
-    The type stands before it unless it is an OSError or ValueError.
-    """
-    lines = str(error).strip().splitlines() or [""]
-    shown = lines[0]
-    if shown.endswith(":") and len(lines) > 1:
-        shown = f"{shown} {lines[1].strip()}"
-    return shown if isinstance(error, (OSError, ValueError)) and shown else f"{type(error).__name__}: {shown}"
 
 
 def find_file(path: str | os.PathLike, name: str, revision: str | None = None) -> Path | None:

@@ -10,8 +10,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from kd.config.schema import Student, Teacher, Tokenizer
+from kd.errors import first_line
 from kd.models.load import read_model_config
-from kd.models.model_files import StudentError, find_folder, first_line, read_json
+from kd.models.model_files import StudentError, find_folder, read_json
 from kd.models.raw_tokenizer import PROBE, TokenizerError, check_raw, check_raw_on_records, read_raw
 from kd.rendering.chat_template import set_variables
 from kd.rendering.stops import explain_no_stop

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd.atomic_files import replacing
+from kd.config.sections.hub_address import SCHEME
 from kd.records.calls import judge_calls
 from kd.records.checks import DataError, decode_json
+from kd.records.hub import local_file
 from kd.records.lines import Line, check_file, read_lines
 from kd.records.nulls import drop_null_columns
 from kd.records.quarantine import Item
@@ -52,11 +54,8 @@ def expand(patterns: Iterable[str | Path]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for pattern in map(str, patterns):
-        found = (
-            sorted(map(Path, glob.glob(pattern, recursive=True)))
-            if glob.has_magic(pattern) and not Path(pattern).is_file()
-            else [Path(pattern)]
-        )
+        is_glob = glob.has_magic(pattern) and not pattern.startswith(SCHEME) and not Path(pattern).is_file()
+        found = sorted(map(Path, glob.glob(pattern, recursive=True))) if is_glob else [local_file(pattern)]
         found = [path for path in found if path.is_file()]
         if not found:
             check_file(Path(pattern))
@@ -95,7 +94,7 @@ def read_each(
     Raises:
         DataError: the file is missing, or a package it needs is.
     """
-    path, truth, first = Path(path), None, True
+    path, truth, first = local_file(path), None, True
     for line in read_lines(path):
         where, data, name, offset = f"{path}:{line.number}", None, None, line.offset
         try:

@@ -9,6 +9,7 @@ from kd.config.schema import Data, Student, Teacher, Tokenizer
 from kd.paths import identify
 from kd.records.checks import DataError
 from kd.records.files import expand
+from kd.records.hub import local_file
 
 
 def list_data_files(data: Data) -> Iterator[tuple[str, Path]]:
@@ -21,7 +22,7 @@ def list_data_files(data: Data) -> Iterator[tuple[str, Path]]:
         for at, source in enumerate(stage.train or ()):
             yield from ((f"data.stages.{index}.train.{at}", file) for file in expand([source.files]))
     for key, splits in (("evaluation", data.evaluation), ("validation", data.validation)):
-        yield from ((f"data.{key}.{name}", Path(file)) for name, file in splits.items() if file != "demo")
+        yield from ((f"data.{key}.{name}", local_file(file)) for name, file in splits.items() if file != "demo")
 
 
 def list_models(tokenizer: Tokenizer, student: Student, teacher: Teacher | None) -> list[tuple[str, Path]]:

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from kd.batching.micro_batch import MicroBatch
 from kd.checkpoints.format import CheckpointFormat
 from kd.config.schema import Loss, Optimizer
-from kd.errors import SpanwiseError
+from kd.errors import SpanwiseError, first_line
 from kd.models.hidden_states import check_packable
-from kd.models.load import first_line
 from kd.objective.loss import CombinedLoss, row_weights
 from kd.objective.student_loss import StudentWithLoss
 from kd.objective.terms import TERMS, TermWeights

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from kd.config.fields import Choice, Fraction, NotNegative, Place, Positive, Section, Steps, Text
 from kd.config.registries import FORMATS
+from kd.config.sections.hub_address import KEYS, Records, make_address
 
 DEMO_KINDS = ("echo", "single", "parallel", "multi", "none", "chat", "near", "missing", "answered")
 DEMO_HELD_OUT, DEMO_VALIDATION = ("unseen_values", "unseen_tools"), ("validation",)
@@ -36,10 +37,12 @@ class Until(Section):
 
 
 class TrainFiles(Section):
-    """Files of records. A pattern alone is short for {files: pattern}."""
+    """Files of records, or a data set of the hub. A pattern alone is short for {files: pattern}."""
 
-    files: Place = Field(examples=["train/*.jsonl"])
-    """A file, or a glob, of records: JSON lines, JSON, Parquet or Arrow, compressed or not."""
+    files: Records = Field(examples=["train/*.jsonl"])
+    """A file, or a glob, of records: JSON lines, JSON, Parquet or Arrow, compressed or not. In its place
+    {dataset: org/name, split: train, config: ..., revision: ...} names a data set of the hub, which is copied once to
+    HF_HOME/spanwise (needs spanwise[data]); pin its revision. As one text: hub:org/name?split=...&revision=..."""
     format: Format | None = None
     """Format of the records; by default found from their fields."""
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
@@ -49,7 +52,13 @@ class TrainFiles(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_pattern(cls, value: Any) -> Any:
-        return {"files": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"files": value}
+        if not isinstance(value, dict) or "dataset" not in value or "files" in value:
+            return value
+        parts = {key: value[key] for key in value if key in ("dataset", *KEYS)}
+        rest = {key: value[key] for key in value if key not in parts}
+        return {"files": make_address(parts), **rest}
 
 
 class Stage(Section):
@@ -100,9 +109,9 @@ class Data(Section):
     """
     demo: DemoCorpus | None = None
     """Make the demo corpus, for stages with a mix and for evaluation."""
-    evaluation: dict[Text, Place] = {}
-    """Held-out splits: name -> file of records, or `demo` for the demo corpus's split of that name. Nothing is chosen
-    by them: they are read once training is over."""
-    validation: dict[Text, Place] = {}
-    """Splits to look at while training, and to choose by (training.keep_best): name -> file of records, or
+    evaluation: dict[Text, Records] = {}
+    """Held-out splits: name -> file of records, {dataset: org/name, split: test} as in stages.*.train, or `demo` for
+    the demo corpus's split of that name. Nothing is chosen by them: they are read once training is over."""
+    validation: dict[Text, Records] = {}
+    """Splits to look at while training, and to choose by (training.keep_best): name -> file of records, a data set, or
     `validation: demo`. No record of them may be held out in data.evaluation."""
