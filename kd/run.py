@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,15 +36,17 @@ from kd.evaluation.held_out import (
 )
 from kd.evaluation.while_training import BEST, check_choice, explain_no_best, open_validator
 from kd.hashing import hash_text
+from kd.models.model_files import find_file
 from kd.models.student import build_run_student, student_model_config
-from kd.models.tokenizer import check_run_tokenizer, load_tokenizer
+from kd.models.tokenizer import check_run_tokenizer, load_tokenizer, name_tokenizer
 from kd.models.weight_files import weights_fingerprint
 from kd.preflight.plan import Plan, check_fits, find_capture_problems, plan_run, refuse
+from kd.preflight.published import published_config
 from kd.records.conversation import describe_notes
 from kd.records.record import Record
 from kd.run_end import Outcome, after_training, finish
 from kd.run_folder import RunFolder, RunFolderError
-from kd.sources.inputs import find_shared, list_data_files, list_models
+from kd.sources.inputs import find_shared, list_data_files, list_models, name_absent
 from kd.sources.stages import Sources, run_sources, sources_to_look_at
 from kd.teacher.cache.identity import cache_spec, template_hash, tokenizer_hash
 from kd.teacher.cache.manifest import MANIFEST, content_of
@@ -60,6 +63,13 @@ from kd.training.trainer import Trainer, TrainingResult
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds", "patience": "training.patience"}
 
 
+class Memory(NamedTuple):
+    """Bytes of one GPU (None: ranks run on the CPU) and of a host."""
+
+    gpu: int | None
+    host: int
+
+
 class Start(NamedTuple):
     """Beginning of a run, decided before any model is loaded."""
 
@@ -69,15 +79,19 @@ class Start(NamedTuple):
 
 
 def plan_here(
-    config: RunConfig, world_size: int, ranks_per_host: int | None = None, *, cache: CacheSize | None = None
+    config: RunConfig,
+    world_size: int,
+    ranks_per_host: int | None = None,
+    *,
+    cache: CacheSize | None = None,
+    memory: Memory | None = None,
 ) -> Plan:
-    """Plan `config` for this machine's memory (kd/preflight/plan.py)."""
+    """Plan `config` (kd/preflight/plan.py) for `memory`, by default this machine's."""
     student = config.student
     width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
     length = len(load_tokenizer(config.tokenizer, config.teacher, config.student)) if width_unknown else None
-    return plan_run(
-        config, world_size, *_memory_here(), ranks_per_host=ranks_per_host, tokenizer_length=length, cache=cache
-    )
+    gpu, host = memory or memory_here()
+    return plan_run(config, world_size, gpu, host, ranks_per_host=ranks_per_host, tokenizer_length=length, cache=cache)
 
 
 def check_capture_fits(config: RunConfig, world_size: int) -> None:
@@ -86,30 +100,47 @@ def check_capture_fits(config: RunConfig, world_size: int) -> None:
     Raises:
         PlanError: it cannot.
     """
-    refuse(f"capture of {config.run.name}", find_capture_problems(config, world_size, *_memory_here()))
+    refuse(f"capture of {config.run.name}", find_capture_problems(config, world_size, *memory_here()))
 
 
-def _memory_here() -> tuple[int | None, int]:
-    """Return the bytes of one GPU (None: there is none) and of this host."""
-    gpu = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return gpu, psutil.virtual_memory().total
+def memory_here(gpu: int | None = None, host: int | None = None) -> Memory:
+    """Measure the memory of this machine, but for what is given, in bytes."""
+    if gpu is None and torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0).total_memory
+    return Memory(gpu, host or psutil.virtual_memory().total)
 
 
-def dry_run(config: RunConfig, world_size: int) -> Plan:
+def dry_run(config: RunConfig, world_size: int, memory: Memory | None = None) -> Plan:
     """Make the plan of `--dry-run`, with the size of the teacher's cache from a sample of the data.
 
-    The tokenizer is loaded where the teacher's signal is of some of its tokens, or cached.
+    The tokenizer is loaded where the teacher's signal is of some of its tokens, or cached. Of a model whose sizes are
+    published, and of data sets of the hub, nothing is downloaded for it: a note says what is then not estimated.
+
+    memory: of the machine that is planned for; by default this one's.
 
     Raises:
         PlanError, DataError, TokenizerError: something that the configuration names is not there.
     """
-    size, teacher = None, config.teacher
+    size, teacher, absent = None, config.teacher, None
     if teacher is not None and (teacher.cache is not None or teacher.targets != "dense"):
-        tokenizer = load_tokenizer(config.tokenizer, teacher, config.student)
-        if teacher.cache is not None:
+        absent = _name_absent(config)
+        tokenizer = load_tokenizer(config.tokenizer, teacher, config.student) if absent is None else None
+        if teacher.cache is not None and tokenizer is not None:
             spec = cache_spec(teacher.cache, len(tokenizer), has_entropy=teacher.endpoint is None)
             size = estimate_size(spec, config.data, tokenizer, sources_to_look_at(config.data), seed=config.run.seed)
-    return plan_here(config, world_size, cache=size)
+    plan = plan_here(config, world_size, cache=size, memory=memory)
+    if absent is None:
+        return plan
+    note = f"{absent} is not on this machine yet, so the cache's size is not estimated"
+    return replace(plan, notes=(*plan.notes, note))
+
+
+def _name_absent(config: RunConfig) -> str | None:
+    """Name the tokenizer or the data set that a cache's size needs and that would have to be downloaded, or None."""
+    _, path, revision = name_tokenizer(config.tokenizer, config.teacher, config.student)
+    if published_config(path) is not None and find_file(path, "tokenizer_config.json", revision) is None:
+        return path
+    return name_absent(config.data)
 
 
 def execute(config: RunConfig, *, fresh: bool = False) -> Path:

@@ -58,17 +58,25 @@ def run_config(args: argparse.Namespace, run: Callable[[Any], int]) -> int:
     return run_guarded(work, verbose=args.verbose, config=args.config, overrides=args.overrides)
 
 
-def show_plan(args: argparse.Namespace, config: Any, world_size: int | None = None) -> int:
+def show_plan(
+    args: argparse.Namespace,
+    config: Any,
+    world_size: int | None = None,
+    gib: tuple[float | None, float | None] = (None, None),
+) -> int:
     """Print the plan of `config`, and return 1 where it has a problem, else 0.
 
-    world_size: ranks; by default the launcher's.
+    Args:
+        world_size: ranks; by default the launcher's.
+        gib: memory of one GPU and of one host; None for this machine's.
     """
     from kd.config.places import add_places
     from kd.distributed.place import read_world_size
     from kd.preflight.plan import format_plan
-    from kd.run import dry_run
+    from kd.run import dry_run, memory_here
 
-    plan = dry_run(config, world_size or read_world_size())
+    memory = memory_here(*(None if size is None else int(size * (1 << 30)) for size in gib))
+    plan = dry_run(config, world_size or read_world_size(), memory)
     problems = tuple(add_places(problem, args.config, args.overrides) for problem in plan.problems)
     print(format_plan(replace(plan, problems=problems)))
     return 1 if problems else 0

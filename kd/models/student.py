@@ -5,7 +5,7 @@ of the teacher's layers.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from kd.models.load import load_causal_lm, read_model_config, read_stop_ids
 from kd.models.model_files import StudentError
 from kd.rendering.stops import join_stop_ids
 
+ReadConfig = Callable[..., PreTrainedConfig]  # called as kd.models.load.read_model_config
 _CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 
 
@@ -29,6 +30,7 @@ def student_model_config(
     max_length: int,
     tokenizer_length: int | None = None,
     token_ids: Mapping[str, Any] | None = None,
+    read: ReadConfig = read_model_config,
 ) -> PreTrainedConfig:
     """Make the transformers configuration of the student; no weights are read.
 
@@ -38,6 +40,7 @@ def student_model_config(
         tokenizer_length: len(tokenizer); the vocabulary must be at least as wide. Needed from scratch when neither
             student.vocab_size nor a teacher gives the width.
         token_ids: bos_token_id, eos_token_id (one or a list), pad_token_id.
+        read: reads the configuration of a source.
 
     Raises:
         StudentError: a source cannot be read, or the vocabulary or the positions are too few.
@@ -45,12 +48,12 @@ def student_model_config(
     """
     if student.init == "checkpoint":
         assert student.path is not None, "kd/config/conflicts/ requires it"
-        result = read_model_config(student.path, key="student.path")
+        result = read(student.path, key="student.path")
     elif student.init == "teacher_layers":
         assert teacher is not None, "kd/config/conflicts/ requires it"
-        result = cut_config(student, _read_teacher(teacher))
+        result = cut_config(student, _read_teacher(teacher, read))
     else:
-        result = _config_from_scratch(student, teacher, max_length, tokenizer_length)
+        result = _config_from_scratch(student, teacher, max_length, tokenizer_length, read)
     text = result.get_text_config()
     if tokenizer_length is not None and text.vocab_size < tokenizer_length:
         raise StudentError(
@@ -67,16 +70,16 @@ def student_model_config(
     return result
 
 
-def _read_teacher(teacher: Teacher) -> PreTrainedConfig:
-    return read_model_config(teacher.path, teacher.revision, key="teacher.path")
+def _read_teacher(teacher: Teacher, read: ReadConfig) -> PreTrainedConfig:
+    return read(teacher.path, teacher.revision, key="teacher.path")
 
 
 def _config_from_scratch(
-    student: Student, teacher: Teacher | None, max_length: int, tokenizer_length: int | None
+    student: Student, teacher: Teacher | None, max_length: int, tokenizer_length: int | None, read: ReadConfig
 ) -> PreTrainedConfig:
     vocab_size = student.vocab_size
     if vocab_size is None and teacher is not None:
-        vocab_size = _read_teacher(teacher).get_text_config().vocab_size
+        vocab_size = _read_teacher(teacher, read).get_text_config().vocab_size
     if vocab_size is None:
         vocab_size = tokenizer_length
     if vocab_size is None:

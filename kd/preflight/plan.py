@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from kd.models.model_files import ModelNotFound
 from kd.models.student import student_model_config
 from kd.preflight.memory import Job, Shape, count_flops, count_teacher_weights, estimate_memory, fewest_parameters
 from kd.preflight.obstacles import find_obstacles
+from kd.preflight.published import published_config
 from kd.preflight.shortages import Machine, find_shortages
 from kd.teacher.capture.size import CacheSize
 from kd.units import size
@@ -98,11 +100,12 @@ def plan_run(
     ranks_per_host = ranks_per_host or world_size
     max_length = longest_length(config.data)
     memory = world_size * ((device_memory_bytes or 0) + (host_memory_bytes or 0))
+    reader = _Reader()
     student_config = student_model_config(
-        config.student, config.teacher, max_length=max_length, tokenizer_length=tokenizer_length
+        config.student, config.teacher, max_length=max_length, tokenizer_length=tokenizer_length, read=reader.read
     )
     student = _shape(student_config, "student", memory)
-    teacher, notes = _teacher(config.teacher, memory)
+    teacher, notes = _teacher(config.teacher, memory, reader)
     cached = config.teacher is not None and config.teacher.cache is not None
     # With a cache the teacher does not run beside the student.
     job = _job(config, student, None if cached else teacher, world_size, on_cpu=device_memory_bytes is None)
@@ -130,7 +133,7 @@ def plan_run(
         flops=flops,
         tokens_per_second=tokens * world_size * peak_flops * ASSUMED_MFU / flops if peak_flops else None,
         peak_flops=peak_flops,
-        notes=(*notes, *_capture_notes(replace(job, teacher=teacher), cached)),
+        notes=(*reader.notes(), *notes, *_capture_notes(replace(job, teacher=teacher), cached)),
         problems=(*find_shortages(job, machine), *find_obstacles(config, job, ranks_per_host)),
         cache=cache,
     )
@@ -155,7 +158,7 @@ def find_capture_problems(
         return ()
     ranks_per_host = ranks_per_host or world_size
     memory = world_size * ((device_memory_bytes or 0) + (host_memory_bytes or 0))
-    teacher, _ = _teacher(config.teacher, memory)
+    teacher, _ = _teacher(config.teacher, memory, _Reader())
     if teacher is None:
         return ()
     job = replace(
@@ -255,11 +258,38 @@ def _shape(model_config: PreTrainedConfig, name: str, memory: int) -> Shape:
     return Shape.of(model_config, count_parameters(model_config))
 
 
-def _teacher(teacher: Teacher | None, memory: int) -> tuple[Shape | None, tuple[str, ...]]:
+class _Reader:
+    """Reads configurations of models on this machine, and of others their published sizes."""
+
+    def __init__(self) -> None:
+        self._published: dict[str, None] = {}
+
+    def read(
+        self, path: str | os.PathLike, revision: str | None = None, *, key: str | None = None, ask: bool = True
+    ) -> PreTrainedConfig:
+        """Read a configuration; `ask` the hub where it is neither here nor published. Raises as `read_model_config`."""
+        try:
+            return read_model_config(path, revision, key=key, local_files_only=True)
+        except ModelNotFound:
+            found = published_config(os.fspath(path))
+            if found is None and ask:
+                return read_model_config(path, revision, key=key)
+            if found is None:
+                raise
+        self._published[os.fspath(path)] = None
+        return found
+
+    def notes(self) -> Iterator[str]:
+        """Yield a note where sizes are published ones."""
+        if self._published:
+            yield f"of {', '.join(self._published)}, not on this machine, the published sizes are used"
+
+
+def _teacher(teacher: Teacher | None, memory: int, reader: _Reader) -> tuple[Shape | None, tuple[str, ...]]:
     if teacher is None:
         return None, ()
     try:
-        model_config = read_model_config(teacher.path, teacher.revision, key="teacher.path", local_files_only=True)
+        model_config = reader.read(teacher.path, teacher.revision, key="teacher.path", ask=False)
     except ModelNotFound:
         return None, (
             f"the teacher {teacher.path} is not on this machine, so its parameters, memory and time are left out: "

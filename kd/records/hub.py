@@ -67,8 +67,9 @@ def _copy(wanted: HubDataset, path: Path) -> None:
             return
         try:
             commit = HfApi().dataset_info(wanted.name, revision=wanted.revision).sha
+            whole = wanted.split.isidentifier()  # a part of a split, train[:10%], cannot be streamed
             rows = datasets.load_dataset(
-                wanted.name, wanted.config, split=wanted.split, revision=commit, streaming=True
+                wanted.name, wanted.config, split=wanted.split, revision=commit, streaming=whole
             )
             with replacing(path) as out:
                 out.write(_line({"__header__": {"dataset": wanted._asdict(), "commit": commit}}))

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kd.config.schema import Data, Student, Teacher, Tokenizer
+from kd.config.sections.hub_address import SCHEME, parse_address
 from kd.paths import identify
 from kd.records.checks import DataError
 from kd.records.files import expand
-from kd.records.hub import local_file
+from kd.records.hub import copy_of, local_file
 
 
 def list_data_files(data: Data) -> Iterator[tuple[str, Path]]:
@@ -23,6 +24,12 @@ def list_data_files(data: Data) -> Iterator[tuple[str, Path]]:
             yield from ((f"data.stages.{index}.train.{at}", file) for file in expand([source.files]))
     for key, splits in (("evaluation", data.evaluation), ("validation", data.validation)):
         yield from ((f"data.{key}.{name}", local_file(file)) for name, file in splits.items() if file != "demo")
+
+
+def name_absent(data: Data) -> str | None:
+    """Return the address of a stage's data set that has no copy on this machine yet, or None."""
+    addresses = (source.files for stage in data.stages for source in stage.train or ())
+    return next((one for one in addresses if one.startswith(SCHEME) and not copy_of(parse_address(one)).exists()), None)
 
 
 def list_models(tokenizer: Tokenizer, student: Student, teacher: Teacher | None) -> list[tuple[str, Path]]:

@@ -49,7 +49,8 @@ def test_a_data_set_is_copied_once_at_its_commit_and_read_as_a_file(tmp_path):
         "main": {"train.jsonl": lines("a", 3), "test.jsonl": lines("t", 2)},
         "v1": {"train.jsonl": lines("old", 1)},
     }
-    wanted = ("hub:org/tools", "hub:org/tools?split=test", "hub:org/tools?revision=v1")
+    part = HubDataset("org/tools", split="train[1:]").address()
+    wanted = ("hub:org/tools", "hub:org/tools?split=test", "hub:org/tools?revision=v1", part)
     wrong = ("hub:org/none", "hub:org/tools?revision=v9", "hub:org/tools?split=dev", "hub:org/tools?config=c")
     with HubServer({"org/tools": commits}) as hub:
         *found, no_set, no_revision, no_split, no_config = read(hub, tmp_path, *wanted, *wrong)
@@ -57,8 +58,8 @@ def test_a_data_set_is_copied_once_at_its_commit_and_read_as_a_file(tmp_path):
         again = read(hub, tmp_path, *wanted)
         assert len(hub.asked) == num_asked  # a copy needs no network
     assert again == found
-    assert [one["ids"] for one in found] == [["a0", "a1", "a2"], ["t0", "t1"], ["old0"]]
-    assert [one["dataset"]["revision"] for one in found] == [None, None, "v1"]
+    assert [one["ids"] for one in found] == [["a0", "a1", "a2"], ["t0", "t1"], ["old0"], ["a1", "a2"]]
+    assert [one["dataset"]["revision"] for one in found] == [None, None, "v1", None]
     assert found[0]["commit"] == found[1]["commit"] != found[2]["commit"]
     assert no_set["error"].startswith("hub:org/none: the hub has no such data set, or it needs a token")
     assert no_revision["error"] == (
