@@ -75,7 +75,7 @@ CHECKS = {
     "known": "every called tool is offered",
     "arguments": "arguments are valid by their tool's schema",
     "special": "no special token in what is trained or declared",
-    "located": "rendered by the template, every call and answer located",
+    "located": "rendered by the template, nothing left out, every call and answer located and read back as a call",
     "text calls": "what names a tool in the shape of a call is read as one",
     "read back": f"spans decode to what they stand for (target {ROUND_TRIP_TARGET:.1%})",
 }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
 from kd.records.checks import ArgumentsError, DataError, UnknownToolError
-from kd.records.nulls import holds_null
+from kd.records.columns import holds_null, holds_whole_fraction, restore_integers
 from kd.toolcalls.json_scan import TextCall
 from kd.toolcalls.registry import ToolRegistry
 from kd.toolcalls.text.text_calls import find_mentions, read_text_calls, split_text_calls
@@ -119,28 +120,38 @@ def rewrite_text_calls(messages: list[Message], tools: list[dict], where: str) -
     return rewritten, ["rewritten"] * (rewritten != messages)
 
 
-def drop_filler_arguments(messages: list[Message], tools: list[dict]) -> tuple[list[Message], list[str]]:
-    """Leave out of every call the nulls that its tool's schema forbids: (messages, names of NOTES)."""
-    if not any(holds_null(call["function"]["arguments"]) for m in messages for call in m.get("tool_calls", ())):
+def mend_arguments(messages: list[Message], tools: list[dict]) -> tuple[list[Message], list[str]]:
+    """Undo what a columnar table does to arguments, by their tools' schemas: (messages, names of NOTES).
+
+    Nulls that the schema forbids are left out, and whole fractions (3.0) are integers where it takes no other number.
+    """
+    given = [call["function"]["arguments"] for m in messages for call in m.get("tool_calls", ())]
+    has_nulls, has_fractions = any(map(holds_null, given)), any(map(holds_whole_fraction, given))
+    if not has_nulls and not has_fractions:
         return messages, []
     try:
         registry = ToolRegistry(tools) if tools else _default_tools()
-        cleaned = [
-            {**message, "tool_calls": [_clean_call(call, registry) for call in message["tool_calls"]]}
-            if message.get("tool_calls")
-            else message
-            for message in messages
-        ]
+        without = _change_arguments(messages, registry.drop_nulls) if has_nulls else messages
     except ValueError:  # a broken schema, which `judge_calls` names
         return messages, []
-    return cleaned, ["nulls"] * (cleaned != messages)
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in registry}
+    restored = _change_arguments(without, lambda name, value: restore_integers(value, schemas.get(name)))
+    # a fraction and its integer are equal values, so that they are told apart as text
+    changed = has_fractions and json.dumps(restored) != json.dumps(without)
+    return restored, ["nulls"] * (without != messages) + ["integers"] * changed
+
+
+def _change_arguments(messages: list[Message], change: Callable[[str, dict], dict]) -> list[Message]:
+    def changed(call: dict) -> dict:
+        function = call["function"]
+        return {**call, "function": {**function, "arguments": change(function["name"], function["arguments"])}}
+
+    return [
+        {**message, "tool_calls": list(map(changed, message["tool_calls"]))} if message.get("tool_calls") else message
+        for message in messages
+    ]
 
 
 @cache
 def _default_tools() -> ToolRegistry:
     return ToolRegistry.default()
-
-
-def _clean_call(call: dict, registry: ToolRegistry) -> dict:
-    function = call["function"]
-    return {**call, "function": {**function, "arguments": registry.drop_nulls(function["name"], function["arguments"])}}

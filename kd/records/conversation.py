@@ -29,6 +29,8 @@ NOTES = {
     "joined": "assistant messages that follow one another are joined into one turn",
     "reordered": "results are put in the order of their calls",
     "nulls": "nulls that a columnar table fills in are left out",
+    "integers": "whole fractions (3.0) of a columnar table are integers again, as the tool's schema says",
+    "variables": "their own chat_template_kwargs are left out (tokenizer.template_variables holds for all records)",
     "rewritten": "calls written as text are rewritten as tool_calls",
     "read": "calls written as text are trained as they stand (data.rewrite_calls: true has the template write them)",
     "unread": "a text names a tool in the shape of a call, and is trained as prose",

@@ -22,9 +22,9 @@ from kd.atomic_files import replacing
 from kd.config.sections.hub_address import SCHEME
 from kd.records.calls import judge_calls
 from kd.records.checks import DataError, decode_json
+from kd.records.columns import drop_null_columns
 from kd.records.hub import local_file
 from kd.records.lines import Line, check_file, read_lines
-from kd.records.nulls import drop_null_columns
 from kd.records.quarantine import Item
 from kd.records.record import Record, read_decoded
 

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from kd.paths import is_text
 from kd.records.checks import MAX_RECORD_BYTES, DataError, say_too_long
-from kd.records.nulls import holds_null
+from kd.records.columns import holds_null
 
 try:
     from compression import zstd  # pyright: ignore[reportMissingImports] (from Python 3.14 on)

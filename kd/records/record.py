@@ -14,11 +14,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from kd.records.calls import drop_filler_arguments, note_text_calls, rewrite_text_calls
+from kd.records.calls import mend_arguments, note_text_calls, rewrite_text_calls
 from kd.records.checks import DataError, check_no_reasoning, check_shape, decode_json
+from kd.records.columns import clean_declaration, drop_null_columns
 from kd.records.conversation import settle_turns
 from kd.records.formats.format import to_chat
-from kd.records.nulls import clean_declaration, drop_null_columns
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -68,6 +68,7 @@ def read_decoded(data: Any, where: str, format: str | None = None, *, rewrite_ca
     if isinstance(messages, list) and messages != data.get("messages"):  # the converter may have found more text
         check_no_reasoning({"messages": messages}, where)
     record, notes = _read(chat, where, rewrite_calls)
+    notes += ("variables",) * bool(data.get("chat_template_kwargs"))
     return Read(record, notes + note_text_calls(record.messages, record.tools))
 
 
@@ -89,8 +90,8 @@ def _read(data: dict[str, Any], where: str, rewrite_calls: bool) -> Read:
     if rewrite_calls:
         clean, found = rewrite_text_calls(clean, tools, where)
         notes += found
-    clean, found = drop_filler_arguments(clean, tools)
-    notes += [] if "nulls" in notes else found
+    clean, found = mend_arguments(clean, tools)
+    notes += [note for note in found if note not in notes]
     clean, found = settle_turns(clean, where)
     notes += found
     name, quality = data.get("id"), data.get("quality")

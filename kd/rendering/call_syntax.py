@@ -86,6 +86,8 @@ def _find(key: TemplateKey, special_tokens: bool) -> CallReader | str:
         learn = SYNTAXES[name].learn
         # a template may leave out some of what it is asked, as all calls but the first
         shown = [probe for probe in called if locate_in(name, probe.text, 0, len(probe.text), probe.calls)]
+        if called[0] not in shown:
+            continue  # it reads calls without arguments alone
         for count in range(len(shown) if learn else 0, 0, -1):  # the plainest come first: they are given up last
             seen = [answer, *shown[:count]]
             read = learn(seen) if learn else None

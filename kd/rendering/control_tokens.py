@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -19,36 +19,48 @@ from kd.rendering.template_needs import render_probe
 _MARK = re.compile(r"[^\w\s].*[^\w\s]", re.DOTALL)  # <|user|>, [INST]; no word, no run of spaces
 
 
+class _Controls(NamedTuple):
+    ids: dict[str, int]  # of each text, the longest first
+    numbers: frozenset[int]
+    pattern: re.Pattern[str] | None
+
+
+def list_control_tokens(tokenizer) -> dict[str, int]:
+    """List the texts that this tokenizer turns into control tokens, the longest first, with their ids."""
+    return _find(tokenizer, _key(tokenizer)).ids
+
+
 def compile_special_tokens(tokenizer) -> re.Pattern[str] | None:
     """Compile a pattern of the texts that this tokenizer turns into control tokens; None where it has none."""
-    return _compile(tokenizer, json.dumps(tokenizer.chat_template, sort_keys=True))
+    return _find(tokenizer, _key(tokenizer)).pattern
+
+
+def control_ids(tokenizer) -> frozenset[int]:
+    """Return the ids of the control tokens."""
+    return _find(tokenizer, _key(tokenizer)).numbers
+
+
+def _key(tokenizer) -> str:
+    template = tokenizer.chat_template
+    return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
 
 
 @lru_cache(maxsize=16)
-def _compile(tokenizer, template: str) -> re.Pattern[str] | None:
+def _find(tokenizer, template: str) -> _Controls:
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     marks = {token.content for token in added if len(token.content) > 2 and _MARK.fullmatch(token.content)} - special
     if marks:
         written = _source(tokenizer.chat_template) + render_probe(tokenizer)
         special |= {content for content in marks if content in written}
-    strings = sorted(filter(None, special), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, strings))) if strings else None
+    texts = sorted(filter(None, special), key=len, reverse=True)
+    ids = {text: tokenizer.convert_tokens_to_ids(text) for text in texts}
+    pattern = re.compile("|".join(map(re.escape, texts))) if texts else None
+    return _Controls(ids, frozenset(ids.values()), pattern)
 
 
 def _source(template: Any) -> str:
     return "".join(template.values()) if isinstance(template, dict) else template or ""
-
-
-@lru_cache(maxsize=16)
-def _ids(tokenizer, special: re.Pattern[str] | None) -> frozenset[int]:
-    vocabulary = tokenizer.get_vocab()
-    return frozenset(i for token, i in vocabulary.items() if special is not None and special.fullmatch(token))
-
-
-def control_ids(tokenizer) -> frozenset[int]:
-    """Return the ids of the control tokens."""
-    return _ids(tokenizer, compile_special_tokens(tokenizer))
 
 
 def read_as_text(tokenizer) -> Tokenizer:

@@ -20,6 +20,7 @@ from kd.rendering.spans import BIT_NAMES, TRUTH, Call, find, find_token_ranges
 from kd.rendering.stops import check_stop, close_turns
 from kd.rendering.tokens import Tokens, check_special_tokens, tokenize, tokenize_after
 from kd.rendering.turns import Turn, render_text, render_turn, render_whole
+from kd.rendering.written import check_prompt, check_sequence, check_turn
 from kd.sources.source import Source
 
 _KINDS = {bit: name for name, bit in BIT_NAMES.items()}
@@ -60,8 +61,8 @@ def annotate(record: Record, tokenizer) -> Annotated:
     """Render a record whole, tokenize it, and locate its spans. `tokenizer` is a fast one with a chat template.
 
     Raises:
-        DataError: see `check_special_tokens`, `render_whole`, `close_turns`, `find_spans`, `tokenize` and `check_stop`;
-            or the text is no Unicode, or nothing of the record is supervised.
+        DataError: see `check_special_tokens`, `render_whole`, `close_turns`, `find_spans`, `tokenize`, `check_stop` and
+            `check_sequence`; or the text is no Unicode, or nothing of the record is supervised.
     """
     return annotate_sequences(record, tokenizer, "whole")[0]
 
@@ -76,14 +77,14 @@ def annotate_sequences(
 ) -> list[Annotated]:
     """Make the sequences of a record, in the order of its turns; `turns` is data.turns.
 
-    only: number of the one sequence to make; None for all.
+    only: number of the one sequence to make; None for all. A record that has one past the first is not rendered whole.
 
     Raises:
         DataError: as `annotate`, and as `render_turn`.
     """
     check_special_tokens(record, tokenizer)
     beginnings = Beginnings(record, tokenizer)
-    if turns != "each":
+    if turns != "each" and not only:
         try:
             whole = render_whole(beginnings)
         except DataError:
@@ -95,7 +96,9 @@ def annotate_sequences(
             text = _check_unicode(record, whole.text + added)
             tokens = tokenize(record, text, tokenizer, lambda other: render_text(other, tokenizer) + added)
             if turns == "whole" or all(_follows_prompt(text, start, tokens, tokenizer) for _, start, _ in places):
-                return [_annotate(record, text, places, tokens, tokenizer)]
+                found = _annotate(record, text, places, tokens, tokenizer)
+                check_sequence(beginnings, text, places)
+                return [found]
     indices = beginnings.turns
     wanted = indices if only is None else indices[only : only + 1]
     return [_annotate_turn(beginnings, index, is_only=len(indices) == 1) for index in wanted]
@@ -127,10 +130,11 @@ def encode_prompt(record: Record, index: int, tokenizer) -> tuple[str, list[int]
     """Encode what the model sees before it writes messages[index], as `encode_sequences` does: (text, token ids).
 
     Raises:
-        DataError: the template refuses it.
+        DataError: the template refuses it, or leaves a part of it out (`check_prompt`).
     """
     beginnings = Beginnings(record, tokenizer)
     (text,) = beginnings.prompts([index - beginnings.merged])
+    check_prompt(beginnings, index, text)
     return text, _tokenize_prompt(beginnings, index - beginnings.merged, text)[0]
 
 
@@ -143,7 +147,8 @@ def may_split(tokenizer, turns: TurnsChoice) -> bool:
 def _splits(tokenizer, template: str) -> bool:
     call = {"id": "call00001", "type": "function", "function": {"name": "find_place", "arguments": {"days": 3}}}
     tool = {"name": "find_place", "description": "", "parameters": {"type": "object", "properties": {}}}
-    asked, said = {"role": "user", "content": "How long?"}, {"role": "assistant", "content": "It is 41 km."}
+    asked = {"role": "user", "content": "How long? (find_place)"}  # named, for templates that leave tools out
+    said = {"role": "assistant", "content": "It is 41 km."}
     called = {"role": "assistant", "content": "", "tool_calls": [call]}
     result = {"role": "tool", "tool_call_id": "call00001", "name": "find_place", "content": "41 km"}
     chat = Record("probe", [asked, said] * 3)
@@ -173,6 +178,7 @@ def _annotate_turn(beginnings: Beginnings, index: int, *, is_only: bool) -> Anno
     if not _follows_prompt(text, start, tokens, tokenizer):
         tokens = tokenize_after(_tokenize_prompt(beginnings, index, text[:start]), text, start, tokenizer)
     found = _annotate(record, text, places, tokens, tokenizer)
+    check_turn(beginnings, text, places[0])
     named = found.encoded.record_id if is_only else f"{found.encoded.record_id}#{number}"
     return found._replace(encoded=found.encoded._replace(record_id=named))
 

@@ -7,8 +7,8 @@ They are found by rendering small conversations, one for each kind of turn:
                role (GLM's <|user|> and <|observation|>), or closes a turn that is not the last (gpt-oss's <|end|>).
                It is trained as the end of the turn; after the last turn it is added to the text
 
-A control token is any token that was added to the vocabulary, special or not. A template that ends turns in plain text
-has no stop: a student of it could not be told to stop.
+Control tokens are those of kd/rendering/control_tokens.py. A template that ends turns in plain text has no stop: a
+student of it could not be told to stop.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from kd.records.checks import DataError
 from kd.records.record import Record
+from kd.rendering.control_tokens import compile_special_tokens, list_control_tokens
 from kd.rendering.turns import render
 
 Turns = list[tuple[int, int, int]]  # index of an assistant message, first character, end
@@ -164,21 +165,12 @@ def _find(tokenizer, template: str) -> Stops:
                 own = [follows[1]]
                 added.setdefault(_kind(record.messages[index]), follows[0])
             stops |= dict.fromkeys(own)
-    ids = _control_ids(tokenizer)
+    ids = list_control_tokens(tokenizer)
     return Stops({token: ids[token] for token in stops}, frozenset(map(ids.__getitem__, inner)), added, bool(rendered))
 
 
-def _control_ids(tokenizer) -> dict[str, int]:
-    """Map the text of each control token to its id."""
-    ids = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-    ids |= {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
-    return {token: number for token, number in ids.items() if token.strip()}
-
-
-@lru_cache(maxsize=8)
 def _control_pattern(tokenizer) -> re.Pattern[str]:
-    texts = sorted(_control_ids(tokenizer), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
+    return compile_special_tokens(tokenizer) or re.compile("(?!)")
 
 
 def _last_run(turn: str, controls: re.Pattern[str]) -> str:

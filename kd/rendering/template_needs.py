@@ -11,8 +11,8 @@
   listed           where no tools are offered there is an empty list of them, rather than none
 
 They are found by rendering one small conversation with each combination, the plainest first, until its call and its
-system prompt are in the text. A template that takes no combination gets plain messages, and its own refusal is then the
-record's error.
+system prompt are in the text. Of a template that writes no call, a chat without tools shows where its system prompt
+goes. A template that takes no combination gets plain messages, and its own refusal is then the record's error.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _PROBE = [
     {"role": "tool", "tool_call_id": "call_0", "name": "find_place", "content": "41 km"},
     {"role": "assistant", "content": "It is 41 km."},
 ]
+_CHAT = [_PROBE[0], _PROBE[1], _PROBE[4]]
 _TOOLS = [
     {
         "type": "function",
@@ -84,6 +85,11 @@ def _needs(rendering: TemplateKey) -> tuple[str, ...]:
                     continue
             if text is not None and _PROBE[0]["content"] in text and locate_calls(text, 0, len(text), [_CALL]):
                 return (*needs, *_tool_changes(rendering, needs))
+    for needs in ((), ("system_in_user",)):  # a template that writes no calls
+        for changes in ((), ("listed",)):
+            text = _render(rendering, adapt_messages(_CHAT, needs), adapt_tools([], changes))
+            if text is not None and _PROBE[0]["content"] in text:
+                return (*needs, *changes)
     return ()
 
 

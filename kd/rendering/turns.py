@@ -49,11 +49,10 @@ def render_whole(beginnings: Beginnings) -> Rendered:
     """Render a record to one text.
 
     Raises:
-        DataError: the template refuses the record, leaves a system prompt out, or does not write a turn where its
+        DataError: the template refuses the record, or does not write a turn where its
             generation prompt ends, so that its place is not defined.
     """
     text, indices, merged = beginnings.text, beginnings.turns, beginnings.merged
-    _check_system(beginnings, text)
     places = _place_long(beginnings, text) if len(indices) > LONG_TURNS else None
     if places is None:
         prompts, throughs = beginnings.prompts(indices), beginnings.through(index + 1 for index in indices)
@@ -96,7 +95,6 @@ def render_turn(beginnings: Beginnings, index: int) -> tuple[str, int]:
         raise DataError(
             f"record {beginnings.record.id}: messages[{turn[0]}]: the chat template writes nothing for this turn"
         )
-    _check_system(beginnings, through, index)
     _check_one_message(beginnings, through, turn)
     return through, len(before)
 
@@ -104,15 +102,6 @@ def render_turn(beginnings: Beginnings, index: int) -> tuple[str, int]:
 def render_text(record: Record, tokenizer) -> str:
     """Render a record's text alone; as `render`."""
     return Beginnings(record, tokenizer).text
-
-
-def _check_system(beginnings: Beginnings, text: str, count: int | None = None) -> None:
-    for index, message in enumerate(beginnings.record.messages[:count]):
-        if message["role"] == "system" and message["content"].strip() not in text:
-            raise DataError(
-                f"record {beginnings.record.id}: messages[{index}]: the chat template leaves this system prompt out of "
-                "the conversation; write it into the first user message"
-            )
 
 
 def _check_one_message(beginnings: Beginnings, text: str, turn: Turn) -> None:

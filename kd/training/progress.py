@@ -26,12 +26,13 @@ class Window:
     sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS) + len(BIT_NAMES), dtype=torch.float64))
     steps: int = 0
     tokens: int = 0
+    samples: int = 0
     began: float = 0.0  # seconds of training
 
     def restart(self, seconds: float) -> None:
         """Begin a new window at `seconds` of training."""
         self.sums.zero_()
-        self.steps, self.tokens, self.began = 0, 0, seconds
+        self.steps, self.tokens, self.samples, self.began = 0, 0, 0, seconds
 
 
 @dataclass

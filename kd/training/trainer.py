@@ -125,6 +125,7 @@ class Trainer:
         at.step, at.stage_step, at.data = at.step + 1, at.stage_step + 1, step.state
         at.tally.add(step.stage.name, tally.left_out, refusals)
         at.tokens, at.window.tokens = at.tokens + tally.num_tokens, at.window.tokens + tally.num_tokens
+        at.window.samples += tally.num_samples
         if report.skipped:
             at.skipped_in_a_row, at.num_skipped = at.skipped_in_a_row + 1, at.num_skipped + 1
             self._report_skip(report.suspects)
@@ -260,6 +261,7 @@ class Trainer:
             "lr": rate,
             "grad_norm": self._engine.grad_norm(),
             "tokens_per_second": window.tokens / max(at.seconds - window.began, 1e-9),
+            "sequences": window.samples,
             "memory_gib": memory_gib(self._engine.device),
             "skipped_steps": self._engine.skipped_steps,
         }

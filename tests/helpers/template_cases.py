@@ -13,6 +13,9 @@ from kd.rendering.spans import ARGS, INTEGRATION, TOOL, TRUTH, find_spans
 from kd.rendering.stops import close_turns
 from kd.rendering.turns import render
 
+DECLARED = "{% for t in tools or [] %}<{{ t.function.name }}>\n{% endfor %}"
+"""Beginning of a template that names the tools on offer."""
+
 TEMPLATES = {
     # JSON over several lines, the arguments first
     "indented": """{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}
@@ -42,6 +45,9 @@ TEMPLATES = {
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|s|>assistant
 {% endif %}""",
 }
+
+
+TEMPLATES = {name: DECLARED + template for name, template in TEMPLATES.items()}
 
 
 def with_template(tokenizer, template: str, bos: str = "<|pad|>", eos: str = "<|end|>"):
@@ -113,6 +119,9 @@ TURNS = {
 {{ m.content }}CALLS{% if loop.last and m.role == 'assistant' %}<|return|>{% else %}<|e|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|s|>assistant
 {% endif %}""",  # noqa: E501
 }
+
+
+TURNS = {name: DECLARED + template for name, template in TURNS.items()}
 
 
 def conversation(*, system: bool = True) -> Record:

@@ -7,7 +7,8 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 from helpers import golden
 from kd.records.record import Record, parse_record
 
-OPENED = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+DECLARED = "{% for t in tools or [] %}<{{ t.function.name }}>\n{% endfor %}"
+OPENED = DECLARED + "{% for m in messages %}<|im_start|>{{ m.role }}\n"
 CALLED = "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function|tojson }}</tool_call>{% endfor %}"
 WRITTEN = OPENED + "{{ m.content }}" + CALLED
 END = "<|im_end|>\n{% endfor %}"
@@ -52,7 +53,8 @@ FORMS = {
     + "{% endfor %}"
     + PROMPT.replace("\n{%", "{%"),
     # channels: text beside a call is a message of its own, and one call a turn is written (gpt-oss)
-    "channels": "{% for m in messages %}{% if m.role != 'assistant' %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "channels": DECLARED
+    + "{% for m in messages %}{% if m.role != 'assistant' %}<|im_start|>{{ m.role }}\n{{ m.content }}"
     "<|im_end|>{% elif m.tool_calls %}{% if m.content %}<|im_start|>assistant<|channel|>analysis<|message|>"
     "{{ m.content }}<|im_end|>{% endif %}{% set f = m.tool_calls[0].function %}<|im_start|>assistant to={{ f.name }}"
     "<|channel|>commentary<|message|>{{ f.arguments|tojson }}<|call|>{% else %}"

@@ -67,6 +67,9 @@ GOOD = {
     "joined": (chat({**ANSWER, "content": "So:"}, calling(), RESULT, ANSWER), {"joined": 1}),
     "nulls": (chat(calling({"n": 1, "other": None})), {"nulls": 1}),
     "read": (chat({**ANSWER, "content": "[f(n=1)]"}), {"read": 1}),
+    "integers": (chat(calling({"n": 1.0})), {"integers": 1}),
+    "variables": (chat(ANSWER, chat_template_kwargs={"enable_thinking": False}), {"variables": 1}),
+    "no variables": (chat(ANSWER, chat_template_kwargs={}), {}),
     "unread": (chat({**ANSWER, "content": "Then f(n) is 2."}), {"unread": 1}),
 }
 

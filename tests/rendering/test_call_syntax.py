@@ -219,6 +219,8 @@ def test_a_template_that_refuses_an_answer_after_results_is_read(tokenizer):
     ("calls", "said"),
     [
         ("{{ c.function.name }}~{{ c.function.arguments }}", "does not read back"),
+        # without arguments it is a call of `bare_keys`, which reads none of the others
+        ("{{ c.function.name }}{{ c.function.arguments | tojson }}", "does not read back"),
         ("", "does not read back"),
         ("{{ raise_exception('no calls') }}", r"^the tokenizer: the chat template writes no call"),
     ],

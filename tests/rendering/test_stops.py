@@ -11,7 +11,8 @@ from kd.records.record import parse_record
 from kd.rendering.encode import annotate
 from kd.rendering.stops import explain_no_stop, find_stops, join_stop_ids
 
-BODY = """{% for m in messages %}<|im_start|>{{ m.role }}
+BODY = """{% for t in tools or [] %}{{ t.function.name }}
+{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function|tojson }}</tool_call>\
 {% endfor %}END{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""

@@ -10,7 +10,7 @@ from helpers import golden
 from helpers.template_cases import CALL_LINE, TEMPLATES, TURNS, check, conversation, with_template
 from kd.records.checks import DataError
 from kd.records.record import parse_record
-from kd.rendering.encode import encode
+from kd.rendering.encode import annotate_sequences, encode
 from kd.rendering.template_needs import adapt_messages, template_needs
 
 
@@ -87,8 +87,9 @@ def test_the_form_a_template_takes_is_found_by_trying(name, form, tokenizer):
 )
 def test_arguments_are_given_as_text_only_where_objects_are_not_written(arguments, form, tokenizer):
     source = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}call {{ c.function.name "
-        "}}{ARGS}{% endfor %}</s>"
+        "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}\n<call>"
+        "{{ c.function.name }}{ARGS}{% endfor %}</s>"
         "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     ).replace("{ARGS}", arguments)
     other = with_template(tokenizer, source)
@@ -132,3 +133,29 @@ def test_messages_in_a_form():
         == "abcDEF123"
     )
     assert json.dumps(messages) == before
+
+
+NO_CALLS = (
+    "{% for m in messages %}<h>{{ m.role }}</h>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<h>assistant</h>{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("opening", "form"),
+    [
+        ("", ()),
+        (NO_SYSTEM, ("system_in_user",)),
+        (NO_SYSTEM + "{% if tools %}{{ raise_exception('no tools') }}{% endif %}", ("system_in_user",)),
+        ("{{ tools | length }}" + NO_SYSTEM, ("system_in_user", "listed")),
+    ],
+)
+def test_where_a_system_prompt_goes_is_found_without_calls_too(opening, form, tokenizer):
+    other = with_template(tokenizer, opening + NO_CALLS)
+    assert template_needs(other) == form
+    messages = [
+        {"role": role, "content": said} for role, said in zip(("system", "user", "assistant"), ("S.", "U", "A"))
+    ]
+    (found,) = annotate_sequences(parse_record({"id": "n", "messages": messages}, "x"), other)
+    assert ("S.\n\nU</s>" in found.text) == bool(form)

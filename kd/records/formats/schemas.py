@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from kd.records.nulls import drop_null_keys, is_filler
+from kd.records.columns import drop_null_keys, is_filler
 
 _JSON_TYPES = {
     "array": "array list tuple set frozenset sequence iterable iterator arraylist queue stack deque ndarray vector",

@@ -1,4 +1,4 @@
-"""Nulls of columnar tables: left out in every kind of file, where no schema allows them, in prompt and target."""
+"""What columnar tables do to values, undone in every kind of file where the schema says so, in prompt and target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from helpers.record_cases import items
-from kd.records.nulls import clean_declaration
+from kd.records.columns import clean_declaration, restore_integers
 from kd.toolcalls.registry import ToolRegistry
 
 
@@ -170,3 +170,48 @@ def test_a_struct_with_nulls_needs_tools_to_be_told(suffix, tmp_path):
     write(path, {**RECORD, "tools": None})
     (item,) = items(path)
     assert "no tools are offered whose schemas could tell the two apart" in item.reason
+
+
+WHOLE = {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "restored"),
+    [
+        (WHOLE, 3.0, 3),
+        (WHOLE, 3.5, 3.5),
+        (WHOLE, 1e300, int(1e300)),
+        ({"type": ["integer", "null"]}, -3.0, -3),
+        ({"type": "integer", "enum": [1, 2]}, 2.0, 2),
+        ({"anyOf": [WHOLE, TEXT]}, 3.0, 3),
+        ({"type": ["integer", "number"]}, 3.0, 3.0),
+        (NUMBER, 3.0, 3.0),
+        ({}, 3.0, 3.0),
+        (True, 3.0, 3.0),
+        (None, 3.0, 3.0),
+        ({"type": "array", "items": WHOLE}, [1.0, 2], [1, 2]),
+        ({"type": "object", "properties": {"a": WHOLE}}, {"a": 1.0, "b": 1.0}, {"a": 1, "b": 1.0}),
+    ],
+)
+def test_the_schema_decides_on_a_whole_fraction(schema, given, restored):
+    found = restore_integers(given, schema)
+    assert json.dumps(found) == json.dumps(restored)
+
+
+def test_whole_fractions_are_integers_in_every_kind_of_file(tmp_path):
+    """One record with a fraction makes fractions of all the others in its column."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    tools = [tool("weather", days=WHOLE, share=NUMBER)]
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call("weather", days=3, share=2.5)]}]
+    rows = [{"id": "a", "tools": tools, "messages": said}]
+    rows.append(json.loads(json.dumps(rows[0]).replace('"days": 3,', '"days": 3.0,')))
+    rows[1]["messages"][1]["tool_calls"][0]["function"]["arguments"]["share"] = 2.0
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("d.parquet", "d.jsonl"):
+        found = list(items(tmp_path / name))
+        for item, share in zip(found, ("2.5", "2.0"), strict=True):
+            assert item.reason == ""
+            arguments = item.record.messages[1]["tool_calls"][0]["function"]["arguments"]
+            assert json.dumps(arguments) == f'{{"days": 3, "share": {share}}}'
+        assert "integers" in found[1].notes

@@ -1,6 +1,9 @@
-"""Nulls that a columnar table fills in: a struct column has in each row a null for every key that some other row has.
+"""Values that a columnar table (Arrow, pandas) writes otherwise than they were given.
 
-They reach JSON lines too, once such a table is exported. In declarations of tools a null says nothing, for JSON Schema
+Nulls: a struct column has in each row a null for every key that some other row has. Whole fractions: a column with one
+fraction, or one gap, makes 3.0 of 3. In arguments an integer is one again where the schema takes no other number.
+
+Nulls reach JSON lines too, once such a table is exported. In declarations of tools a null says nothing, for JSON Schema
 has no keyword with a null but these: `default` and `const`, kept where the rest of their schema takes null, and items
 of a list. An object that holds nulls alone is a null. In arguments the tool's schema decides
 (kd.toolcalls.registry.ToolRegistry.drop_nulls).
@@ -14,8 +17,11 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from referencing.exceptions import Unresolvable
 
+from kd.toolcalls.syntax.typed import list_types
+
 _VALUES = ("default", "const")
 _VALUE_LISTS = ("enum", "examples")
+_TYPES = ("type", "anyOf", "oneOf", "nullable")  # keywords that say a value's type
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
 
@@ -29,6 +35,26 @@ def holds_null(value: Any) -> bool:
     """Tell whether there is a null anywhere in a JSON value."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return value is None or any(map(holds_null, inner))
+
+
+def holds_whole_fraction(value: Any) -> bool:
+    """Tell whether there is a fraction without a remainder anywhere in a JSON value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, float) and value.is_integer() or any(map(holds_whole_fraction, inner))
+
+
+def restore_integers(value: Any, schema: Any) -> Any:
+    """Make integers of the whole fractions in a value that its JSON Schema wants as such, in properties and items."""
+    if not isinstance(schema, dict):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        types = list_types({key: schema[key] for key in _TYPES if key in schema})
+        return int(value) if "integer" in types and "number" not in types else value
+    if isinstance(value, dict):
+        properties = schema.get("properties")
+        of = properties if isinstance(properties, dict) else {}
+        return {key: restore_integers(inner, of.get(key)) for key, inner in value.items()}
+    return [restore_integers(inner, schema.get("items")) for inner in value] if isinstance(value, list) else value
 
 
 def drop_null_columns(data: Any) -> Any:
