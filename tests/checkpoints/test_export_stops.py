@@ -20,6 +20,7 @@ from kd.rendering.stops import find_stops
 
 ROLES = {"user": "<|user|>", "assistant": "<|assistant|>", "tool": "<|observation|>"}
 TEMPLATE = (
+    "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
     "{% for m in messages %}<|{{ 'observation' if m.role == 'tool' else m.role }}|>{{ m.content }}"
     "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function|tojson }}</tool_call>{% endfor %}END{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -59,6 +59,11 @@ def runs(tmp_path_factory, records, tokenizer, teacher_folder) -> Runs:
     }.items():
         write_records(out / f"{name}.jsonl", chosen)
 
+    tokenizer.save_pretrained(out / "turned")
+    said = "{{- message['content'] or '' }}"
+    opened = "{%- if message['role'] == 'assistant' and loop.last and opened %}{{ opened }}, {% endif %}"
+    (out / "turned" / "chat_template.jinja").write_text(tokenizer.chat_template.replace(said, opened + said))
+
     # The same four records compressed, as an array, and as lines of which one is broken.
     (out / "formats1.jsonl.gz").write_bytes(gzip.compress((out / "records.jsonl").read_bytes().split(b"\n")[0]))
     (out / "formats2.json").write_text(json.dumps([vars(record) for record in records[1:3]]))

@@ -114,6 +114,13 @@ class Table:
             "data.packing=length",
             "data.stages.0.max_length=560",
         )
+        # Every turn of the four is a sequence of its own: a variable opens the last one with a word.
+        turns = (
+            f"tokenizer={{path: {out}/turned, template_variables: {{opened: So}}}}",
+            "data.turns=auto",
+            "data.stages.0.max_length=640",
+            "training.micro_batch_size=4",
+        )
         everything = ("teacher.targets=topk", f"teacher.top_k={self.vocab_size}")
         sampled = ("teacher.targets=sampled", "teacher.num_draws=20")
 
@@ -134,6 +141,7 @@ class Table:
                 scenario("zero2", f"training.deepspeed={out}/ds2.json", accumulation=4),
                 scenario("one", file("one"), accumulation=2),
                 scenario("seen", *seen, "optimizer.lr=1e-30", "run.name=seen1", accumulation=4),
+                scenario("turns", *turns, accumulation=4),
                 scenario("packed", *packed, accumulation=2),
                 scenario(
                     "packed_eager", *packed, "student.attention_implementation=eager", "training.micro_batch_size=2"
@@ -160,6 +168,7 @@ class Table:
                 scenario("two_steps", *two_steps, accumulation=2),
                 scenario("seen", *two_steps, *seen, "run.name=seen", accumulation=2),
                 scenario("jsd", "loss.divergence=jsd", "loss.beta=0.3", accumulation=2),
+                scenario("turns", *turns, accumulation=2),
                 scenario("packed", *packed, "data.workers=1"),
                 scenario("nan_packed", *packed, *adamw[:2], "training.micro_batch_size=1", **poisoned),
                 scenario("truncated", "data.too_long=truncate", "data.stages.0.max_length=424", accumulation=2),

@@ -122,6 +122,19 @@ def test_packed_records_have_the_gradient_and_the_terms_of_records_apart(runs, p
     )
 
 
+def test_a_conversation_turn_by_turn_is_the_same_step_at_both_world_sizes(runs, records):
+    """data.turns: auto splits what tokenizer.template_variables makes of the template."""
+    one, two = runs(1, "turns"), runs(2, "turns")
+    assert_same(gradients(one), gradients(two))
+    assert logged(one) == pytest.approx(logged(two), rel=1e-5) and logged(one) != pytest.approx(
+        logged(runs(1, "split"))
+    )
+    num_turns = sum(message["role"] == "assistant" for record in records[:4] for message in record.messages)
+    assert [run["lines"][0]["sequences"] for run in (one, two, runs(2, "split"))] == [num_turns, num_turns, 4]
+    for run in (one, two):
+        assert any(f"turn by turn, {num_turns} sequences in all" in said for said in run["said"])
+
+
 def test_truncated_records_are_counted(runs):
     result = runs(2, "truncated")["result"]
     assert (result["num_truncated"], result["num_too_long"], result["tokens"]) == (1, 0, 191 + 273 + 99 + 369)
