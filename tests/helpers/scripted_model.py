@@ -14,7 +14,8 @@ from kd.evaluation.cases import build_cases
 from kd.evaluation.evaluate import evaluate_model
 from kd.records.record import Record
 
-TEMPLATE = """{%- for t in tools or [] -%}{{ t.function.name }}{%- endfor -%}{%- for m in messages -%}<|{{ m.role }}|>{{ m.content or '' }}
+TEMPLATE = """{%- for t in tools or [] -%}{{ t.function.name }}{%- endfor -%}
+{%- for m in messages -%}<|{{ m.role }}|>{{ m.content or '' }}
 {%- for c in m.tool_calls or [] -%}<tool_call>{{ c.function | tojson }}</tool_call>{%- endfor -%}<|end|>
 {%- endfor -%}{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"""
 
