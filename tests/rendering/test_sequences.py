@@ -54,6 +54,18 @@ def test_each_turn_is_trained_after_the_tokens_of_its_prompt(name):
     assert may_split(tokenizer, "auto") == (number > 1)
 
 
+@pytest.mark.parametrize("name", ["other end", "next header"])
+def test_one_sequence_alone_is_that_of_all_and_the_whole_is_rendered_but_once(name, monkeypatch):
+    from kd.rendering import encode as module
+
+    tokenizer, record, rendered = make_tokenizer(FORMS[name]), rounds(2), []
+    everything = annotate_sequences(record, tokenizer)
+    whole = module.render_whole
+    monkeypatch.setattr(module, "render_whole", lambda beginnings: rendered.append(0) or whole(beginnings))
+    alone = [annotate_sequences(record, tokenizer, only=number)[0] for number in range(len(everything))]
+    assert alone == everything and len(rendered) == 1
+
+
 def test_a_template_that_appends_gives_one_sequence_or_one_a_turn_as_asked():
     tokenizer, record = make_tokenizer(PLAIN), rounds(2)
     (whole,) = encode_sequences(record, tokenizer)
