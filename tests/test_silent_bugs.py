@@ -1,34 +1,6 @@
-"""The silent bugs found in this field, and the test that fails when one is put in.
+"""Three of the silent bugs found in this field, each with a test of its own.
 
-Each was put into a copy of the tree, and the test named here failed. Numbers are those of the project's list; 9, 14 and
-16 belong to the cache, which is not built yet.
-
-     1  cross-entropy's gradient dropped, its loss shown
-        test_losses.py::test_every_reported_term_is_the_one_that_is_differentiated
-     2  T^2 in the loss and not in the gradient             the same;
-        distributed/test_gradients.py::test_every_split_...
-     3  soft cross-entropy reported as KL                   the same
-     4  a mean per micro-batch                              distributed/test_gradients.py::test_every_split_...
-     5  span weights accepted and ignored                   test_losses.py::test_row_weights_sum_to_...;
-        test_every_split_...
-     6  the mask off by one against the logits              data/test_batches.py::test_collate_by_hand;
-        data/test_spans.py::test_a_row_is_...
-     7  spans placed at prompt positions                    data/test_spans.py::test_the_bits_of_every_demo_record;
-        below
-     8  a constant that requires grad as a loss
-        test_losses.py::test_a_span_loss_is_the_mean_cross_entropy_...
-    10  padded vocabulary given probability                 test_losses.py::test_padded_columns_get_no_probability;
-        test_every_split_...
-    11  a schedule that does not reach student and ranks    distributed/test_gradients.py::test_schedules_reach_...
-    12  the partitioned lm_head of shape 0                  distributed/test_gradients.py: all, with every weight
-        partitioned
-    13  text tokenized again, with other ids
-        data/test_templates.py::test_a_tokenizer_whose_tokens_straddle_the_spans; below
-    15  a config option that raises ImportError             below
-    17  a batch with nothing to train: NaN, 0 off the graph, hang    test_losses.py::test_no_rows_at_all_...;
-        test_a_span_with_no_row_...;
-                                                            distributed/test_gradients.py::test_a_rank_with_no_supervised_row
-    18  the student called around its engine                distributed/test_gradients.py::test_every_split_...
+tests/bugs/bug_table.py names the tests of all 18, and `pytest -m bugs` puts each of them in.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ A turn that is none of these (an answer that carries nothing, small talk with no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class Case:
     turn: int  # index of the assistant message in record.messages
     kind: str  # "call" | "no_tool" | "integration"
     prompt: str  # rendered by the chat template up to the generation prompt; "" for an endpoint, which renders itself
-    prompt_ids: list[int] | None  # its tokens, as training has them before this turn
+    prompt_ids: Sequence[int] | None  # its tokens, as training has them before this turn
     user: str  # the last user message, for people
     results: list[str]  # tool results since that message
     tools: list[dict[str, Any]]
@@ -77,7 +78,7 @@ def build_cases(records: Iterable[Record], tokenizer=None) -> list[Case]:
                 kind = "no_tool" if record.tools and user_at >= 0 else ""
             if kind:
                 _check_tools(record)
-                prompt, prompt_ids = encode_prompt(record, turn, tokenizer) if tokenizer is not None else ("", None)
+                prompt, prompt_ids = _encode(record, turn, tokenizer) if tokenizer is not None else ("", None)
                 user = history[user_at]["content"] if user_at >= 0 else ""
                 cases.append(
                     Case(
@@ -99,6 +100,12 @@ def build_cases(records: Iterable[Record], tokenizer=None) -> list[Case]:
                     )
                 )
     return cases
+
+
+def _encode(record: Record, turn: int, tokenizer) -> tuple[str, array[int]]:
+    """Encode a prompt, its ids in 4 bytes each: a conversation's prompts together grow as the square of its turns."""
+    prompt, ids = encode_prompt(record, turn, tokenizer)
+    return prompt, array("i", ids)
 
 
 def _check_tools(record: Record) -> None:

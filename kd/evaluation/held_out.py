@@ -139,8 +139,7 @@ def prepare_held_out(
                 f"{key}: {data.evaluation[name]}: nothing to ask in its {len(records)} records: none calls a tool, "
                 "offers one, or uses a tool's result; leave the split out, or give it other records"
             )
-        lengths = map(len, tokenizer([case.prompt for case in found], add_special_tokens=False)["input_ids"])
-        num_long = sum(positions is not None and length >= positions for length in lengths)
+        num_long = sum(positions is not None and len(case.prompt_ids or ()) >= positions for case in found)
         if num_long:
             notes.append(
                 f"{key}: {num_long} of {len(found)} prompts leave no room for an answer in the student's {positions} "

@@ -101,6 +101,8 @@ def test_a_model_that_never_stops_ends_with_its_positions(prepare, babbling, tok
     cases = prepare(*bare).cases["mine"]
     model = GPT2LMHeadModel.from_pretrained(babbling)
     lengths = [len(tokenizer(case.prompt)["input_ids"]) for case in cases]
+    assert [len(case.prompt_ids) for case in cases] == lengths
+    assert all(case.prompt_ids.itemsize == 4 for case in cases)  # of 3,000 turns they take memory by the gigabyte
     short, long = evaluate_cases(LocalModel(model, tokenizer, max_new_tokens=10**9), cases)
     assert short["num_tokens"] == 96 - lengths[0] and not short["finished"]
     assert long["num_tokens"] == 0 and long["output"] == "" and not long["finished"] and not long["correct"]
