@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "train a student: on the truth alone, or from a teacher",
     "capture": "run the teacher over the data once and write its targets to disk",
     "verify": "check that data, or a run, is ready: every record, every span, one real step",
-    "evaluate": "evaluate tool use of saved models on held-out records",
+    "evaluate": "evaluate tool use of models on held-out records",
     "plan": "print parameters, memory and work of a run; nothing is loaded",
 }
 

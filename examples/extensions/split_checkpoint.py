@@ -2,6 +2,7 @@
 
 import torch
 
+from kd.checkpoints.deepspeed_format import read_zero_weights
 from kd.config.registries import CHECKPOINT_FORMATS
 
 
@@ -15,6 +16,9 @@ class SplitFormat:
     def load(self, engine, folder):
         engine.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False)
         return torch.load(folder / f"state-{engine.global_rank}.pt", weights_only=False)
+
+    def read_weights(self, folder):
+        return read_zero_weights(folder, "engine")
 
 
 CHECKPOINT_FORMATS.register("split", SplitFormat())

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 
 class CheckpointFormat(Protocol):
     """One way to write a checkpoint; registered in kd/config/registries.py under the name that its manifest says.
 
-    Every rank calls each method with the same folder, which is empty at first and on a file system that all ranks see.
+    Every rank calls `save` and `load` with the same folder, which is empty at first and on a file system that all ranks
+    see.
     Hashes, publishing and retries are the caller's (kd/checkpoints/store.py).
     """
 
@@ -22,5 +25,13 @@ class CheckpointFormat(Protocol):
 
         Raises:
             Exception: of any kind, where that cannot be done; the caller tells all ranks.
+        """
+        ...
+
+    def read_weights(self, folder: Path) -> dict[str, Tensor]:
+        """Read the whole weights without an engine, in one process: name in the engine's module -> fp32 on the CPU.
+
+        Raises:
+            Exception: as `load`.
         """
         ...

@@ -3,7 +3,7 @@
 A failure that may pass (no connection, a broken or late answer, statuses 408, 425, 429 and 5xx, an answer that is no
 JSON) is tried again after 0.5, 1, 2, ... 60 seconds, each times a random number from 0.5 to 1 so that many clients do
 not come back together. Retry-After is obeyed by all requests; one that reaches past the record's deadline ends the
-capture. A failure that cannot pass (a wrong key, address or model, a redirect) ends it at once. Redirects are never
+work. A failure that cannot pass (a wrong key, address or model, a redirect) ends it at once. Redirects are never
 followed: they would take the key along.
 
 An exception of the HTTP library holds the request and so the key. None leaves this file, not even as another's context.
@@ -58,18 +58,30 @@ class Clock(NamedTuple):
 SYSTEM_CLOCK = Clock()
 
 
+class Words(NamedTuple):
+    """Names of the settings in messages, by default those of a configuration, and what a stopped job keeps."""
+
+    url: str = "teacher.endpoint.url"
+    model: str = "teacher.endpoint.model"
+    api_key_env: str = "teacher.endpoint.api_key_env"
+    deadline: str = "teacher.endpoint.deadline_seconds"
+    record_deadline: str = "teacher.endpoint.record_deadline_seconds"
+    kept: str = "what was captured is kept; start the capture again"
+
+
+WORDS = Words()
+
+
 class ApiKey(httpx2.Auth):
     """Key out of the environment. It is put into a request on its way out, and is in no other place."""
 
-    def __init__(self, variable: str | None):
+    def __init__(self, variable: str | None, words: Words = WORDS):
         self._value = os.environ.get(variable, "").strip() if variable else None
         if self._value == "":
-            raise EndpointError(
-                "teacher.endpoint.api_key_env: the variable that it names is not set, or is empty: export it"
-            )
+            raise EndpointError(f"{words.api_key_env}: the variable that it names is not set, or is empty: export it")
         if self._value and not all("!" <= c <= "~" for c in self._value):
             raise EndpointError(
-                "teacher.endpoint.api_key_env: the value of the variable has a character that no key has, such "
+                f"{words.api_key_env}: the value of the variable has a character that no key has, such "
                 "as a space: export it without"
             )
         if self._value:  # its debug lines show the headers of answers, and a server may repeat the key in one
@@ -93,8 +105,11 @@ class ApiKey(httpx2.Auth):
 class Wire:
     """Connection to one server. All methods run on one event loop."""
 
-    def __init__(self, settings: Endpoint, say: Callable[[str], None], clock: Clock = SYSTEM_CLOCK):
-        self._settings, self._say, self._clock, self._key = settings, say, clock, ApiKey(settings.api_key_env)
+    def __init__(
+        self, settings: Endpoint, say: Callable[[str], None], clock: Clock = SYSTEM_CLOCK, words: Words = WORDS
+    ):
+        self._settings, self._say, self._clock, self._words = settings, say, clock, words
+        self._key = ApiKey(settings.api_key_env, words)
         self.name, self.hide = settings.url.rstrip("/"), self._key.hide
         self._client = httpx2.AsyncClient(
             auth=self._key,
@@ -143,8 +158,8 @@ class Wire:
     def _check_deadline(self) -> None:
         if self._clock.monotonic() >= self._ends:
             raise EndpointError(
-                f"{self.name}: teacher.endpoint.deadline_seconds ({self._settings.deadline_seconds:g}) have passed: "
-                "what was captured is kept; start the capture again to go on"
+                f"{self.name}: {self._words.deadline} ({self._settings.deadline_seconds:g}) have passed: "
+                f"{self._words.kept} to go on"
             )
 
     async def _once(self, method: str, path: str, body: dict | None, ends: float, max_bytes: int) -> Any:
@@ -196,15 +211,16 @@ class Wire:
         if 300 <= status < 400:
             raise EndpointError(
                 f"{self.name}: redirects (status {status}) to {self.hide(reply.host())}; redirects are not "
-                "followed, for they would take the key along: put the final address into teacher.endpoint.url"
+                f"followed, for they would take the key along: put the final address into {self._words.url}"
             )
         if status in (401, 403):  # the words may tell the key
+            none = "" if self._settings.api_key_env else "; no key was sent"
             raise EndpointError(
-                f"{self.name}: the key is not accepted (status {status}): see the variable that "
-                "teacher.endpoint.api_key_env names"
+                f"{self.name}: the key is not accepted (status {status}{none}): see the variable that "
+                f"{self._words.api_key_env} names"
             )
         raise EndpointError(
-            f"{self.name}{path}: status {status}: {words}; check teacher.endpoint.url (it ends with /v1 on most "
+            f"{self.name}{path}: status {status}: {words}; check {self._words.url} (it ends with /v1 on most "
             "servers) and model"
         )
 
@@ -223,9 +239,8 @@ class Wire:
         now = self._clock.monotonic()
         if now + seconds > ends:
             raise EndpointError(
-                f"{self.name}: status {status}, and asks to wait {seconds:.0f} s, past "
-                f"teacher.endpoint.record_deadline_seconds ({self._settings.record_deadline_seconds:g}): what was "
-                "captured is kept; start the capture again then, or raise it"
+                f"{self.name}: status {status}, and asks to wait {seconds:.0f} s, past {self._words.record_deadline} "
+                f"({self._settings.record_deadline_seconds:g}): {self._words.kept} then, or raise it"
             )
         self._not_before = max(self._not_before, now + seconds)
 

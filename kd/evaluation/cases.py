@@ -44,18 +44,19 @@ class Case:
     history: list[dict[str, Any]]  # messages before the turn
 
 
-def build_cases(records: Iterable[Record], tokenizer=None) -> list[Case]:
-    """Build all cases of one split, in the order of the records.
+def build_cases(records: Iterable[Record], tokenizer=None, share: tuple[int, int] = (0, 1)) -> list[Case]:
+    """Build the cases of one split, in the order of the records.
 
-    tokenizer: one with a chat template; None renders nothing, for an endpoint.
+    Args:
+        tokenizer: one with a chat template; None renders nothing, for an endpoint.
+        share: (rank, world size): every world size-th case, from the rank-th on. What ranks make of their shares is
+            merged (kd/evaluation/evaluate.py).
 
     Raises:
         DataError: the template refuses a record, or its tools are no JSON Schemas or two of them have one name.
-
-    To share the work between ranks give each `cases[rank::world_size]`, and merge what they return
-    (kd/evaluation/evaluate.py).
     """
     cases: list[Case] = []
+    index = 0
     for number, record in enumerate(records):
         for turn, message in enumerate(record.messages):
             if message["role"] != "assistant":
@@ -76,13 +77,15 @@ def build_cases(records: Iterable[Record], tokenizer=None) -> list[Case]:
                 kind = "integration" if carried and history[-1]["role"] == "tool" else ""
             else:
                 kind = "no_tool" if record.tools and user_at >= 0 else ""
-            if kind:
+            if not kind:
+                continue
+            if index % share[1] == share[0]:
                 _check_tools(record)
                 prompt, prompt_ids = _encode(record, turn, tokenizer) if tokenizer is not None else ("", None)
                 user = history[user_at]["content"] if user_at >= 0 else ""
                 cases.append(
                     Case(
-                        index=len(cases),
+                        index=index,
                         record=number,
                         record_id=record.id,
                         turn=turn,
@@ -99,6 +102,7 @@ def build_cases(records: Iterable[Record], tokenizer=None) -> list[Case]:
                         history=history,
                     )
                 )
+            index += 1
     return cases
 
 

@@ -1,4 +1,4 @@
-"""Tool-use evaluation by greedy generation, in the manner of BFCL: a call is right as a whole or it is wrong.
+"""Tool-use evaluation of generated answers, in the manner of BFCL: a call is right as a whole or it is wrong.
 
 Every metric (kd/evaluation/metrics.py) is a fraction of turns (kd/evaluation/cases.py says which turns are asked):
 
@@ -18,15 +18,16 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kd.evaluation.answerers.answer import Answerer, Progress, Prompt
 from kd.evaluation.answerers.local_model import EvaluationError
-from kd.evaluation.cases import Case, build_cases
+from kd.evaluation.cases import Case
 from kd.evaluation.judge import judge_case
 from kd.evaluation.metrics import summarise
-from kd.records.record import Record
+from kd.hashing import hash_text
 
 
 class Evaluation(NamedTuple):
@@ -41,37 +42,38 @@ class Evaluation(NamedTuple):
     cases: list[dict[str, Any]]
 
 
-def evaluate_model(
-    answerer: Answerer, records: Iterable[Record], tokenizer=None, *, progress: Progress | None = None
-) -> Evaluation:
-    """Evaluate one answerer on one split; `tokenizer` is the local model's (kd.evaluation.cases.build_cases).
+class Samples(NamedTuple):
+    """Number of answers to each case, and the seed that they are drawn by where the answerer samples."""
 
-    Raises:
-        EvaluationError: no record has a turn to ask.
-    """
-    cases = build_cases(records, tokenizer)
-    if not cases:
-        raise EvaluationError(
-            "no case to evaluate: the records hold no tool call, no tool result used, and no offered tool; give other "
-            "records"
-        )
-    return merge(evaluate_cases(answerer, cases, progress=progress))
+    num: int = 1
+    seed: int = 0
+
+    def list_prompts(self, case: Case) -> list[Prompt]:
+        """List a case's prompts; their seeds depend on this seed, the case and the number of the sample alone."""
+        names = [json.dumps([self.seed, case.record, case.record_id, case.turn, at]) for at in range(self.num)]
+        return [Prompt(case.history, case.tools, case.prompt_ids, int(hash_text(name)[:8], 16) >> 1) for name in names]
+
+
+ONE = Samples()
 
 
 def evaluate_cases(
-    answerer: Answerer, cases: Sequence[Case], *, progress: Progress | None = None
+    answerer: Answerer, cases: Sequence[Case], samples: Samples = ONE, *, progress: Progress | None = None
 ) -> list[dict[str, Any]]:
     """Have each case answered, and judge it.
 
-    Returns one outcome a case, of plain JSON values: those of `kd.evaluation.judge.judge_case`, num_tokens, and
-    finished (kd/evaluation/answerers/answer.py).
+    Returns one outcome a case and sample, of plain JSON values: those of `kd.evaluation.judge.judge_case`, sample (from
+    0), num_tokens, own_calls of an endpoint, and finished (kd/evaluation/answerers/answer.py).
     """
-    answers = answerer.answer([Prompt(case.history, case.tools, case.prompt_ids) for case in cases], progress=progress)
+    asked = [(case, at, prompt) for case in cases for at, prompt in enumerate(samples.list_prompts(case))]
+    answers = answerer.answer([prompt for *_, prompt in asked], progress=progress)
     outcomes = []
-    for case, answer in zip(cases, answers, strict=True):
+    for (case, at, _), answer in zip(asked, answers, strict=True):
         outcome = judge_case(case, answer.text, answer.calls)
         outcome["problems"] += answer.problems
-        outcomes.append({**outcome, "num_tokens": answer.num_tokens, "finished": answer.finished})
+        if answer.own_calls:
+            outcome["own_calls"] = list(map(list, answer.own_calls))
+        outcomes.append({**outcome, "sample": at, "num_tokens": answer.num_tokens, "finished": answer.finished})
     return outcomes
 
 
@@ -81,10 +83,15 @@ def merge(*parts: Sequence[dict[str, Any]]) -> Evaluation:
     Raises:
         EvaluationError: a case was judged twice (two ranks were given the same share), or there is none.
     """
-    cases = sorted((outcome for part in parts for outcome in part), key=lambda outcome: outcome["case"])
+    cases = sorted((outcome for part in parts for outcome in part), key=name_outcome)
     if not cases:
         raise EvaluationError("no outcomes to merge: every share was empty")
     for one, two in zip(cases, cases[1:]):
-        if one["case"] == two["case"]:
+        if name_outcome(one) == name_outcome(two):
             raise EvaluationError(f"case {one['case']} ({one['record_id']}) was judged twice: shares must not overlap")
     return Evaluation(summarise(cases), cases)
+
+
+def name_outcome(outcome: dict[str, Any]) -> tuple[int, int]:
+    """Return what tells an outcome from the others of its split, and orders them: (case, sample)."""
+    return outcome["case"], outcome.get("sample", 0)

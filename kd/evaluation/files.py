@@ -46,6 +46,7 @@ def write_evaluation(path: str | Path, evaluation: Evaluation) -> None:
 
 def write_cases(path: str | Path, cases: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
     """Write cases.jsonl from model -> split -> outcomes: a line a case, with each model's answer under `models`.
+    Where answers are sampled, the first one's `samples` has the others.
 
     Any generated text can be written (kd.toolcalls.json_values.encode_json).
     """
@@ -57,7 +58,11 @@ def write_cases(path: str | Path, cases: dict[str, dict[str, list[dict[str, Any]
             for outcome in outcomes:
                 line = {"split": split, **{key: outcome[key] for key in shared}, "models": {}}
                 line = lines.setdefault((split, outcome["case"]), line)
-                line["models"][model] = {key: outcome[key] for key in own}
+                answer = {key: outcome[key] for key in (*own, "own_calls") if key in outcome}
+                if outcome.get("sample", 0):
+                    line["models"][model].setdefault("samples", []).append(answer)
+                else:
+                    line["models"][model] = answer
     _write(path, b"".join(encode_json(line) + b"\n" for line in lines.values()))
 
 
@@ -83,7 +88,23 @@ def format_table(evaluation: Evaluation) -> str:
                 lines.append(" " * 32 + "".join(f"{cell:>20}" for cell in cells))
     if any("intervals" in metrics for splits in evaluation.values() for metrics in splits.values()):
         lines.append("below each model: intervals of 95 % over records; ~: not told apart from the best of its split")
+    lines += _format_pass(evaluation)
     return "\n".join(lines)
+
+
+def _format_pass(evaluation: Evaluation) -> list[str]:
+    """Format pass@k of the models whose answers were sampled, with intervals."""
+    lines = []
+    for model, splits in evaluation.items():
+        for split, metrics in splits.items():
+            for name, by_k in metrics.get("pass_at_k", {}).items():
+                if name in METRICS:
+                    cells = (
+                        f"@{k} {show_percent(found['value'])} ({show_interval(found['interval'])})"
+                        for k, found in by_k.items()
+                    )
+                    lines.append(f"{model:<16}{split:<16}{name:<20} pass{'  '.join(cells)}")
+    return lines
 
 
 def format_comparison(evaluation: Evaluation) -> str:

@@ -1,12 +1,7 @@
-"""Evaluation at the end of a run: models answer the held-out records, which are shared out over the ranks.
-
-Models are loaded whole from their folders on every rank: generation on partitioned weights hangs when ranks need
-different numbers of tokens.
-"""
+"""Evaluation at the end of a run: its held-out records, made ready before training, and the models that answer them."""
 
 from __future__ import annotations
 
-import gc
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -15,15 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from kd.config import schema
 from kd.config.sections.data import DEMO_HELD_OUT, DEMO_VALIDATION
-from kd.distributed.collectives import on_every_rank, on_rank_0
 from kd.evaluation.answerers.local_model import LocalModel
 from kd.evaluation.cases import Case, build_cases
-from kd.evaluation.evaluate import evaluate_cases, merge
-from kd.evaluation.files import write_cases, write_evaluation
+from kd.evaluation.together import Entrant, Metrics, evaluate_together, find_place
 from kd.models.load import load_whole_model
 from kd.models.model_files import check_weights
 from kd.models.weight_files import weight_files
@@ -195,55 +187,21 @@ def evaluate_candidates(
     *,
     device: torch.device,
     say: Callable[[str], None],
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Evaluate each candidate on the cases of each split, and write evaluation.json and cases.jsonl into `run_dir`.
+) -> Metrics:
+    """Evaluate each candidate on the cases of each split; as `kd.evaluation.together.evaluate_together`."""
+    rank, world = find_place()
+    mine = {split: of[rank::world] for split, of in cases.items()}
 
-    All ranks call it together; rank 0 writes, and all return model -> split -> metrics. Answers are written once a
-    candidate has given all of its own, before anything is computed of them.
-
-    Raises:
-        SpanwiseError: on every rank: a candidate's weights cannot be read, or a file not be written.
-    """
-    outcomes: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for candidate in candidates:
-        model = on_every_rank(partial(_load, candidate, device))
-        for split in cases:
-            found = outcomes.setdefault(candidate.name, {})
-            found[split] = ask_together(model, tokenizer, cases[split], evaluation)
-            num_records = len({case.record for case in cases[split]})
-            say(f"evaluated {candidate.name} on {split}: {len(cases[split])} turns of {num_records} records")
-        del model
-        gc.collect()
-        on_rank_0(lambda: write_cases(run_dir / "cases.jsonl", outcomes))
-    return on_rank_0(lambda: _measure(outcomes, run_dir))
-
-
-def ask_together(model, tokenizer, cases: list[Case], evaluation: schema.Evaluation) -> list[dict[str, Any]]:
-    """Have every rank answer its share of the cases; rank 0 returns all outcomes, the others none.
-
-    Raises:
-        SpanwiseError: on every rank, where one could not answer.
-    """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    mine = on_every_rank(
-        lambda: evaluate_cases(
-            LocalModel(model, tokenizer, batch_size=evaluation.batch_size, max_new_tokens=evaluation.max_new_tokens),
-            cases[rank::world],
+    def load(candidate: Candidate) -> LocalModel:
+        return LocalModel(
+            _load(candidate, device),
+            tokenizer,
+            batch_size=evaluation.batch_size,
+            max_new_tokens=evaluation.max_new_tokens,
         )
-    )
-    parts: list[Any] = [None] * world
-    dist.gather_object(mine, parts if rank == 0 else None)
-    return [outcome for part in parts for outcome in part] if rank == 0 else []
 
-
-def _measure(
-    outcomes: dict[str, dict[str, list[dict[str, Any]]]], run_dir: Path
-) -> dict[str, dict[str, dict[str, Any]]]:
-    metrics = {
-        model: {split: merge(cases).metrics for split, cases in splits.items()} for model, splits in outcomes.items()
-    }
-    write_evaluation(run_dir / "evaluation.json", metrics)
-    return metrics
+    entrants = [Entrant(candidate.name, partial(load, candidate), mine) for candidate in candidates]
+    return evaluate_together(entrants, run_dir, say=say)
 
 
 def _load(candidate: Candidate, device: torch.device) -> Any:

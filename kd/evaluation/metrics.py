@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd.evaluation.intervals import Parts, find_interval, leave_out
+from kd.evaluation.pass_at_k import measure_pass
 from kd.hashing import hash_text
 from kd.registry import Registry
 
@@ -45,9 +46,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Measure that is one sum over the cases divided by another; `parts` gives a case's share of both."""
+    """Measure that is one sum over the cases divided by another; `parts` gives a case's share of both.
+
+    judges: kind of turn that is right or wrong as a whole, 1 or 0 of 1; "" of a measure that is no verdict on turns.
+    """
 
     parts: Callable[[Case], tuple[float, float]]
+    judges: str = ""
 
     def __call__(self, cases: Cases) -> float | None:
         return self.by_record([cases]).value
@@ -60,7 +65,7 @@ class Ratio:
 
 def make_fraction(kind: str, verdict: str) -> Ratio:
     """Make a measure: the part of the cases of `kind` whose outcome says yes to `verdict` (kd/evaluation/judge.py)."""
-    return Ratio(lambda case: (case["outcome"][verdict], 1) if case["kind"] == kind else (0, 0))
+    return Ratio(lambda case: (case["outcome"][verdict], 1) if case["kind"] == kind else (0, 0), kind)
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -73,13 +78,16 @@ METRICS.register("integration", Metric("integration", make_fraction("integration
 
 
 def summarise(cases: Cases) -> dict[str, Any]:
-    """Summarise judged cases: each registered metric, num_records, counts (turns by kind), extra, errors, intervals,
-    records.
+    """Summarise judged cases, all samples of each: each registered metric, num_records, counts (turns by kind), extra,
+    errors, intervals, records, and of sampled answers num_samples and pass_at_k.
 
     `extra` holds DETAILS, what helps to understand the metrics. A fraction over no turns is None. `errors` counts the
     turns by BFCL's name of what is wrong. `intervals` has [low, high] at 95 %, or None, for each metric and detail.
     `records` is what a comparison with another model needs: ids, hashes of what was asked, the parts of each metric.
+    `pass_at_k` is as `kd.evaluation.pass_at_k.measure_pass` says, for each verdict on call turns; the metrics
+    themselves are means over the samples.
     """
+    asked = [case for case in cases if not case.get("sample", 0)]
     own: dict[Any, list[Case]] = {}
     for case in cases:
         own.setdefault(case["record"], []).append(case)
@@ -89,7 +97,7 @@ def summarise(cases: Cases) -> dict[str, Any]:
     values = {name: metric.measure(cases) for name, metric in measured.items()}
     metrics: dict[str, Any] = {name: values[name] for name in METRICS.names()}
     metrics["num_records"] = len(records)
-    metrics["counts"] = {f"{kind}_turns": sum(case["kind"] == kind for case in cases) for kind in KINDS}
+    metrics["counts"] = {f"{kind}_turns": sum(case["kind"] == kind for case in asked) for kind in KINDS}
     metrics["extra"] = {name: values[name] for name in DETAILS}
     errors = Counter(error for case in cases if (error := case["outcome"].get("error")))
     metrics["errors"] = dict(errors.most_common())
@@ -101,7 +109,20 @@ def summarise(cases: Cases) -> dict[str, Any]:
         "asked": [_hash_asked(record) for record in records],
         "parts": {name: found and found._asdict() for name, found in parts.items()},
     }
+    if len(cases) > len(asked):
+        metrics["num_samples"] = num_samples = len(cases) // len(asked)
+        metrics["pass_at_k"] = measure_pass(records, _list_verdicts(measured), num_samples)
     return metrics
+
+
+def _list_verdicts(measured: dict[str, Metric]) -> dict[str, Callable[[Case], float]]:
+    """List the metrics that call a call turn right or wrong, each as a function of one case."""
+    ratios = {name: one.measure for name, one in measured.items() if not one.lower_is_better}
+    return {
+        name: lambda case, ratio=ratio: ratio.parts(case)[0]
+        for name, ratio in ratios.items()
+        if isinstance(ratio, Ratio) and ratio.judges == "call"
+    }
 
 
 def find_metric(name: str) -> Metric | None:
@@ -133,7 +154,8 @@ def _list_ids(records: list[list[Case]]) -> list[str]:
 
 def _hash_asked(record: list[Case]) -> str:
     """Hash what a record asks and wants, whatever template wrote its prompt."""
-    asked = [[case.get(key) for key in ("turn", "kind", "prompt", "gold")] for case in record]
+    keys = ("turn", "kind", "prompt", "gold")
+    asked = [[case.get(key) for key in keys] for case in record if not case.get("sample", 0)]
     return hash_text(json.dumps(asked, sort_keys=True))[:8]
 
 
@@ -164,7 +186,7 @@ def _judge_by_bfcl(kind: str, verdict: str = "bfcl") -> Ratio:
         judged = case["kind"] == kind and verdict in case["outcome"]
         return (case["outcome"][verdict], 1) if judged else (0, 0)
 
-    return Ratio(parts)
+    return Ratio(parts, kind)
 
 
 DETAILS = {

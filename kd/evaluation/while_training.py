@@ -10,13 +10,14 @@ from kd.checkpoints.export_hf import export_student
 from kd.config import schema
 from kd.config.defaults import teacher_source
 from kd.config.derived import longest_length, run_folder, uses_teacher
-from kd.distributed.collectives import on_rank_0
+from kd.distributed.collectives import on_every_rank, on_rank_0
 from kd.distributed.ranks import Ranks
 from kd.errors import SpanwiseError
+from kd.evaluation.answerers.local_model import LocalModel
 from kd.evaluation.cases import build_cases
 from kd.evaluation.evaluate import merge
-from kd.evaluation.held_out import ask_together
 from kd.evaluation.metrics import METRICS
+from kd.evaluation.together import ask_together, find_place
 from kd.models.whole_copy import WholeCopy
 from kd.objective.terms import TermWeights
 from kd.records.record import Record
@@ -46,14 +47,20 @@ class GreedyMetrics:
         self.every = evaluation.generate_every
         self._copy, self._tokenizer, self._evaluation = copy, tokenizer, evaluation
         sampled = {name: records[: evaluation.generate_num_records] for name, records in splits.items()}
-        self._cases = {name: build_cases(records, tokenizer) for name, records in sampled.items()}
+        self._cases = on_every_rank(
+            lambda: {name: build_cases(records, tokenizer, find_place()) for name, records in sampled.items()}
+        )
 
     def measure(self, step: int, terms: TermWeights) -> Values:
         """Generate and judge; a metric that no case is of is left out."""
-        model = self._copy.refresh()
-        outcomes = {
-            name: ask_together(model, self._tokenizer, cases, self._evaluation) for name, cases in self._cases.items()
-        }
+        evaluation = self._evaluation
+        answerer = LocalModel(
+            self._copy.refresh(),
+            self._tokenizer,
+            batch_size=evaluation.batch_size,
+            max_new_tokens=evaluation.max_new_tokens,
+        )
+        outcomes = {name: ask_together(answerer, cases) for name, cases in self._cases.items()}
         return on_rank_0(lambda: {name: _measure(found) for name, found in outcomes.items() if found})
 
 

@@ -163,8 +163,6 @@ def build_run_student(
 
     Arguments and what is raised: see build_student.
     """
-    source = student_source(config.student, config.teacher)
-    stop_ids = join_stop_ids(tokenizer, *(read_stop_ids(*source) if source else ()))
     return build_student(
         config.student,
         config.teacher,
@@ -173,12 +171,33 @@ def build_run_student(
         max_length=longest_length(config.data),
         ds_config=ds_config,
         tokenizer_length=len(tokenizer),
-        token_ids={
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": stop_ids[0] if len(stop_ids) == 1 else stop_ids or None,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
+        token_ids=_find_token_ids(config, tokenizer),
     )
+
+
+def make_run_student(config: RunConfig, tokenizer: Any) -> Any:
+    """Make the student of a run whole on the CPU, as `build_run_student` does, with weights that mean nothing yet."""
+    model_config = student_model_config(
+        config.student,
+        config.teacher,
+        max_length=longest_length(config.data),
+        tokenizer_length=len(tokenizer),
+        token_ids=_find_token_ids(config, tokenizer),
+    )
+    student = config.student
+    return load_causal_lm(
+        None, model_config, dtype=student.dtype, attention_implementation=student.attention_implementation
+    )
+
+
+def _find_token_ids(config: RunConfig, tokenizer: Any) -> dict[str, Any]:
+    source = student_source(config.student, config.teacher)
+    stop_ids = join_stop_ids(tokenizer, *(read_stop_ids(*source) if source else ()))
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": stop_ids[0] if len(stop_ids) == 1 else stop_ids or None,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def student_source(student: Student, teacher: Teacher | None) -> tuple[str, str | None] | None:

@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from kd.checkpoints.store import find_damage, list_checkpoints
+from kd.checkpoints.whole import find_checkpoint, load_student, read_student
 from kd.sources.demo import corpus as demo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +116,15 @@ def test_killed_and_damaged_it_ends_with_the_same_bits(tmp_path, ranks, data):
     for name in ("model.safetensors", "config.json"):
         assert (killed / "student" / name).read_bytes() == (tmp_path / "whole" / "student" / name).read_bytes()
     assert numbers(killed) == numbers(tmp_path / "whole")
+
+    # One process reads the student out of what both ranks wrote; it is the one that was exported.
+    last = find_checkpoint(tmp_path / "whole", say=lambda text: None)
+    student, exported = load_student(read_student(last)), load_file(tmp_path / "whole" / "student/model.safetensors")
+    assert last.name == "step-00000024" and student.config.eos_token_id is not None
+    parameters = dict(student.named_parameters())
+    assert parameters.keys() == exported.keys() and all(
+        torch.equal(parameters[name], exported[name]) for name in exported
+    )
     assert [row["step"] for row in numbers(killed)] == [5, 10, 15, 20, 24]
 
     # Another configuration is refused on every rank, and nothing is silently begun again.

@@ -11,7 +11,7 @@ from helpers.scripted_model import TEMPLATE, Script, call, evaluate, gold, make_
 from kd.evaluation.answerers.answer import Prompt
 from kd.evaluation.answerers.local_model import LocalModel
 from kd.evaluation.cases import build_cases
-from kd.evaluation.evaluate import evaluate_cases, evaluate_model, merge
+from kd.evaluation.evaluate import evaluate_cases, merge
 from kd.evaluation.files import format_table, write_cases, write_evaluation
 from kd.evaluation.metrics import METRICS, Metric
 from kd.records.checks import DataError
@@ -153,8 +153,8 @@ def test_shares_merge_to_the_whole(tokenizer):
     cases = build_cases(FULL, tokenizer)
     model = Script(tokenizer, {case.prompt: gold(case) if case.index else "no" for case in cases})
     answerer = LocalModel(model, tokenizer)
-    whole = evaluate_model(answerer, FULL, tokenizer)
-    shares = [evaluate_cases(answerer, cases[rank::2]) for rank in (1, 0)]
+    whole = merge(evaluate_cases(answerer, cases))
+    shares = [evaluate_cases(answerer, build_cases(FULL, tokenizer, (rank, 2))) for rank in (1, 0)]
     assert merge(*json.loads(json.dumps(shares))) == whole
     assert merge(whole.cases, evaluate_cases(answerer, [])) == whole
     with pytest.raises(ValueError, match="judged twice"):
@@ -173,11 +173,6 @@ def test_an_answer_without_an_end_is_cut_and_said_so(tokenizer):
     evaluation = evaluate(tokenizer, ONE, f"<tool_call>{RIGHT}</tool_call>", max_new_tokens=20)
     assert not evaluation.cases[0]["finished"] and evaluation.cases[0]["num_tokens"] == 20
     assert evaluation.metrics["extra"]["unfinished"] == 1 and evaluation.metrics["json_validity"] == 0
-
-
-def test_no_case_is_an_error_with_the_reason(tokenizer):
-    with pytest.raises(ValueError, match="no case to evaluate"):
-        evaluate_model(LocalModel(None, tokenizer), [record("r", "hi", ("say", "hello"), tools=())], tokenizer)
 
 
 def test_a_metric_of_ones_own_is_one_registration(tokenizer):
@@ -259,7 +254,7 @@ def test_the_command_evaluates_saved_models_and_writes_both_files(tokenizer, tmp
     assert written_metrics["num_records"] == 3 and written_metrics["exact_arguments"] == 0
     assert len((tmp_path / "out" / "cases.jsonl").read_text().splitlines()) == 4
     assert "held_out" in capsys.readouterr().out
-    for wrong, said in ((["--data", str(data)], "name them apart"), (["--model", "x=absent"], "no such file")):
+    for wrong, said in ((["--data", str(data)], "name them apart"), (["--data", "x=absent"], "no such file")):
         with pytest.raises(SystemExit):
             evaluate_command.main(command + wrong)
         assert said in capsys.readouterr().err

@@ -136,7 +136,7 @@ CASES = {
         lambda m, d: d.write_text(
             '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
         ),
-        "data.jsonl: no case to evaluate",
+        "data.jsonl: nothing to ask in its 1 records",
         "give other records",
         ("evaluate",),
     ),

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kd.evaluation.answerers.local_model import LocalModel
 from kd.evaluation.cases import build_cases
-from kd.evaluation.evaluate import evaluate_model
+from kd.evaluation.evaluate import evaluate_cases, merge
 from kd.records.record import Record
 
 TEMPLATE = """{%- for t in tools or [] -%}{{ t.function.name }}{%- endfor -%}
@@ -98,7 +98,7 @@ def evaluate(tokenizer, records, answer, **options):
     cases = build_cases(records, tokenizer)
     model = Script(tokenizer, {case.prompt: answer(case) if callable(answer) else answer for case in cases})
     options = {"batch_size": 4, "max_new_tokens": 400, **options}
-    return evaluate_model(LocalModel(model, tokenizer, **options), records, tokenizer)
+    return merge(evaluate_cases(LocalModel(model, tokenizer, **options), cases))
 
 
 def gold(case):

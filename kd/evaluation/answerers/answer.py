@@ -35,7 +35,7 @@ class Answer(NamedTuple):
         num_tokens: generated, the one that ends the answer included; 0 where nothing was asked.
         finished: it was ended by the one who answers, and not cut.
         problems: of the asking: no room for an answer, a request that was refused. Those of calls are in `calls`.
-        native: the calls came apart from the text.
+        own_calls: an endpoint's own, which came apart from the text, as (name, arguments as JSON text).
     """
 
     text: str
@@ -43,7 +43,7 @@ class Answer(NamedTuple):
     num_tokens: int
     finished: bool
     problems: tuple[str, ...] = ()
-    native: bool = False
+    own_calls: tuple[tuple[str, str], ...] = ()
 
 
 class Answerer(Protocol):

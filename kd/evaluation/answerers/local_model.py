@@ -1,4 +1,4 @@
-"""Answers of a model in this process, by greedy generation."""
+"""Answers of a model in this process, by greedy generation or sampled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kd.records.record import Record
 from kd.rendering.call_syntax import find_syntax
 from kd.rendering.encode import encode_prompt
 from kd.rendering.stops import join_stop_ids
-from kd.rollouts.decode import generate_greedily
+from kd.rollouts.decode import Limits, Sampling, generate_greedily, generate_samples
 
 
 class EvaluationError(SpanwiseError, ValueError):
@@ -28,15 +28,18 @@ class LocalModel:
     Args:
         model: whole on one device (never a ZeRO-3 shard).
         tokenizer: a fast one with a chat template, which renders the prompts and says how calls are written.
-        batch_size, max_new_tokens: as in `kd.rollouts.decode.generate_greedily`.
+        batch_size, max_new_tokens: as in `kd.rollouts.decode.Limits`.
+        sampling: distribution to draw from; None takes the most likely tokens.
 
     Raises:
         EvaluationError: neither template, tokenizer nor model names an end-of-turn token.
         CallSyntaxError: the calls that the chat template writes are not read back.
     """
 
-    def __init__(self, model, tokenizer, *, batch_size: int = 64, max_new_tokens: int = 256):
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(
+        self, model, tokenizer, *, batch_size: int = 64, max_new_tokens: int = 256, sampling: Sampling | None = None
+    ):
+        self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
         self._batch_size, self._max_new_tokens = batch_size, max_new_tokens
         self._stop_ids = _stop_ids(model, tokenizer)
         self._positions = count_positions(getattr(model, "config", None))
@@ -49,24 +52,22 @@ class LocalModel:
             DataError: the chat template refuses one.
         """
         asked = [self._encode(prompt) for prompt in prompts]
-        written = generate_greedily(
-            self._model,
-            asked,
-            stop_ids=self._stop_ids,
-            max_new_tokens=self._max_new_tokens,
-            batch_size=self._batch_size,
-            vocab_size=len(self._tokenizer),
-            max_length=self._positions,
-            progress=progress,
-        )
-        return [self._read(prompt, ids, answer) for prompt, ids, answer in zip(prompts, asked, written)]
+        limits = Limits(self._stop_ids, self._max_new_tokens, self._batch_size, len(self._tokenizer), self._positions)
+        if self._sampling is None:
+            written = generate_greedily(self._model, asked, limits, progress=progress)
+        else:
+            seeds = [prompt.seed for prompt in prompts]
+            drawn = generate_samples(self._model, asked, seeds, self._sampling, limits, progress=progress)
+            written = [found.ids for found in drawn]
+        return [self.read(prompt, ids, answer) for prompt, ids, answer in zip(prompts, asked, written)]
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
         if prompt.ids is not None:
             return prompt.ids
         return encode_prompt(Record("asked", prompt.messages, prompt.tools), len(prompt.messages), self._tokenizer)[1]
 
-    def _read(self, prompt: Prompt, asked: Sequence[int], ids: list[int]) -> Answer:
+    def read(self, prompt: Prompt, asked: Sequence[int], ids: list[int]) -> Answer:
+        """Read the answer `ids` to `asked`, the tokens of a prompt."""
         finished = bool(ids) and ids[-1] in self._stop_ids
         # Special tokens stay: <tool_call> is one in many vocabularies.
         text = self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kd.config.schema import Endpoint
+from kd.endpoint.cards import explain_missing, read_cards
 from kd.endpoint.http import Clock, EndpointError, Failed, Refused, Wire
 from kd.endpoint.probe import OTHER_TEMPERATURE, check_positions, check_raw, make_probes
 from kd.endpoint.vllm import AnswerError, NoPromptLogprobs, Prompt, answer_bytes, read_answer, read_texts, request_body
@@ -197,15 +197,10 @@ class Records:
 
     def _check_model(self, listed: Any) -> None:
         """Check that the server lists the model; warn where the longest record and one token more do not fit."""
-        data = listed.get("data") if isinstance(listed, dict) else None
-        cards = {str(card.get("id")): card for card in data if isinstance(card, dict)} if isinstance(data, list) else {}
+        cards = read_cards(listed)
         if self._settings.model not in cards:
-            near = difflib.get_close_matches(self._settings.model, cards, n=1, cutoff=0.4)
-            raise EndpointError(
-                f"{self.wire.name}: teacher.endpoint.model: no model {self._settings.model!r} there; it has "
-                f"{self.wire.hide(', '.join(map(repr, cards)) or 'none')}"
-                + (f"; did you mean {self.wire.hide(near[0])!r}?" if near else "")
-            )
+            missing = explain_missing(self._settings.model, cards, self.wire.hide)
+            raise EndpointError(f"{self.wire.name}: teacher.endpoint.model: {missing}")
         room = cards[self._settings.model].get("max_model_len")
         if isinstance(room, int) and self._longest + 1 > room:
             self._say(
