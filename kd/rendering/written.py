@@ -14,7 +14,6 @@ words do. Reading calls back takes time, so calls whose values any syntax can wr
 from __future__ import annotations
 
 import json
-import os.path
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -45,7 +44,8 @@ def check_sequence(beginnings: Beginnings, text: str, turns: Turns) -> None:
     _check_tools(record, beginnings.prompts([first - beginnings.merged])[0])
     done = 0
     for index, start, end in turns:
-        _check_context(record, index, text[done:start], text)
+        _check_system(record, range(_find_start(record, index), index), text)
+        _check_context(record, index, text[done:start])
         _check_answer(record, index, text[start:end])
         _check_calls(record, index, text[start:end], beginnings.tokenizer)
         done = end
@@ -64,18 +64,15 @@ def check_prompt(beginnings: Beginnings, index: int, prompt: str) -> None:
     record = beginnings.record
     if _is_asked(record, index):
         _check_tools(record, prompt)
-    before, new = (
-        next((at for at in range(index - 1, -1, -1) if record.messages[at]["role"] == "assistant"), -1),
-        prompt,
-    )
-    if before >= 0:
+    start, new = _find_start(record, index), prompt
+    if start:
         try:
-            (through,) = beginnings.through([before + 1 - beginnings.merged])
+            (through,) = beginnings.through([start - beginnings.merged])
         except DataError:  # no conversation that this template takes ends there
             through = ""
-        same = through if prompt.startswith(through) else os.path.commonprefix([prompt, through])
-        new = prompt[len(same) :]
-    _check_context(record, index, new, prompt)
+        new = prompt[_count_shared(prompt, through) :]
+    _check_system(record, range(index), prompt)
+    _check_context(record, index, new)
 
 
 def _is_asked(record: Record, index: int) -> bool:
@@ -90,6 +87,15 @@ def _find_start(record: Record, index: int) -> int:
     return index
 
 
+def _count_shared(one: str, other: str) -> int:
+    """Count the characters at the beginning of two long texts that are the same, by halving."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
+
+
 def _check_tools(record: Record, prompt: str) -> None:
     absent = [name for name in offered_names(record.tools) if name not in prompt and _quote(name) not in prompt]
     if absent:
@@ -100,14 +106,19 @@ def _check_tools(record: Record, prompt: str) -> None:
         )
 
 
-def _check_context(record: Record, index: int, new: str, everything: str) -> None:
-    """Check the messages before a turn: those since the turn before in `new`, system prompts in `everything`."""
-    for at, message in enumerate(record.messages[:index]):
-        if message["role"] == "system" and not _is_written(message["content"].strip(), everything):
+def _check_system(record: Record, places: range, text: str) -> None:
+    """Check the system prompts among messages: some templates write them elsewhere than they stand."""
+    for at in places:
+        message = record.messages[at]
+        if message["role"] == "system" and not _is_written(message["content"].strip(), text):
             raise DataError(
                 f"record {record.id}: messages[{at}]: the chat template leaves this system prompt out of the "
                 "conversation; write it into the first user message"
             )
+
+
+def _check_context(record: Record, index: int, new: str) -> None:
+    """Check what users and tools say between two turns, the second of which is messages[index], in the text `new`."""
     places = range(_find_start(record, index), index)
     said = [(at, record.messages[at]) for at in places if record.messages[at]["role"] != "system"]
     texts = [message["content"].strip() for _, message in said]

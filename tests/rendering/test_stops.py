@@ -107,6 +107,14 @@ def test_a_template_without_a_token_at_its_ends_is_explained(chat):
     assert "ends an assistant's turn in plain text" in explain_no_stop(tokenizer)
 
 
+def test_a_word_of_the_vocabulary_is_no_stop(chat):
+    """A word that was added for its field ends an answer of the small conversations, and is no mark of the template."""
+    tokenizer = chat("[/end]\n")
+    tokenizer.add_tokens(["km[/end]", "km"])
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "[start]").replace("[/end]", "")
+    assert not find_stops(tokenizer).tokens and "in plain text" in explain_no_stop(tokenizer)
+
+
 def test_stops_of_every_source_are_joined_once(chat):
     tokenizer = chat("<|im_end|>")
     end, eos, start = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>", "<|im_start|>"])
