@@ -9,6 +9,10 @@ Answers are greedy, or sampled (--temperature) with pass@k of --num-samples. Wit
 
     deepspeed --num_accelerators 2 launch/evaluate.py --model runs/demo/student --data held_out.jsonl --out runs/demo
 
+    spanwise evaluate --model runs/demo/student --bfcl non_live multi_turn --out runs/demo
+
+asks BFCL's entries and has its own package judge the answers; --conversations holds each record as a whole.
+
     spanwise evaluate --compare one=runs/a/evaluation.json two=runs/b/evaluation.json --out runs/both
 
 pairs models of earlier evaluations record by record, writes OUT/comparison.html and OUT/comparison.md, and prints the
@@ -48,6 +52,7 @@ from kd.records.record import Record
 from kd.reports.comparison_page import write_comparison
 from kd.reports.html import is_page
 from kd.rollouts.decode import Sampling
+from launch.further import add_further, check_further, prepare_further
 from launch.shared import add_local_rank, add_verbose, make_parser, run_guarded
 
 _ENDPOINT = {  # option -> field of kd.config.schema.Endpoint, type, help
@@ -86,13 +91,15 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer in tokens; 256 by default")
     _add_endpoint(parser)
     _add_sampling(parser)
+    add_further(parser)
     add_verbose(parser)
     add_local_rank(parser)
     args = parser.parse_args(argv)
     if args.compare and (args.model or args.data):
         parser.error("--compare: it takes evaluations that were written before, and no --model or --data")
     if not args.compare:
-        absent = [f"--{name}" for name in ("model", "data", "out") if not getattr(args, name)]
+        needed = ("model", "out") if args.bfcl else ("model", "data", "out")
+        absent = [f"--{name}" for name in needed if not getattr(args, name)]
         if absent:
             parser.error(f"the following arguments are required: {', '.join(absent)}")
     for option, pairs in (("--model", args.model), ("--data", args.data), ("--compare", args.compare)):
@@ -110,6 +117,7 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
             parser.error(f"--{name.replace('_', '-')}: 1 or more")
     args.sampling = _read_sampling(parser, args)
     args.endpoint = _read_endpoint(parser, args)
+    check_further(parser, args)
     return args
 
 
@@ -253,6 +261,7 @@ def _join_ranks() -> torch.device:
 def _prepare(args: argparse.Namespace, asking: Asking) -> list[Entrant]:
     """Look at every model, and render this rank's share of every split for it, before any is asked."""
     records = {split: _read(path) for split, path in args.data}
+    further = prepare_further(args, records)
     entrants = []
     for name, place in args.model:
         ready = make_ready(name, place, asking)
@@ -262,7 +271,7 @@ def _prepare(args: argparse.Namespace, asking: Asking) -> list[Entrant]:
                 cases[split] = build_cases(records[split], ready.tokenizer, find_place())
             except DataError as error:
                 raise DataError(f"{name} on {path}: {error}") from error
-        entrants.append(Entrant(name, ready.open, cases))
+        entrants.append(Entrant(name, ready.open, cases, further))
     return entrants
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kd.atomic_files import publish
+from kd.evaluation.bfcl.scores import describe_run
 from kd.evaluation.comparison import Evaluation, compare_models, find_ties
 from kd.evaluation.intervals import Difference
-from kd.evaluation.metrics import METRICS
+from kd.evaluation.metrics import METRICS, find_metric, list_shown
 from kd.outputs import Output, read_object
 from kd.toolcalls.json_values import encode_json
 
@@ -69,13 +70,40 @@ def write_cases(path: str | Path, cases: dict[str, dict[str, list[dict[str, Any]
 def format_table(evaluation: Evaluation) -> str:
     """Format evaluation.json as lines for a terminal: fractions in percent, "-" where nothing was measured.
 
-    Below a model's metrics are their intervals, with "~" where the best model of the split is within noise.
+    Below a model's metrics are their intervals, with "~" where the best model of the split is within noise. A split of
+    OPTIONAL metrics alone has a line a metric.
     """
-    names = METRICS.names()
+    wide, tall = _sort_splits(evaluation)
+    lines = _format_wide(evaluation, wide) if wide else []
+    for split in tall:
+        lines += [""] * bool(lines) + _format_tall(evaluation, split)
+    if any("intervals" in metrics for splits in evaluation.values() for metrics in splits.values()):
+        place = "below each model" if wide else "beside each figure"
+        lines.append(f"{place}: intervals of 95 % over records; ~: not told apart from the best of its split")
+    lines += _format_pass(evaluation)
+    return "\n".join(lines)
+
+
+def _sort_splits(evaluation: Evaluation) -> tuple[list[str], list[str]]:
+    """Sort the splits into those shown with a column a metric, and those with a line a metric."""
+    wide, tall = [], []
+    for split in list_splits(evaluation):
+        (wide if set(_list_metrics(evaluation, [split])) & {*METRICS.names()} else tall).append(split)
+    return wide, tall
+
+
+def _list_metrics(evaluation: Evaluation, chosen: Sequence[str]) -> list[str]:
+    return list_shown(splits[split] for splits in evaluation.values() for split in chosen if split in splits)
+
+
+def _format_wide(evaluation: Evaluation, chosen: Sequence[str]) -> list[str]:
+    names = _list_metrics(evaluation, chosen)
     lines = [f"{'model':<16}{'split':<16}" + "".join(f"{name:>20}" for name in names) + f"{'records':>9}"]
-    ties = {(split, name): find_ties(evaluation, split, name) for split in list_splits(evaluation) for name in names}
+    ties = {(split, name): find_ties(evaluation, split, name) for split in chosen for name in names}
     for model, splits in evaluation.items():
         for split, metrics in splits.items():
+            if split not in chosen:
+                continue
             cells = (show_percent(metrics.get(name)) for name in names)
             lines.append(
                 f"{model:<16}{split:<16}" + "".join(f"{cell:>20}" for cell in cells) + f"{metrics['num_records']:>9}"
@@ -86,10 +114,29 @@ def format_table(evaluation: Evaluation) -> str:
                     for name in names
                 )
                 lines.append(" " * 32 + "".join(f"{cell:>20}" for cell in cells))
-    if any("intervals" in metrics for splits in evaluation.values() for metrics in splits.values()):
-        lines.append("below each model: intervals of 95 % over records; ~: not told apart from the best of its split")
-    lines += _format_pass(evaluation)
-    return "\n".join(lines)
+    return lines
+
+
+def _format_tall(evaluation: Evaluation, split: str) -> list[str]:
+    scores = {model: splits[split] for model, splits in evaluation.items() if split in splits}
+    lines = [f"{split:<44}" + "".join(f"{model:>32}" for model in scores)]
+    for name in _list_metrics(evaluation, [split]):
+        ties = find_ties(evaluation, split, name)
+        cells = (_show_score(metrics, name, model in ties) for model, metrics in scores.items())
+        lines.append(f"{_find_title(name):<44}" + "".join(f"{cell:>32}" for cell in cells))
+    for model, metrics in scores.items():
+        lines += [f"{model}: {words}" for words in describe_run(metrics)]
+    return lines
+
+
+def _find_title(name: str) -> str:
+    metric = find_metric(name)
+    return name if metric is None else metric.title
+
+
+def _show_score(metrics: dict[str, Any], name: str, tied: bool) -> str:
+    interval = show_interval(metrics["intervals"].get(name))
+    return f"{'~ ' if tied else ''}{show_percent(metrics.get(name))} ({interval})"
 
 
 def _format_pass(evaluation: Evaluation) -> list[str]:
@@ -113,30 +160,24 @@ def format_comparison(evaluation: Evaluation) -> str:
     Raises:
         ComparisonError: two models were asked different records.
     """
-    names = METRICS.names()
     pairs = compare_models(evaluation)
+    _, tall = _sort_splits(evaluation)
     lines = []
     for split in list_splits(evaluation):
+        names = _list_metrics(evaluation, [split])
         ties = {name: find_ties(evaluation, split, name) for name in names}
         scores = {model: splits[split] for model, splits in evaluation.items() if split in splits}
         rows = [
-            [
-                model,
-                *(
-                    f"{'~ ' if model in ties[name] else ''}{show_percent(metrics.get(name))} "
-                    f"({show_interval(metrics['intervals'].get(name))})"
-                    for name in names
-                ),
-                str(metrics["num_records"]),
-            ]
+            [model, *(_show_score(metrics, name, model in ties[name]) for name in names), str(metrics["num_records"])]
             for model, metrics in scores.items()
         ]
-        lines += [f"## {split}", "", *_markdown(["model", *names, "records"], rows), ""]
+        lines += [f"## {split}", "", *_markdown(["model", *names, "records"], rows, split in tall), ""]
         rows = [
             [f"{one} - {two}", *(show_difference(pair.get(name)) for name in names)]
             for (one, two), pair in pairs.get(split, {}).items()
         ]
-        lines += [*_markdown(["difference, points", *names], rows), ""] if rows else []
+        lines += [*_markdown(["difference, points", *names], rows, split in tall), ""] if rows else []
+        lines += [f"{model}: {words}\n" for model, metrics in scores.items() for words in describe_run(metrics)]
     lines.append(
         "Intervals of 95 % over records, paired by id for differences. ~: not told apart from the best of its split, "
         "or a difference within noise. In brackets after a difference: records on which the two differ, of all."
@@ -173,7 +214,9 @@ def show_difference(found: Difference | None) -> str:
     return f"{'~ ' if found.within_noise else ''}{100 * found.difference:+.1f} ({interval}){counts}"
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+def _markdown(head: list[str], rows: list[list[str]], turned: bool = False) -> list[str]:
+    """Make a table; `turned`: with a line for each column."""
+    head, *rows = map(list, zip(head, *rows)) if turned else (head, *rows)
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
 

@@ -29,6 +29,7 @@ class Parts(NamedTuple):
     sums: list[float]
     counts: list[float]
     by_record: bool = True  # False: they say how the metric moves without a group, and nothing of one record
+    most: float | None = None  # draws that a fraction counts as, at most; None: its count, where it is one by record
 
     @property
     def value(self) -> float | None:
@@ -61,15 +62,16 @@ def find_interval(parts: Parts, *, fraction: bool = True) -> tuple[float, float]
     if value is None or num < 2 and not fraction:
         return None
     total = sum(parts.counts)
+    most = parts.most if parts.most is not None else total if parts.by_record else math.inf
     variance = sum((s - value * c) ** 2 for s, c in zip(parts.sums, parts.counts)) / total**2
     if not fraction:
         half = _Z * math.sqrt(variance * num / (num - 1))
         return value - half, value + half
     spread = value * (1 - value)
     if not variance or not spread:
-        return _cai(value, num)
+        return _cai(value, min(num, most))
     # Of turns that are more unlike within a record than between, none counts for more than one.
-    return _cai(value, max(1.0, min(spread / variance, total if parts.by_record else math.inf)))
+    return _cai(value, max(1.0, min(spread / variance, most)))
 
 
 def find_difference(one: Parts, two: Parts, *, fraction: bool = True) -> Difference | None:

@@ -7,16 +7,18 @@ add a metric, write a function and register it; from outside the package, in a m
     METRICS.register("short_answers", Metric("short answers", lambda cases: ...))
 
 A `Ratio` is a function, too, whose interval costs nothing. Any other is computed up to 100 times more for its own.
+`OPTIONAL` metrics are registered alike, and shown only where an evaluation measured them.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kd.evaluation.bfcl.scores import BFCL, list_measures, summarise_run
 from kd.evaluation.intervals import Parts, find_interval, leave_out
 from kd.evaluation.pass_at_k import measure_pass
 from kd.hashing import hash_text
@@ -77,9 +79,33 @@ METRICS.register("over_calling", Metric("over calling", make_fraction("no_tool",
 METRICS.register("integration", Metric("integration", make_fraction("integration", "integrated")))
 
 
+def _count_conversations(right: str, total: str) -> Ratio:
+    """Make a measure of whole conversations (kd/evaluation/conversations/judge.py)."""
+    return Ratio(
+        lambda case: (
+            (case["outcome"][right], case["outcome"][total] if total else 1)
+            if case["kind"] == "conversation"
+            else (0, 0)
+        )
+    )
+
+
+OPTIONAL: Registry[Metric] = Registry("metric")
+OPTIONAL.register("conversations_right", Metric("conversations right throughout", _count_conversations("right", "")))
+OPTIONAL.register(
+    "calls_before_error", Metric("calls up to the first error", _count_conversations("calls_before_error", "num_calls"))
+)
+OPTIONAL.register(
+    "turns_reached", Metric("turns reached without error", _count_conversations("turns_reached", "num_turns"))
+)
+for _name, _title, _measure in list_measures():
+    OPTIONAL.register(_name, Metric(_title, _measure))
+
+
 def summarise(cases: Cases) -> dict[str, Any]:
-    """Summarise judged cases, all samples of each: each registered metric, num_records, counts (turns by kind), extra,
-    errors, intervals, records, and of sampled answers num_samples and pass_at_k.
+    """Summarise judged cases, all samples of each: each registered metric and those of OPTIONAL that were measured,
+    num_records, counts (turns by kind; entries by category of BFCL), extra, errors, intervals, records, of sampled
+    answers num_samples and pass_at_k, and of BFCL's `bfcl` (kd.evaluation.bfcl.scores.summarise_run).
 
     `extra` holds DETAILS, what helps to understand the metrics. A fraction over no turns is None. `errors` counts the
     turns by BFCL's name of what is wrong. `intervals` has [low, high] at 95 %, or None, for each metric and detail.
@@ -92,12 +118,18 @@ def summarise(cases: Cases) -> dict[str, Any]:
     for case in cases:
         own.setdefault(case["record"], []).append(case)
     records = list(own.values())
-    measured = {**{name: METRICS[name] for name in METRICS.names()}, **DETAILS}
+    optional = {name: OPTIONAL[name] for name in OPTIONAL.names() if OPTIONAL[name].measure(cases) is not None}
+    main = {name: METRICS[name] for name in METRICS.names()} | optional
+    measured = {**main, **DETAILS}
     parts = {name: _find_parts(metric.measure, records) for name, metric in measured.items()}
     values = {name: metric.measure(cases) for name, metric in measured.items()}
-    metrics: dict[str, Any] = {name: values[name] for name in METRICS.names()}
+    metrics: dict[str, Any] = {name: values[name] for name in main}
     metrics["num_records"] = len(records)
     metrics["counts"] = {f"{kind}_turns": sum(case["kind"] == kind for case in asked) for kind in KINDS}
+    if run := summarise_run(cases):
+        metrics["counts"], metrics[BFCL] = run.pop("entries"), run
+    if num_conversations := sum(case["kind"] == "conversation" for case in cases):
+        metrics["counts"]["conversations"] = num_conversations
     metrics["extra"] = {name: values[name] for name in DETAILS}
     errors = Counter(error for case in cases if (error := case["outcome"].get("error")))
     metrics["errors"] = dict(errors.most_common())
@@ -127,9 +159,21 @@ def _list_verdicts(measured: dict[str, Metric]) -> dict[str, Callable[[Case], fl
 
 def find_metric(name: str) -> Metric | None:
     """Find a metric or a detail by name; None where nobody registered it here."""
-    if name in METRICS:
-        return METRICS[name]
+    for registry in (METRICS, OPTIONAL):
+        if name in registry:
+            return registry[name]
     return DETAILS.get(name)
+
+
+def list_shown(splits: Iterable[dict[str, Any]]) -> list[str]:
+    """List the metrics to show of splits of evaluation.json: METRICS, and of OPTIONAL those that one of them measured.
+
+    METRICS are left out where no split measured one of them, and one did of OPTIONAL.
+    """
+    splits = list(splits)
+    optional = [name for name in OPTIONAL.names() if any(split.get(name) is not None for split in splits)]
+    is_alone = optional and not any(split.get(name) is not None for split in splits for name in METRICS.names())
+    return [*(() if is_alone else METRICS.names()), *optional]
 
 
 def read_value(metrics: dict[str, Any], name: str) -> float | None:
@@ -138,7 +182,8 @@ def read_value(metrics: dict[str, Any], name: str) -> float | None:
 
 
 def _find_parts(measure: Callable[[Cases], float | None], records: list[list[Case]]) -> Parts | None:
-    return measure.by_record(records) if isinstance(measure, Ratio) else leave_out(measure, records)
+    by_record = getattr(measure, "by_record", None)
+    return by_record(records) if by_record is not None else leave_out(measure, records)
 
 
 def _list_ids(records: list[list[Case]]) -> list[str]:
@@ -155,7 +200,8 @@ def _list_ids(records: list[list[Case]]) -> list[str]:
 def _hash_asked(record: list[Case]) -> str:
     """Hash what a record asks and wants, whatever template wrote its prompt."""
     keys = ("turn", "kind", "prompt", "gold")
-    asked = [[case.get(key) for key in keys] for case in record if not case.get("sample", 0)]
+    turns = [case for case in record if case["kind"] in KINDS] or record  # a conversation asks the same again
+    asked = [[case.get(key) for key in keys] for case in turns if not case.get("sample", 0)]
     return hash_text(json.dumps(asked, sort_keys=True))[:8]
 
 
@@ -189,6 +235,11 @@ def _judge_by_bfcl(kind: str, verdict: str = "bfcl") -> Ratio:
     return Ratio(parts, kind)
 
 
+def _of_turns(count: Callable[[Case], float]) -> Ratio:
+    """Make a measure of every turn that is asked by itself."""
+    return Ratio(lambda case: (count(case), 1) if case["kind"] in KINDS else (0, 0))
+
+
 DETAILS = {
     "allowed_arguments": Metric("arguments in allowed values", _judge_by_bfcl("call", "allowed")),
     "bfcl_accuracy": Metric("calls right by BFCL", _judge_by_bfcl("call")),
@@ -199,8 +250,8 @@ DETAILS = {
     "argument_f1": Metric("argument F1", _count_arguments(lambda counts: counts["given"] + counts["wanted"], 2)),
     "repaired_json_validity": Metric("repaired JSON validity", make_fraction("call", "repaired_json")),
     "integration_f1": Metric("integration F1", _integration_f1),
-    "unfinished": Metric("unfinished", Ratio(lambda case: (not case["finished"], 1)), lower_is_better=True),
+    "unfinished": Metric("unfinished", _of_turns(lambda case: not case["finished"]), lower_is_better=True),
     "mean_generated_tokens": Metric(
-        "tokens an answer", Ratio(lambda case: (case["num_tokens"], 1)), lower_is_better=True, fraction=False
+        "tokens an answer", _of_turns(lambda case: case["num_tokens"]), lower_is_better=True, fraction=False
     ),
 }

@@ -7,9 +7,10 @@ tokens. Without a process group this process is the only rank.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch.distributed as dist
 
@@ -23,6 +24,14 @@ Metrics = dict[str, dict[str, dict[str, Any]]]  # model -> split -> metrics
 _Outcomes = dict[str, dict[str, list[dict[str, Any]]]]
 
 
+class Further(Protocol):
+    """What is asked beside the turns of a split: whole conversations, or BFCL."""
+
+    def __call__(self, answerer: Answerer, *, progress: Progress | None = None) -> list[dict[str, Any]]:
+        """Ask this rank's share; returns outcomes as `kd.evaluation.evaluate.evaluate_cases` does."""
+        ...
+
+
 class Entrant(NamedTuple):
     """Model or endpoint that is evaluated.
 
@@ -30,11 +39,13 @@ class Entrant(NamedTuple):
         name: in evaluation.json.
         open: makes it ready to answer; called on every rank, when it is its turn.
         cases: this rank's share of each split, rendered for it.
+        further: what is asked beside them, by split.
     """
 
     name: str
     open: Callable[[], Answerer]
     cases: dict[str, list[Case]]
+    further: Mapping[str, Further] = {}
 
 
 def find_place() -> tuple[int, int]:
@@ -52,8 +63,13 @@ def ask_together(
     Raises:
         SpanwiseError: on every rank, where one could not answer.
     """
+    return _gather(lambda: evaluate_cases(answerer, mine, samples, progress=progress))
+
+
+def _gather(ask: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Have every rank ask; rank 0 returns all outcomes in order, the others none."""
     rank, world = find_place()
-    outcomes = on_every_rank(lambda: evaluate_cases(answerer, mine, samples, progress=progress))
+    outcomes = on_every_rank(ask)
     if world > 1:
         parts: list[Any] = [None] * world
         dist.gather_object(outcomes, parts if rank == 0 else None)
@@ -84,9 +100,14 @@ def evaluate_together(
     outcomes: _Outcomes = {}
     for entrant in entrants:
         answerer = on_every_rank(entrant.open)
-        for split, mine in entrant.cases.items():
-            progress = show(f"{entrant.name} on {split}") if show else None
-            found = ask_together(answerer, mine, samples, progress=progress)
+        for split in dict.fromkeys((*entrant.cases, *entrant.further)):
+            found = []
+            if split in entrant.cases:
+                progress = show(f"{entrant.name} on {split}") if show else None
+                found = ask_together(answerer, entrant.cases[split], samples, progress=progress)
+            if further := entrant.further.get(split):
+                progress = show(f"{entrant.name} on {split}, further") if show else None
+                found += _gather(partial(further, answerer, progress=progress))
             outcomes.setdefault(entrant.name, {})[split] = found
             num_turns, num_records = (len({one[key] for one in found}) for key in ("case", "record"))
             say(f"evaluated {entrant.name} on {split}: {num_turns} turns of {num_records} records")

@@ -23,6 +23,7 @@ def choose(cases: Sequence[dict], models: Sequence[str], count: int) -> tuple[li
     choice.
     """
     groups: dict[tuple, list[dict]] = {}
+    cases = [case for case in cases if case["kind"] in KINDS]  # a whole conversation is no turn to look at
     for case in sorted(cases, key=_lot):
         verdict = tuple(case["models"][model]["correct"] for model in models)
         groups.setdefault((case["kind"], verdict, case["split"]), []).append(case)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kd.evaluation.comparison import Evaluation, compare_models, find_ties
 from kd.evaluation.files import list_splits, show_difference, show_interval
 from kd.evaluation.intervals import Difference
-from kd.evaluation.metrics import DETAILS, METRICS, Metric, find_metric, read_value
+from kd.evaluation.metrics import DETAILS, Metric, find_metric, list_shown, read_value
 from kd.reports.html import Html, el, join
 
 _REFERENCES = {"teacher", "untrained"}  # every other model of evaluation.json is a student
@@ -32,7 +32,7 @@ def draw_scores(evaluation: Evaluation) -> Html:
                 el("span", f" · {size['num_records']} records; {turns}", class_="soft"),
             )
         )
-        main = METRICS.names()
+        main = list_shown(rows.values())
         details = [
             name
             for name, metric in DETAILS.items()

@@ -90,7 +90,7 @@ def _calls(truth: Any, functions: list[dict], where: str) -> list[dict]:
     for index, expected in enumerate(truth if isinstance(truth, list) else [truth]):
         spot = f"{where}: ground_truth[{index}]"
         if isinstance(expected, str):
-            calls.append(_python_call(expected, by_name, spot))
+            calls.append(read_python_call(expected, by_name, spot))
             continue
         if not isinstance(expected, dict) or not expected:
             raise DataError(
@@ -152,7 +152,7 @@ def _accepts(schema: Any, value: Any) -> bool:
         return True  # the declaration is broken: kd/toolcalls/registry.py names it
 
 
-def _python_call(text: str, by_name: dict[str, Any], where: str) -> dict:
+def read_python_call(text: str, by_name: dict[str, Any], where: str) -> dict:
     """Read a call written in Python: keywords, or positions in the order of the schema's properties."""
     try:
         if len(text) > 100_000:

@@ -1,0 +1,98 @@
+"""Results of a model's own calls: the record's, or those of a simulator that the user gives."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from itertools import takewhile
+from typing import Any
+
+from kd.errors import SpanwiseError
+from kd.evaluation.conversations.dialogue import Call, Execute
+from kd.records.record import Record
+from kd.toolcalls.json_values import same_json
+
+Simulate = Callable[[Call, Record, dict[str, Any]], Any]
+"""(call {"name", "arguments"}, record, state of this conversation, {} at its start) -> text or a JSON value.
+
+What it raises is the call's result, as an error.
+"""
+
+NOT_RECORDED = "Error: no such result is recorded."
+
+
+class SimulatorError(SpanwiseError, ValueError):
+    """Simulator that cannot be used."""
+
+
+def load_simulator(name: str) -> Simulate:
+    """Load a simulator by its place, module:function.
+
+    Raises:
+        SimulatorError: there is none.
+    """
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise SimulatorError(f"--simulator: {name!r} is no module:function, as in my_tools:simulate")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        raise SimulatorError(
+            f"--simulator: {name}: {error}: install it, or put the folder that holds it in PYTHONPATH"
+        ) from error
+    except AttributeError as error:
+        raise SimulatorError(f"--simulator: {name}: {error}") from error
+    if not callable(found):
+        raise SimulatorError(f"--simulator: {name} is no function")
+    return found
+
+
+def make_simulated(simulate: Simulate, record: Record) -> Execute:
+    """Make an executor of a record's conversation that asks a simulator."""
+    state: dict[str, Any] = {}
+
+    def ask(call: Call) -> str:
+        try:
+            result = simulate(call, record, state)
+            return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        except Exception as error:  # a tool that fails tells its caller
+            return f"Error: {error}"
+
+    return lambda calls: [ask(call) for call in calls]
+
+
+class RecordedResults:
+    """Executor that gives a call that equals one of the record's the result of that one.
+
+    Of equal calls each gives its own result, in order, and the last one gives it again. A call that the record leaves
+    without a result ends the conversation, as it ends the record.
+    """
+
+    def __init__(self, record: Record):
+        self._left = list_results(record)
+        self._given: list[tuple[Call, str | None]] = []
+
+    def __call__(self, calls: list[Call]) -> list[str] | None:
+        found = [self._find(call) for call in calls]
+        results = [result for result in found if result is not None]
+        return results if len(results) == len(found) else None
+
+    def _find(self, call: Call) -> str | None:
+        for at, (other, result) in enumerate(self._left):
+            if same_json(other, call):
+                self._given.append(self._left.pop(at))
+                return result
+        return next((result for other, result in reversed(self._given) if same_json(other, call)), NOT_RECORDED)
+
+
+def list_results(record: Record) -> list[tuple[Call, str | None]]:
+    """List the calls of a record with their results, which follow in the order of the calls; None where it has none."""
+    pairs: list[tuple[Call, str | None]] = []
+    for at, message in enumerate(record.messages):
+        calls = [call["function"] for call in message.get("tool_calls") or []]
+        following = takewhile(lambda other: other["role"] == "tool", record.messages[at + 1 :])
+        results = [other["content"] or "" for other in following][: len(calls)]
+        for function, result in zip(calls, [*results, *[None] * (len(calls) - len(results))]):
+            pairs.append(({"name": function["name"], "arguments": function["arguments"]}, result))
+    return pairs
