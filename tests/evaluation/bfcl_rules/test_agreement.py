@@ -1,5 +1,5 @@
-"""Our judge and BFCL's own checker give the same verdicts. Needs its package: make an environment with bfcl-eval, and
-name its interpreter in BFCL_PYTHON.
+"""Our judge and BFCL's own checker give the same verdicts. Needs its package with all that it requires: make an
+environment with bfcl-eval, and name its interpreter in BFCL_PYTHON. tests/evaluation/bfcl/ needs the package alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from benchmarks.bfcl_agreement import compare
 from benchmarks.bfcl_mutations import make_answers
 from helpers.jobs import REPOSITORY
 
-PYTHON = os.environ.get("BFCL_PYTHON") or (sys.executable if importlib.util.find_spec("bfcl_eval") else None)
+NEEDED = ("bfcl_eval", "pandas", "openai", "tree_sitter", "overrides")  # of its requirements, which may be left out
+PYTHON = os.environ.get("BFCL_PYTHON") or (sys.executable if all(map(importlib.util.find_spec, NEEDED)) else None)
 
 
 @pytest.mark.skipif(PYTHON is None, reason="bfcl-eval is not installed: name an interpreter that has it in BFCL_PYTHON")
