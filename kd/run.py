@@ -273,9 +273,9 @@ def _find_start(folder: RunFolder, identity: dict[str, Any], fresh: bool, say: C
 
 
 def _how_ended(folder: RunFolder, training: Training, step: int) -> str | None:
-    """Return the key that ended the run in this folder, or None where it has more to do."""
+    """Return the key that ended the run in this folder, or None where it has more to do or lost student or report."""
     facts = folder.finished()
-    if facts is None:
+    if facts is None or not all((folder.path / name).exists() for name in ("student", "report.html")):
         return None
     if step >= training.steps:
         return "training.steps"

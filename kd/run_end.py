@@ -79,12 +79,8 @@ def finish(
     if config.teacher is not None:
         model_config = read_model_config(config.teacher.path, config.teacher.revision, key="teacher.path")
         facts["teacher_parameters"] = count_parameters(model_config)
-    publish(run_dir / "run.json", encode_json(facts, indent=2) + b"\n")
-    try:
-        report = write_report(run_dir)
-    except BaseException:
-        (run_dir / "run.json").unlink()  # says that the run is finished
-        raise
+    report = write_report(run_dir, facts)
+    publish(run_dir / "run.json", encode_json(facts, indent=2) + b"\n")  # the last: it says that the run is finished
     if metrics:
         say(format_table(metrics))
     say(f"student  {run_dir / 'student'}\nreport   {report}")

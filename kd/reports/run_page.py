@@ -50,8 +50,11 @@ _NOT_CURVES = {"step", "seconds", "stage", "split"}
 _OLD_NAMES = {"kl": "kd"}  # of metrics.jsonl: name an older run wrote -> name of today
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run_dir: str | Path, facts: dict[str, Any] | None = None) -> Path:
     """Write `run_dir`/report.html, replacing an older one whole, and return its path.
+
+    Args:
+        facts: content of run.json; None reads the file.
 
     Raises:
         ValueError: no such folder, or evaluation.json, cases.jsonl or run.json is not what kd/evaluation/evaluate.py
@@ -64,7 +67,8 @@ def write_report(run_dir: str | Path) -> Path:
     metrics = [{_OLD_NAMES.get(key, key): value for key, value in line.items()} for line in lines]
     validation, validation_notes = _read_json_lines(run_dir / "validation.jsonl")
     cases, case_notes = _read_json_lines(run_dir / "cases.jsonl")
-    evaluation, run = _read_json(run_dir / "evaluation.json"), _read_json(run_dir / "run.json")
+    evaluation = _read_json(run_dir / "evaluation.json")
+    run = _read_json(run_dir / "run.json") if facts is None else facts
     notes = [*run.get("notes", []), *metric_notes, *validation_notes, *case_notes]
     try:
         body = [
