@@ -87,7 +87,7 @@ def _start_worker(worker_id: int, extensions: tuple[str, ...]) -> None:
     for module in extensions:
         import_extension(module)  # it was imported in the parent, so it can be
     # A signal to the whole job is the trainer's to act on: it saves first, and needs the step that is being made.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # DataLoader's worker would wait for ever to hand over what it made if the trainer is killed.
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()

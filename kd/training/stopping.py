@@ -15,8 +15,9 @@ _MODULES = ("deepspeed.", "torch.distributed.")  # of python -m
 class StopRequest:
     """Request to stop, while used as a context manager in the main thread.
 
-    SIGTERM and the first SIGINT ask for it; a second SIGINT interrupts at once. It is asked for as well when a process
-    that launched this one is gone: a launcher that was killed alone leaves its ranks running, unknown to whoever waits.
+    SIGTERM, the first SIGINT, and SIGHUP of a terminal that closes (unless nohup ignores it) ask for it; a second
+    SIGINT interrupts at once. It is asked for as well when a process that launched this one is gone: a launcher that
+    was killed alone leaves its ranks running, unknown to whoever waits.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,8 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        heard = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+        for number in (signal.SIGTERM, signal.SIGINT, *heard):
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -15,7 +15,7 @@ from helpers.jobs import REPOSITORY
 from kd.training.stopping import StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_asks_to_stop_and_handlers_come_back(number):
     before = signal.getsignal(number)
     with StopRequest() as stop:
@@ -23,6 +23,16 @@ def test_a_signal_asks_to_stop_and_handlers_come_back(number):
         os.kill(os.getpid(), number)
         assert stop.is_asked()
     assert signal.getsignal(number) == before
+
+
+def test_a_terminal_that_closes_stops_nothing_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_ends_at_once():
