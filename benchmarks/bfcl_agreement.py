@@ -22,9 +22,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
 from benchmarks.bfcl_mutations import make_answers
+from benchmarks.measure import check_out, write_json
 from kd.evaluation.bfcl_rules.answer import judge_calls
 from kd.evaluation.bfcl_rules.entry import read_entry
 from kd.evaluation.bfcl_rules.reading import read_as_bfcl
+from kd.paths import path_option
 from kd.toolcalls.reader import HERMES
 
 CHECKER = Path(__file__).with_name("bfcl_checker.py")
@@ -119,10 +121,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True, help="interpreter of an environment with bfcl-eval")
     parser.add_argument("--every", type=int, default=1, help="take every n-th entry of a category; 1 by default")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "bfcl_agreement.json")
+    parser.add_argument("--out", type=path_option, default=Path(__file__).parent / "results" / "bfcl_agreement.json")
     args = parser.parse_args()
+    check_out(args.out)
     found = compare(args.python, args.every)
-    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, found)
     print(json.dumps({key: found[key] for key in ("num_answers", "num_equal", "differences")}, indent=1))
     return any(kind["rule"] is None for kind in found["differences"].values())
 

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import check_out, write_json  # noqa: E402
 from kd.evaluation.metrics import METRICS  # noqa: E402
+from kd.outputs import read_object  # noqa: E402
 from kd.paths import path_option  # noqa: E402
 
 TRUTH_ALONE = ["loss.weights.kd=0", "loss.weights.truth=1", "loss.w_tool=0", "loss.w_args=0", "loss.w_integr=0"]
@@ -128,7 +129,7 @@ def main() -> None:
     check_out(args.out)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     # Rows made before by the same commit are kept, so an interrupted call goes on where it was.
-    old = json.loads(args.out.read_text()) if args.out.exists() else {}
+    old = read_object(args.out)
     rows = old.get("rows", []) if old.get("commit") == commit else []
     for seed in args.seeds:
         for name in args.variants:

@@ -29,7 +29,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.measure import ROOT, check_out, copy_bandwidth, facts, peak_bytes, time_by_kernel, time_it, write_json
+from benchmarks.measure import (
+    ROOT,
+    check_out,
+    copy_bandwidth,
+    facts,
+    is_results,
+    peak_bytes,
+    time_by_kernel,
+    time_it,
+    write_json,
+)
 from benchmarks.methods import (
     OVERWRITES,
     Data,
@@ -45,6 +55,7 @@ from benchmarks.methods import (
     useful_bytes,
 )
 from benchmarks.parity import check, loss_and_gradients
+from kd.atomic_files import replacing
 from kd.paths import path_option
 from kernels.divergences import kind_of
 from kernels.fused import launches
@@ -213,7 +224,8 @@ def draw(results: dict, path: Path) -> None:
             axis.barh(names, [row.get(key, 0) for row in rows])
             axis.set(xlabel=f"the reference's {what} over eager's", yticks=names if axis is left else [])
     figure.suptitle(f"{results['device']['name']}, {results['date'][:10]}, commit {str(results['commit'])[:9]}")
-    figure.savefig(path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _eager_row(rows: list[dict], row: dict) -> dict:
@@ -284,6 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
         _print_peak(chosen.peak_of, Workload(**chosen.workload))
         return 0
     if chosen.draw:
+        if not is_results(chosen.draw):
+            parser.error(f"--draw: {chosen.draw} is no file of results")
         check_out(chosen.draw, ".png")
         draw(json.loads(chosen.draw.read_text()), chosen.draw.with_suffix(".png"))
         return 0

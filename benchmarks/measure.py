@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import json
 import os
@@ -21,10 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from kd.atomic_files import publish  # noqa: E402
+from kd.atomic_files import describe_failure, publish  # noqa: E402
+from kd.folders.lock import FolderLock  # noqa: E402
 from kd.outputs import Output, OutputError, check_outputs, read_object  # noqa: E402
 
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "liger-kernel", "numpy")
+_KNOWN_BY = ({"commit", "device"}, {"what", "results"}, {"package", "num_answers", "differences"})  # keys of a file
 _HEAD_START_CYCLES = 10_000_000  # about 5 ms
 
 
@@ -171,10 +174,13 @@ def time_by_kernel(call: Callable[[], object], device: torch.device, most: int =
     ]
 
 
-def check_out(path: Path, *beside: str) -> None:
-    """End the program where results cannot be written to `path`, or a file is there that no benchmark wrote.
+def check_out(path: Path, *beside: str, alone: bool = True) -> None:
+    """End the program where results cannot be written to `path`, a file is there that no benchmark wrote, or another
+    program is at work on it.
 
-    beside: suffixes of files that are written with it, which are known by it.
+    Args:
+        beside: suffixes of files that are written with it, which are known by it.
+        alone: lock it until the program ends, as one that adds rows to those that it read would lose another's.
     """
     places = [Output("--out", path, "a benchmark's results", is_results)]
     for suffix in beside:
@@ -185,15 +191,25 @@ def check_out(path: Path, *beside: str) -> None:
         check_outputs(places)
     except OutputError as error:
         raise SystemExit(f"error: {error}") from None
+    lock = FolderLock(path.parent, f".{path.name}.lock")
+    holder = lock.take() if alone and not path.is_char_device() else None
+    if holder is not None:
+        raise SystemExit(f"error: --out: {path} is being written by {holder}: wait for it, or name another file")
+    atexit.register(lock.release)
 
 
 def is_results(path: Path) -> bool:
     """Tell whether a file was written by a benchmark."""
-    keys = read_object(path).keys()
-    return bool({"commit", "device"} <= keys or {"what", "results"} <= keys)
+    found = read_object(path)
+    rows = found.get("rows")
+    of_proof = isinstance(rows, list) and rows and all(isinstance(row, dict) and "code" in row for row in rows)
+    return bool(of_proof) or any(keys <= found.keys() for keys in _KNOWN_BY)
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Whole or not at all: a run that is cut off leaves the last complete file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    publish(path, (json.dumps(content, indent=1) + "\n").encode())
+    """Whole or not at all: a run that is cut off, or a disk that is full, leaves the last complete file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        publish(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise SystemExit(f"error: {describe_failure(error, path)}") from None

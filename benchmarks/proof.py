@@ -29,13 +29,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from demo_quality import launcher  # noqa: E402
+from measure import check_out  # noqa: E402
 from proof_cells import METHODS, STEPS, STUDIES, Cell, choose_rate, list_cells, list_overrides  # noqa: E402
 from target_metrics import remove_tails  # noqa: E402
 
-from kd.atomic_files import publish  # noqa: E402
+from kd.atomic_files import publish, replacing  # noqa: E402
 from kd.config.load import dump_config, load_config  # noqa: E402
 from kd.evaluation.intervals import Difference, Parts, find_difference  # noqa: E402
 from kd.evaluation.metrics import METRICS  # noqa: E402
+from kd.outputs import read_object  # noqa: E402
+from kd.paths import path_option  # noqa: E402
 
 CONFIG = ROOT / "configs" / "demo.yaml"
 CODE = ("kd", "kernels", "launch", "ds_configs", "configs/demo_teacher")  # what a result depends on besides its YAML
@@ -62,8 +65,7 @@ class Proof:
 
     def __init__(self, results: Path, output: Path, ranks: int):
         self._results, self._output, self._ranks, self._code = results, output, ranks, hash_code()
-        read = json.loads(results.read_text()) if results.exists() else {"rows": []}
-        self._rows: dict[str, dict[str, Any]] = {row["key"]: row for row in read["rows"]}
+        self._rows: dict[str, dict[str, Any]] = {row["key"]: row for row in read_object(results).get("rows", [])}
 
     def done(self, cell: Cell) -> dict[str, Any] | None:
         """Return the result of a run, or None where it, or one that it needs, is yet to be made."""
@@ -278,7 +280,8 @@ def draw(rows: list[dict[str, Any]], path: Path, metric: str = "exact_arguments"
             axes.grid(alpha=0.3)
             if not at and not column:
                 axes.legend(fontsize=7)
-    figure.savefig(path, metadata={"Date": None})
+    with replacing(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
 
 
 def main() -> None:
@@ -286,11 +289,12 @@ def main() -> None:
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "proof", help="runs, caches and logs")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "proof.json")
+    parser.add_argument("--output", type=path_option, default=ROOT / "runs" / "proof", help="runs, caches and logs")
+    parser.add_argument("--out", type=path_option, default=ROOT / "benchmarks" / "results" / "proof.json")
     parser.add_argument("--list", action="store_true", help="say what is done and what is left, and make nothing")
     parser.add_argument("--show", action="store_true", help="write table and plot of what is done, and make nothing")
     args = parser.parse_args()
+    check_out(args.out, ".svg", alone=not (args.list or args.show))
     proof = Proof(args.out, args.output.resolve(), args.ranks)
     cells = list(list_cells(tuple(args.studies), tuple(args.seeds)))
     if args.list:

@@ -23,6 +23,7 @@ from target_angles import demo_angles, language_angles
 from target_metrics import VARIANTS, folder_name, live_of, metrics_of
 
 from kd.atomic_files import publish
+from kd.outputs import read_object
 from kd.paths import path_option
 
 SHOWN = {
@@ -91,8 +92,7 @@ class Results:
     def __init__(self, path: Path):
         self._path = path
         self.parts: dict[str, list[dict]] = {"angles": [], "metrics": []}
-        if path.exists():
-            self.parts |= {part: json.loads(path.read_text()).get(part, []) for part in self.parts}
+        self.parts |= {part: read_object(path).get(part, []) for part in self.parts}
 
     def add(self, part: str, rows: Iterable[dict]) -> None:
         for row in rows:

@@ -11,10 +11,10 @@ NAME = ".lock"
 
 
 class FolderLock:
-    """Lock of `folder`, which must exist, by a file in it; the system frees it when the process ends, however."""
+    """Lock of `folder`, which must exist, by a file `name` in it; the system frees it when the process ends."""
 
-    def __init__(self, folder: Path):
-        self._path, self._handle = folder / NAME, -1
+    def __init__(self, folder: Path, name: str = NAME):
+        self._path, self._handle = folder / name, -1
 
     def take(self) -> str | None:
         """Lock the folder; returns None, or who has it, in words."""
