@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from kd.atomic_files import describe_failure, publish
+from kd.distributed.console import say
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -39,6 +41,7 @@ class RunLog:
         self._files: dict[str, TextIO] = {}
         self._fails = False  # the last line could not be written
         self._board: Any = None  # a SummaryWriter, where TensorBoard is installed
+        self._has_tried_board = False
         hidden = not (self._active and sys.stderr.isatty())
         self._bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, mininterval=1.0, disable=hidden)
 
@@ -46,8 +49,8 @@ class RunLog:
         """Drop the lines past `step`, which will be written again."""
         for path in (self._run_dir / METRICS_FILE, self._run_dir / VALIDATION_FILE):
             if self._active and path.exists():
-                kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-                publish(path, "".join(line + "\n" for line in kept).encode())
+                kept = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
+                publish(path, b"".join(line + b"\n" for line in kept))
         self._bar.update(step)
 
     def advance(self) -> None:
@@ -57,8 +60,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Print a line for the person watching, clear of the progress bar."""
         if self._active:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            say(text)
 
     def line(self, values: dict) -> None:
         """Write one line of metrics (`step`, `stage` and numbers) to all places."""
@@ -99,28 +101,43 @@ class RunLog:
             self._fails = True
 
     def _write(self, name: str, values: Mapping[str, Any], prefix: str) -> None:
-        if not self._files:
-            self._open_board()
         if name not in self._files:  # by line: what was measured must survive a kill
             self._files[name] = (self._run_dir / name).open("a", encoding="utf-8", buffering=1)
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
         self._files[name].write(json.dumps(clean, allow_nan=False) + "\n")
-        for key, value in clean.items():
-            if self._board and isinstance(value, (int, float)) and key != "step":
-                self._board.add_scalar(prefix + key, value, values["step"])
+        try:
+            self._draw({prefix + k: v for k, v in clean.items() if isinstance(v, (int, float)) and k != "step"}, values)
+        except OSError as error:
+            self._board = None
+            self.say(f"TensorBoard's curves end here: {describe_failure(error)}; {name} has the numbers")
+
+    def _draw(self, numbers: Mapping[str, float], values: Mapping[str, Any]) -> None:
+        if not self._has_tried_board:
+            self._has_tried_board = True
+            self._open_board()
+        for key, value in numbers.items() if self._board else ():
+            self._board.add_scalar(key, value, values["step"])
 
     def _open_board(self) -> None:
         if SummaryWriter is None:
             self.say("tensorboard is not installed: the curves are in metrics.jsonl alone")
         else:
+            threading.excepthook = _tell_thread
             self._board = SummaryWriter(str(self._run_dir / "tensorboard"))
 
 
-def _step_of(line: str) -> float:
+def _tell_thread(args: threading.ExceptHookArgs) -> None:
+    """Print a thread's error, but not that of TensorBoard's writer, which raises it again in the next call."""
+    if type(args.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(args)
+
+
+def _step_of(line: bytes) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # cut off in mid-write by a kill
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # cut off in mid-write by a kill, or damaged
         return math.inf
+    return step if isinstance(step, (int, float)) else math.inf
 
 
 def memory_gib(device: torch.device) -> float:

@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+from kd.distributed.console import say
 from kd.units import duration, size
 
 _EVERY = 30.0  # seconds between two lines
@@ -54,8 +55,7 @@ class CaptureLog:
     def say(self, text: str) -> None:
         """Print a line for the person watching, clear of the progress bar."""
         if self._active:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            say(text)
 
     def close(self) -> None:
         """End the bar."""
