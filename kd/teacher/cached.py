@@ -31,10 +31,17 @@ class NotCaptured(CacheError):
 
 
 def require_captured(cache: TeacherCache) -> None:
-    """Raise NotCaptured where teacher.cache.path has no finished cache; only the manifest's presence is checked."""
+    """Check that teacher.cache.path has a finished cache; only the manifest's presence is checked.
+
+    Raises:
+        NotCaptured: it has none.
+        CacheError: it is a file.
+    """
     folder = Path(cache.path)
     if (folder / MANIFEST).exists():
         return
+    if folder.exists() and not folder.is_dir():
+        raise CacheError(f"teacher.cache.path: {folder} is a file, and a cache is a folder: name that, or a new one")
     shards = len(list(folder.glob("shard-*.safetensors"))) if folder.is_dir() else 0
     state = (
         f"its capture was not finished ({shards} shards are there, and are kept)" if shards else "there is no cache yet"

@@ -24,7 +24,7 @@ from kd.sources.demo import corpus as demo
 from kd.sources.stages import run_sources
 from kd.teacher.cache.identity import cache_identity, cache_spec, tokenizer_hash
 from kd.teacher.cache.reader import CacheReader
-from kd.teacher.cache.spec import Missing
+from kd.teacher.cache.spec import CacheError, Missing
 from kd.teacher.cache.writer import CacheWriter
 from kd.teacher.cached import NotCaptured, open_cache
 from kd.teacher.capture.rows import split_by_record
@@ -249,6 +249,11 @@ def test_a_cache_that_is_not_there_or_not_finished(captured, tokenizer, tmp_path
     none = config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": cache})})
     with pytest.raises(NotCaptured, match="none: there is no cache yet; launch/capture.py runs the teacher once"):
         open_of(none, tokenizer, quiet)
+    (tmp_path / "none").write_text("mine")
+    with pytest.raises(CacheError, match="none is a file, and a cache is a folder") as raised:
+        open_of(none, tokenizer, quiet)
+    assert not isinstance(raised.value, NotCaptured)  # whose remedy would be refused
+    (tmp_path / "none").unlink()
     shutil.copytree(config.teacher.cache.path, tmp_path / "none")
     (tmp_path / "none" / "manifest.json").unlink()
     with pytest.raises(NotCaptured, match=r"its capture was not finished \(2 shards are there, and are kept\)"):

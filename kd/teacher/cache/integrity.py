@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import stat
 from pathlib import Path
 
 from kd.teacher.cache.manifest import BLOCK, ShardInfo
@@ -28,13 +29,16 @@ def find_damage(path: Path, info: ShardInfo, cache_digest: str, index: int) -> s
 
 
 def check_size(path: Path, info: ShardInfo) -> str | None:
-    """Say that the file is missing or of another length, or return None; its bytes are not read."""
+    """Say that the file is missing, no file, or of another length, or return None; its bytes are not read."""
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
         return f"{path} cannot be read: {error}"
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        return f"{path} is no file: move it away"
+    size = found.st_size
     if size != info.bytes:
         return f"{path} has {size} bytes, not {info.bytes}" + (
             f": it ends at offset {size}" if size < info.bytes else ""

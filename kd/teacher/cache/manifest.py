@@ -146,6 +146,8 @@ def read(path: Path, file_format: str = FORMAT) -> Manifest:
     Raises:
         Unreadable: it is not there, is damaged, or is of another version of the format.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise Unreadable(f"{path} is no file: move it away, and capture the cache again")
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -154,7 +156,9 @@ def read(path: Path, file_format: str = FORMAT) -> Manifest:
             "launch/capture.py"
         ) from None
     except OSError as error:
-        raise Unreadable(f"{path} cannot be read: {error}") from error
+        raise Unreadable(
+            f"{path} cannot be read ({error.strerror}): mend that, or change teacher.cache.path"
+        ) from error
     try:
         content = json.loads(raw)
         if not isinstance(content, dict) or _text(content) + b"\n" != raw:

@@ -106,16 +106,18 @@ class CacheReader:
     def _open(self, index: int) -> Shard:
         """Map shard `index`; its header and lengths are checked, no more."""
         info, path = self.manifest.shards[index], self._paths[index]
-        try:
-            shard = open_shard(path, self.spec)
-            if (len(shard.num_rows), shard.first_row[-1]) == (info.records, info.rows) and not check_size(path, info):
-                return shard
-            problem = (
-                f"{path} has {len(shard.num_rows)} records and {shard.first_row[-1]} rows, the manifest "
-                f"{info.records} and {info.rows}"
-            )
-        except CacheError as error:
-            problem = str(error)
+        problem = check_size(path, info)
+        if problem is None:
+            try:
+                shard = open_shard(path, self.spec)
+                if (len(shard.num_rows), shard.first_row[-1]) == (info.records, info.rows):
+                    return shard
+                problem = (
+                    f"{path} has {len(shard.num_rows)} records and {shard.first_row[-1]} rows, the manifest "
+                    f"{info.records} and {info.rows}"
+                )
+            except CacheError as error:
+                problem = str(error)
         raise CacheError(f"{find_damage(path, info, self._digest, index) or problem}; {_REMEDY}")
 
     def _check(self, index: int) -> Shard:

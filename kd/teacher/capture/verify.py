@@ -54,14 +54,18 @@ def verify_cache(config: RunConfig, num_records: int) -> list[str]:
             f"{len(shards)} shards, {sum(s.bytes for s in shards):,} bytes: "
             + (f"{len(problems)} damaged" if problems else "every hash is right")
         )
+        remedy = "the same command without --verify writes damaged shards anew"
         if not problems:  # from damaged shards no record is read
             problems = _compute_again(job, reader, num_records)
+            remedy = (
+                "where the machine or its software is another one, small differences are rounding; else capture it anew"
+            )
         for problem in problems[:_SHOWN]:
             job.log.say(f"  {problem}")
         if len(problems) > _SHOWN:
             job.log.say(f"  and {len(problems) - _SHOWN} more")
         if problems:
-            job.log.say("NOT VERIFIED")
+            job.log.say(f"NOT VERIFIED: {remedy}")
         return problems
     finally:
         job.close()

@@ -1,5 +1,6 @@
 """Nothing of a damaged or foreign cache is given out: it is refused by file and, where it can be told, by place."""
 
+import os
 import random
 import shutil
 
@@ -141,6 +142,15 @@ def test_missing_foreign_and_swapped_shards(tmp_path):
     other.rename(ours / "x"), (ours / SHARD).rename(other), (ours / "x").rename(ours / SHARD)
     message = refused(ours, records)
     assert "another shard of this one" in message and SHARD in message
+
+
+@pytest.mark.parametrize("name", [SHARD, "manifest.json"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, name, make):
+    records = three_shards(tmp_path)
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    assert f"{tmp_path / name} is no file: move it away" in refused(tmp_path, records)
 
 
 def test_swapped_shards_of_one_shape(tmp_path):
