@@ -13,6 +13,7 @@ import pytest
 from helpers.jobs import REPOSITORY, plain_environment
 from helpers.reading import calls_of, leaves
 from kd.records.checks import DataError
+from kd.records.files import write_records
 from kd.records.record import parse_record
 from kd.rendering.encode import annotate
 from kd.sources.demo import corpus as demo
@@ -131,6 +132,33 @@ def test_the_command_writes_records_and_a_tokenizer(tmp_path):
     demo.main(["--records", str(tmp_path / "r.jsonl"), "--kinds", "near", "missing", "--num-records", "20"])
     kinds = {json.loads(text)["meta"]["kind"] for text in (tmp_path / "r.jsonl").read_text().splitlines()}
     assert kinds == {"near", "missing"}
+
+
+@pytest.mark.parametrize("number", ["0", "-5"])
+def test_no_records_are_refused_and_the_file_stays(tmp_path, capsys, number):
+    path = tmp_path / "r.jsonl"
+    write_records(path, demo.records("train", 1))
+    with pytest.raises(SystemExit):
+        demo.main(["--records", str(path), "--num-records", number])
+    assert "--num-records: 1 or more" in capsys.readouterr().err and path.stat().st_size
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_the_tokenizer(tmp_path, capsys, monkeypatch):
+    """It was cut where it stood, with a traceback."""
+    build = demo.build_tokenizer
+    monkeypatch.setattr(demo, "build_tokenizer", lambda folder, seed: build(folder, vocab_size=300, num_records=2))
+    demo.main(["--tokenizer", str(tmp_path)])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"} <= before.keys()
+
+    def fill(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kd.atomic_files.os.fsync", fill)
+    with pytest.raises(SystemExit):
+        demo.main(["--tokenizer", str(tmp_path)])
+    assert "the disk is full" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_value_is_the_same_tokens_in_a_request_in_json_and_in_an_answer(tokenizer):

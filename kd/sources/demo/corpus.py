@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kd.atomic_files import describe_failure, publish
 from kd.config.sections.data import DEMO_KINDS, DEMO_SPLITS
 from kd.outputs import Output, OutputError, check_outputs, read_object
 from kd.paths import path_option
@@ -178,6 +180,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-records", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1337)
     args = parser.parse_args(argv)
+    if not args.tokenizer and not args.records:
+        parser.error("nothing to do: give --tokenizer FOLDER or --records FILE")
+    if args.num_records < 1:
+        parser.error("--num-records: 1 or more")
     outputs = [Output("--tokenizer", args.tokenizer / TEMPLATE, "this tokenizer's", _is_ours)] if args.tokenizer else []
     if args.tokenizer and any(args.tokenizer.glob("*")) and not (args.tokenizer / TEMPLATE).exists():
         parser.error(f"--tokenizer: {args.tokenizer} holds something else: name a new folder")
@@ -187,14 +193,24 @@ def main(argv: list[str] | None = None) -> None:
         check_outputs(outputs)
     except OutputError as error:
         parser.error(str(error))
-    if args.tokenizer:
-        print(f"{args.tokenizer}: {len(build_tokenizer(args.tokenizer, seed=args.seed))} tokens")
-    if args.records:
-        mix = dict.fromkeys(args.kinds, 1.0) if args.kinds else None
-        count = write_records(args.records, records(args.split, args.num_records, seed=args.seed, mix=mix))
-        print(f"{args.records}: {count} records")
-    if not args.tokenizer and not args.records:
-        parser.error("nothing to do: give --tokenizer FOLDER or --records FILE")
+    try:
+        if args.tokenizer:
+            print(f"{args.tokenizer}: {_write_tokenizer(args.tokenizer, args.seed)} tokens")
+        if args.records:
+            mix = dict.fromkeys(args.kinds, 1.0) if args.kinds else None
+            count = write_records(args.records, records(args.split, args.num_records, seed=args.seed, mix=mix))
+            print(f"{args.records}: {count} records")
+    except OSError as error:
+        parser.exit(1, f"error: {describe_failure(error)}\n")
+
+
+def _write_tokenizer(folder: Path, seed: int) -> int:
+    """Write the tokenizer's files, each whole or not at all, the one that they are known by first; count its tokens."""
+    with tempfile.TemporaryDirectory() as made:
+        tokenizer = build_tokenizer(made, seed=seed)
+        for path in sorted(Path(made).iterdir(), key=lambda path: path.name != TEMPLATE):
+            publish(folder / path.name, path.read_bytes())
+    return len(tokenizer)
 
 
 if __name__ == "__main__":
