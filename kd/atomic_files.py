@@ -16,6 +16,17 @@ from typing import BinaryIO
 from kd.units import size
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_RIGHTS = "change the rights to it, or name another place"
+_REMEDIES = {
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: "mount its disk for writing, or name another place",
+    errno.EFBIG: "raise the size that a file may have (ulimit -f), or name another disk",
+    errno.EMFILE: "raise the number of files that a program may open (ulimit -n)",
+    errno.EISDIR: "a folder is where a file belongs: move it away",
+    errno.EEXIST: "move what is there away",
+    errno.ENOTEMPTY: "move what is there away",
+}
 _FULL_TEXT = re.compile(r"os error (28|122)\b|No space left on device|Disk quota exceeded")  # of safetensors, in Rust
 _CUT_OFF = re.compile(r"PytorchStreamWriter|unexpected pos|file write failed")  # torch.save tells no reason
 _LITTLE = 16 << 20  # bytes free on a disk that such a write found full
@@ -104,7 +115,7 @@ def is_full(error: BaseException | None, path: str | os.PathLike | None = None) 
 
 
 def describe_failure(error: BaseException, path: str | os.PathLike | None = None) -> str:
-    """Say why a file could not be written, or read: of a full disk what to free, else the system's words.
+    """Say why a file could not be written, or read, and what to do where that is known, as of a full disk.
 
     Args:
         path: what was written, where the error does not name it.
@@ -115,7 +126,8 @@ def describe_failure(error: BaseException, path: str | os.PathLike | None = None
         free = "" if file is None else f" ({size(_num_free(file))} are free)"
         return f"{where}the disk is full{free}: make room on it, and start the same command again"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror if file is None else f"{os.fspath(file)}: {error.strerror}"
+        remedy = f": {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+        return f"{error.strerror}{remedy}" if file is None else f"{os.fspath(file)}: {error.strerror}{remedy}"
     return f"{type(error).__name__}: {error}"
 
 

@@ -91,7 +91,7 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> tuple[argpa
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser, args = parse(argv, prog)
-    return run_guarded(lambda: verify(parser, args), verbose=args.verbose)
+    return run_guarded(lambda: verify(parser, args), verbose=args.verbose, interrupted="no file is half written")
 
 
 def verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:

@@ -54,7 +54,7 @@ def on_every_rank(work: Callable[[], T]) -> T:
         error = found
     except Exception as found:
         rank = dist.get_rank() if dist.is_initialized() else 0
-        error, cause = SpanwiseError(f"rank {rank}: {type(found).__name__}: {found}"), found
+        error, cause = SpanwiseError(f"rank {rank}: {describe_failure(found)}"), found
     errors = [error]
     if dist.is_available() and dist.is_initialized():
         errors = [None] * dist.get_world_size()
