@@ -109,6 +109,9 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
         missing = [str(path) for _, path in pairs if option != "--model" and not path.exists()]
         if missing:
             parser.error(f"{option}: no such file: {', '.join(missing)}")
+    for _, path in args.compare:
+        if not path.is_file():
+            parser.error(f"--compare: {path} is no file: give an evaluation.json")
     places = [identify(path) for _, path in args.data]
     if len(set(places)) < len(places):
         parser.error(f"--data: {args.data[places.index(max(places, key=places.count))][1]} is given twice")

@@ -15,6 +15,7 @@ from typing import Any
 from kd.errors import SpanwiseError
 from kd.evaluation.intervals import Difference, Parts, find_difference
 from kd.evaluation.metrics import find_metric, read_value
+from kd.evaluation.shape import find_misfit
 
 Evaluation = dict[str, dict[str, dict[str, Any]]]  # evaluation.json: model -> split -> metrics
 
@@ -76,10 +77,13 @@ def read_evaluations(files: Sequence[tuple[str, Path]]) -> Evaluation:
         try:
             models = json.loads(path.read_text(encoding="utf-8"))
             old = [split for scores in models.values() for split in scores if "records" not in scores[split]]
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise ComparisonError(f"{path}: no evaluation.json of this project ({error})") from error
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise ComparisonError(f"{path}: no evaluation.json of this project ({error}): name another file") from error
         if old or not models:
             raise ComparisonError(f"{path}: it has no results by record: evaluate again with this version")
+        misfit = find_misfit(models)
+        if misfit:
+            raise ComparisonError(f"{path}: {misfit}: the file was changed, or is no evaluation.json: evaluate again")
         for model, scores in models.items():
             joined[f"{name}/{model}"] = scores
             splits[f"{name}/{model}"] = set(scores)
@@ -104,7 +108,7 @@ def _pair(split: str, records: dict[str, dict[str, Any]]) -> dict[str, Differenc
         ours, theirs = Parts(**parts), Parts(**theirs)
         if ours.by_record and theirs.by_record:
             theirs = Parts([theirs.sums[at] for at in order], [theirs.counts[at] for at in order])
-        elif order != list(range(len(order))):  # their groups are of other records
+        elif order != list(range(len(order))) or len(ours.sums) != len(theirs.sums):  # groups of other records
             continue
         metric = find_metric(name)
         found = find_difference(ours, theirs, fraction=metric is None or metric.fraction)

@@ -187,7 +187,7 @@ def format_comparison(evaluation: Evaluation) -> str:
 
 def write_comparison_table(path: str | Path, table: str) -> None:
     """Write the Markdown of `format_comparison`, whole or not at all."""
-    _write(path, f"{table}\n".encode())
+    _write(path, f"{table}\n".encode("utf-8", "backslashreplace"))
 
 
 def list_splits(evaluation: Evaluation) -> list[str]:
@@ -218,7 +218,7 @@ def _markdown(head: list[str], rows: list[list[str]], turned: bool = False) -> l
     """Make a table; `turned`: with a line for each column."""
     head, *rows = map(list, zip(head, *rows)) if turned else (head, *rows)
     lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+    return [f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in line)} |" for line in lines]
 
 
 def _dump(value: Any, depth: int, indent: str = "") -> str:

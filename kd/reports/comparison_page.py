@@ -25,4 +25,4 @@ def write_comparison(path: Path, evaluation: Evaluation, files: Sequence[tuple[s
         draw_scores(evaluation),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    publish(path, page("Comparison · Spanwise", *body).encode())
+    publish(path, page("Comparison · Spanwise", *body).encode("utf-8", "backslashreplace"))

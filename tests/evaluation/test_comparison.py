@@ -158,3 +158,49 @@ def test_a_page_and_a_table_escape_names(tmp_path):
     write_comparison(tmp_path / "page.html", evaluation, [("x", tmp_path)])
     assert "a&lt;b|c" in (tmp_path / "page.html").read_text() and "| a<b/c |" in format_comparison(evaluation)
     assert read_evaluations([("x", write(tmp_path, evaluation))])["x/a<b|c"]["s"]["num_records"] == 200
+
+
+def _edit(change):
+    """Return a damage that changes the metrics of the only split."""
+
+    def damage(evaluation):
+        change(evaluation["student"]["s"])
+        return evaluation
+
+    return damage
+
+
+DAMAGES = {
+    "records null": (_edit(lambda m: m.update(records=None)), "student.s.records"),
+    "no parts": (_edit(lambda m: m["records"].pop("parts")), "student.s.records.parts"),
+    "fewer ids": (_edit(lambda m: m["records"].update(ids=["r0"])), "1 ids, and 3 of asked"),
+    "ids of lists": (_edit(lambda m: m["records"].update(ids=[[1], [2], [3]])), "student.s.records.ids.0"),
+    "a part of text": (_edit(lambda m: m["records"]["parts"].update(exact_arguments="x")), "parts.exact_arguments"),
+    "no sums": (_edit(lambda m: m["records"]["parts"]["exact_arguments"].update(sums=[])), "other numbers of sums"),
+    "no intervals": (_edit(lambda m: m.pop("intervals")), "student.s.intervals"),
+    "an interval of text": (_edit(lambda m: m["intervals"].update(exact_arguments="ab")), "intervals.exact_arguments"),
+    "a metric of text": (_edit(lambda m: m.update(exact_arguments="high")), "exact_arguments is no number"),
+    "a metric past every float": (_edit(lambda m: m.update(exact_arguments=float("inf"))), "is no number"),
+    "a split that is a list": (lambda evaluation: {"student": {"s": ["records"]}}, "student.s"),
+    "nested": (lambda evaluation: "[" * 100_000, "no evaluation.json of this project"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_by_name_and_place(tmp_path, capsys, damage):
+    """Each was a traceback."""
+    change, said = DAMAGES[damage]
+    good = write(tmp_path / "good", {"student": {"s": scores([True, False, True])}})
+    (tmp_path / "bad.json").write_text(
+        text if isinstance(text := change(json.loads(good.read_text())), str) else json.dumps(text)
+    )
+    files = [f"bad={tmp_path / 'bad.json'}", str(good)]
+    assert evaluate_command.main(["--compare", *files, "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path / "bad.json") in error and said in error and "Traceback" not in error
+
+
+def test_names_that_no_utf8_has_are_written_with_escapes(tmp_path, capsys):
+    good = write(tmp_path / "good", {"\ud800 a|b\nc": {"s": scores([True, False, True])}})
+    assert evaluate_command.main(["--compare", str(good), "--out", str(tmp_path / "out")]) == 0
+    assert "| good/\\ud800 a/b c |" in (tmp_path / "out" / "comparison.md").read_text()
