@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
 from benchmarks.bfcl_mutations import make_answers
-from benchmarks.measure import check_out, write_json
+from benchmarks.measure import check_out, count, write_json
 from kd.evaluation.bfcl_rules.answer import judge_calls
 from kd.evaluation.bfcl_rules.entry import read_entry
 from kd.evaluation.bfcl_rules.reading import read_as_bfcl
@@ -43,9 +43,15 @@ OURS = {
 
 def ask(python: str, mode: str, lines: str = "") -> list[Any]:
     """Run BFCL's checker in its environment."""
-    done = subprocess.run([python, str(CHECKER), mode], input=lines, capture_output=True, text=True)
+    try:
+        done = subprocess.run([python, str(CHECKER), mode], input=lines, capture_output=True, text=True)
+    except OSError as error:
+        sys.exit(
+            f"error: --python: {python!r}: {error.strerror}: give the interpreter of an environment with bfcl-eval"
+        )
     if done.returncode:
-        sys.exit(f"{python} {CHECKER.name} {mode}: {done.stderr[-2000:]}")
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        sys.exit(f"error: --python: {python} {CHECKER.name} {mode}: {said}: is bfcl-eval installed there?")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -120,7 +126,7 @@ def compare(python: str, every: int = 1, seed: int = 0) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True, help="interpreter of an environment with bfcl-eval")
-    parser.add_argument("--every", type=int, default=1, help="take every n-th entry of a category; 1 by default")
+    parser.add_argument("--every", type=count, default=1, help="take every n-th entry of a category; 1 by default")
     parser.add_argument("--out", type=path_option, default=Path(__file__).parent / "results" / "bfcl_agreement.json")
     args = parser.parse_args()
     check_out(args.out)

@@ -224,11 +224,11 @@ def sizes(folder: Path, vocab: int, rows: int, shards: int = 1, records_a_shard:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vocabs", type=int, nargs="+", default=VOCABS)
-    parser.add_argument("--pool", type=int, default=400, help="rows that the kernels make")
-    parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--records", type=int, default=320, help="a shard")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--vocabs", type=measure.count, nargs="+", default=VOCABS)
+    parser.add_argument("--pool", type=measure.count, default=400, help="rows that the kernels make")
+    parser.add_argument("--shards", type=measure.count, default=8)
+    parser.add_argument("--records", type=measure.count, default=320, help="a shard")
+    parser.add_argument("--repeats", type=measure.count, default=5)
     parser.add_argument("--out", type=path_option, default=ROOT / "benchmarks/results/cache_reading.json")
     args = parser.parse_args(arguments)
     measure.check_out(args.out)

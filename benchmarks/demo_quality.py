@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import check_out, write_json  # noqa: E402
+from benchmarks.measure import check_out, count, write_json  # noqa: E402
 from kd.evaluation.metrics import METRICS  # noqa: E402
 from kd.outputs import read_object  # noqa: E402
 from kd.paths import path_option  # noqa: E402
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)[:3])
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=count, default=2)
     parser.add_argument("--output", type=path_option, default=ROOT / "runs" / "quality", help="run folders and logs")
     parser.add_argument("--out", type=path_option, default=ROOT / "benchmarks" / "results" / "demo_quality.json")
     args = parser.parse_args()

@@ -33,6 +33,7 @@ from benchmarks.measure import (
     ROOT,
     check_out,
     copy_bandwidth,
+    count,
     facts,
     is_results,
     peak_bytes,
@@ -56,6 +57,7 @@ from benchmarks.methods import (
 )
 from benchmarks.parity import check, loss_and_gradients
 from kd.atomic_files import replacing
+from kd.outputs import read_object
 from kd.paths import path_option
 from kernels.divergences import kind_of
 from kernels.fused import launches
@@ -277,12 +279,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=path_option, default=ROOT / "benchmarks" / "results" / "loss_kernels.json")
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--methods", nargs="+", help="eager, ours, torch.compile, liger; all of them by default")
-    parser.add_argument("--vocab", nargs="+", type=int)
-    parser.add_argument("--rows", nargs="+", type=int)
+    parser.add_argument("--vocab", nargs="+", type=count)
+    parser.add_argument("--rows", nargs="+", type=count)
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="bfloat16; on a CPU float32")
-    parser.add_argument("--hidden", type=int, help="of the linear families: 4096; on a CPU 256")
+    parser.add_argument("--hidden", type=count, help="of the linear families: 4096; on a CPU 256")
     parser.add_argument(
-        "--gate-rows", type=int, default=16, help="rows that are compared with fp64 before a way is timed"
+        "--gate-rows", type=count, default=16, help="rows that are compared with fp64 before a way is timed"
     )
     parser.add_argument("--parity-only", action="store_true")
     parser.add_argument("--minutes", type=float, default=60, help="no new row is begun after this long")
@@ -296,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
         _print_peak(chosen.peak_of, Workload(**chosen.workload))
         return 0
     if chosen.draw:
-        if not is_results(chosen.draw):
+        if not is_results(chosen.draw) or "rows" not in read_object(chosen.draw):
             parser.error(f"--draw: {chosen.draw} is no file of results")
         check_out(chosen.draw, ".png")
         draw(json.loads(chosen.draw.read_text()), chosen.draw.with_suffix(".png"))

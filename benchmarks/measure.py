@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import datetime
 import json
@@ -172,6 +173,13 @@ def time_by_kernel(call: Callable[[], object], device: torch.device, most: int =
         for e in events
         if getattr(e, key)
     ]
+
+
+def count(text: str) -> int:
+    """Read an option that is a number of something, 1 or more; the `type` of argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: 1 or more")
+    return int(text)
 
 
 def check_out(path: Path, *beside: str, alone: bool = True) -> None:

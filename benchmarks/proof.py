@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from demo_quality import launcher  # noqa: E402
-from measure import check_out  # noqa: E402
+from measure import check_out, count  # noqa: E402
 from proof_cells import METHODS, STEPS, STUDIES, Cell, choose_rate, list_cells, list_overrides  # noqa: E402
 from target_metrics import remove_tails  # noqa: E402
 
@@ -288,7 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=count, default=2)
     parser.add_argument("--output", type=path_option, default=ROOT / "runs" / "proof", help="runs, caches and logs")
     parser.add_argument("--out", type=path_option, default=ROOT / "benchmarks" / "results" / "proof.json")
     parser.add_argument("--list", action="store_true", help="say what is done and what is left, and make nothing")

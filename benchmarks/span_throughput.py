@@ -28,7 +28,7 @@ import tokenizers  # noqa: E402
 import transformers  # noqa: E402
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
-from benchmarks.measure import check_out, write_json  # noqa: E402
+from benchmarks.measure import check_out, count, write_json  # noqa: E402
 from helpers import golden  # noqa: E402
 from kd.paths import path_option  # noqa: E402
 from kd.records.record import Record, parse_record  # noqa: E402
@@ -204,9 +204,9 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tokens a second of rendering and span extraction.")
-    parser.add_argument("--vocab-size", type=int, default=150_000)
-    parser.add_argument("--records", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--vocab-size", type=count, default=150_000)
+    parser.add_argument("--records", type=count, default=20)
+    parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--output", type=path_option, default=ROOT / "benchmarks/results/span_throughput.json")
     args = parser.parse_args()
     check_out(args.output)

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from measure import ROOT, check_out, commit, facts, write_json
+from measure import ROOT, check_out, commit, count, facts, write_json
 from target_angles import demo_angles, language_angles
 from target_metrics import VARIANTS, folder_name, live_of, metrics_of
 
@@ -127,7 +127,7 @@ def main() -> None:
         nargs="+",
         help="folders of the demo's students for its angles; by default the metrics' live dense ones",
     )
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=count, default=2)
     parser.add_argument(
         "--output", type=path_option, default=ROOT / "runs" / "targets", help="caches, run folders and logs"
     )

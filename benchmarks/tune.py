@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.measure import check_out, copy_bandwidth, facts, time_it, write_json
+from benchmarks.measure import check_out, copy_bandwidth, count, facts, time_it, write_json
 from benchmarks.methods import Workload, make_data, no_fallback, settings, useful_bytes
 from kd.paths import path_option
 from kernels import distill_loss
@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=path_option, required=True)
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--vocab", type=int, default=151936)
-    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--vocab", type=count, default=151936)
+    parser.add_argument("--rows", type=count, default=4096)
     parser.add_argument("--rehearse", action="store_true", help="three layouts, tiny sizes, the interpreter")
     chosen = parser.parse_args(arguments)
     check_out(chosen.out)

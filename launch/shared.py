@@ -122,7 +122,8 @@ def _explain(error: Exception) -> Exception:
     if isinstance(error, OSError) and error.strerror:
         from kd.atomic_files import describe_failure
 
-        return Exception(describe_failure(error))
+        text = describe_failure(error)
+        return Exception(text if error.filename else f"what is printed, or a file, cannot be written: {text}")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         text = (str(error).splitlines() or ["out of memory"])[0]
         return Exception(

@@ -221,14 +221,15 @@ def report(args: argparse.Namespace, tally, shown: list, tokenizer, ready: bool,
     from kd.preflight.tally import format_tally, summarise_tally
     from kd.reports.preflight_page import build_verify_page
 
-    print(format_tally(tally, checks))
     verdict = "READY" if ready else "NOT READY"
-    if args.out:
+    if args.out:  # before a line is printed, which nobody may read any more
         result = summarise_tally(tally, ready, checks)
         title = args.config or ", ".join(map(str, args.data))
         page = build_verify_page(f"{verdict.capitalize()}: {title}", tally, shown, verdict, checks)
         publish(args.out / SUMMARY, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
         publish(args.out / PAGE, page.encode())
+    print(format_tally(tally, checks))
+    if args.out:
         print(f"page      {args.out / PAGE}")
     print(verdict)
 

@@ -109,7 +109,7 @@ class RunLog:
             self._draw({prefix + k: v for k, v in clean.items() if isinstance(v, (int, float)) and k != "step"}, values)
         except OSError as error:
             self._board = None
-            self.say(f"TensorBoard's curves end here: {describe_failure(error)}; {name} has the numbers")
+            self.say(f"TensorBoard's curves end here ({error.strerror or error}); training goes on")
 
     def _draw(self, numbers: Mapping[str, float], values: Mapping[str, Any]) -> None:
         if not self._has_tried_board:

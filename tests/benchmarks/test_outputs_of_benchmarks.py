@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -15,6 +16,20 @@ COMMANDS = {
     "proof": (proof.main, ["--show"]),
     "proof, listed": (proof.main, ["--list"]),
 }
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", ""])
+def test_a_number_of_something_is_1_or_more(text):
+    """Zeros ended in divisions by zero."""
+    with pytest.raises(argparse.ArgumentTypeError, match="1 or more"):
+        measure.count(text)
+    assert measure.count("12") == 12
+
+
+@pytest.mark.parametrize(("python", "said"), [("/no/python", "No such file"), ("/bin/false", "exit code 1")])
+def test_an_interpreter_that_cannot_judge_is_named(python, said):
+    with pytest.raises(SystemExit, match=f"error: --python: .*{python}.*{said}.*bfcl-eval"):
+        bfcl_agreement.ask(python, "entries")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -39,7 +39,7 @@ def test_a_tensorboard_that_cannot_write_costs_no_line_of_metrics(tmp_path, capf
     log.close()
     assert [json.loads(line)["step"] for line in (tmp_path / METRICS_FILE).read_text().splitlines()] == [1, 2, 3]
     said = capfd.readouterr()
-    assert said.out.count("TensorBoard's curves end here") == 1 and "move what is there away" in said.out
+    assert said.out.count("TensorBoard's curves end here (") == 1
     assert (tmp_path / "tensorboard").read_text() == "mine" and "Traceback" not in said.err
 
 
