@@ -128,6 +128,11 @@ def describe_failure(error: BaseException, path: str | os.PathLike | None = None
     if isinstance(error, OSError) and error.strerror:
         remedy = f": {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
         return f"{error.strerror}{remedy}" if file is None else f"{os.fspath(file)}: {error.strerror}{remedy}"
+    if file is not None and _CUT_OFF.search(str(error)):
+        return (
+            f"{os.fspath(file)} cannot be written, and torch.save tells no reason: look at its disk, the quota, and "
+            "the size that a file may have (ulimit -f)"
+        )
     return f"{type(error).__name__}: {error}"
 
 

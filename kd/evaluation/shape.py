@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -65,5 +66,6 @@ def find_misfit(evaluation: Any) -> str | None:
         _EVALUATION.validate_python(evaluation)
     except ValidationError as error:
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        said = re.sub(r"^Value error, | or instance of \w+$", "", first["msg"])
+        return f"{'.'.join(map(str, first['loc']))}: {said}"
     return None
