@@ -17,7 +17,7 @@ A missing figure is shown as not measured. Nothing is interpolated, guessed, or 
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -251,9 +251,9 @@ def _read_json_lines(path: Path) -> tuple[list[dict], list[str]]:
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             try:
                 row = json.loads(line) if line.strip() else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = line
-            if isinstance(row, dict):
+            if isinstance(row, dict) and all(isinstance(row.get(key, ""), str) for key in ("stage", "split")):
                 rows.append(row)
             elif row is not None:
                 torn.append(number)
@@ -265,7 +265,7 @@ def _read_json_lines(path: Path) -> tuple[list[dict], list[str]]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _count(number: float | None) -> str:

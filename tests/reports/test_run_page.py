@@ -171,6 +171,23 @@ def test_each_logged_number_has_its_curve_and_no_other(run, old):
     assert "last 0.3" in text
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 11, "stage": ["a"]}', '{"step": 11, "split": {}}', "[" * 100_000, '{"step": 1' + "1" * 4400 + "}"],
+)
+def test_a_damaged_line_is_left_out_and_said(run, line):
+    """The report failed, and with it every later start of the run."""
+    text = run(metrics="\n".join([*map(json.dumps, METRICS), line])).text
+    assert "1 of 11 lines could not be read" in text and "line 11" in text and "last 0.3" in text
+
+
+def test_a_number_past_every_float_is_no_point_of_a_curve(run):
+    text = run(
+        metrics="\n".join([*map(json.dumps, METRICS), '{"step": 11, "stage": "main", "loss": 1' + "0" * 400 + "}"])
+    ).text
+    assert "last 0.3" in text
+
+
 def test_a_torn_last_line_is_left_out_and_said(run):
     text = run("\n".join(map(json.dumps, METRICS)) + '\n{"step": 11, "lo').text
     assert "1 of 11 lines could not be read" in text and "line 11" in text and "last 0.3" in text
