@@ -29,6 +29,7 @@ from kd.outputs import Output, OutputError, check_outputs, read_object  # noqa: 
 
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "liger-kernel", "numpy")
 _KNOWN_BY = ({"commit", "device"}, {"what", "results"}, {"package", "num_answers", "differences"})  # keys of a file
+_locks: dict[Path, FolderLock] = {}  # of this process
 _HEAD_START_CYCLES = 10_000_000  # about 5 ms
 
 
@@ -199,11 +200,14 @@ def check_out(path: Path, *beside: str, alone: bool = True) -> None:
         check_outputs(places)
     except OutputError as error:
         raise SystemExit(f"error: {error}") from None
-    lock = FolderLock(path.parent, f".{path.name}.lock")
-    holder = lock.take() if alone and not path.is_char_device() else None
+    place = path.absolute()
+    if not alone or place in _locks or path.is_char_device():
+        return
+    _locks[place] = FolderLock(place.parent, f".{place.name}.lock")
+    holder = _locks[place].take()
     if holder is not None:
         raise SystemExit(f"error: --out: {path} is being written by {holder}: wait for it, or name another file")
-    atexit.register(lock.release)
+    atexit.register(_locks[place].release)
 
 
 def is_results(path: Path) -> bool:
