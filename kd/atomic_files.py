@@ -54,10 +54,13 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
     """Yield a file that becomes `path` where the block ends well: written beside it, flushed to disk, renamed.
 
     A symbolic link stays and its target is replaced; a pipe or a device is written to as it is.
+
+    Args:
+        new: keep a file that is not empty, as another program may have made it meanwhile.
 
     Raises:
         OSError: with the file's name, and `path` is as it was, unless the folder's own flush failed.
@@ -75,6 +78,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if new and path.exists() and path.stat().st_size:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
         os.rename(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -44,7 +44,8 @@ from kd.evaluation.comparison import read_evaluations
 from kd.evaluation.evaluate import Samples
 from kd.evaluation.files import format_comparison, format_table, list_outputs, write_comparison_table
 from kd.evaluation.together import Entrant, evaluate_together, find_place
-from kd.outputs import Output, check_outputs
+from kd.folders.lock import FolderLock
+from kd.outputs import Output, OutputError, check_outputs
 from kd.paths import identify, path_option
 from kd.records.checks import DataError
 from kd.records.files import read_records
@@ -234,7 +235,22 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """Evaluate every model on every split, write the files, and print the table; on all ranks of a launcher."""
     device = _join_ranks()
-    on_rank_0(lambda: check_outputs(list_outputs("--out", args.out), [("--data", path) for _, path in args.data]))
+    lock = FolderLock(args.out)  # a run's too: what it evaluates at its end is written there
+    on_rank_0(lambda: _take(args, lock))
+    try:
+        return _evaluate(args, device)
+    finally:
+        lock.release()
+
+
+def _take(args: argparse.Namespace, lock: FolderLock) -> None:
+    check_outputs(list_outputs("--out", args.out), [("--data", path) for _, path in args.data])
+    holder = lock.take()
+    if holder is not None:
+        raise OutputError(f"--out: {args.out} is in use by {holder}: wait for it, end it, or name another folder")
+
+
+def _evaluate(args: argparse.Namespace, device: torch.device) -> int:
     args.model = on_rank_0(lambda: [(name, settle(place, _say)) for name, place in args.model])
     journal = Journal(args.out, find_place()[0])
     if args.endpoint and journal.num_kept:

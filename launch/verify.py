@@ -171,7 +171,7 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
     tally, shown, reader = Tally(), [], SpanReader(tokenizer)
     ready_shown = failing_shown = 0
     with ExitStack() as stack:
-        spans, fixed = _open(stack, args.spans), _open(stack, args.fix)
+        spans, fixed = _open(stack, args.spans), _open(stack, args.fix, new=True)
         bad = _open(stack, args.out / BAD) if args.out else None
         turns = config.data.turns if config is not None else "auto"
         shown_items = tqdm(items, unit=" records", disable=None, leave=False)
@@ -234,8 +234,8 @@ def report(args: argparse.Namespace, tally, shown: list, tokenizer, ready: bool,
     print(verdict)
 
 
-def _open(stack: ExitStack, path: Path | None) -> BinaryIO | None:
-    return None if path is None else stack.enter_context(replacing(path))
+def _open(stack: ExitStack, path: Path | None, *, new: bool = False) -> BinaryIO | None:
+    return None if path is None else stack.enter_context(replacing(path, new=new))
 
 
 def _write(out: BinaryIO, value: dict[str, Any]) -> None:

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import measure
+from kd.folders.lock import FolderLock
 from kd.outputs import Output, OutputError, check_outputs, check_writable
 from kd.paths import expand_path, identify
+from kd.preflight.tally import Tally
 from kd.records.checks import DataError
 from kd.records.files import write_records
 from kd.run_folder import RunFolder, RunFolderError
@@ -213,6 +215,33 @@ def test_a_full_disk_is_found_before_work_begins(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
     with pytest.raises(OutputError, match=r"--out: .* the disk is full \(.* are free\): make room"):
         check_writable("--out", tmp_path)
+
+
+def test_a_new_file_that_came_meanwhile_stays(check, tmp_path, monkeypatch):
+    """As of a second check with the same --fix, which wrote over the first's."""
+    add = Tally.add
+
+    def add_late(tally, verified):
+        (tmp_path / "fix.jsonl").write_text("of the other")
+        add(tally, verified)
+
+    monkeypatch.setattr(Tally, "add", add_late)
+    code, said = check("--fix", tmp_path / "fix.jsonl")
+    assert code == 1 and f"error: {tmp_path}/fix.jsonl: File exists: move what is there away" in said
+    assert (tmp_path / "fix.jsonl").read_text() == "of the other" and "Traceback" not in said
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_two_evaluations_do_not_write_over_each_other(data, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    other = FolderLock(tmp_path / "out")
+    other.take()
+    command = ["--model", str(tmp_path), "--data", str(data), "--out", str(tmp_path / "out")]
+    assert evaluate.main(command) == 1
+    assert f"error: --out: {tmp_path}/out is in use by process {os.getpid()}" in capsys.readouterr().err
+    other.release()
+    assert evaluate.main(command) == 1 and not (tmp_path / "out" / ".lock").exists()  # tmp_path is no model
+    assert "is in use" not in capsys.readouterr().err
 
 
 def test_a_summary_of_another_program_is_foreign(check, tmp_path):
