@@ -55,7 +55,9 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[tuple[str, Path]] 
             raise OutputError(f"{output.name}: {output.path} {taken[place]}: name another file")
         taken[place] = f"is what {output.name} writes"
         if output.path.is_dir():
-            raise OutputError(f"{output.name}: {output.path} is a folder: name a file, in it or elsewhere")
+            raise OutputError(
+                f"{output.name}: {output.path} is a folder: move it away, or name a file, in it or elsewhere"
+            )
         if output.path.is_file() and output.path.stat().st_size and not output.is_ours(output.path):
             raise OutputError(
                 f"{output.name}: {output.path} is there already and is not known as {output.what}: move it away, or "

@@ -18,7 +18,9 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kd.atomic_files import describe_failure, flush
 from kd.checkpoints.format import CheckpointFormat
@@ -36,6 +38,27 @@ _NAME = re.compile(r"step-(\d{8})")
 
 class CheckpointError(SpanwiseError, ValueError):
     """Checkpoint that cannot be written or resumed; the message names it and the remedy."""
+
+
+class _Manifest(BaseModel):
+    """Content of manifest.json."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    step: int
+    world_size: int
+    identity: dict[str, Any]
+    files: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]]  # relative path -> SHA-256, bytes
+    version: int = 1
+    format: str = "deepspeed"
+
+    @field_validator("files")
+    @classmethod
+    def _lie_inside(cls, files: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for name in files:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{name} is outside of the checkpoint")
+        return files
 
 
 class Engine(Protocol):
@@ -72,26 +95,26 @@ def find_resumable(folder: Path, identity: dict[str, Any], world_size: int, say:
         if problem:
             say(f"checkpoint {path} is damaged and left aside: {problem}")
             continue
-        manifest = json.loads((path / MANIFEST).read_text())
-        version, written_as = manifest.get("version", 1), manifest.get("format", "deepspeed")
-        if version > VERSION or written_as not in CHECKPOINT_FORMATS:
+        manifest = _read_manifest(path)
+        written_as = manifest.format
+        if manifest.version > VERSION or written_as not in CHECKPOINT_FORMATS:
             raise CheckpointError(
-                f"{path} is of version {version} and format {written_as}, and this program reads versions up to "
-                f"{VERSION} and {', '.join(CHECKPOINT_FORMATS.names())}: resume it with the program that wrote it, or "
-                "give --fresh to begin again"
+                f"{path} is of version {manifest.version} and format {written_as}, and this program reads versions up "
+                f"to {VERSION} and {', '.join(CHECKPOINT_FORMATS.names())}: resume it with the program that wrote it, "
+                "or give --fresh to begin again"
             )
-        if manifest["world_size"] != world_size:
+        if manifest.world_size != world_size:
             raise CheckpointError(
-                f"{path} was written by {manifest['world_size']} ranks and this run has {world_size}: start it with "
-                f"{manifest['world_size']}, or give --fresh to begin again"
+                f"{path} was written by {manifest.world_size} ranks and this run has {world_size}: start it with "
+                f"{manifest.world_size}, or give --fresh to begin again"
             )
-        was, now, lengthened = manifest["identity"], identity, None
+        was, now, lengthened = manifest.identity, identity, None
         other = difference(was, now)
-        if other and now[STEPS] >= manifest["step"] and difference(was | {STEPS: now[STEPS]}, now) is None:
+        if other and now[STEPS] >= manifest.step and difference(was | {STEPS: now[STEPS]}, now) is None:
             lengthened = f"{STEPS} was {was.get(STEPS)} and is {now[STEPS]}: schedules span the new number from here on"
         elif other:
             raise CheckpointError(f"cannot go on from {path}: {other}")
-        return Found(str(path), manifest["step"], written_as, lengthened)
+        return Found(str(path), manifest.step, written_as, lengthened)
     if candidates:
         raise CheckpointError(f"{folder}: no checkpoint is whole; give --fresh to begin again from the start")
     return None
@@ -118,6 +141,7 @@ class Checkpoints:
     ):
         self._folder, self._engine, self._ranks, self._identity = folder, engine, ranks, identity
         self._format, self._resume = format, resume
+        self._whole = set() if resume is None else {resume.step}  # steps whose checkpoint is known to be whole
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the engine and this rank's `state` as the checkpoint of `step`.
@@ -126,9 +150,9 @@ class Checkpoints:
             CheckpointError: on every rank, when any rank could not write; earlier checkpoints are untouched, and
                 nothing is left of this one.
         """
-        part, whole = self._folder / f".step-{step:08d}.part", self._folder / f"step-{step:08d}"
-        if self._ranks.gather(whole.exists())[0]:
+        if step in self._whole:
             return
+        part, whole = self._folder / f".step-{step:08d}.part", self._folder / f"step-{step:08d}"
         written_as = CHECKPOINT_FORMATS[self._format]
         try:
             self._together(lambda: self._on_rank_0(lambda: _empty(part)), f"step {step}: cannot make {part}")
@@ -146,6 +170,7 @@ class Checkpoints:
                 else "there is no earlier checkpoint: the same command begins again"
             )
             raise CheckpointError(f"{error}; {rest}") from None
+        self._whole.add(step)
 
     def load(self) -> dict[str, Any] | None:
         """Load the checkpoint to resume from into the engine; returns this rank's `state`, or None where there is none.
@@ -175,6 +200,8 @@ class Checkpoints:
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for path in [*part.rglob("*"), part]:
             flush(path)
+        if whole.exists():  # damaged, and left aside when this run was resumed, or no checkpoint
+            os.rename(whole, _find_free(whole.with_name(f"{whole.name}.damaged")))
         os.rename(part, whole)
         flush(self._folder)
         for old in list_checkpoints(self._folder)[KEEP:]:
@@ -205,12 +232,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_damage(path: Path) -> str | None:
     """Say what is wrong with the checkpoint at `path`, naming the file, or return None."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files = manifest["files"]
-        _ = manifest["world_size"], manifest["identity"]  # raises where one is missing
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST}: {type(error).__name__}: {error}"
-    for name, (digest, size) in files.items():
+        manifest = _read_manifest(path)
+    except (OSError, ValueError) as error:
+        return f"{MANIFEST}: {error}"
+    for name, (digest, size) in manifest.files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
@@ -219,6 +244,20 @@ def find_damage(path: Path) -> str | None:
         if sha256(file) != digest:
             return f"{name} does not have the hash it was written with"
     return None
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    """Read the manifest of the checkpoint at `path`. Raises OSError, ValueError: it is not there, or damaged."""
+    try:
+        manifest = _Manifest.model_validate(json.loads((path / MANIFEST).read_bytes()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    if path.name != f"step-{manifest.step:08d}":
+        raise ValueError(f"it is of step {manifest.step}")
+    return manifest
 
 
 def clear_unfinished(folder: Path) -> None:
@@ -231,16 +270,25 @@ def clear_unfinished(folder: Path) -> None:
 def _delete(path: Path) -> None:
     """Delete a checkpoint; files that it was not written with stay, under another name of the folder."""
     try:
-        files = {path / name for name in json.loads((path / MANIFEST).read_text())["files"]} | {path / MANIFEST}
-    except (OSError, ValueError, KeyError, TypeError):
+        files = {path / name for name in _read_manifest(path).files} | {path / MANIFEST}
+    except (OSError, ValueError):
         return  # not known as one of ours
     if {file for file in path.rglob("*") if not file.is_dir()} <= files:
         shutil.rmtree(path, ignore_errors=True)
         return
-    kept = path.with_name(f"{path.name}.kept")
+    kept = _find_free(path.with_name(f"{path.name}.kept"))
     os.rename(path, kept)
     for file in files:
         (kept / file.relative_to(path)).unlink(missing_ok=True)
+
+
+def _find_free(path: Path) -> Path:
+    """Return `path`, or where that is taken, the first free one of path-2, path-3, ..."""
+    number, free = 1, path
+    while free.exists() or free.is_symlink():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def _empty(folder: Path) -> None:

@@ -7,7 +7,15 @@ import json
 
 import pytest
 
-from kd.checkpoints.store import CheckpointError, Checkpoints, clear_unfinished, find_damage, list_checkpoints
+from kd.checkpoints.store import (
+    MANIFEST,
+    CheckpointError,
+    Checkpoints,
+    clear_unfinished,
+    find_damage,
+    find_resumable,
+    list_checkpoints,
+)
 
 
 class Alone:
@@ -78,3 +86,50 @@ def test_what_a_kill_left_unfinished_goes_and_nothing_else(tmp_path):
         (tmp_path / name / "file").write_text(json.dumps(name))
     clear_unfinished(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".step-7.part", ".mine.part"}
+
+
+DAMAGES = {
+    "{}": "step: Field required",
+    '{"files": [1]}': "files: Input should be a valid dictionary",
+    '{"files": {"weights": 3}}': "files.weights: Input should be a valid list",
+    '{"files": {"../mine": ["a", 1]}}': "../mine is outside of the checkpoint",
+    '{"step": "2"}': "step: Input should be a valid integer",
+    '{"step": 1}': "it is of step 1",
+    '{"version": "new"}': "version: Input should be a valid integer",
+    '{"identity": [1]}': "identity: Input should be a valid dictionary",
+    "[1]": "Input should be a valid dictionary",
+    "[" * 100_000: "maximum recursion depth",
+    "\xff": "codec can't decode",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_manifest_is_told_and_the_checkpoint_before_is_taken(tmp_path, damage):
+    """Each was an error of Python that named no file, and the whole checkpoint before was of no use."""
+    saver = checkpoints(tmp_path)
+    saver.save(1, {})
+    saver.save(2, {})
+    path = tmp_path / "step-00000002" / MANIFEST
+    if damage.startswith('{"'):
+        path.write_text(json.dumps(json.loads(path.read_text()) | json.loads(damage)))
+    else:
+        path.write_bytes(damage.encode("latin-1"))
+    said = []
+    assert find_resumable(tmp_path, {}, 1, said.append).step == 1
+    (line,) = said
+    assert f"checkpoint {path.parent} is damaged and left aside: {MANIFEST}: " in line and DAMAGES[damage] in line
+
+
+def test_a_step_whose_checkpoint_is_damaged_is_saved_again(tmp_path):
+    """It was taken for saved, and the run's last steps were then in no checkpoint."""
+    saver = checkpoints(tmp_path)
+    for step in (1, 2):
+        saver.save(step, {})
+    (tmp_path / "step-00000002" / "weights").write_bytes(b"damaged")
+    found = find_resumable(tmp_path, {}, 1, print)
+    again = Checkpoints(tmp_path, Engine(), Alone(), {}, resume=found)
+    again.save(2, {})
+    again.save(2, {})
+    assert find_damage(tmp_path / "step-00000002") is None
+    assert (tmp_path / "step-00000002.damaged" / "weights").read_bytes() == b"damaged"
+    assert find_resumable(tmp_path, {}, 1, pytest.fail).step == 2
