@@ -6,6 +6,7 @@ The program replaces what it made and can recognise, and nothing else; what it r
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -48,6 +49,13 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[tuple[str, Path]] 
             file that the program did not write.
     """
     outputs = list(outputs)
+    try:
+        _check_places(outputs, inputs)
+    except OSError as error:
+        raise OutputError(describe_failure(error)) from error
+
+
+def _check_places(outputs: list[Output], inputs: Iterable[tuple[str, Path]]) -> None:
     taken = {identify(path): f"is what {name} reads" for name, path in inputs}
     for output in outputs:
         place = identify(output.path)
@@ -80,7 +88,7 @@ def check_writable(name: str, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\n")
     except OSError as error:
-        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.exists(place))
         error.filename = None  # that of the probe says nothing
         if is_full(error):
             raise OutputError(f"{name}: {describe_failure(error, folder)}, or name another place") from None

@@ -22,6 +22,7 @@ latter. Exit code: 0 all is well, 1 not, 2 wrong use.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -107,11 +108,12 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
             parser.error(f"{option}: two are called {max(names, key=names.count)!r}; name them apart, as in NAME=PATH")
-        missing = [str(path) for _, path in pairs if option != "--model" and not path.exists()]
+        # Path.exists raises without rights.
+        missing = [str(path) for _, path in pairs if option != "--model" and not os.path.exists(path)]
         if missing:
             parser.error(f"{option}: no such file: {', '.join(missing)}")
     for _, path in args.compare:
-        if not path.is_file():
+        if not os.path.isfile(path):
             parser.error(f"--compare: {path} is no file: give an evaluation.json")
     places = [identify(path) for _, path in args.data]
     if len(set(places)) < len(places):

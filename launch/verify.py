@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a checkout that is not installed
 
-from kd.atomic_files import publish, replacing
+from kd.atomic_files import describe_failure, publish, replacing
 from kd.outputs import Output, check_outputs, read_object
 from kd.paths import path_option
 from launch.shared import add_config_options, make_parser, run_guarded
@@ -78,7 +79,7 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> tuple[argpa
         parser.error("give one of --config and --data")
     if args.data and not args.tokenizer or args.config and args.tokenizer:
         parser.error("--tokenizer goes with --data, and --data needs it")
-    if args.config and not Path(args.config).is_file():
+    if args.config and not os.path.isfile(args.config):
         parser.error(f"--config: {args.config}: no such file")
     if args.rewrite_calls and not args.data:
         parser.error("--rewrite-calls goes with --data; in a configuration it is data.rewrite_calls")
@@ -125,7 +126,7 @@ def verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
             items = read_data_items(config.data)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {describe_failure(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return _WRONG[bool(args.config)]
     try:
         return run(args, config, tokenizer, items, tools)

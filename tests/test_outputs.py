@@ -244,6 +244,33 @@ def test_two_evaluations_do_not_write_over_each_other(data, tmp_path, capsys):
     assert "is in use" not in capsys.readouterr().err
 
 
+@pytest.fixture
+def secret(tmp_path, monkeypatch):
+    """A folder that this user may not look into."""
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if str(path).startswith(f"{tmp_path}/secret/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    (tmp_path / "secret").mkdir()
+    monkeypatch.setattr(os, "stat", refuse)
+    return tmp_path / "secret"
+
+
+def test_a_folder_without_rights_is_told_in_a_line(secret, check, data, capsys):
+    """Each was a traceback."""
+    with pytest.raises(SystemExit):
+        evaluate.main(["--compare", str(secret / "x.json")])
+    assert f"--compare: no such file: {secret}/x.json" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        verify.main(["--config", str(secret / "x.yaml")])
+    assert f"--config: {secret}/x.yaml: no such file" in capsys.readouterr().err
+    code, said = check("--fix", secret / "x.jsonl")
+    assert code == 2 and f"error: {secret}/x.jsonl: Permission denied: change the rights to it" in said
+
+
 def test_a_summary_of_another_program_is_foreign(check, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "verify.json").write_text(json.dumps({"ready": True}))
