@@ -23,6 +23,7 @@ _REMEDIES = {
     errno.EROFS: "mount its disk for writing, or name another place",
     errno.EFBIG: "raise the size that a file may have (ulimit -f), or name another disk",
     errno.EMFILE: "raise the number of files that a program may open (ulimit -n)",
+    errno.ENOENT: "put it back, or name another place",
     errno.EISDIR: "a folder is where a file belongs: move it away",
     errno.EEXIST: "move what is there away",
     errno.ENOTEMPTY: "move what is there away",

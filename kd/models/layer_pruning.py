@@ -129,7 +129,11 @@ def write_cut(
     except (OSError, SafetensorError) as error:
         raise CutError(
             f"student.init: teacher_layers: the layers of {teacher_path} cannot be copied to {folder}: "
-            + (describe_failure(error, folder) if is_full(error) else f"{first_line(error)}; mend the teacher's files")
+            + (
+                describe_failure(error, folder)
+                if isinstance(error, OSError) or is_full(error)
+                else f"{first_line(error)}; mend the teacher's files"
+            )
         ) from error
 
 
