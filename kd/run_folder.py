@@ -65,6 +65,9 @@ class RunFolder:
                 raise RunFolderError(
                     f"{foreign[0]} is there already, and no run made it: move it away, or choose another run.name"
                 )
+        odd = [path for name in (MARKER, *RESULTS) if (path := self.path / name).exists() and not path.is_file()]
+        if odd:  # a pipe would be waited for
+            raise RunFolderError(f"{odd[0]} is no file: move it away, or choose another run.name")
         for name in (MARKER, *RESULTS, *FOLDERS):
             clear_parts(self.path / name)
         clear_unfinished(self.path / "checkpoints")

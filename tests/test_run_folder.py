@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -100,6 +101,17 @@ def test_what_no_run_made_is_refused_and_intact(tmp_path, name, kind):
     with pytest.raises(RunFolderError, match="is there already, and no run made it: move it away, or choose another"):
         RunFolder(tmp_path).take()
     assert foreign.read_text() == (tmp_path / "training.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [MARKER, "metrics.jsonl", "run.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/full")])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, name, make):
+    """A pipe was waited for after the models were loaded, and a folder failed the run after its first step."""
+    fill(tmp_path)
+    (tmp_path / name).unlink()
+    make(tmp_path / name)
+    with pytest.raises(RunFolderError, match=f"{name} is no file: move it away, or choose another run.name"):
+        RunFolder(tmp_path).take()
 
 
 def test_a_second_process_is_refused_and_told_which_has_it(tmp_path):
