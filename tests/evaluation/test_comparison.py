@@ -188,7 +188,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_refused_by_name_and_place(tmp_path, capsys, damage):
-    """Each was a traceback."""
+    """Ten were tracebacks, one named no file, and one was taken."""
     change, said = DAMAGES[damage]
     good = write(tmp_path / "good", {"student": {"s": scores([True, False, True])}})
     (tmp_path / "bad.json").write_text(
