@@ -244,8 +244,9 @@ def main(arguments: list[str] | None = None) -> int:
     todo = [part for part in parts(out, chosen.rehearse) if not chosen.only or part.name in chosen.only]
     if not todo or len(todo) < len(chosen.only or ()):
         sys.exit(f"--only {chosen.only}: parts are {[part.name for part in parts(out, chosen.rehearse)]}")
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     check_out(out / "suite.json")
-    if not (out / "suite.json").exists() and any(out.iterdir()):
+    if "suite.json" not in found and found - {".suite.json.lock"}:  # which a killed start leaves
         sys.exit(f"error: --out: {out} is no folder of this suite, and not empty: name another")
     until = time.monotonic() + 60 * chosen.minutes
     suite = facts(torch.device("cpu" if chosen.rehearse else "cuda"))
