@@ -159,7 +159,7 @@ def test_evaluate_leaves_what_it_did_not_write(name, kind, data, tmp_path, teach
     foreign = tmp_path / "out" / name
     foreign.parent.mkdir()
     foreign.mkdir() if kind == "folder" else foreign.write_text('{"mine": 1}')
-    monkeypatch.setattr(evaluate, "evaluate_folder", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluate, "make_ready", lambda *_: pytest.fail("a model was loaded"))
     before = everything(tmp_path)
     command = ["--model", str(teacher_folder), "--data", str(data), "--out"]
     assert evaluate.main([*command, str(tmp_path / "out")]) == 1
