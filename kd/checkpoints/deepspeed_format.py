@@ -35,7 +35,9 @@ def read_zero_weights(folder: Path, tag: str) -> dict[str, Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints what it finds
-        return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag)
+        found = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag)
+    assert found is not None, "it is in whole tensors, not written to a file"
+    return dict(found)
 
 
 FORMAT = DeepSpeedFormat()

@@ -169,12 +169,8 @@ def _continue(
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts.values()], device=device)
     mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts.values()], device=device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-    def has_ended(at: int) -> bool:
-        written = outputs[at][0]
-        return bool(written) and (written[-1] in limits.stop_ids or len(written) >= room[at])
-
     cache, live = None, list(prompts)  # live[i]: the prompt that place i of the batch continues
+    ended = [False] * len(live)
     while True:
         out = model(
             input_ids=ids,
@@ -187,13 +183,14 @@ def _continue(
         cache = out.past_key_values
         chosen, log_probs = choose(live, out.logits[:, -1, : limits.vocab_size])
         likelihoods = [] if log_probs is None else log_probs.tolist()
-        ended = []
         for place, (at, token) in enumerate(zip(live, chosen.tolist())):
-            # One that ended stays in the batch until it is worth dropping; tokens after its end are not kept.
-            if not has_ended(at):
-                outputs[at][0].append(token)
-                outputs[at][1].extend(likelihoods[place : place + 1])
-            ended.append(has_ended(at))
+            if ended[place]:  # it stays in the batch until it is worth dropping; tokens after its end are not kept
+                continue
+            written, known = outputs[at]
+            written.append(token)
+            if log_probs is not None:
+                known.append(likelihoods[place])
+            ended[place] = token in limits.stop_ids or len(written) >= room[at]
         if all(ended):
             return
         positions = positions[:, -1:] + 1
@@ -202,6 +199,6 @@ def _continue(
             index = torch.tensor(keep, device=device)
             cache.batch_select_indices(index)
             chosen, mask, positions = chosen[index], mask[index], positions[index]
-            live = [live[kept] for kept in keep]
+            live, ended = [live[kept] for kept in keep], [False] * len(keep)
         ids = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
