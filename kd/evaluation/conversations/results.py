@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import sys
 from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
+from kd.config.registries import import_extension
 from kd.errors import SpanwiseError
 from kd.evaluation.conversations.dialogue import Call, Execute
 from kd.records.record import Record
@@ -35,16 +36,11 @@ def load_simulator(name: str) -> Simulate:
     module, _, function = name.partition(":")
     if not module or not function:
         raise SimulatorError(f"--simulator: {name!r} is no module:function, as in my_tools:simulate")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        raise SimulatorError(
-            f"--simulator: {name}: {error}: install it, or put the folder that holds it in PYTHONPATH"
-        ) from error
-    except AttributeError as error:
-        raise SimulatorError(f"--simulator: {name}: {error}") from error
+    if (problem := import_extension(module)) is not None:
+        raise SimulatorError(f"--simulator: {name}: {problem}")
+    found = getattr(sys.modules[module], function, None)
     if not callable(found):
-        raise SimulatorError(f"--simulator: {name} is no function")
+        raise SimulatorError(f"--simulator: {name}: {module} has no function of that name")
     return found
 
 

@@ -128,6 +128,14 @@ def test_answers_are_asked_executed_and_judged():
     assert few.metrics["num_records"] == 3
 
 
+def test_ranks_share_the_entries():
+    package = StandIn()
+    entries = read_entries(package, CATEGORIES)
+    parts = [evaluate_entries(play("right"), package, entries, (rank, 2)) for rank in range(2)]
+    assert [len(part) for part in parts] == [4, 3]
+    assert merge(*parts) == merge(evaluate_entries(play("right"), package, entries))
+
+
 def test_another_way_to_the_same_state_has_two_verdicts():
     metrics = evaluate_bfcl(play("another way"), StandIn(), CATEGORIES).metrics
     assert metrics["bfcl_v4_multi_turn_miss_func"] == 1

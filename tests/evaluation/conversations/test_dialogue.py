@@ -208,11 +208,14 @@ def test_a_simulator_answers_in_the_records_place(tmp_path, monkeypatch):
     [
         ("my_tools", "no module:function"),
         ("no_such_module_here:f", "PYTHONPATH"),
-        ("json:no_such", "no_such"),
-        ("json:__name__", "is no function"),
+        ("json:no_such", "json has no function"),
+        ("json:__name__", "json has no function"),
+        ("broken_tools:f", "importing broken_tools failed: SyntaxError"),
     ],
 )
-def test_a_simulator_that_cannot_be_used_is_named(name, words):
+def test_a_simulator_that_cannot_be_used_is_named(tmp_path, monkeypatch, name, words):
+    (tmp_path / "broken_tools.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(SimulatorError, match=words):
         load_simulator(name)
 
