@@ -51,7 +51,12 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> tuple[argpa
     )
     parser.add_argument("--format", help="the format of the records; by default found from their fields")
     parser.add_argument(
-        "--rewrite-calls", action="store_true", help="with --data: make tool_calls of calls that are written as text"
+        "--rewrite-calls",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=["never"],
+        help="with --data: make tool_calls of calls that are written as text; `never` keeps even Hermes' as text",
     )
     parser.add_argument(
         "--tools", type=path_option, metavar="PATH", help="file or folder of tools, for records that offer none"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd.atomic_files import replacing
+from kd.config.sections.data import RewriteCalls
 from kd.config.sections.hub_address import SCHEME
 from kd.records.calls import judge_calls
 from kd.records.checks import DataError, decode_json
@@ -37,13 +38,13 @@ class DataFiles(NamedTuple):
     Args:
         weight: how often each record is read, 2 twice and 0.5 every other one.
         format: a name in kd.config.registries.FORMATS; by default found from the fields.
-        rewrite_calls: make `tool_calls` of calls that are written as text.
+        rewrite_calls: make `tool_calls` of calls that are written as text; "never": not even of Hermes' own.
     """
 
     pattern: str
     weight: float = 1.0
     format: str | None = None
-    rewrite_calls: bool = False
+    rewrite_calls: RewriteCalls = False
 
 
 def expand(patterns: Iterable[str | Path]) -> list[Path]:
@@ -75,7 +76,9 @@ def num_copies(weight: float, item: Item) -> int:
     return int(weight) + (drawn < weight % 1)
 
 
-def read_all(files: Iterable[str | Path], format: str | None = None, *, rewrite_calls: bool = False) -> Iterator[Item]:
+def read_all(
+    files: Iterable[str | Path], format: str | None = None, *, rewrite_calls: RewriteCalls = False
+) -> Iterator[Item]:
     """Yield every line of these files; files that hold BFCL's truth give none of their own, and serve the others."""
     paths = list(map(Path, files))
     holding_truth = [file for file in paths if holds_truth(file)] if format in (None, "bfcl") else []
@@ -85,7 +88,7 @@ def read_all(files: Iterable[str | Path], format: str | None = None, *, rewrite_
 
 
 def read_each(
-    path: str | Path, format: str | None = None, truths: Iterable[Path] = (), *, rewrite_calls: bool = False
+    path: str | Path, format: str | None = None, truths: Iterable[Path] = (), *, rewrite_calls: RewriteCalls = False
 ) -> Iterator[Item]:
     """Yield every line of one file as an Item; a first line with `__header__` is skipped.
 
@@ -166,7 +169,9 @@ def _truths(path: Path, given: Iterable[Path]) -> dict[str | int, dict]:
     return found
 
 
-def read_records(path: str | Path, format: str | None = None, *, rewrite_calls: bool = False) -> Iterator[Record]:
+def read_records(
+    path: str | Path, format: str | None = None, *, rewrite_calls: RewriteCalls = False
+) -> Iterator[Record]:
     """Stream the records of one file of any kind, one in memory at a time.
 
     Raises:

@@ -14,11 +14,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from kd.config.sections.data import RewriteCalls
 from kd.records.calls import mend_arguments, note_text_calls, rewrite_text_calls
 from kd.records.checks import DataError, check_no_reasoning, check_shape, decode_json
 from kd.records.columns import clean_declaration, drop_null_columns
 from kd.records.conversation import settle_turns
 from kd.records.formats.format import to_chat
+from kd.records.formats.hermes import keeping_text
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -55,15 +57,17 @@ def parse_record(data: Any, where: str, format: str | None = None) -> Record:
     return read_decoded(data, where, format).record
 
 
-def read_decoded(data: Any, where: str, format: str | None = None, *, rewrite_calls: bool = False) -> Read:
+def read_decoded(data: Any, where: str, format: str | None = None, *, rewrite_calls: RewriteCalls = False) -> Read:
     """Make a checked Record of a value of `decode_json`, which has checked its shape; as `parse_record`.
 
-    rewrite_calls: make `tool_calls` of the calls in the text of turns without them (kd/toolcalls/text/text_calls.py).
+    rewrite_calls: make `tool_calls` of the calls in the text of turns without them (kd/toolcalls/text/text_calls.py);
+        "never": not even of Hermes' (kd/records/formats/hermes.py).
     """
     if not isinstance(data, dict):
         raise DataError(f"{where}: a record is a JSON object, not {type(data).__name__}")
     check_no_reasoning(data, where)
-    chat = to_chat(data, where, format)
+    with keeping_text(rewrite_calls == "never"):
+        chat = to_chat(data, where, format)
     messages = chat.get("messages")
     if isinstance(messages, list) and messages != data.get("messages"):  # the converter may have found more text
         check_no_reasoning({"messages": messages}, where)
@@ -72,13 +76,17 @@ def read_decoded(data: Any, where: str, format: str | None = None, *, rewrite_ca
     return Read(record, notes + note_text_calls(record.messages, record.tools))
 
 
-def parse_checked_line(line: bytes, where: str, format: str | None = None, *, rewrite_calls: bool = False) -> Record:
+def parse_checked_line(
+    line: bytes, where: str, format: str | None = None, *, rewrite_calls: RewriteCalls = False
+) -> Record:
     """Make the Record made of the same bytes before, without the checks of strict JSON, reasoning and schemas."""
     data = drop_null_columns(json.loads(line.decode("utf-8-sig")))
-    return _read(to_chat(data, where, format), where, rewrite_calls).record
+    with keeping_text(rewrite_calls == "never"):
+        chat = to_chat(data, where, format)
+    return _read(chat, where, rewrite_calls).record
 
 
-def _read(data: dict[str, Any], where: str, rewrite_calls: bool) -> Read:
+def _read(data: dict[str, Any], where: str, rewrite_calls: RewriteCalls) -> Read:
     """Make a Record of a record in the chat format."""
     messages = data.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -87,7 +95,7 @@ def _read(data: dict[str, Any], where: str, rewrite_calls: bool) -> Read:
     if not any(m["role"] == "assistant" for m in clean):
         raise DataError(f"{where}: messages: no assistant message, so nothing to train on")
     tools, notes = _tools(data.get("tools"), where)
-    if rewrite_calls:
+    if rewrite_calls is True:
         clean, found = rewrite_text_calls(clean, tools, where)
         notes += found
     clean, found = mend_arguments(clean, tools)

@@ -155,7 +155,8 @@ def _locate_structured(
         raise DataError(
             f"{where}: the call of {named} is not in the rendered turn with these arguments, in order; this chat "
             "template leaves calls out, or writes them in a syntax that is not read (those that are: "
-            f"{', '.join(SYNTAXES.names())}; see kd/toolcalls/locate.py)"
+            f"{', '.join(SYNTAXES.names())}; see kd/toolcalls/locate.py); where the data hold calls as Hermes text, "
+            "data.rewrite_calls: never trains them as they are written"
         )
     return places, None
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from kd.atomic_files import naming
+from kd.config.sections.data import RewriteCalls
 from kd.records.checks import DataError
 from kd.records.files import DataFiles, expand, holds_truth, num_copies, read_each
 from kd.records.lines import is_plain_lines
@@ -49,7 +50,7 @@ class _File(NamedTuple):
 
     path: str
     format: str | None
-    rewrite_calls: bool
+    rewrite_calls: RewriteCalls
     origin: str  # the run's file that its records come from
 
 
@@ -102,13 +103,14 @@ class RecordIndex:
                 at, raw, path, format = item.offset, item.raw, str(file), source.format
             else:
                 raw = json.dumps(asdict(item.record), ensure_ascii=False).encode() + b"\n"
-                at, path, format, rewrite = making.spool.tell(), self.spool, "chat", False
+                at, path, format = making.spool.tell(), self.spool, "chat"
+                rewrite = "never" if rewrite == "never" else False
                 making.spool.write(raw)
             held = _File(path, format, rewrite, str(file))
             if not self._files or self._files[-1] != held:
                 self._files.append(held)
             copies = num_copies(source.weight, item)
-            rule = f"{format} rewrite_calls" if rewrite else format
+            rule = f"{format} rewrite_calls" if rewrite is True else f"{format} {rewrite}" if rewrite else format
             making.digest.update(f"{copies} {rule} {len(raw.strip())}\n".encode() + raw.strip())
             checksum = zlib.crc32(raw)
             for _ in range(copies):

@@ -14,6 +14,7 @@ DEMO_KINDS = ("echo", "single", "parallel", "multi", "none", "chat", "near", "mi
 DEMO_HELD_OUT, DEMO_VALIDATION = ("unseen_values", "unseen_tools"), ("validation",)
 DEMO_SPLITS = ("train", *DEMO_HELD_OUT, *DEMO_VALIDATION)
 
+RewriteCalls = bool | Literal["never"]
 Format = Annotated[str, Choice(FORMATS.names)]
 DemoKind = Annotated[str, Choice(lambda: (*DEMO_KINDS, *(f"{kind}_short" for kind in DEMO_KINDS)))]
 
@@ -87,10 +88,11 @@ class Data(Section):
     too_long: Literal["drop", "truncate"] = "drop"
     """What happens to a record longer than max_length: drop leaves it out; truncate keeps it to the end of the last
     assistant turn that fits whole, and leaves it out where none does. Both are counted."""
-    rewrite_calls: bool = False
+    rewrite_calls: RewriteCalls = False
     """Make tool_calls of calls that an assistant writes as text (<functioncall>, Action:, [f(x=1)], JSON), so that the
     chat template writes them its own way; by default such a text is trained as it is, and the calls read in it are
-    spans. Of training and held-out files alike."""
+    spans, but Hermes' <tool_call>, <tool_response> and <tools> are always made structured. never: these too stay as
+    they are written, for a chat template that writes neither tools nor calls. Of training and held-out files alike."""
     turns: Literal["auto", "whole", "each"] = "auto"
     """Sequences of a conversation of several assistant turns. auto: one, where the chat template writes each turn as it
     is seen and written at inference; else, where the template rewrites earlier turns (drops their thinking, ends them

@@ -8,6 +8,8 @@ and the <tools> of a system message into declarations, so that the run's own tem
     system      The section that offers the tools is cut out: the template writes it again. It goes from a known opening
                 ("# Tools", "You are a function calling AI model") or else from <tools>, to </tools> or the </tool_call>
                 of its example; what is around it stays.
+
+Within `keeping_text` all of it stays text, for a template that writes neither tools nor calls.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from kd.records.checks import DataError, decode_json
@@ -29,13 +34,26 @@ _MAX_LITERAL = 100_000  # characters; Python's parser takes a hundred times the 
 _DECODER = json.JSONDecoder()
 
 
+_stays_text: ContextVar[bool] = ContextVar("stays text", default=False)
+
+
+@contextmanager
+def keeping_text(keep: bool) -> Iterator[None]:
+    """Within it, where `keep`, calls, results and offers stay as they are written; offered tools are declared too."""
+    token = _stays_text.set(keep)
+    try:
+        yield
+    finally:
+        _stays_text.reset(token)
+
+
 def from_hermes_messages(messages: list[Any], tools: list[dict], where: str) -> dict:
     """Make text in these messages structured, and return {"messages", "tools"}; other messages stay as they are.
 
     Raises:
         DataError: a <tool_call> block that is no call, text after one, or a <tools> block that holds no declarations.
     """
-    out, tools = [], list(tools)
+    out, tools, stays_text = [], list(tools), _stays_text.get()
     for index, message in enumerate(messages):
         content = message.get("content") if isinstance(message, dict) else None
         if not isinstance(content, str):
@@ -45,7 +63,11 @@ def from_hermes_messages(messages: list[Any], tools: list[dict], where: str) -> 
         if role == "assistant" and (end := _END_OF_TEXT.search(content)):
             content = content[: end.start()]
             message = {**message, "content": content}
-        if role == "assistant" and CALL_OPEN in content and not message.get("tool_calls"):
+        if stays_text:
+            if role == "system" and not tools and (block := _find_tools(content)):
+                tools, _ = _split_tools(content, block, spot)
+            out.append(message)
+        elif role == "assistant" and CALL_OPEN in content and not message.get("tool_calls"):
             text, calls = _split_calls(content, spot)
             out.append({**message, "content": text, "tool_calls": calls})
         elif role == "system" and "<tools>" in content and (block := _find_tools(content)):
