@@ -21,7 +21,7 @@ from kd.rendering.control_tokens import compile_special_tokens
 from kd.rendering.template_needs import TemplateKey, adapt_messages, adapt_tools, template_needs
 
 _SAID = ("How long is the way?", "It is 41 km.", "Thank you.")
-_TAG = re.compile(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]")  # a mark of a template whose marks are no tokens
+TAG = re.compile(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]")  # a mark of a template whose marks are no tokens
 _OPENED = re.compile(r"\s*<\w+>\s*$")  # a block that the generation prompt opens
 
 
@@ -52,7 +52,7 @@ def _find_headers(rendering: TemplateKey) -> Headers:
         return Headers("", "", "")
     prompt = _OPENED.sub("", asked[len(bare) :]).strip() if asked.startswith(bare) else ""
     tail = answered.rpartition(_SAID[1])[2]
-    mark = (compile_special_tokens(tokenizer) or _TAG).search(tail) or _TAG.search(tail)
+    mark = (compile_special_tokens(tokenizer) or TAG).search(tail) or TAG.search(tail)
     rest = tail[mark.end() :] if mark else ""
     between = followed.partition(_SAID[1])[2].partition(_SAID[2])[0][len(tail) - len(rest) :]
     is_header = between == rest or asked.endswith(rest) and not between.startswith(rest)

@@ -16,7 +16,7 @@ from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.rendering.template_needs import TemplateKey
 from kd.rendering.tokens import compile_special_tokens
-from kd.rendering.turns import render
+from kd.rendering.turns import render_sequences
 from kd.toolcalls.compare import same_calls_in_order
 from kd.toolcalls.json_values import show_json
 from kd.toolcalls.locate import locate_in
@@ -27,6 +27,7 @@ from kd.toolcalls.syntax.registry import SYNTAXES
 _TYPES = {"place": "string", "days": "integer", "share": "number", "live": "boolean", "sizes": "array", "box": "object"}
 _RICH = {"place": "Tromsø", "days": 3, "share": 2.5, "live": True, "sizes": [4, 7], "box": {"depth": 9}}
 _QUOTES = {"place": 'the "Old <b>Mill</b>" & Co', "days": 12}
+_SIGNS = {"place": "it's a 'b' of\nC:\\new (d), 5", "days": 12}
 _TYPED = {
     "type": "object",
     "properties": {
@@ -51,6 +52,7 @@ _CALLS: list[tuple[str, list[tuple[str, dict]]]] = [  # said before the calls, a
     ("", [("find_place", _QUOTES)]),
     (_WORDS, [("find_place", _PLAIN)]),
     ("", [("find_place", {"place": None})]),
+    ("", [("find_place", _SIGNS)]),
 ]
 
 
@@ -86,13 +88,12 @@ def _find(key: TemplateKey, special_tokens: bool) -> CallReader | str:
         learn = SYNTAXES[name].learn
         # a template may leave out some of what it is asked, as all calls but the first
         shown = [probe for probe in called if locate_in(name, probe.text, 0, len(probe.text), probe.calls)]
-        if called[0] not in shown:
-            continue  # it reads calls without arguments alone
-        for count in range(len(shown) if learn else 0, 0, -1):  # the plainest come first: they are given up last
-            seen = [answer, *shown[:count]]
-            read = learn(seen) if learn else None
-            if read and not _find_unread(CallReader(name, read), seen):
+        while learn and called[0] in shown:
+            read = learn([answer, *shown])
+            unread = _find_unread(CallReader(name, read), [answer, *shown]) if read else shown[-1]
+            if read and unread is None:
                 return CallReader(name, read)
+            shown.remove(unread if unread in shown[1:] else shown[-1])  # the plainest come first: they go last
     written = called[0].text
     return (
         f"the chat template writes a call in a form that evaluation does not read back ({show_json(written)}); those "
@@ -105,14 +106,13 @@ def _render_probes(tokenizer, special_tokens: bool) -> Iterator[Probe]:
     """Render the answer and each conversation of _CALLS that the template takes."""
     special = None if special_tokens else compile_special_tokens(tokenizer)
 
-    def render_turn(*conversations: list[dict], last: bool = False) -> str | None:
-        """Render the first turn, or the last, of the first of the conversations that the template takes."""
+    def render_turn(*conversations: list[dict], turn: int = 0) -> str | None:
+        """Render a turn, the first, of the first of the conversations that the template takes."""
         for messages in conversations:
             try:
-                text, turns = render(Record("probe", messages, TOOLS), tokenizer)
-            except DataError:
+                text, (_, start, end) = render_sequences(Record("probe", messages, TOOLS), tokenizer)[turn]
+            except (DataError, IndexError):
                 continue
-            _, start, end = turns[-1 if last else 0]
             return special.sub("", text[start:end]) if special is not None else text[start:end]
         return None
 
@@ -125,15 +125,20 @@ def _render_probes(tokenizer, special_tokens: bool) -> Iterator[Probe]:
         if text is None:
             continue
         if not answered:
-            answer = render_turn(messages, [messages[0], messages[-1]], last=True)
+            answer = render_turn(messages, [messages[0], messages[-1]], turn=-1)
             yield Probe(answer or _ANSWER, _ANSWER, [], [])
             answered = True
         ids = [f"functions.{call['name']}:{at}" for at, call in enumerate(calls)] + [f"probe{at}abc" for at in range(3)]
         yield Probe(text, said if said and said in text else "", calls, ids)
+        if said:  # and a call after a result, which some templates open in another way
+            first = _make_conversation("", calls, "first")[:-1]
+            text = render_turn([*first, *messages[1:]], [*first, *messages[1:-1]], turn=1)
+            if text is not None:
+                yield Probe(text, said if said in text else "", calls, [*ids, *(f"first{at}abc" for at in range(3))])
 
 
-def _make_conversation(said: str, calls: Sequence[dict]) -> list[dict]:
-    made = [{"id": f"probe{at}abc", "type": "function", "function": call} for at, call in enumerate(calls)]
+def _make_conversation(said: str, calls: Sequence[dict], identity: str = "probe") -> list[dict]:
+    made = [{"id": f"{identity}{at}abc", "type": "function", "function": call} for at, call in enumerate(calls)]
     results = [
         {"role": "tool", "tool_call_id": call["id"], "name": call["function"]["name"], "content": "41 km"}
         for call in made
@@ -146,10 +151,10 @@ def _make_conversation(said: str, calls: Sequence[dict]) -> list[dict]:
     ]
 
 
-def _find_unread(reader: CallReader, probes: Sequence[Probe]) -> str:
-    """Find the text of the first probe that is not read back as its calls; "" where all are."""
+def _find_unread(reader: CallReader, probes: Sequence[Probe]) -> Probe | None:
+    """Find the first probe that is not read back as its calls."""
     for probe in probes:
         parsed = reader.parse(probe.text, TOOLS)
         if parsed.problems or not same_calls_in_order(parsed.calls, probe.calls):
-            return probe.text
-    return ""
+            return probe
+    return None

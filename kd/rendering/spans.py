@@ -145,12 +145,22 @@ def _locate_structured(
     if not places:
         named = ", ".join(dict.fromkeys(function["name"] for function in functions))
         times = Counter(function["name"] for function in functions)
-        absent = [name for name, count in times.items() if text.count(name, start, end) < count]
-        if absent and len(functions) > 1:
+        beside = content if first >= 0 else ""
+        absent = [name for name, n in times.items() if text.count(name, start, end) - beside.count(name) < n]
+        if absent:
             raise DataError(
                 f"{where}: the call of {', '.join(absent)} is not in the rendered turn: the chat template does not "
                 f"write all of its {len(functions)} calls; use a template that writes parallel calls, or give each "
                 "call a turn of its own"
+                if len(functions) > 1
+                else f"{where}: the call of {named} is not in the rendered turn: the chat template writes no calls, or "
+                "none beside text; use a template with tool_calls, or take the text away"
+            )
+        kept = [{**f, "arguments": {k: v for k, v in f["arguments"].items() if v is not None}} for f in functions]
+        if kept != functions and locate_calls(text, start, end, kept):
+            raise DataError(
+                f"{where}: the chat template leaves out the arguments of {named} that are null; take them out of the "
+                "record, for the student would never learn to write them"
             )
         raise DataError(
             f"{where}: the call of {named} is not in the rendered turn with these arguments, in order; this chat "

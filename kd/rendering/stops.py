@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.rendering.control_tokens import compile_special_tokens, list_control_tokens
-from kd.rendering.turns import render
+from kd.rendering.turns import render_sequences
 
 Turns = list[tuple[int, int, int]]  # index of an assistant message, first character, end
 
@@ -147,7 +147,7 @@ def _find(tokenizer, template: str) -> Stops:
     for opening in ([], [{"role": "system", "content": "Be brief."}]):  # some templates demand a system prompt
         for record in [] if rendered or not template else _conversations(opening):
             try:
-                rendered.append((record, *render(record, tokenizer)))
+                rendered += [(record, text, [turn]) for text, turn in render_sequences(record, tokenizer)]
             except DataError:  # the template takes no such turn
                 continue
     texts = [text[start:end] for _, text, turns in rendered for _, start, end in turns]

@@ -8,6 +8,7 @@
   system_in_user   there is no system role, or only before a user's last message: the system prompt opens the first user
                    message, an empty line after it
   described        every function and every property has a description, be it an empty one
+  opened           every property that is an object says that it may have others (JSON Schema's default)
   listed           where no tools are offered there is an empty list of them, rather than none
 
 They are found by rendering one small conversation with each combination, the plainest first, until its call and its
@@ -28,7 +29,7 @@ from kd.toolcalls.locate import locate_calls
 from kd.toolcalls.syntax.registry import SYNTAXES
 
 CHANGES = ("text_arguments", "no_content", "short_ids", "named_ids", "system_in_user")
-TOOL_CHANGES = ("described", "listed")  # each looked for alone, once the changes to messages are found
+TOOL_CHANGES = ("described", "opened", "listed")  # each looked for alone, once the changes to messages are found
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _CALL = {"name": "find_place", "arguments": {"place": "Tromsø", "days": 3}}
 _PROBE = [
@@ -49,6 +50,15 @@ _TOOLS = [
                 "properties": {"place": {"type": "string"}, "days": {"type": "integer"}},
                 "required": ["place"],
             },
+        },
+    }
+]
+_OBJECT = [
+    {
+        "type": "function",
+        "function": {
+            "name": "find_place",
+            "parameters": {"type": "object", "properties": {"box": {"type": "object"}}, "required": ["box"]},
         },
     }
 ]
@@ -98,6 +108,8 @@ def _tool_changes(rendering: TemplateKey, needs: tuple[str, ...]) -> list[str]:
     changes = []
     if _render(rendering, adapt_messages(_PROBE, needs), _TOOLS) is None:
         changes.append("described")  # as the probe's tools were
+        if _render(rendering, adapt_messages(_PROBE, needs), adapt_tools(_OBJECT, ("described",))) is None:
+            changes.append("opened")
     if _render(rendering, chat, None) is None and _render(rendering, chat, []) is not None:
         changes.append("listed")
     return changes
@@ -139,18 +151,23 @@ def adapt_tools(tools: list[dict], needs: tuple[str, ...]) -> list[dict] | None:
     """Change declarations of tools as the template needs them; None where there are none."""
     if not tools:
         return [] if "listed" in needs else None
-    return [{**tool, "function": _describe(tool["function"])} for tool in tools] if "described" in needs else tools
+    if "described" not in needs:
+        return tools
+    return [{**tool, "function": _describe(tool["function"], opened="opened" in needs)} for tool in tools]
 
 
-def _describe(declared: dict) -> dict:
+def _describe(declared: dict, *, opened: bool) -> dict:
     """Add an empty description to a function, or a JSON Schema, that has none, and to all inside it."""
     declared = {"description": "", **declared}
     if isinstance(parameters := declared.get("parameters"), dict):
-        declared["parameters"] = _describe(parameters)
+        declared["parameters"] = _describe(parameters, opened=opened)
     if isinstance(properties := declared.get("properties"), dict):
         declared["properties"] = {
-            name: _describe(schema) if isinstance(schema, dict) else schema for name, schema in properties.items()
+            name: _describe(schema, opened=opened) if isinstance(schema, dict) else schema
+            for name, schema in properties.items()
         }
+    if opened and declared.get("type") == "object" and declared.get("additionalProperties") in (None, True):
+        declared["additionalProperties"] = {}
     return declared
 
 

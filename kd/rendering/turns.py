@@ -16,16 +16,21 @@ that is in the text.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from kd.records.checks import DataError
 from kd.records.record import Record
-from kd.rendering.beginnings import Beginnings, find_headers
+from kd.rendering.beginnings import TAG, Beginnings, find_headers
 from kd.rendering.control_tokens import compile_special_tokens
 from kd.rendering.placing import Around, place_rewritten
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # fields of a message that templates read a thought from
 _THOUGHT = "\ue002thought\ue002"
+_PARTS = re.compile(rf"{TAG.pattern}|\n")
+_CLOSING = re.compile(r"\s*(?:</|\[/)")
+_OPENED_BLOCK = re.compile(r"\s*<(\w+)>\s*")
+_CLOSED_BLOCK = re.compile(rf"\s*(?:(?:{TAG.pattern})\s*\w*\s*(?!<\w+>)(?:{TAG.pattern})|</\w+>)?\s*")
 LONG_TURNS = 8  # conversations of more turns are rendered in windows
 _FIRST, _LAST = 3, 2  # turns of a long one that are held against the whole beginning before them
 
@@ -77,19 +82,14 @@ def render_turn(beginnings: Beginnings, index: int) -> tuple[str, int]:
     """
     (before,), (through,) = beginnings.prompts([index]), beginnings.through([index + 1])
     if not through.startswith(before):
-        history, message = beginnings.messages[:index], beginnings.messages[index]
-        header = find_headers(beginnings.tokenizer).next_turn
-        for field in _REASONING:
-            (thought,) = beginnings.render([[*history, {**message, field: _THOUGHT}]])
-            if thought.startswith(before + _THOUGHT):
-                through = thought.replace(_THOUGHT, "", 1).removesuffix(header)
-                break
-        else:
+        written = _write_after_prompt(beginnings, index, before, through)
+        if written is None:
             raise DataError(
                 f"record {beginnings.record.id}: messages[{index + beginnings.merged}]: the chat template does not "
                 f"write this turn where its generation prompt ends ({before[-40:]!r}): give the variable that closes "
                 "the block (tokenizer.template_variables, as enable_thinking: false), or set data.turns: whole"
             )
+        through = written
     turn = index + beginnings.merged, len(before), len(through)
     if not through[len(before) :].strip():
         raise DataError(
@@ -102,6 +102,76 @@ def render_turn(beginnings: Beginnings, index: int) -> tuple[str, int]:
 def render_text(record: Record, tokenizer) -> str:
     """Render a record's text alone; as `render`."""
     return Beginnings(record, tokenizer).text
+
+
+def render_sequences(record: Record, tokenizer) -> list[tuple[str, Turn]]:
+    """Render each turn: (text that it stands in, turn); the text is the whole conversation's where that has a place.
+
+    Raises:
+        DataError: as `render_turn`.
+    """
+    beginnings = Beginnings(record, tokenizer)
+    try:
+        whole = render_whole(beginnings)
+        return [(whole.text, turn) for turn in whole.turns]
+    except DataError:
+        each = [(index, *render_turn(beginnings, index)) for index in beginnings.turns]
+        return [(text, (index + beginnings.merged, start, len(text))) for index, text, start in each]
+
+
+def _write_after_prompt(beginnings: Beginnings, index: int, before: str, through: str) -> str | None:
+    """Write a turn after a generation prompt that the template does not write before it; None where that is not clear.
+
+    A block that the prompt opens is closed as the template closes it around a thought, or by the tag that the
+    template's source has for it. What the prompt has more than that, such as a block with nothing in it, stays.
+    """
+    history, message = beginnings.messages[:index], beginnings.messages[index]
+    headers = find_headers(beginnings.tokenizer)
+    parted = _part(beginnings, index, before, through)
+    for words in dict.fromkeys(("", parted[0].lstrip() if parted else "")):
+        for field in _REASONING:
+            (thought,) = beginnings.render([[*history, {**message, field: words + _THOUGHT}]])
+            if thought.startswith(before + _THOUGHT):
+                return thought.replace(_THOUGHT, "", 1).removesuffix(headers.next_turn)
+    if parted is None:
+        return None
+    words, turn = parted
+    words = words.replace(headers.prompt, "", 1) if headers.prompt else words
+    opened = _OPENED_BLOCK.fullmatch(words)
+    if opened and f"</{opened[1]}>" in str(beginnings.tokenizer.chat_template):
+        return f"{before}\n</{opened[1]}>\n\n{turn}"
+    (answer,) = beginnings.render([[*history, {"role": "assistant", "content": _THOUGHT}]])
+    return before + turn if _CLOSED_BLOCK.fullmatch(words) or answer.startswith(before + _THOUGHT) else None
+
+
+def _part(beginnings: Beginnings, index: int, before: str, through: str) -> tuple[str, str] | None:
+    """Part a turn from what the template writes before it: (end of the prompt that is not written there, turn)."""
+    (bare,) = beginnings.through([index])
+    said = (beginnings.messages[index - 1]["content"] or "").strip() if index else ""
+    if before.startswith(bare) and through.startswith(bare):
+        link, least, starts = before[len(bare) :], 0, [len(bare)]
+    elif said and said in before:  # the message alters what is written before it, as tools that stand by the last user
+        link, least = before[before.rfind(said) :], len(said)
+        starts = [match.start() for match in re.finditer(re.escape(said), through)][::-1]
+    else:
+        return None
+    loose = re.compile(
+        "".join(rf"\s*{re.escape(word)}" for word in link.split()) or "(?!)"
+    )  # the space in it may differ
+    cuts = {least, len(link), *(at for part in _PARTS.finditer(link, least) for at in part.span())}
+    for start in starts:
+        cut = max(cut for cut in cuts if through.startswith(link[:cut], start))
+        ends = [end for end in sorted(cuts) if end >= cut and link[end:].strip()]
+        # the message before it is closed otherwise, and the end of the prompt is written all the same
+        rest = through[start + cut :].lstrip()
+        end = next((end for end in ends if rest.startswith(link[end:])), None)
+        words, turn = ("", rest[len(link) - end :]) if end is not None else (link[cut:], through[start + cut :])
+        if words and (match := loose.match(through, start)):
+            words, turn = "", through[match.end() :].lstrip()
+        needed = (part in turn for part in _list_needed(beginnings.messages[index]) if part in through)
+        if turn.strip() and all(needed) and not (words.strip() and _CLOSING.match(turn)):
+            return words, turn
+    return None
 
 
 def _check_one_message(beginnings: Beginnings, text: str, turn: Turn) -> None:

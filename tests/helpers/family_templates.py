@@ -145,6 +145,47 @@ FAMILIES = {
     ),
     "gemma4": _gemma("<|tool_call>", "<tool_call|>", '<|"|>'),
     "functiongemma": _gemma("<start_function_call>", "<end_function_call>", "<escape>"),
+    "gemma_texts": Family(
+        """{%- for c in m.tool_calls %}{{- '<start_function_call>call:' + c.function.name + '{' }}{% for k, v in c.function.arguments.items() %}{{- k + ':<escape>' ~ v ~ '<escape>' }}{% if not loop.last %},{% endif %}{% endfor %}{{- '}<end_function_call>' }}{% endfor %}""",  # noqa: E501
+        "bare_keys",
+        "<start_function_call>call:f{city:<escape>Oslo<escape>,n:<escape>3<escape>}<end_function_call>"
+        "<start_function_call>call:g{}<end_function_call>",
+    ),
+    "gemma3_pythonic": Family(
+        PYTHONIC.replace("OPEN", "")
+        .replace("CLOSE", "")
+        .replace("VALUE{% if not loop.last %}{{- ', ' }}{% endif %}", "{{- v | tojson }}"),  # noqa: E501
+        "python",
+        '[f(city="Oslo"n=3), g()]',
+    ),
+    "minicpm3": Family(
+        """{{- '<|tool_call_start|>\\n```python\\n' }}
+{%- for c in m.tool_calls %}{{- c.function.name + '(' }}{% for k, v in c.function.arguments.items() %}{{- k + '=' }}{{- v | tojson }}{% if not loop.last %},{% endif %}{% endfor %}{{- ')\\n' }}{% endfor %}
+{{- '```\\n<|tool_call_end|>' }}""",  # noqa: E501
+        "python",
+        '<|tool_call_start|>\n```python\nf(city="Oslo",n=3)\ng()\n```\n<|tool_call_end|>',
+    ),
+    "minimax_m1": Family(
+        """{{- '<tool_calls>\\n' }}
+{%- for c in m.tool_calls %}{{- '{"name": "' + c.function.name + '", "arguments": ' }}{{- c.function.arguments | tojson }}{{- '}\\n' }}{% endfor %}
+{{- '</tool_calls>' }}""",  # noqa: E501
+        "object",
+        '<tool_calls>\n{"name": "f", "arguments": {"city": "Oslo", "n": 3}}\n{"name": "g", "arguments": {}}\n</tool_calls>',
+    ),
+    "muse_glimmer": Family(
+        """{%- for c in m.tool_calls %}{{- ' to=' + c.function.name + '<|message|><calls>\\n<invoke name="' + c.function.name + '">\\n' }}{% for k, v in c.function.arguments.items() %}{{- '<parameter name="' + k + '">' }}{{- v if v is string else v | tojson }}{{- '</parameter>\\n' }}{% endfor %}{{- '</invoke>\\n</calls><|call|>' }}{% endfor %}""",  # noqa: E501
+        "tags",
+        ' to=f<|message|><calls>\n<invoke name="f">\n<parameter name="city">Oslo</parameter>\n'
+        '<parameter name="n">3</parameter>\n</invoke>\n</calls><|call|> to=g<|message|><calls>\n<invoke name="g">\n'
+        "</invoke>\n</calls><|call|>",
+    ),
+    "mirothinker": Family(
+        """{%- for c in m.tool_calls %}{{- '\\n<use_mcp_tool>\\n<server_name>tools</server_name>\\n<tool_name>' + c.function.name + '</tool_name>\\n<arguments>\\n' }}{{- c.function.arguments | tojson }}{{- '\\n</arguments>\\n</use_mcp_tool>' }}{% endfor %}""",  # noqa: E501
+        "name_first",
+        "\n<use_mcp_tool>\n<server_name>tools</server_name>\n<tool_name>f</tool_name>\n<arguments>\n"
+        '{"city": "Oslo", "n": 3}\n</arguments>\n</use_mcp_tool>\n<use_mcp_tool>\n<server_name>tools</server_name>\n'
+        "<tool_name>g</tool_name>\n<arguments>\n{}\n</arguments>\n</use_mcp_tool>",
+    ),
     "glm": Family(
         """{%- for c in m.tool_calls %}{{- '\\n<tool_call>' + c.function.name + '\\n' }}{% for k, v in c.function.arguments.items() %}{{- '<arg_key>' + k + '</arg_key>\\n<arg_value>' }}{{- v if v is string else v | tojson }}{{- '</arg_value>\\n' }}{% endfor %}{{- '</tool_call>' }}{% endfor %}""",  # noqa: E501
         "tags",
@@ -197,6 +238,12 @@ FAMILIES = {
         'city="Oslo", n=3',
     ),
 }
+
+# of a name that nothing opens, at the begin of a turn, or behind the mark that the prompt ends in
+FUNCTIONARY = SKELETON.replace(
+    "CALLS",
+    """{%- if m.content %}{{- '>>>' }}{% endif %}{%- for c in m.tool_calls %}{{- c.function.name + '\\n' }}{{- c.function.arguments | tojson }}{% if not loop.last %}{{- '>>>' }}{% endif %}{% endfor %}""",  # noqa: E501
+)
 
 
 def make_template(name: str) -> str:

@@ -61,6 +61,32 @@ FORMS = {
     "<|im_start|>assistant<|channel|>final<|message|>{{ m.content }}"
     "{% if loop.last %}<|return|>{% else %}<|im_end|>{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}",
+    # the prompt has a block with nothing in it, and no turn has (Gemma 4, Command R7B)
+    "closed block in the prompt": WRITTEN + END + PROMPT.replace("{% endif", "<|channel|>thought\n<|message|>{% endif"),
+    # the answer follows the result in one message, before which the prompt alone writes a header (Apertus)
+    "header in the prompt alone": "{% for m in messages %}{% if m.role == 'tool' %}[{{ m.content }}]{% else %}"
+    "{% if m.role != 'assistant' or messages[loop.index0 - 1].role != 'tool' %}<|im_start|>{{ m.role }}\n{% endif %}{{ m.content }}"
+    + CALLED
+    + "{{ '<|call|>' if m.tool_calls else '<|im_end|>' }}{% endif %}{% endfor %}"
+    + PROMPT,
+    # a result is closed by the prompt, and not where an answer follows it (Bielik)
+    "result closed by the prompt": WRITTEN
+    + "{% if m.role != 'tool' or loop.last %}<|im_end|>\n{% endif %}{% endfor %}"
+    + PROMPT,
+    # the prompt opens a block that the template takes out of each turn (DeepSeek, Nemotron Nano v2)
+    "block taken out": OPENED
+    + "{{ m.content.split('</think>')[-1] }}"
+    + CALLED
+    + END
+    + PROMPT.replace("{% endif", "<think>\n{% endif"),
+    # the prompt begins the thought (Apriel 1.6)
+    "thought begun": OPENED
+    + "{% if m.reasoning_content and loop.last %}{{ m.reasoning_content }}\n[FINAL]\n{% endif %}{{ m.content }}"
+    + CALLED
+    + END
+    + PROMPT.replace("{% endif", "Here are my steps:\n{% endif"),
+    # the prompt's space is other than the turn's (Granite 20B)
+    "other space": WRITTEN + END + PROMPT.replace("\n{%", " \n\n{%"),
     # tools stand before the last user's words (Mistral)
     "tools before the last user": _FIND_LAST_USER
     + "{% for m in messages %}{% if m.role == 'user' %}{% if tools and loop.index0 == ns.n %}[AVAILABLE_TOOLS]"

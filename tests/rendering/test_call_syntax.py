@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers import golden
-from helpers.family_templates import FAMILIES, make_template
+from helpers.family_templates import FAMILIES, FUNCTIONARY, make_template
 from helpers.template_cases import with_template
+from kd.records.checks import DataError
 from kd.records.record import Record
 from kd.rendering.call_syntax import CallSyntaxError, find_syntax
 from kd.rendering.encode import annotate
@@ -218,7 +219,7 @@ def test_a_template_that_refuses_an_answer_after_results_is_read(tokenizer):
 @pytest.mark.parametrize(
     ("calls", "said"),
     [
-        ("{{ c.function.name }}~{{ c.function.arguments }}", "does not read back"),
+        ("{{ c.function.name }}~{{ c.function.arguments | length }}", "does not read back"),
         # without arguments it is a call of `bare_keys`, which reads none of the others
         ("{{ c.function.name }}{{ c.function.arguments | tojson }}", "does not read back"),
         ("", "does not read back"),
@@ -232,6 +233,45 @@ def test_a_template_whose_calls_are_not_read_back_is_refused(calls, said, tokeni
     )
     with pytest.raises(CallSyntaxError, match=said):
         find_syntax(with_template(tokenizer, source.replace("CALL", calls)))
+
+
+def test_a_grammar_is_no_wider_than_its_template_writes(readers):
+    """Arguments joined without a comma, texts for numbers, names without a mark: only where the template has them."""
+    for name, text in (
+        ("lfm2", '<|tool_call_start|>[f(city="Oslo"n=3)]<|tool_call_end|>'),
+        ("gemma3_pythonic", '[f(city="Oslo"n="3)]'),
+    ):
+        parsed = readers[name][1].parse(text, TOOLS)
+        assert parsed.problems and not parsed.valid, name
+    for name, value in (("functiongemma", "3"), ("gemma_texts", 3)):
+        text = "<start_function_call>call:f{n:<escape>3<escape>}<end_function_call>"
+        assert readers[name][1].parse(text, TOOLS).calls == [{"name": "f", "arguments": {"n": value}}]
+
+
+def test_names_that_nothing_opens(tokenizer):
+    other = with_template(tokenizer, FUNCTIONARY, "<s>", "</s>")
+    reader = find_syntax(other)
+    for said in ("", "Sure."):
+        text = write(other, PLAIN, said)
+        assert reader.parse(text, TOOLS).calls == PLAIN and reader.parse(text, TOOLS).valid
+    assert reader.syntax == "name_first"
+    assert reader.parse('f\n{"n": 3}g\n{}', TOOLS).calls == [{"name": "f", "arguments": {"n": 3}}]
+    assert reader.parse('Say f\n{"n": 3}', TOOLS).spans == []
+    assert reader.parse('f\n{"n": 3', TOOLS).problems
+
+
+def test_nothing_between_tags_is_of_its_schema_s_type(readers):
+    tokenizer, reader = readers["minimax_m3"]
+    call = {"name": "f", "arguments": {"city": "", "days": [], "box": {}}}
+    assert reader.parse(write(tokenizer, [call]), TOOLS).calls == [call]
+
+
+def test_a_template_that_leaves_null_out_is_named(tokenizer):
+    source = make_template("minimax_m3").replace("items() %}{{- nested", "items() if v is not none %}{{- nested")
+    with pytest.raises(
+        DataError, match=r"messages\[1\]: the chat template leaves out the arguments of f that are null"
+    ):
+        annotate(make_record([{"name": "f", "arguments": {"n": 3, "note": None}}]), with_template(tokenizer, source))
 
 
 def test_every_syntax_is_tried():

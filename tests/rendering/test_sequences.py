@@ -20,6 +20,20 @@ KINDS = {  # of each form, for two rounds of call and answer: number of sequence
     "other end": (4, ("<|im_end|>", "<|return|>")),
     "channels": (4, ("<|call|>", "<|return|>")),
     "tools before the last user": (4, "<|im_end|>"),
+    "closed block in the prompt": (4, "<|im_end|>\n"),
+    "header in the prompt alone": (4, ("<|call|>", "<|im_end|>")),
+    "result closed by the prompt": (4, "<|im_end|>\n"),
+    "block taken out": (4, "<|im_end|>\n"),
+    "thought begun": (4, "<|im_end|>\n"),
+    "other space": (4, "<|im_end|>\n"),
+}
+BEGINS = {  # of each turn, where its generation prompt is not what the template writes before it
+    "closed block in the prompt": ("<tool_call>", "It is"),
+    "header in the prompt alone": ("<tool_call>", "It is"),
+    "result closed by the prompt": ("<tool_call>", "It is"),
+    "block taken out": ("\n</think>\n\n<tool_call>", "\n</think>\n\nIt is"),
+    "thought begun": ("\n[FINAL]\n<tool_call>", "\n[FINAL]\nIt is"),
+    "other space": ("<tool_call>", "It is"),
 }
 
 
@@ -51,6 +65,7 @@ def test_each_turn_is_trained_after_the_tokens_of_its_prompt(name):
     ends = (ends,) * 4 if isinstance(ends, str) else ends * 2
     assert [text.endswith(end) for text, end in zip(texts, ends)] == [True] * 4
     assert all(said in text for said, text in zip(("Oslo", "degrees, 0", "Oslo", "degrees, 1"), texts))
+    assert all(text.startswith(begin) for text, begin in zip(texts, BEGINS.get(name, ("", "")) * 2))
     assert may_split(tokenizer, "auto") == (number > 1)
 
 

@@ -121,7 +121,7 @@ def test_what_cannot_be_located_is_refused_and_named(tokenizer):
         "{% for m in messages %}{{ m.content }}[end]{% endfor %}{% if add_generation_prompt %}>>{% "
         "endif %}": "where its generation prompt ends",
         "{% for m in messages %}[{{ m.role }}]{{ m.content | upper }}[end]{% endfor %}{% if add_generation_prompt "
-        "%}[assistant]{% endif %}": "call of .* is not in the rendered turn with these arguments",
+        "%}[assistant]{% endif %}": "call of .* is not in the rendered turn: the chat template writes no calls",
         "{{ raise_exception('only one turn') }}": "the chat template refuses it: only one turn",
     }.items():
         with pytest.raises(DataError, match=rf"record {record.id}: .*{said}"):

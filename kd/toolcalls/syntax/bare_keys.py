@@ -18,7 +18,7 @@ from kd.toolcalls.syntax.frame import Probe, find_frame, find_units
 from kd.toolcalls.syntax.registry import Parse, Syntax
 from kd.toolcalls.syntax.sections import Source, Unit, read_sections
 from kd.toolcalls.syntax.strict_json import JsonProblem, find_excess, read_json
-from kd.toolcalls.syntax.typed import NO_VALUE, read_python
+from kd.toolcalls.syntax.typed import NO_VALUE, read_literal, read_python, read_typed
 
 _STRING_MARK = re.compile(r"<[^<>\s]{1,30}>")
 _WORD = re.compile(r"[^\s:,{}\[\]<>\"']{1,200}")
@@ -32,9 +32,24 @@ def locate_bare_keys(text: str, start: int, end: int, name: str, arguments: dict
         if not text.startswith("{", brace):
             continue
         value, close = _read(Source(text, ()), brace)
-        if value is not NO_VALUE and close <= end and same_json(value, arguments):
+        if isinstance(value, dict) and close <= end and _equals(value, arguments):
             return Place((at, brace), (brace, close), close)
     return None
+
+
+def _equals(written: dict, arguments: dict) -> bool:
+    """Compare arguments as they were read with a call's, of which some templates write every value as a string."""
+    return written.keys() == arguments.keys() and all(
+        same_json(written[key], value) or _is_text_of(written[key], value) for key, value in arguments.items()
+    )
+
+
+def _is_text_of(written: object, value: object) -> bool:
+    return (
+        isinstance(written, str)
+        and not isinstance(value, str)
+        and (written == str(value) or same_json(read_literal(written), value))
+    )
 
 
 def _read(source: Source, at: int, depth: int = 0) -> tuple[object, int]:
@@ -86,8 +101,13 @@ def _read_inside(source: Source, at: int, depth: int) -> tuple[object, int]:
 
 @dataclass(frozen=True)
 class BareKeysBody:
-    """Call as a name and an object without quotes."""
+    """Call as a name and an object without quotes.
 
+    Attributes:
+        texts: every argument is written as a string; its schema says what it is.
+    """
+
+    texts: bool = False
     head: str = _HEAD.pattern
     noun: str = "object"
 
@@ -99,13 +119,19 @@ class BareKeysBody:
         value, end = _read(source, named.end() - 1)
         if value is NO_VALUE:
             return Unit(None, at, f"not an object of arguments (character {end - at})", whole=False)
+        if self.texts and isinstance(value, dict):
+            schemas = source.parameters.get(named[1], {})
+            value = {
+                key: read_typed(text, schemas.get(key)) if isinstance(text, str) else text
+                for key, text in value.items()
+            }
         call = {"name": named[1], "arguments": value}
         excess = find_excess(call)
         return Unit(None, end, excess) if excess else Unit(call, end)
 
     def mend(self, source: Source, start: int, end: int) -> dict | None:
         """Read a call that lacks its last brace."""
-        unit = self.read(Source(source.text[start:end].rstrip() + "}", ()), 0)
+        unit = self.read(Source(source.text[start:end].rstrip() + "}", source.tools), 0)
         return unit.call
 
 
@@ -114,12 +140,18 @@ def learn_bare_keys(probes: Sequence[Probe]) -> Parse | None:
 
     def find(probe: Probe, at: int, call: dict) -> tuple[int, int] | None:
         place = locate_bare_keys(probe.text, at, len(probe.text), call["name"], call["arguments"])
-        return place and (place.name[0], place.end)
+        if place is None:
+            return None
+        written, _ = _read(Source(probe.text, ()), place.arguments[0])
+        assert isinstance(written, dict), "it was located"
+        texts.extend(_is_text_of(written[key], value) for key, value in call["arguments"].items())
+        return place.name[0], place.end
 
+    texts: list[bool] = []
     units = find_units(probes, find)
     if units is None:
         return None
-    body = BareKeysBody()
+    body = BareKeysBody(any(texts))
     frame = find_frame(probes, units, body.head)
     return lambda text, tools: read_sections(text, frame, body, tools)
 

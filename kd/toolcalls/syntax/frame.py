@@ -83,7 +83,7 @@ def find_frame(probes: Sequence[Probe], units: Sequence[Units], head: str) -> Fr
     answer = next((probe for probe in probes if not probe.calls), Probe("", "", [], []))
     begin, _, end_of_turn = answer.text.partition(answer.content) if answer.content else ("", "", "")
     opens, between, closes, ends_turn = _find_words(probes, units, begin, end_of_turn.strip())
-    ids = {identity for probe in probes for identity in probe.ids}
+    ids = {word for probe in probes for word in (*probe.ids, *(call["name"] for call in probe.calls))}
     own_blocks = bool(between) and all(
         "".join(words.split()) == "".join((close + open_).split())
         for words in between
@@ -92,11 +92,12 @@ def find_frame(probes: Sequence[Probe], units: Sequence[Units], head: str) -> Fr
     )
     strong = all(_LETTER.search(words) for words in opens)
     inside = [probe.text[slice(*place)] for probe, places in zip(probes, units) for place in places]
-    trigger = _find_trigger(opens[0].strip(), [answer.text, *inside]) if strong else ""
+    triggers = _unique(_find_trigger(words.strip(), [answer.text, *inside]) for words in opens) if strong else [""]
     closing = _last_tag(closes[0].strip())
     # no space before it: a search would look at each run of space again from each of its characters
     words = compile_words(opens, ids).pattern.removeprefix(r"\s*")
-    start = re.compile(re.escape(trigger) if trigger else words if strong else rf"{words}(?={head})")
+    shown = "|".join(map(re.escape, triggers)) if all(triggers) else words
+    start = re.compile(shown if strong else rf"{words}(?={head})")
     marks = [re.escape(closing)] if closing else []
     return Frame(
         trigger=start,
@@ -123,7 +124,9 @@ def _find_words(
         said = before.rfind(probe.content) if probe.content else -1
         (beside if said >= 0 else alone).append(before[said + len(probe.content) :] if said >= 0 else before)
         between += [probe.text[one[1] : two[0]] for one, two in zip(places, places[1:])]
-        if end_of_turn and after.endswith(end_of_turn):
+        if said < 0 and probe.content and probe.content in after:  # said behind the calls
+            after = after[: after.find(probe.content)]
+        elif end_of_turn and after.endswith(end_of_turn):
             after = after[: -len(end_of_turn)]
         else:
             ends_turn = bool(end_of_turn)

@@ -52,7 +52,7 @@ class NameBody:
 
     between: re.Pattern[str]
     words: str
-    head: str = _NAME.pattern
+    head: str
     noun: str = "arguments"
 
     def read(self, source: Source, at: int) -> Unit:
@@ -109,7 +109,8 @@ def learn_name_first(probes: Sequence[Probe]) -> Parse | None:
     ids = {identity for probe in probes for identity in probe.ids}
     channel = all(words.endswith(_CHANNEL_END) for words in between)
     pattern = _CHANNEL if channel else compile_words(between, ids) if between[0].strip() else re.compile(r"\s*\n")
-    body = NameBody(pattern, between[0].strip())
+    # before a call that nothing opens stands the begin of the text, or a mark
+    body = NameBody(pattern, between[0].strip(), rf"(?:\A\s*|(?<=[>\]|])){_NAME.pattern}{pattern.pattern}\s*\{{")
     frame = find_frame(probes, units, body.head)
     return lambda text, tools: read_sections(text, frame, body, tools)
 

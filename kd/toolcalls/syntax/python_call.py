@@ -24,9 +24,10 @@ from kd.toolcalls.syntax.typed import NO_VALUE, read_python, read_typed
 
 _OPENS = re.compile(r"(?:\.\w+)?\(")
 _FOLLOWS = re.compile(r"\s*([,)])")
+_JOINED = re.compile(r"\s*([,)]|(?=[^\s()\[\]{}\"'=,<>]{1,200}\s*=))")  # or the next name, with nothing before it
 _PART = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[\[({]|[\])},]", re.DOTALL)
 _CALLEE = re.compile(r"([^\s()\[\]{}\"'=,<>]{1,200}?)((?:\.call)?)\(")
-_KEY = re.compile(r"([^\s()\[\]{}\"'=,<>]{1,200})\s*=\s*")
+_KEY = re.compile(r"([^\s()\[\]{}\"'=,<>]{1,200})\s*=(\s*)")
 _MAX_VALUE = 20_000  # characters of one value that is no JSON
 
 
@@ -69,9 +70,13 @@ def _find_arguments(text: str, at: int, arguments: dict) -> tuple[int, list[tupl
             return None
         value = left.pop(key)
         found = _find_value(text, skip_space(text, sign + 1), value)
-        if found is None or (found.follows[1] == ",") != bool(left):
+        if found is None and isinstance(value, str):
+            found = _find_value(text, sign + 1, value)  # space that begins a text without quotes
+        if found is None or (found.follows[1] == ")") == bool(left):
             return None
         forms.append((value, found.form))
+        if not found.follows[1]:
+            forms.append((None, "joined"))
         at = found.follows.end()
         if not left:
             return at, forms
@@ -82,18 +87,16 @@ def _find_arguments(text: str, at: int, arguments: dict) -> tuple[int, list[tupl
 def _find_value(text: str, at: int, value: object) -> _Written | None:
     """Find the comma or parenthesis after the value at `at`; None where that value is not `value`."""
     found = read_value(text, at)
-    if found and same_json(found[0], value) and (follows := _FOLLOWS.match(text, found[1])):
+    if found and same_json(found[0], value) and (follows := _JOINED.match(text, found[1])):
         return _Written(follows, "literal")
     end = _literal_end(text, at)
-    if end is not None and same_json(read_python(text[at:end]), value) and (follows := _FOLLOWS.match(text, end)):
+    if end is not None and same_json(read_python(text[at:end]), value) and (follows := _JOINED.match(text, end)):
         return _Written(follows, "literal")
     written = value if isinstance(value, str) else str(value)
     form = "as it is" if isinstance(value, str) else "quoted"
     forms = [(f'"{written}"', form), (f"'{written}'", form)]
-    if isinstance(value, str) and value and read_typed(value, None) is value:
-        forms.append((value, "bare"))
-    for spelling, form in forms:
-        if text.startswith(spelling, at) and (follows := _FOLLOWS.match(text, at + len(spelling))):
+    for spelling, form in [*forms, (written, "bare")] if isinstance(value, str) else forms:
+        if text.startswith(spelling, at) and (follows := _JOINED.match(text, at + len(spelling))):
             return _Written(follows, form)
     return None
 
@@ -118,11 +121,13 @@ class PythonBody:
     Attributes:
         form: how strings are written: "literal" and escaped, "as it is" between quotes, or "bare" without quotes.
         quoted: other values stand between quotes too.
+        joined: nothing stands between a value and the next name.
         attribute: what stands between the name and its parenthesis.
     """
 
     form: str = "literal"
     quoted: bool = False
+    joined: bool = False
     attribute: str = ""
     head: str = r"[A-Za-z_][\w.-]*\(\s*(?:\)|[A-Za-z_]\w*\s*=)"
     noun: str = "call"
@@ -140,12 +145,13 @@ class PythonBody:
             if key is None or key[1] in arguments:
                 problem = f"{key[1]!r} is named twice" if key else "an argument has no name"
                 return Unit(None, at, f"{problem} (character {place - at})", whole=False)
-            value, end = self._value(source, key.end(), properties.get(key[1]))
-            follows = _FOLLOWS.match(text, end) if value is not NO_VALUE else None
+            begin = key.start(2) if self.form == "bare" else key.end()
+            value, end = self._value(source, begin, properties.get(key[1]))
+            follows = (_JOINED if self.joined else _FOLLOWS).match(text, end) if value is not NO_VALUE else None
             if follows is None:
                 return Unit(None, at, f"{key[1]}: no Python literal (character {key.end() - at})", whole=False)
             arguments[key[1]] = value
-            place = skip_space(text, follows.end()) if follows[1] == "," else follows.end() - 1
+            place = skip_space(text, follows.end()) if follows[1] != ")" else follows.end() - 1
         call = {"name": callee[1], "arguments": arguments}
         excess = find_excess(call)
         return Unit(None, place + 1, excess) if excess else Unit(call, place + 1)
@@ -166,7 +172,9 @@ class PythonBody:
         except JsonProblem:
             pass
         end = _literal_end(text, at) if source.spend(0) else None
-        if end is None or end == at or not source.spend(end - at):
+        if end is not None and self.form == "bare":
+            end = skip_space(text, end)  # the space at a text's edges is its own
+        if end is None or end == at and self.form != "bare" or not source.spend(end - at):
             source.spend(_MAX_VALUE)
             return NO_VALUE, at
         return read_typed(text[at:end], schema) if self.form == "bare" else read_python(text[at:end]), end
@@ -204,6 +212,7 @@ def learn_python(probes: Sequence[Probe]) -> Parse | None:
     body = PythonBody(
         form=next((form for form in ("as it is", "bare") if form in texts), "literal"),
         quoted=any(form == "quoted" for _, form in forms),
+        joined=any(form == "joined" for _, form in forms),
         attribute=attributes.pop(),
     )
     frame = find_frame(probes, units, body.head)

@@ -116,7 +116,7 @@ class _Reading:
         while True:
             unit = self.body.read(self.source, body)
             after = frame.between.match(text, unit.end) if frame.between and unit.whole else None
-            goes_on = after is not None and (after.end() > unit.end or self._begins(after.end()))
+            goes_on = after is not None and (bool(after[0].strip()) or self._begins(after.end()))
             closed = unit.end if frame.closes is None else -1
             if not goes_on and frame.closes and unit.whole and (closing := frame.closes.match(text, unit.end)):
                 closed = closing.end()

@@ -16,7 +16,7 @@ from kd.toolcalls.syntax.registry import Parse, Syntax
 from kd.toolcalls.syntax.sections import Source, Unit, read_sections
 from kd.toolcalls.syntax.strict_json import find_excess
 from kd.toolcalls.syntax.tags import ITEM, XML, XTML, Brackets, Part
-from kd.toolcalls.syntax.typed import NO_VALUE, read_literal, read_typed
+from kd.toolcalls.syntax.typed import NO_VALUE, list_types, read_literal, read_typed
 
 _NAME = re.compile(r"[^\s<>{}()\"'=]{1,200}")
 _CDATA = ("<![CDATA[", "]]>")
@@ -119,7 +119,10 @@ class TagBody:
         form, text = self.parameter, source.text
         closes = form.closes.replace("\0", html.escape(key) if form.escaped else key)
         inside = skip_space(text, at)
-        if form.nested and text.startswith(form.opens, inside) and depth < MAX_DEPTH:
+        shut = text.startswith(closes, inside)
+        if form.nested and shut and not ({"string"} & (types := list_types(schema))):
+            return ([] if "array" in types else {}), inside + len(closes)
+        if form.nested and not shut and text.startswith(form.opens, inside) and depth < MAX_DEPTH:
             value, end, problem = self._read_parameters(source, inside, schema or {}, depth + 1)
             end = skip_space(text, end)
             return (value, end + len(closes)) if not problem and text.startswith(closes, end) else (NO_VALUE, at)

@@ -147,7 +147,8 @@ def _skip_tag(tag: re.Pattern, text: str, at: int) -> int:
 def _spellings(value: object) -> dict[str, None]:
     """List the ways in which a tag may hold `value`, in the order they are tried."""
     if not isinstance(value, str):
-        return {str(value): None, html.escape(json.dumps(value, ensure_ascii=False)): None}
+        nothing = {"": None} if value in ([], {}) else {}  # as tags inside, of which there are none
+        return {str(value): None, html.escape(json.dumps(value, ensure_ascii=False)): None, **nothing}
     bare = value.strip()
     return dict.fromkeys(
         (
