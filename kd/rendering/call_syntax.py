@@ -93,7 +93,7 @@ def _find(key: TemplateKey, special_tokens: bool) -> CallReader | str:
             unread = _find_unread(CallReader(name, read), [answer, *shown]) if read else shown[-1]
             if read and unread is None:
                 return CallReader(name, read)
-            shown.remove(unread if unread in shown[1:] else shown[-1])  # the plainest come first: they go last
+            shown.remove(unread if unread and unread in shown[1:] else shown[-1])  # the plainest goes last
     written = called[0].text
     return (
         f"the chat template writes a call in a form that evaluation does not read back ({show_json(written)}); those "

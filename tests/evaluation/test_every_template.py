@@ -52,9 +52,13 @@ def write(tokenizer, calls: list[dict]) -> str:
     return text[turns[0][1] : turns[0][2]]
 
 
-def judge(tokenizer, reader: CallReader, gold: list[dict], text: str) -> tuple[bool, ...]:
+def judge(tokenizer, reader: CallReader, gold: list[dict], text: str) -> dict:
+    """Judge an answer: its outcome."""
     case = build_cases([make_record(gold)], tokenizer)[0]
-    outcome = judge_case(case, text, reader.parse(text, case.tools))["outcome"]
+    return judge_case(case, text, reader.parse(text, case.tools))["outcome"]
+
+
+def show(outcome: dict) -> tuple[bool, ...]:
     return tuple(outcome[key] for key in ("names", "exact", "json", "schema"))
 
 
@@ -62,7 +66,10 @@ def judge(tokenizer, reader: CallReader, gold: list[dict], text: str) -> tuple[b
 def test_the_record_s_own_text_scores_full_marks(name, templates):
     tokenizer, reader = templates[name]
     for gold in (ONE, TWO):
-        assert judge(tokenizer, reader, gold, write(tokenizer, gold)) == (True,) * 4
+        outcome = judge(tokenizer, reader, gold, write(tokenizer, gold))
+        arguments, wanted = outcome.pop("arguments"), sum(len(call["arguments"]) for call in gold)
+        assert outcome == dict.fromkeys(outcome, True) | {"missed": False, "error": ""}
+        assert arguments == {"right": wanted, "given": wanted, "wanted": wanted}
     text, turns = render(make_record(ONE), tokenizer)
     answer = build_cases([make_record(ONE)], tokenizer)[1]
     said = text[turns[1][1] : turns[1][2]]
@@ -93,12 +100,29 @@ BROKEN = {  # kind -> (calls that are answered where TWO are right; names, exact
 }
 
 
+ERRORS = {  # kind -> what BFCL calls it, and (right, given, wanted) arguments
+    "wrong name": ("cannot_find_match", (2, 4, 4)),
+    "unknown name": ("cannot_find_match", (2, 4, 4)),
+    "missing call": ("wrong_count", (2, 2, 4)),
+    "extra call": ("wrong_count", (4, 6, 4)),
+    "repeated call": ("wrong_count", (4, 6, 4)),
+    "other order": ("", (4, 4, 4)),
+    "wrong value": ("cannot_find_match", (3, 4, 4)),
+    "missing argument": ("cannot_find_match", (3, 3, 4)),
+    "extra argument": ("cannot_find_match", (4, 5, 4)),
+    "wrong type": ("cannot_find_match", (3, 4, 4)),
+}
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_broken_answer_gives_what_its_kind_says(name, kind, templates):
     tokenizer, reader = templates[name]
-    calls, verdict = BROKEN[kind]
-    assert judge(tokenizer, reader, TWO, write(tokenizer, calls)) == verdict
+    (calls, verdict), (error, counts) = BROKEN[kind], ERRORS[kind]
+    outcome = judge(tokenizer, reader, TWO, write(tokenizer, calls))
+    assert show(outcome) == verdict and not outcome["missed"] and outcome["repaired_json"]
+    assert outcome["bfcl"] is outcome["allowed"] is (not error)
+    assert outcome["error"].rpartition(":")[2] == error and tuple(outcome["arguments"].values()) == counts
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,10 +130,13 @@ def test_a_truncated_answer_is_right_in_nothing(name, templates):
     tokenizer, reader = templates[name]
     text = write(tokenizer, TWO)
     for end in (text.index("Oslo") + 2, text.index("Rome") + 2):
-        assert judge(tokenizer, reader, TWO, text[:end]) == (False,) * 4
+        outcome = judge(tokenizer, reader, TWO, text[:end])
+        assert show(outcome) == (False,) * 4 and not outcome["bfcl"] and not outcome["allowed"]
+        assert outcome["error"] and not outcome["missed"] and outcome["arguments"]["right"] < 4
 
 
-UNMARKED = {"phi4_mini", "toolace", "llama4_pythonic", "llama32_pythonic"}  # calls are read wherever they stand
+# calls are read wherever they stand
+UNMARKED = {"phi4_mini", "toolace", "gemma3_pythonic", "llama4_pythonic", "llama32_pythonic"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in UNMARKED])
@@ -119,7 +146,7 @@ def test_an_answer_in_another_family_s_syntax_is_right_in_nothing(name, template
     right = write(tokenizer, TWO)
     for other in ("hermes", "llama31", "mistral_args", "xml_function", "gemma4", "lfm2", "kimi_k3"):
         other_tokenizer, other_reader = templates[other]
-        verdict = judge(tokenizer, reader, TWO, write(other_tokenizer, TWO))
+        verdict = show(judge(tokenizer, reader, TWO, write(other_tokenizer, TWO)))
         if other_reader.parse(right, TOOLS).valid:
             assert verdict in ((True,) * 4, (False,) * 4), other
         else:

@@ -154,7 +154,7 @@ FAMILIES = {
     "gemma3_pythonic": Family(
         PYTHONIC.replace("OPEN", "")
         .replace("CLOSE", "")
-        .replace("VALUE{% if not loop.last %}{{- ', ' }}{% endif %}", "{{- v | tojson }}"),  # noqa: E501
+        .replace("VALUE{% if not loop.last %}{{- ', ' }}{% endif %}", "{{- v | tojson }}"),
         "python",
         '[f(city="Oslo"n=3), g()]',
     ),
@@ -170,7 +170,8 @@ FAMILIES = {
 {%- for c in m.tool_calls %}{{- '{"name": "' + c.function.name + '", "arguments": ' }}{{- c.function.arguments | tojson }}{{- '}\\n' }}{% endfor %}
 {{- '</tool_calls>' }}""",  # noqa: E501
         "object",
-        '<tool_calls>\n{"name": "f", "arguments": {"city": "Oslo", "n": 3}}\n{"name": "g", "arguments": {}}\n</tool_calls>',
+        '<tool_calls>\n{"name": "f", "arguments": {"city": "Oslo", "n": 3}}\n{"name": "g", "arguments": {}}\n'
+        "</tool_calls>",
     ),
     "muse_glimmer": Family(
         """{%- for c in m.tool_calls %}{{- ' to=' + c.function.name + '<|message|><calls>\\n<invoke name="' + c.function.name + '">\\n' }}{% for k, v in c.function.arguments.items() %}{{- '<parameter name="' + k + '">' }}{{- v if v is string else v | tojson }}{{- '</parameter>\\n' }}{% endfor %}{{- '</invoke>\\n</calls><|call|>' }}{% endfor %}""",  # noqa: E501
@@ -178,13 +179,6 @@ FAMILIES = {
         ' to=f<|message|><calls>\n<invoke name="f">\n<parameter name="city">Oslo</parameter>\n'
         '<parameter name="n">3</parameter>\n</invoke>\n</calls><|call|> to=g<|message|><calls>\n<invoke name="g">\n'
         "</invoke>\n</calls><|call|>",
-    ),
-    "mirothinker": Family(
-        """{%- for c in m.tool_calls %}{{- '\\n<use_mcp_tool>\\n<server_name>tools</server_name>\\n<tool_name>' + c.function.name + '</tool_name>\\n<arguments>\\n' }}{{- c.function.arguments | tojson }}{{- '\\n</arguments>\\n</use_mcp_tool>' }}{% endfor %}""",  # noqa: E501
-        "name_first",
-        "\n<use_mcp_tool>\n<server_name>tools</server_name>\n<tool_name>f</tool_name>\n<arguments>\n"
-        '{"city": "Oslo", "n": 3}\n</arguments>\n</use_mcp_tool>\n<use_mcp_tool>\n<server_name>tools</server_name>\n'
-        "<tool_name>g</tool_name>\n<arguments>\n{}\n</arguments>\n</use_mcp_tool>",
     ),
     "glm": Family(
         """{%- for c in m.tool_calls %}{{- '\\n<tool_call>' + c.function.name + '\\n' }}{% for k, v in c.function.arguments.items() %}{{- '<arg_key>' + k + '</arg_key>\\n<arg_value>' }}{{- v if v is string else v | tojson }}{{- '</arg_value>\\n' }}{% endfor %}{{- '</tool_call>' }}{% endfor %}""",  # noqa: E501
