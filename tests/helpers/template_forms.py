@@ -64,7 +64,8 @@ FORMS = {
     # the prompt has a block with nothing in it, and no turn has (Gemma 4, Command R7B)
     "closed block in the prompt": WRITTEN + END + PROMPT.replace("{% endif", "<|channel|>thought\n<|message|>{% endif"),
     # the answer follows the result in one message, before which the prompt alone writes a header (Apertus)
-    "header in the prompt alone": "{% for m in messages %}{% if m.role == 'tool' %}[{{ m.content }}]{% else %}"
+    "header in the prompt alone": DECLARED
+    + "{% for m in messages %}{% if m.role == 'tool' %}[{{ m.content }}]{% else %}"
     "{% if m.role != 'assistant' or messages[loop.index0 - 1].role != 'tool' %}<|im_start|>{{ m.role }}\n{% endif %}"
     "{{ m.content }}" + CALLED + "{{ '<|call|>' if m.tool_calls else '<|im_end|>' }}{% endif %}{% endfor %}" + PROMPT,
     # a result is closed by the prompt, and not where an answer follows it (Bielik)
