@@ -10,7 +10,7 @@ from kd.config.fields import Choice, Fraction, NotNegative, Place, Positive, Sec
 from kd.config.registries import FORMATS
 from kd.config.sections.hub_address import KEYS, Records, make_address
 
-DEMO_KINDS = ("echo", "single", "parallel", "multi", "none", "chat", "near", "missing", "answered")
+DEMO_KINDS = ("echo", "single", "parallel", "multi", "none", "chat", "near", "missing", "answered", "fits")
 DEMO_HELD_OUT, DEMO_VALIDATION = ("unseen_values", "unseen_tools"), ("validation",)
 DEMO_SPLITS = ("train", *DEMO_HELD_OUT, *DEMO_VALIDATION)
 
@@ -69,8 +69,8 @@ class Stage(Section):
     """Files of records: a path or a glob each, or {files: ..., format: ..., weight: ...}. Give either this or mix."""
     mix: Annotated[dict[DemoKind, NotNegative], Field(min_length=1)] | None = None
     """Kinds of demo records and their weights, from 0 to 1e9 (any scale: they are divided by their sum); needs
-    data.demo. Kinds: echo, single, parallel, multi, none, chat, near, missing, answered, and each with _short after
-    it."""
+    data.demo. Kinds: echo, single, parallel, multi, none, chat, near, missing, answered, fits, each also with _short
+    after it."""
     max_length: Annotated[int, Field(ge=1, le=16_777_216)] = Field(examples=[2048])
     """Longest record in tokens, from 1 to 16,777,216, which no model reaches; with packing also the length of a row."""
     until: Until | None = None

@@ -5,9 +5,9 @@
 
 Splits: `train`; `unseen_values` (training's tools, argument values never drawn in training); `unseen_tools` (tools that
 no training record offers). Kinds: `echo` (copying practice without tools), `single`, `parallel`, `multi` (two rounds),
-`none` (no offered tool fits), `chat` (nothing to do), and the near misses `near`, `missing` and `answered`
-(kd/sources/demo/near_misses.py), which are taught and are in no held-out split. Numbers below ten, enums and wording
-are shared by all splits.
+`none` (no offered tool fits), `chat` (nothing to do), and the near misses `near`, `missing`, `answered` and their
+practice `fits` (kd/sources/demo/near_misses.py), which are taught and are in no held-out split. Numbers below ten,
+enums and wording are shared by all splits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kd.paths import path_option
 from kd.records.files import write_records
 from kd.records.record import Record
 from kd.sources.demo.exchanges import TOOLS, dress, make_request, make_round, offer, refuse
-from kd.sources.demo.near_misses import make_answered, make_missing, make_near
+from kd.sources.demo.near_misses import make_answered, make_fits, make_missing, make_near
 from kd.sources.demo.vocabulary import PARAMETERS, Draw, Tool
 
 KINDS, SPLITS = DEMO_KINDS, DEMO_SPLITS
@@ -76,6 +76,8 @@ def record(kind: str, index: int, *, seed: int = 0, split: str = "train", short:
         messages = [dress(make_request(forbidden[0], draw).text, rng), refuse(rng)]
     elif kind == "near":
         messages, wanted, forbidden = make_near(split, draw)
+    elif kind == "fits":
+        messages, wanted, forbidden = make_fits(split, draw, easy=short)
     elif kind in ("missing", "answered"):
         wanted = [rng.choice(TOOLS[split])]
         messages = (make_missing if kind == "missing" else make_answered)(wanted[0], draw)
@@ -87,8 +89,8 @@ def record(kind: str, index: int, *, seed: int = 0, split: str = "train", short:
             messages = make_round(wanted, draw, 0)
         else:
             messages = [m for at, tool in enumerate(wanted) for m in make_round([tool], draw, at)]
-    if kind == "echo":
-        offered = []
+    if kind in ("echo", "fits"):
+        offered = wanted
     else:
         offered = offer(wanted, split, rng, forbidden=forbidden)
         if short:

@@ -25,9 +25,12 @@ _OPENINGS = (
 _ENDINGS = (".", ".", "", "?", "!", ", thanks.", " please.")
 _JOINERS = (" and also ", ". Also ", ", then ", " and ", ". After that ")
 _DONE = ("Done", "All set", "Here you go", "Sure", "Okay", "Right")
-_AGAIN = ("As before", "Still", "Again")
+_AGAIN = ("I have that", "I can say it again", "I found it")
 _NONE = ("None of my tools can do that.", "I have no tool for that.", "Sorry, no tool here fits that.")
-_ASKS = ("I need a value for {name}.", "Please name a value for {name}.", "There is no value for {name}.")
+# Near misses are answered with one first token, so that a greedy choice weighs a call against all ways not to call: of
+# three openings, each as likely, none is chosen over a call before that falls below a quarter.
+_NEAR_NONE = ("I have no tool for that.", "I can do that with none of my tools.", "I see no tool here that fits.")
+_ASKS = ("I need a value for {name}.", "I have no value for {name}.", "I see no value for {name}.")
 
 
 def _split_tools(split: str) -> list[Tool]:
@@ -143,9 +146,9 @@ def _answer(openings: tuple[str, ...], sayings: list[str], rng: random.Random) -
     return {"role": "assistant", "content": f"{rng.choice(openings)}: {', and '.join(sayings)}."}
 
 
-def refuse(rng: random.Random) -> dict:
-    """Say that no offered tool fits."""
-    return {"role": "assistant", "content": rng.choice(_NONE)}
+def refuse(rng: random.Random, *, near: bool = False) -> dict:
+    """Say that no offered tool fits; `near` in the words of the near misses."""
+    return {"role": "assistant", "content": rng.choice(_NEAR_NONE if near else _NONE)}
 
 
 def ask_for(name: str, rng: random.Random) -> dict:
