@@ -13,7 +13,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from kd.batching.check_lengths import check_lengths, describe_step
+from kd.batching.check_lengths import check_lengths, describe_step, describe_unseen
 from kd.checkpoints.export_hf import export_student
 from kd.checkpoints.identity import run_identity
 from kd.checkpoints.store import Checkpoints, Found, find_resumable
@@ -197,6 +197,8 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
         no_teacher = on_rank_0(lambda: _find_missing_teacher(config, held_out))
         sources: Sources = on_rank_0(lambda: run_sources(config.data, config.run))
         on_rank_0(lambda: check_lengths(config.data, sources.stages, tokenizer))
+        for sentence in on_rank_0(lambda: list(describe_unseen(config.data, sources.stages, tokenizer))):
+            log.say(sentence)
         for sentence in describe_step(config.data, sources.stages, config.training, dist.get_world_size()):
             log.say(sentence)
         on_rank_0(

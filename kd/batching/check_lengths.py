@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from kd.batching.fit import FitPolicy, find_rows, fit
 from kd.config.schema import Data, Training
 from kd.records.checks import DataError
-from kd.rendering.encode import encode_sequences
+from kd.rendering.encode import UNSEEN, Annotated, annotate_sequences, encode_sequences
 from kd.sources.source import Source
 
 _FIRST = 8  # records that are tried before any length is looked at: nearly always one fits
@@ -41,6 +41,21 @@ def describe_step(data: Data, sources: Sequence[Source], training: Training, wor
                 f"stage {stage.name}: a step takes {size:,} records and there are {len(source):,}, so that each step "
                 "trains on all of them; lower training.micro_batch_size or gradient_accumulation for more steps"
             )
+
+
+def describe_unseen(data: Data, sources: Sequence[Source], tokenizer) -> Iterator[str]:
+    """Yield a sentence for each stage in whose first records tools are offered and the chat template shows none."""
+    for stage, source in zip(data.stages, sources):
+        found = [one for index in range(min(_FIRST, len(source))) for one in _annotate(source, index, tokenizer, data)]
+        if num_unseen := sum(one.are_unseen for one in found):
+            yield f"stage {stage.name}: in {num_unseen} of its first {len(found)} sequences {UNSEEN}"
+
+
+def _annotate(source: Source, index: int, tokenizer, data: Data) -> list[Annotated]:
+    try:
+        return annotate_sequences(source[index], tokenizer, data.turns)
+    except DataError:
+        return []  # training has rules of its own for it
 
 
 def _candidates(source: Source) -> Iterator[int]:

@@ -8,6 +8,7 @@ from typing import Any
 from kd.preflight.read_back import READ_BACK
 from kd.preflight.records import CHECKS, ROUND_TRIP_TARGET, Verified
 from kd.records.conversation import NOTES, describe_notes
+from kd.rendering.encode import UNSEEN
 from kd.rendering.spans import BIT_NAMES
 
 NUM_LISTED, MAX_FAILURES = 10, 1000  # failures in the table and in verify.json; bad.jsonl has all
@@ -43,11 +44,12 @@ class Tally:
                     }
                 )
         counts["text_calls"] += verified.num_text_calls
-        for encoded, _, calls, spans, _, dropped in verified.sequences:
+        for encoded, _, calls, spans, _, dropped, are_unseen in verified.sequences:
             counts["sequences"] += 1
             counts["tokens"] += len(encoded.input_ids)
             counts["calls"] += len(calls)
             counts["dropped_texts"] += len(dropped)
+            counts["unseen_tools"] += are_unseen
             for name, bit in BIT_NAMES.items():
                 counts[f"{name}_tokens"] += sum(bits & bit != 0 for bits in encoded.bits)
                 counts[f"{name}_spans"] += sum(span.kind == name for span in spans)
@@ -148,6 +150,8 @@ def format_tally(tally: Tally, checks: list[dict[str, Any]]) -> str:
             f"note    {tally.total['dropped_texts']:,} turns have text beside their calls that the chat template "
             "leaves out; it is not trained"
         )
+    if tally.total["unseen_tools"]:
+        lines.append(f"note    {tally.total['unseen_tools']:,} sequences: {UNSEEN}")
     if tally.failures:
         lines += [
             "",

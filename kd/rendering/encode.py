@@ -26,6 +26,12 @@ from kd.sources.source import Source
 _KINDS = {bit: name for name, bit in BIT_NAMES.items()}
 
 
+UNSEEN = (
+    "the chat template shows none of the offered tools, so the model is asked to call what it does not see: use a "
+    "template that writes tools, or declare them in the system prompt, there and where the model is served"
+)
+
+
 class Encoded(NamedTuple):
     """Sequence of tokens of a record. `bits[t]` is the span mask of token t (kd/rendering/spans.py)."""
 
@@ -52,6 +58,7 @@ class Annotated(NamedTuple):
     spans: list[TokenSpan]
     offsets: list[tuple[int, int]]  # characters of each token
     dropped: tuple[int, ...] = ()  # messages whose text beside calls the template leaves out
+    are_unseen: bool = False  # tools are offered, and the prompt shows none of them
 
 
 TurnsChoice = Literal["auto", "whole", "each"]
@@ -97,8 +104,7 @@ def annotate_sequences(
             tokens = tokenize(record, text, tokenizer, lambda other: render_text(other, tokenizer) + added)
             if turns == "whole" or all(_follows_prompt(text, start, tokens, tokenizer) for _, start, _ in places):
                 found = _annotate(record, text, places, tokens, tokenizer)
-                check_sequence(beginnings, text, places)
-                return [found]
+                return [found._replace(are_unseen=check_sequence(beginnings, text, places))]
     indices = beginnings.turns
     wanted = indices if only is None else indices[only : only + 1]
     return [_annotate_turn(beginnings, index, is_only=len(indices) == 1) for index in wanted]
@@ -178,7 +184,7 @@ def _annotate_turn(beginnings: Beginnings, index: int, *, is_only: bool) -> Anno
     if not _follows_prompt(text, start, tokens, tokenizer):
         tokens = tokenize_after(_tokenize_prompt(beginnings, index, text[:start]), text, start, tokenizer)
     found = _annotate(record, text, places, tokens, tokenizer)
-    check_turn(beginnings, text, places[0])
+    found = found._replace(are_unseen=check_turn(beginnings, text, places[0]))
     named = found.encoded.record_id if is_only else f"{found.encoded.record_id}#{number}"
     return found._replace(encoded=found.encoded._replace(record_id=named))
 

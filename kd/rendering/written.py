@@ -1,7 +1,8 @@
 """Parts of a record that its rendering must hold, for a template may leave any of them out without a word.
 
     tools      each tool on offer is named in the prompt of the first turn after a user's words, if only by the data
-               itself, in its system prompt
+               itself, in its system prompt. A template that shows none of them (DeepSeek's own: who serves the model
+               writes them into the system prompt) is taken, and told; one that shows some is refused
     messages   what a user, a tool or the system says is in the prompt of the turn after it, outside of earlier turns;
                what a template leaves out later is missing at inference as well
     answers    the text of a turn without calls is in it
@@ -33,15 +34,15 @@ _ENOUGH = 0.9  # of a text's words
 _PLAIN = re.compile(r"(?!(?i:null|none|true|false|nan|inf|infinity)\Z)[^\W\d_][\w.:/@-]*(?: [\w.:/@-]+)*")
 
 
-def check_sequence(beginnings: Beginnings, text: str, turns: Turns) -> None:
-    """Check a whole conversation, with all of its turns.
+def check_sequence(beginnings: Beginnings, text: str, turns: Turns) -> bool:
+    """Check a whole conversation, with all of its turns; tell whether tools are offered and none of them is shown.
 
     Raises:
         DataError: a tool, a message, an answer or a call is not written; names it.
     """
     record = beginnings.record
     first = next((index for index, *_ in turns if _is_asked(record, index)), turns[0][0])
-    _check_tools(record, beginnings.prompts([first - beginnings.merged])[0])
+    are_unseen = _check_tools(record, beginnings.prompts([first - beginnings.merged])[0])
     done = 0
     for index, start, end in turns:
         _check_system(record, range(_find_start(record, index), index), text)
@@ -49,21 +50,22 @@ def check_sequence(beginnings: Beginnings, text: str, turns: Turns) -> None:
         _check_answer(record, index, text[start:end])
         _check_calls(record, index, text[start:end], beginnings.tokenizer)
         done = end
+    return are_unseen
 
 
-def check_turn(beginnings: Beginnings, text: str, turn: tuple[int, int, int]) -> None:
+def check_turn(beginnings: Beginnings, text: str, turn: tuple[int, int, int]) -> bool:
     """Check one turn, rendered after its prompt; as `check_sequence`."""
     index, start, end = turn
-    check_prompt(beginnings, index, text[:start])
+    are_unseen = check_prompt(beginnings, index, text[:start])
     _check_answer(beginnings.record, index, text[start:end])
     _check_calls(beginnings.record, index, text[start:end], beginnings.tokenizer)
+    return are_unseen
 
 
-def check_prompt(beginnings: Beginnings, index: int, prompt: str) -> None:
+def check_prompt(beginnings: Beginnings, index: int, prompt: str) -> bool:
     """Check what the model sees before it writes messages[index] of the record; as `check_sequence`."""
     record = beginnings.record
-    if _is_asked(record, index):
-        _check_tools(record, prompt)
+    are_unseen = _is_asked(record, index) and _check_tools(record, prompt)
     start, new = _find_start(record, index), prompt
     if start:
         try:
@@ -73,6 +75,7 @@ def check_prompt(beginnings: Beginnings, index: int, prompt: str) -> None:
         new = prompt[_count_shared(prompt, through) :]
     _check_system(record, range(index), prompt)
     _check_context(record, index, new)
+    return are_unseen
 
 
 def _is_asked(record: Record, index: int) -> bool:
@@ -96,14 +99,16 @@ def _count_shared(one: str, other: str) -> int:
     return low
 
 
-def _check_tools(record: Record, prompt: str) -> None:
-    absent = [name for name in offered_names(record.tools) if name not in prompt and _quote(name) not in prompt]
-    if absent:
+def _check_tools(record: Record, prompt: str) -> bool:
+    names = offered_names(record.tools)
+    absent = [name for name in names if name not in prompt and _quote(name) not in prompt]
+    if 0 < len(absent) < len(names):
         raise DataError(
-            f"record {record.id}: tools: the chat template leaves {', '.join(absent[:5])} out of the prompt, so the "
-            "model would be asked to call what it never sees: use a template that writes tools, or declare them in "
-            "the system prompt"
+            f"record {record.id}: tools: the chat template leaves {', '.join(absent[:5])} out of the prompt, and shows "
+            "others, so the model would be asked to call what it never sees: use a template that writes all tools, or "
+            "declare them in the system prompt"
         )
+    return bool(absent)
 
 
 def _check_system(record: Record, places: range, text: str) -> None:

@@ -10,6 +10,8 @@ from helpers import golden
 from helpers.family_templates import make_template
 from helpers.template_cases import with_template
 from helpers.template_forms import DECLARED, FORMS, PLAIN, chat, make_tokenizer, rounds
+from kd.batching.check_lengths import describe_unseen
+from kd.config.schema import Data, DemoCorpus, Stage
 from kd.records.checks import DataError
 from kd.records.record import Record, parse_record
 from kd.rendering.beginnings import Beginnings
@@ -51,21 +53,31 @@ def calls(*results: str, answer: str = "It is 23 degrees.") -> Record:
     return parse_record({"id": "r", "messages": messages, "tools": [golden.tool("stop")]}, "x")
 
 
-def test_tools_that_the_template_leaves_out_are_refused():
-    tokenizer = make_tokenizer(BARE)
-    refuses_each_way(rounds(1), tokenizer, r"record r: tools: the chat template leaves get_weather out of the prompt")
-    with pytest.raises(DataError, match="leaves get_weather out"):
-        encode_prompt(rounds(1), 1, tokenizer)
+def are_unseen(record: Record, tokenizer) -> set[bool]:
+    found = (annotate_sequences(record, tokenizer, turns) for turns in ("auto", "whole", "each"))
+    return {one.are_unseen for sequences in found for one in sequences}
+
+
+def test_a_template_that_shows_no_tool_is_told_and_one_that_shows_some_is_refused():
+    bare = make_tokenizer(BARE)
+    assert True in are_unseen(rounds(1), bare)  # a later turn has the name in a call before it
+    assert encode_prompt(rounds(1), 1, bare)
     only_one = PLAIN.replace(DECLARED, "{{ tools[0].function.name if tools }}\n")
     record = talk(("user", "Hi"), ("assistant", "Hello"), tools=("find", "stop"))
-    refuses_each_way(record, make_tokenizer(only_one), "leaves stop out of the prompt")
+    refuses_each_way(record, make_tokenizer(only_one), "leaves stop out of the prompt, and shows others")
+    stage = Stage(name="a", mix={"echo": 1}, max_length=500)
+    (said,) = describe_unseen(Data(stages=(stage,), demo=DemoCorpus()), [[rounds(1)] * 9], bare)
+    assert said.startswith("stage a: in 8 of its first 8 sequences the chat template shows none of the offered tools")
+    shown = rounds(1)
+    shown.messages[0]["content"] = f"You have {json.dumps(shown.tools)}. Oslo?"
+    assert not list(describe_unseen(Data(stages=(stage,), demo=DemoCorpus()), [[shown]], bare))
 
 
 def test_tools_that_the_data_itself_declares_are_there():
     record = rounds(2)
     declared = json.dumps(record.tools)
     record.messages[0]["content"] = f"You have {declared}. Oslo?"
-    encode_each_way(record, make_tokenizer(BARE))
+    assert are_unseen(record, make_tokenizer(BARE)) == {False}
     record = rounds(2)
     record.messages.insert(0, {"role": "system", "content": f"You have {declared}."})
     encode_each_way(record, make_tokenizer(BARE))
@@ -76,7 +88,7 @@ def test_tools_before_the_last_user_are_not_asked_of_who_speaks_first():
     tokenizer = make_tokenizer(FORMS["tools before the last user"])
     record = talk(("assistant", "I am Bo."), ("user", "Hi"), ("assistant", "Yes?"), tools=("stop",))
     encode_each_way(record, tokenizer)
-    refuses_each_way(record, make_tokenizer(BARE), "leaves stop out of the prompt")
+    assert are_unseen(record, make_tokenizer(BARE)) == {True, False}  # of each turn by itself the first is not asked
 
 
 def test_a_name_that_json_escapes_is_found():
