@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from kd.records.checks import DataError
@@ -42,7 +43,7 @@ def check_sequence(beginnings: Beginnings, text: str, turns: Turns) -> bool:
     """
     record = beginnings.record
     first = next((index for index, *_ in turns if _is_asked(record, index)), turns[0][0])
-    are_unseen = _check_tools(record, beginnings.prompts([first - beginnings.merged])[0])
+    are_unseen = _check_tools(beginnings, first, beginnings.prompts([first - beginnings.merged])[0])
     done = 0
     for index, start, end in turns:
         _check_system(record, range(_find_start(record, index), index), text)
@@ -65,7 +66,7 @@ def check_turn(beginnings: Beginnings, text: str, turn: tuple[int, int, int]) ->
 def check_prompt(beginnings: Beginnings, index: int, prompt: str) -> bool:
     """Check what the model sees before it writes messages[index] of the record; as `check_sequence`."""
     record = beginnings.record
-    are_unseen = _is_asked(record, index) and _check_tools(record, prompt)
+    are_unseen = _is_asked(record, index) and _check_tools(beginnings, index, prompt)
     start, new = _find_start(record, index), prompt
     if start:
         try:
@@ -99,16 +100,26 @@ def _count_shared(one: str, other: str) -> int:
     return low
 
 
-def _check_tools(record: Record, prompt: str) -> bool:
+def _check_tools(beginnings: Beginnings, index: int, prompt: str) -> bool:
+    record = beginnings.record
     names = offered_names(record.tools)
     absent = [name for name in names if name not in prompt and _quote(name) not in prompt]
-    if 0 < len(absent) < len(names):
+    # A name may stand there as a user's word, or in an earlier call.
+    if 0 < len(absent) < len(names) and _render_without_tools(beginnings, index) != prompt:
         raise DataError(
             f"record {record.id}: tools: the chat template leaves {', '.join(absent[:5])} out of the prompt, and shows "
             "others, so the model would be asked to call what it never sees: use a template that writes all tools, or "
             "declare them in the system prompt"
         )
     return bool(absent)
+
+
+def _render_without_tools(beginnings: Beginnings, index: int) -> str:
+    try:
+        bare = Beginnings(replace(beginnings.record, tools=[]), beginnings.tokenizer)
+        return bare.prompts([index - beginnings.merged])[0]
+    except DataError:  # it takes no conversation without tools
+        return ""
 
 
 def _check_system(record: Record, places: range, text: str) -> None:

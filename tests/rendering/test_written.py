@@ -62,6 +62,8 @@ def test_a_template_that_shows_no_tool_is_told_and_one_that_shows_some_is_refuse
     bare = make_tokenizer(BARE)
     assert True in are_unseen(rounds(1), bare)  # a later turn has the name in a call before it
     assert encode_prompt(rounds(1), 1, bare)
+    named = talk(("user", "May I find it?"), ("assistant", "Yes"), tools=("find", "stop"))  # a user's word
+    assert are_unseen(named, bare) == {True}
     only_one = PLAIN.replace(DECLARED, "{{ tools[0].function.name if tools }}\n")
     record = talk(("user", "Hi"), ("assistant", "Hello"), tools=("find", "stop"))
     refuses_each_way(record, make_tokenizer(only_one), "leaves stop out of the prompt, and shows others")
