@@ -34,6 +34,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from kd.config.schema import Endpoint
+from kd.config.sections.hub_address import SCHEME
 from kd.distributed.collectives import on_every_rank, on_rank_0
 from kd.distributed.place import read_place
 from kd.evaluation.answerers.answer import Progress
@@ -109,7 +110,8 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
         if len(set(names)) < len(names):
             parser.error(f"{option}: two are called {max(names, key=names.count)!r}; name them apart, as in NAME=PATH")
         # Path.exists raises without rights.
-        missing = [str(path) for _, path in pairs if option != "--model" and not os.path.exists(path)]
+        files = [str(path) for _, path in pairs if option != "--model" and not str(path).startswith(SCHEME)]
+        missing = [path for path in files if not os.path.exists(path)]
         if missing:
             parser.error(f"{option}: no such file: {', '.join(missing)}")
     for _, path in args.compare:
@@ -196,7 +198,7 @@ def _read_endpoint(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 
 
 def _split_name(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
+    name, equals, path = ("", "", text) if text.startswith(SCHEME) else text.partition("=")
     return (name, path_option(path)) if equals else (Path(text).stem, path_option(text))
 
 

@@ -12,6 +12,7 @@ from helpers.hub_server import HubServer
 from helpers.jobs import REPOSITORY, plain_environment
 from kd.config.sections.data import Data
 from kd.config.sections.hub_address import HubDataset, parse_address
+from launch import evaluate as evaluate_command
 
 PROGRAM = """
 import json, sys
@@ -73,6 +74,15 @@ def test_a_data_set_is_copied_once_at_its_commit_and_read_as_a_file(tmp_path):
     assert sorted(path.name for path in made if path.suffix == ".jsonl") == sorted(
         {one["file"].rsplit("/", 1)[1] for one in found}
     )
+
+
+def test_evaluate_takes_addresses_with_and_without_a_name():
+    given = ["--model", "m", "--data", "hub:org/tools?split=test", "--data", "dev=hub:org/tools?split=dev"]
+    found = evaluate_command.parse([*given, "--out", "o"]).data
+    assert [(name, str(path)) for name, path in found] == [
+        ("tools?split=test", "hub:org/tools?split=test"),
+        ("dev", "hub:org/tools?split=dev"),
+    ]
 
 
 def data(train, **more) -> Data:
