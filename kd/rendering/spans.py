@@ -154,7 +154,8 @@ def _locate_structured(
                 "call a turn of its own"
                 if len(functions) > 1
                 else f"{where}: the call of {named} is not in the rendered turn: the chat template writes no calls, or "
-                "none beside text; use a template with tool_calls, or take the text away"
+                "none beside text; use a template with tool_calls, or take the text away; where the data hold calls as "
+                "Hermes text, data.rewrite_calls: never trains them as they are written"
             )
         kept = [{**f, "arguments": {k: v for k, v in f["arguments"].items() if v is not None}} for f in functions]
         if kept != functions and locate_calls(text, start, end, kept):

@@ -248,6 +248,9 @@ def check(data: dict, name: str, tokenizers: dict) -> bool:
             if "content repeats its tool_calls" in str(error):
                 assert record.messages[1]["content"] in quotations(functions[0]["name"], functions[0]["arguments"])
                 return False
+            if "the calls are not read back" in str(error):  # of what XML's marks make of a value
+                assert name.startswith("xml"), error
+                return False
             assert str(error).startswith("record g: messages[1]: the call of")
             quoted = name in DROPS_CONTENT and any(f["name"] in record.messages[1]["content"] for f in functions)
             assert quoted or name in NAME_OUTSIDE and any(f["name"] in golden.template(name) for f in functions), error

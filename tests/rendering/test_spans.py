@@ -92,7 +92,7 @@ def test_the_demo_corpus_is_encoded_as_the_shipped_teacher_was_trained_on_it(eac
     shipped = AutoTokenizer.from_pretrained(REPOSITORY / "configs/demo_teacher")
     made = hashlib.sha256()
     for split in demo.SPLITS[:3]:  # those that there were then
-        for kind in demo.KINDS:
+        for kind in demo.KINDS[:6]:
             for index in range(each):
                 encoded = encode(demo.record(kind, index, seed=17, split=split, short=index % 4 == 3), shipped)
                 made.update(json.dumps([encoded.record_id, encoded.input_ids, encoded.bits, encoded.weight]).encode())
