@@ -167,6 +167,8 @@ def read_tag(path: Path) -> str:
 
 @contextmanager
 def _open_file(path: Path) -> Iterator:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for one who writes into it
+        raise CacheError(f"{path} is no file: move it away")
     try:
         with safe_open(path, "pt") as file:  # of numpy it would make copies
             yield file
