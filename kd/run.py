@@ -19,7 +19,7 @@ from kd.checkpoints.identity import run_identity
 from kd.checkpoints.store import Checkpoints, Found, find_resumable
 from kd.config.deepspeed.fill import resolve_ds_config
 from kd.config.deepspeed.read import read_ds_config
-from kd.config.derived import longest_length, quarantine_file, run_folder, uses_teacher
+from kd.config.derived import quarantine_file, run_folder, uses_teacher
 from kd.config.load import dump_config
 from kd.config.schema import RunConfig, Training
 from kd.distributed.collectives import on_rank_0
@@ -37,7 +37,7 @@ from kd.evaluation.held_out import (
 from kd.evaluation.while_training import BEST, check_choice, explain_no_best, open_validator
 from kd.hashing import hash_text
 from kd.models.model_files import find_file
-from kd.models.student import build_run_student, student_model_config
+from kd.models.student import build_run_student, run_student_config
 from kd.models.tokenizer import check_run_tokenizer, load_tokenizer, name_tokenizer
 from kd.models.weight_files import weights_fingerprint
 from kd.preflight.plan import Plan, check_fits, find_capture_problems, plan_run, refuse
@@ -235,10 +235,8 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
 
 
 def _prepare_held_out(config: RunConfig, tokenizer) -> HeldOut:
-    model_config = student_model_config(
-        config.student, config.teacher, max_length=longest_length(config.data), tokenizer_length=len(tokenizer)
-    )
-    return prepare_held_out(config.data, config.evaluation, tokenizer, count_positions(model_config))
+    positions = count_positions(run_student_config(config, tokenizer))
+    return prepare_held_out(config.data, config.evaluation, tokenizer, positions)
 
 
 def _find_missing_teacher(config: RunConfig, held_out: HeldOut) -> str | None:

@@ -40,7 +40,7 @@ class CheckpointError(SpanwiseError, ValueError):
     """Checkpoint that cannot be written or resumed; the message names it and the remedy."""
 
 
-class _Manifest(BaseModel):
+class Manifest(BaseModel):
     """Content of manifest.json."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -95,14 +95,8 @@ def find_resumable(folder: Path, identity: dict[str, Any], world_size: int, say:
         if problem:
             say(f"checkpoint {path} is damaged and left aside: {problem}")
             continue
-        manifest = _read_manifest(path)
-        written_as = manifest.format
-        if manifest.version > VERSION or written_as not in CHECKPOINT_FORMATS:
-            raise CheckpointError(
-                f"{path} is of version {manifest.version} and format {written_as}, and this program reads versions up "
-                f"to {VERSION} and {', '.join(CHECKPOINT_FORMATS.names())}: resume it with the program that wrote it, "
-                "or give --fresh to begin again"
-            )
+        manifest = read_manifest(path)
+        check_version(path, manifest, "resume it with the program that wrote it, or give --fresh to begin again")
         if manifest.world_size != world_size:
             raise CheckpointError(
                 f"{path} was written by {manifest.world_size} ranks and this run has {world_size}: start it with "
@@ -114,7 +108,7 @@ def find_resumable(folder: Path, identity: dict[str, Any], world_size: int, say:
             lengthened = f"{STEPS} was {was.get(STEPS)} and is {now[STEPS]}: schedules span the new number from here on"
         elif other:
             raise CheckpointError(f"cannot go on from {path}: {other}")
-        return Found(str(path), manifest.step, written_as, lengthened)
+        return Found(str(path), manifest.step, manifest.format, lengthened)
     if candidates:
         raise CheckpointError(f"{folder}: no checkpoint is whole; give --fresh to begin again from the start")
     return None
@@ -232,7 +226,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_damage(path: Path) -> str | None:
     """Say what is wrong with the checkpoint at `path`, naming the file, or return None."""
     try:
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
     except (OSError, ValueError) as error:
         return f"{MANIFEST}: {error}"
     for name, (digest, size) in manifest.files.items():
@@ -246,10 +240,10 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def _read_manifest(path: Path) -> _Manifest:
+def read_manifest(path: Path) -> Manifest:
     """Read the manifest of the checkpoint at `path`. Raises OSError, ValueError: it is not there, or damaged."""
     try:
-        manifest = _Manifest.model_validate(json.loads((path / MANIFEST).read_bytes()))
+        manifest = Manifest.model_validate(json.loads((path / MANIFEST).read_bytes()))
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -258,6 +252,19 @@ def _read_manifest(path: Path) -> _Manifest:
     if path.name != f"step-{manifest.step:08d}":
         raise ValueError(f"it is of step {manifest.step}")
     return manifest
+
+
+def check_version(path: Path, manifest: Manifest, remedy: str) -> None:
+    """Check that this program reads the checkpoint at `path`.
+
+    Raises:
+        CheckpointError: it is of a later version, or of a format that is not registered; ends in `remedy`.
+    """
+    if manifest.version > VERSION or manifest.format not in CHECKPOINT_FORMATS:
+        raise CheckpointError(
+            f"{path} is of version {manifest.version} and format {manifest.format}, and this program reads versions up "
+            f"to {VERSION} and {', '.join(CHECKPOINT_FORMATS.names())}: {remedy}"
+        )
 
 
 def clear_unfinished(folder: Path) -> None:
@@ -270,7 +277,7 @@ def clear_unfinished(folder: Path) -> None:
 def _delete(path: Path) -> None:
     """Delete a checkpoint; files that it was not written with stay, under another name of the folder."""
     try:
-        files = {path / name for name in _read_manifest(path).files} | {path / MANIFEST}
+        files = {path / name for name in read_manifest(path).files} | {path / MANIFEST}
     except (OSError, ValueError):
         return  # not known as one of ours
     if {file for file in path.rglob("*") if not file.is_dir()} <= files:

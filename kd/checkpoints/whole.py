@@ -6,13 +6,12 @@ disturbed; it deletes the older of its checkpoints as it goes, and one that is g
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd.atomic_files import describe_failure
-from kd.checkpoints.store import MANIFEST, VERSION, CheckpointError, find_damage, list_checkpoints
+from kd.checkpoints.store import MANIFEST, CheckpointError, check_version, find_damage, list_checkpoints, read_manifest
 from kd.config.load import load_config
 from kd.config.registries import CHECKPOINT_FORMATS
 from kd.config.schema import RunConfig
@@ -82,14 +81,9 @@ def load_student(saved: SavedStudent) -> Any:
     """
     path = saved.path
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        version, written_as = manifest.get("version", 1), manifest.get("format", "deepspeed")
-        if version > VERSION or written_as not in CHECKPOINT_FORMATS:
-            raise CheckpointError(
-                f"{path} is of version {version} and format {written_as}, and this program reads versions up to "
-                f"{VERSION} and {', '.join(CHECKPOINT_FORMATS.names())}: read it with the program that wrote it"
-            )
-        found = CHECKPOINT_FORMATS[written_as].read_weights(path)
+        manifest = read_manifest(path)
+        check_version(path, manifest, "read it with the program that wrote it")
+        found = CHECKPOINT_FORMATS[manifest.format].read_weights(path)
     except CheckpointError:
         raise
     except Exception as error:  # of torch's and DeepSpeed's own types

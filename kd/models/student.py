@@ -175,16 +175,23 @@ def build_run_student(
     )
 
 
-def make_run_student(config: RunConfig, tokenizer: Any) -> Any:
-    """Make the student of a run whole on the CPU, as `build_run_student` does, with weights that mean nothing yet."""
-    model_config = student_model_config(
+def run_student_config(
+    config: RunConfig, tokenizer: Any, token_ids: Mapping[str, Any] | None = None
+) -> PreTrainedConfig:
+    """Make the transformers configuration of a run's student; arguments and what is raised: `student_model_config`."""
+    return student_model_config(
         config.student,
         config.teacher,
         max_length=longest_length(config.data),
         tokenizer_length=len(tokenizer),
-        token_ids=_find_token_ids(config, tokenizer),
+        token_ids=token_ids,
     )
-    student = config.student
+
+
+def make_run_student(config: RunConfig, tokenizer: Any) -> Any:
+    """Make the student of a run whole on the CPU, as `build_run_student` does, with weights that mean nothing yet."""
+    student, token_ids = config.student, _find_token_ids(config, tokenizer)
+    model_config = run_student_config(config, tokenizer, token_ids)
     return load_causal_lm(
         None, model_config, dtype=student.dtype, attention_implementation=student.attention_implementation
     )

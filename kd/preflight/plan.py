@@ -140,14 +140,10 @@ def plan_run(
 
 
 def find_capture_problems(
-    config: RunConfig,
-    world_size: int,
-    device_memory_bytes: int | None = None,
-    host_memory_bytes: int | None = None,
-    *,
-    ranks_per_host: int | None = None,
+    config: RunConfig, world_size: int, device_memory_bytes: int | None = None, host_memory_bytes: int | None = None
 ) -> tuple[str, ...]:
-    """Find what would stop a capture of teacher.cache, where the teacher runs alone; arguments as of `plan_run`.
+    """Find what would stop a capture of teacher.cache, where the teacher runs alone, on one host; arguments
+    as of `plan_run`.
 
     Nothing is found of a teacher behind an endpoint, or one that is not on this machine.
 
@@ -156,7 +152,6 @@ def find_capture_problems(
     """
     if config.teacher is None or config.teacher.endpoint is not None:
         return ()
-    ranks_per_host = ranks_per_host or world_size
     memory = world_size * ((device_memory_bytes or 0) + (host_memory_bytes or 0))
     teacher, _ = _teacher(config.teacher, memory, _Reader())
     if teacher is None:
@@ -166,8 +161,8 @@ def find_capture_problems(
         is_capture=True,
         packing_mask=False,  # a record a row
     )
-    machine = Machine(device_memory_bytes, host_memory_bytes, ranks_per_host)
-    return (*find_shortages(job, machine), *find_obstacles(config, job, ranks_per_host))
+    machine = Machine(device_memory_bytes, host_memory_bytes, world_size)
+    return (*find_shortages(job, machine), *find_obstacles(config, job, world_size))
 
 
 def check_fits(plan: Plan) -> None:

@@ -6,6 +6,7 @@ Each check is {"name", "ok", "detail"}; ok is None where it was not run, and the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import psutil
@@ -17,7 +18,7 @@ from kd.config.schema import RunConfig, Student, Teacher
 from kd.evaluation.answerers.local_model import count_positions
 from kd.evaluation.held_out import prepare_held_out
 from kd.models.load import DTYPES, count_parameters, read_model_config
-from kd.models.student import student_model_config
+from kd.models.student import run_student_config
 from kd.preflight.agreement import check_templates, check_tokenizers, check_vocabulary, read_other_tokenizers
 from kd.preflight.one_step import STEP_CHECK, check_one_step
 
@@ -26,13 +27,7 @@ _USABLE = 0.8  # of the memory that is free now
 
 def check_run(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
     """Check a run whose configuration and tokenizer (kd/models/tokenizer.py) could be loaded; yields each check."""
-    max_length = longest_length(config.data)
-
-    def student_config() -> PreTrainedConfig:
-        return student_model_config(
-            config.student, config.teacher, max_length=max_length, tokenizer_length=len(tokenizer)
-        )
-
+    max_length, student_config = longest_length(config.data), partial(run_student_config, config, tokenizer)
     others = list(read_other_tokenizers(config.tokenizer.path, config.teacher, config.student))
     yield run_check("tokenizers agree", lambda: check_tokenizers(others, tokenizer))
     yield run_check("chat templates agree", lambda: check_templates(others, tokenizer))

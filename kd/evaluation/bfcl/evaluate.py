@@ -131,8 +131,7 @@ def _judge_dialogue(package: Package, entry: Entry, dialogue: Dialogue) -> dict[
     theirs = package.check_turns(entry, [[step.calls for step in turn if step.calls] for turn in dialogue.steps])
     wanted = _read_truth(entry)
     verdict = judge_turns(dialogue.steps, wanted)
-    joined = join_answers(dialogue.steps)
-    joined["problems"] += [dialogue.problem] * bool(dialogue.problem)
+    joined = join_answers(dialogue)
     outcome = {
         "category": entry.category,
         BFCL: theirs.valid,

@@ -139,11 +139,11 @@ class Package:
             ]
             for turn in turns
         ]
-        with self._forget_instances():
+        with self.keep_states():
             return self._run(self._turns.multi_turn_checker, decoded, entry.truth, entry.judged, entry.category, _MODEL)
 
     def execute(self, entry: Entry, calls: Sequence[Call]) -> list[str]:
-        """Execute calls of a multi-turn entry on its state, which is kept until `forget`; a text for each."""
+        """Execute calls of a multi-turn entry on its state, which `keep_states` drops; a text for each."""
         methods = self._list_methods(entry)
         problems = [_explain(call, methods) for call in calls]
         allowed = [_write_call(call) for call, problem in zip(calls, problems) if problem is None]
@@ -151,17 +151,16 @@ class Package:
         return [next(results) if problem is None else f"Error during execution: {problem}" for problem in problems]
 
     @contextlib.contextmanager
-    def _forget_instances(self) -> Iterator[None]:
-        """Drop the instances that the package keeps for good."""
+    def keep_states(self) -> Iterator[None]:
+        """Keep the states of entries between calls of `execute` within it, and drop them after: the package keeps the
+        instances for good.
+        """
         before = set(vars(self._executor))
         try:
             yield
         finally:
             for name in set(vars(self._executor)) - before:
                 del vars(self._executor)[name]
-
-    keep_states = _forget_instances
-    """Context in which the states of entries are kept between calls of `execute`, and dropped after."""
 
     def _execute(self, entry: Entry, calls: list[str]) -> tuple[list[str], dict[str, Any]]:
         with contextlib.redirect_stdout(io.StringIO()):

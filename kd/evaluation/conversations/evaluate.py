@@ -47,8 +47,7 @@ def evaluate_conversations(
     outcomes = []
     for number, record, wanted, dialogue in asked:
         verdict = judge_turns(dialogue.steps, wanted)
-        joined = join_answers(dialogue.steps)
-        joined["problems"] += [dialogue.problem] * bool(dialogue.problem)
+        joined = join_answers(dialogue)
         outcomes.append(
             {
                 "case": first + number,

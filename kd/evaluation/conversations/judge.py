@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kd.evaluation.conversations.dialogue import Call, Step
+from kd.evaluation.conversations.dialogue import Call, Dialogue, Step
 from kd.toolcalls.json_values import same_json
 
 
@@ -51,17 +51,18 @@ def describe_steps(steps: Sequence[Sequence[Step]]) -> list[list[dict[str, Any]]
     return [[{"text": one.answer.text, "calls": one.calls, "results": one.results} for one in turn] for turn in steps]
 
 
-def join_answers(steps: Sequence[Sequence[Step]]) -> dict[str, Any]:
+def join_answers(dialogue: Dialogue) -> dict[str, Any]:
     """Join the answers of a conversation into the fields of one outcome: output, calls, problems, sample, num_tokens,
     finished.
 
     As in `kd.evaluation.evaluate.evaluate_cases`; tokens are those of all steps.
     """
-    every = [step for turn in steps for step in turn]
+    every = [step for turn in dialogue.steps for step in turn]
+    problems = [problem for step in every for problem in (*step.answer.calls.problems, *step.answer.problems)]
     return {
         "output": "\n\n".join(step.answer.text for step in every),
         "calls": [call for step in every for call in step.calls],
-        "problems": [problem for step in every for problem in (*step.answer.calls.problems, *step.answer.problems)],
+        "problems": [*problems, *([dialogue.problem] if dialogue.problem else [])],
         "sample": 0,
         "num_tokens": sum(step.answer.num_tokens for step in every),
         "finished": all(step.answer.finished for step in every),
