@@ -221,7 +221,12 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
                 evaluation, teacher = config.evaluation, None if no_teacher else config.teacher
                 best = run_dir / BEST if result.best and result.best.step != result.steps else None
                 candidates = list_candidates(
-                    run_dir / "student", teacher, baselines=evaluation.baselines, seed=config.run.seed, best=best
+                    run_dir / "student",
+                    teacher,
+                    held_out.further,
+                    baselines=evaluation.baselines,
+                    seed=config.run.seed,
+                    best=best,
                 )
                 metrics = evaluate_candidates(
                     candidates, tokenizer, held_out.cases, run_dir, evaluation, device=device, say=log.say

@@ -13,17 +13,21 @@ import torch
 
 from kd.config import schema
 from kd.config.sections.data import DEMO_HELD_OUT, DEMO_VALIDATION
-from kd.evaluation.answerers.local_model import LocalModel
+from kd.evaluation.answerers.local_model import EvaluationError, LocalModel
 from kd.evaluation.cases import Case, build_cases
 from kd.evaluation.together import Entrant, Metrics, evaluate_together, find_place
-from kd.models.load import load_whole_model
+from kd.models.load import load_whole_model, read_model_config
 from kd.models.model_files import check_weights
+from kd.models.tokenizer import read_rendering_tokenizer
 from kd.models.weight_files import weight_files
 from kd.records.checks import DataError
 from kd.records.files import read_records
 from kd.records.record import Record
 from kd.rendering.call_syntax import find_syntax
 from kd.sources.demo import corpus as demo
+from kd.teacher.cache.identity import template_hash, tokenizer_hash
+
+_OURS = ("student", "best", "teacher", "untrained")  # names in evaluation.json of a run's own models
 
 
 class Candidate(NamedTuple):
@@ -41,6 +45,7 @@ class HeldOut(NamedTuple):
     cases: dict[str, list[Case]]  # of data.evaluation, by split
     notes: list[str]  # what a person should know of them
     validation: dict[str, list[Record]]  # of data.validation, by split
+    further: list[Candidate] = []  # of evaluation.compare_with
 
 
 def read_held_out(data: schema.Data, num_records: int) -> dict[str, list[Record]]:
@@ -115,6 +120,7 @@ def prepare_held_out(
     Raises:
         DataError: a file or a record cannot be used, or a split has nothing to ask; names the key.
         CallSyntaxError: the calls that the chat template writes are not read back.
+        EvaluationError, StudentError: a model of evaluation.compare_with cannot answer the run's prompts.
     """
     cases, notes = {}, []
     if data.evaluation:
@@ -138,7 +144,30 @@ def prepare_held_out(
                 "positions; they count as not answered"
             )
         cases[name] = found
-    return HeldOut(cases, notes, read_validation(data, evaluation.num_records, held_out))
+    validation = read_validation(data, evaluation.num_records, held_out)
+    return HeldOut(cases, notes, validation, _find_further(evaluation, tokenizer) if cases else [])
+
+
+def _find_further(evaluation: schema.Evaluation, tokenizer) -> list[Candidate]:
+    """Look at the models of evaluation.compare_with; their weights are loaded when it is their turn."""
+    found = []
+    for name, place in evaluation.compare_with.items():
+        key = f"evaluation.compare_with.{name}"
+        if name in _OURS:
+            raise EvaluationError(f"{key}: {name} names a model of the run itself: give it another name")
+        student = Path(place) / "student"
+        path = str(student) if student.is_dir() else place
+        other = read_rendering_tokenizer(path, key=key)
+        if any(digest(other) != digest(tokenizer) for digest in (tokenizer_hash, template_hash)):
+            raise EvaluationError(
+                f"{key}: {path} has another tokenizer or chat template than the run, whose prompts it would not "
+                "understand: compare it with spanwise evaluate, which renders each model's own"
+            )
+        read_model_config(path, key=key)
+        if Path(path).is_dir():
+            check_weights(Path(path))
+        found.append(Candidate(name, path))
+    return found
 
 
 def explain_missing_teacher(evaluation: schema.Evaluation, teacher: schema.Teacher | None) -> str | None:
@@ -164,14 +193,20 @@ def explain_missing_teacher(evaluation: schema.Evaluation, teacher: schema.Teach
 
 
 def list_candidates(
-    student: Path, teacher: schema.Teacher | None, *, baselines: bool, seed: int, best: Path | None = None
+    student: Path,
+    teacher: schema.Teacher | None,
+    further: Sequence[Candidate] = (),
+    *,
+    baselines: bool,
+    seed: int,
+    best: Path | None = None,
 ) -> list[Candidate]:
-    """List the models to evaluate: the student, and its best step where that is another; with `baselines` also the
-    teacher, where given, and an untrained one.
+    """List the models to evaluate: the student, its best step where that is another, and those of `further`; with
+    `baselines` also the teacher, where given, and an untrained one.
 
     seed: of the untrained student's weights.
     """
-    trained = [Candidate("student", str(student))] + ([] if best is None else [Candidate("best", str(best))])
+    trained = [Candidate("student", str(student)), *([] if best is None else [Candidate("best", str(best))]), *further]
     if not baselines:
         return trained
     teachers = [] if teacher is None else [Candidate("teacher", teacher.path, teacher.revision)]

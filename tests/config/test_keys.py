@@ -134,4 +134,5 @@ FROZEN_KEYS = [
     "evaluation.generate_every",
     "evaluation.generate_num_records",
     "evaluation.baselines",
+    "evaluation.compare_with",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.scripted_model import call, make_tokenizer, record, tool
 from kd.config.schema import Data, Evaluation
-from kd.evaluation.answerers.local_model import LocalModel
+from kd.errors import SpanwiseError
+from kd.evaluation.answerers.local_model import EvaluationError, LocalModel
 from kd.evaluation.evaluate import evaluate_cases
 from kd.evaluation.files import format_table
-from kd.evaluation.held_out import Candidate, describe_command, evaluate_candidates, prepare_held_out
+from kd.evaluation.held_out import Candidate, describe_command, evaluate_candidates, list_candidates, prepare_held_out
 from kd.evaluation.metrics import METRICS, Metric
+from kd.models.model_files import StudentError
 from kd.records.checks import DataError
 from kd.records.files import write_records
 
@@ -133,6 +136,37 @@ def test_answers_are_kept_where_a_metric_or_a_later_model_fails(prepare, babblin
     written = json.loads((tmp_path / "evaluation.json").read_text())["teacher"]["mine"]
     assert written["exact_arguments"] == found["student"]["mine"]["exact_arguments"] == 0
     assert format_table(found)
+
+
+def test_further_models_are_looked_at_before_training_and_asked_beside_the_student(
+    prepare, babbling, tokenizer, tmp_path
+):
+    run = tmp_path / "runs" / "other"
+    shutil.copytree(babbling, run / "student")
+    tokenizer.save_pretrained(run / "student")
+    prepare(GOOD)
+
+    def look(**models: Path):
+        evaluation = Evaluation(compare_with={name: str(path) for name, path in models.items()})
+        return prepare_held_out(data_of(tmp_path), evaluation, tokenizer).further
+
+    (found,) = look(plain=run)
+    assert found == Candidate("plain", str(run / "student")) == look(plain=run / "student")[0]
+    names = [one.name for one in list_candidates(run / "student", None, [found], baselines=True, seed=1)]
+    assert names == ["student", "plain", "untrained"]
+    for taken in ("student", "teacher", "best", "untrained"):
+        with pytest.raises(EvaluationError, match=rf"compare_with.{taken}: .*another name"):
+            look(**{taken: run})
+    with pytest.raises(SpanwiseError, match=r"evaluation.compare_with.gone: "):
+        look(gone=tmp_path / "gone")
+    (run / "student" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(StudentError, match="model.safetensors"):
+        look(plain=run)
+    other = make_tokenizer()
+    other.chat_template += "{# another #}"
+    other.save_pretrained(run / "student")
+    with pytest.raises(EvaluationError, match=r"compare_with.plain: .*another tokenizer or chat template"):
+        look(plain=run)
 
 
 def test_splits_of_one_kind_of_turn_alone_are_evaluated(prepare, babbling, tokenizer):

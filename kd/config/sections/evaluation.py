@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kd.config.fields import MOST_STEPS, Section, Steps
+from kd.config.fields import MOST_STEPS, Place, Section, Steps, Text
 
 
 class Evaluation(Section):
@@ -29,4 +29,8 @@ class Evaluation(Section):
     baselines: bool = True
     """Also evaluate the teacher and an untrained student. With a cache the teacher is left out where its weights are
     not on this machine.
+    """
+    compare_with: dict[Text, Place] = {}
+    """Further models to evaluate beside the student: name -> folder of a finished run, or of a model, with the same
+    tokenizer and chat template. They answer the same prompts, and the report pairs them with the student.
     """
