@@ -65,12 +65,18 @@ def test_results_are_found_again_under_their_configuration_alone(tmp_path, monke
     proof = matrix.Proof(results, tmp_path / "runs", 2)
     key = proof._key(proof._resolve(cell))
     assert proof.done(cell) is None
-    results.write_text(json.dumps({"rows": [row("kd_spans", USUAL, 1337, "10", key=key)]}))
+    mine = row("kd_spans", USUAL, 1337, "10", key=key, code=matrix.hash_code())
+    results.write_text(json.dumps({"rows": [mine]}))
     assert matrix.Proof(results, tmp_path / "elsewhere", 2).done(cell)["seed"] == 1337
     assert matrix.Proof(results, tmp_path, 1).done(cell) is None  # of another number of ranks
     assert matrix.Proof(results, tmp_path, 2).done(cell._replace(seed=1338)) is None
     monkeypatch.setattr(matrix, "hash_code", lambda: "other code")
     assert matrix.Proof(results, tmp_path, 2).done(cell) is None
+    assert matrix.Proof(results, tmp_path, 2, any_code=True).done(cell) == mine
+    changed = tmp_path / "demo.yaml"
+    changed.write_text(matrix.CONFIG.read_text().replace("2e-3", "3e-3"))
+    monkeypatch.setattr(matrix, "CONFIG", changed)
+    assert matrix.Proof(results, tmp_path, 2, any_code=True).done(cell) is None
 
 
 def test_a_run_waits_for_those_that_decide_its_configuration(tmp_path):
