@@ -40,7 +40,7 @@ ADDITIONS = {
     "lisp_calls": lambda: SYNTAXES.unregister("lisp"),
     "dialogue_format": lambda: FORMATS.unregister("dialogue"),
     "uniform_teacher": lambda: TEACHER_SOURCES.unregister("uniform"),
-    "argument_reward": lambda: REWARDS.unregister("argument_values"),
+    "argument_reward": lambda: REWARDS.unregister("right_arguments"),
     "brevity_metric": lambda: METRICS.unregister("brevity"),
     "split_checkpoint": lambda: CHECKPOINT_FORMATS.unregister("split"),
 }
@@ -157,7 +157,7 @@ def test_reward(load):
     record = parse_record(RECORD, "here")
     for answered, value in (({"city": "Lorvik", "days": 2}, 1.0), ({"city": "Lorvik", "days": 3}, 0.5), ({}, 0.0)):
         text = f"<tool_call>{json.dumps({'name': 'get_weather', 'arguments': answered})}</tool_call>"
-        assert REWARDS["argument_values"](record, 1, text, HERMES.parse(text)).value == value
+        assert REWARDS["right_arguments"](record, 1, text, HERMES.parse(text)).value == value
 
 
 def test_metric(load):

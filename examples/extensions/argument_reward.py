@@ -4,7 +4,7 @@ from kd.rewards.reward import REWARDS, Reward
 from kd.toolcalls.json_values import same_json
 
 
-def argument_values(record, turn, text, calls):
+def right_arguments(record, turn, text, calls):
     """Judge `text` in place of record.messages[turn]; `calls` (ParsedCalls) are the calls found in it."""
     wanted = [call["function"] for call in record.messages[turn].get("tool_calls") or ()]
     pairs = [(call["name"], key, value) for call in wanted for key, value in call["arguments"].items()]
@@ -19,4 +19,4 @@ def argument_values(record, turn, text, calls):
     return Reward(share if calls.valid or not wanted else 0.0, {"arguments": share})
 
 
-REWARDS.register("argument_values", argument_values)
+REWARDS.register("right_arguments", right_arguments)

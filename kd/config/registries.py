@@ -37,6 +37,24 @@ CHECKPOINT_FORMATS: Registry[Any] = Registry(
 )
 """How a checkpoint's folder is written and read, by the name that training.checkpoint_format takes."""
 
+REWARDS: Registry[Any] = Registry(
+    "reward",
+    {
+        name: f"kd.rewards.{name}:{name}"
+        for name in (
+            "exact_call",
+            "json_valid",
+            "schema_valid",
+            "tool_choice",
+            "argument_names",
+            "argument_values",
+            "grounded_answer",
+            "refrains",
+        )
+    },
+)
+"""kd.rewards.reward.RewardFunction by the name that data.stages.*.rollouts.rewards takes."""
+
 _imported: list[str] = []
 
 

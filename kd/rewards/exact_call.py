@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kd.records.record import Record
-from kd.rewards.reward import Reward
+from kd.rewards.reward import Reward, list_wanted, share_of
 from kd.toolcalls.compare import count_same_calls, count_same_names, same_calls
 from kd.toolcalls.parsed import ParsedCalls
 from kd.toolcalls.registry import ToolRegistry
@@ -22,17 +22,13 @@ def exact_call(record: Record, turn: int, text: str, calls: ParsedCalls) -> Rewa
     Raises:
         ValueError: the record's tools are no valid schemas.
     """
-    wanted = [call["function"] for call in record.messages[turn].get("tool_calls") or ()]
+    wanted = list_wanted(record, turn)
     num_both = len(calls.spans) + len(wanted)
     tools = ToolRegistry(record.tools)
     num_fitting = sum(not tools.validate_call(call["name"], call["arguments"]) for call in calls.calls)
     parts = {
-        "name": _share(2 * count_same_names(calls.calls, wanted), num_both),
-        "arguments": _share(2 * count_same_calls(calls.calls, wanted), num_both),
-        "schema": _share(num_fitting, len(calls.spans)),
+        "name": share_of(2 * count_same_names(calls.calls, wanted), num_both),
+        "arguments": share_of(2 * count_same_calls(calls.calls, wanted), num_both),
+        "schema": share_of(num_fitting, len(calls.spans)),
     }
     return Reward(float(not calls.problems and same_calls(calls.calls, wanted)), parts)
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from kd.toolcalls.json_values import same_json
@@ -46,18 +47,23 @@ def count_same_calls(calls: list[dict], wanted: list[dict]) -> int:
     return len(wanted) - len(left)
 
 
-def count_arguments(calls: list[dict], wanted: list[dict]) -> ArgumentCounts:
-    """Count right, given and wanted arguments; each call is paired with one of its name, those most alike first."""
+def count_arguments(
+    calls: list[dict], wanted: list[dict], same: Callable[[object, object], bool] = same_json
+) -> ArgumentCounts:
+    """Count right, given and wanted arguments; each call is paired with one of its name, those most alike first.
+
+    same: compares a given value with the wanted one of its name.
+    """
     pairs = [
-        (sum(key in call["arguments"] and same_json(call["arguments"][key], value) for key, value in other), i, j)
+        (sum(key in call["arguments"] and same(call["arguments"][key], value) for key, value in other), i, j)
         for i, call in enumerate(calls)
         for j, (name, other) in enumerate((one["name"], one["arguments"].items()) for one in wanted)
         if call["name"] == name
     ]
     right, made, met = 0, set(), set()
-    for same, i, j in sorted(pairs, key=lambda pair: -pair[0]):
+    for num_same, i, j in sorted(pairs, key=lambda pair: -pair[0]):
         if i not in made and j not in met:
-            right += same
+            right += num_same
             made.add(i)
             met.add(j)
     given, total = (sum(len(call["arguments"]) for call in one) for one in (calls, wanted))

@@ -79,7 +79,7 @@ def test_a_reward_of_ones_own_is_one_registration():
 
     REWARDS.register("short", short)
     try:
-        assert REWARDS.names() == ("exact_call", "short")
+        assert REWARDS.names()[-1] == "short"
         text = "abcd"
         assert REWARDS["short"](record(), 1, text, HERMES.parse(text)) == Reward(0.25, {"no_call": 1.0})
     finally:
