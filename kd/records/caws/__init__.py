@@ -1,0 +1,1 @@
+"""CAWS: working specs, policy and waivers of a project; their checks, and the context that a model sees."""
