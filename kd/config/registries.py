@@ -50,6 +50,8 @@ REWARDS: Registry[Any] = Registry(
             "argument_values",
             "grounded_answer",
             "refrains",
+            "caws_compliance",
+            "caws_structure",
         )
     },
 )

@@ -82,6 +82,7 @@ def read_waiver(path: Path) -> Waiver:
 
 def _read(path: Path, kind: str, model: type[Model], find: Callable[[Any], Iterator[tuple[str, str]]]) -> Model:
     data, lines = read_file(path)
+    value: Model | None = None
     faults: list[tuple[tuple, str]] = []
     try:
         value = model.model_validate(data)
@@ -95,7 +96,7 @@ def _read(path: Path, kind: str, model: type[Model], find: Callable[[Any], Itera
             for fault in found
             if fault["type"] != "too_short" or fault["loc"] not in inside
         ]
-    if faults:
+    if value is None or faults:
         told = "\n  ".join(f"{path}:{_line(lines, place)}: {_dot(place)}: {problem}" for place, problem in faults)
         raise CawsError(told if len(faults) == 1 else f"{path}: {len(faults)} problems\n  {told}")
     return value
