@@ -272,8 +272,8 @@ def _find_start(folder: RunFolder, identity: dict[str, Any], fresh: bool, say: C
             f"{folder.path} is finished and its checkpoints are gone: give --fresh to begin again (it is then set "
             "aside), or choose another run.name"
         )
-    if found is not None and found.lengthened:
-        say(found.lengthened)
+    for note in filter(None, (found.lengthened, found.other_ranks) if found is not None else ()):
+        say(note)
     return found
 
 

@@ -14,6 +14,9 @@ class CheckpointFormat(Protocol):
     Every rank calls `save` and `load` with the same folder, which is empty at first and on a file system that all ranks
     see.
     Hashes, publishing and retries are the caller's (kd/checkpoints/store.py).
+
+    An attribute `any_world_size = True` says that `load` takes what another number of ranks wrote; the state is then
+    that of some rank, with every rank's in a list under kd.checkpoints.plain_state.RANKS.
     """
 
     def save(self, engine: Any, folder: Path, state: dict[str, Any]) -> None:

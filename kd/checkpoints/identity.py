@@ -15,6 +15,7 @@ from kd.config.schema import RunConfig
 CACHE = "content of teacher.cache"
 CONTENT = "content of "  # begins keys of what is compared by content; earlier versions noted only a part
 STEPS = "training.steps"
+_MICRO, _ACCUMULATION = "training.micro_batch_size", "training.gradient_accumulation"
 _FREE = {
     "training": {
         "log_every",
@@ -76,6 +77,25 @@ def difference(was: dict[str, Any], now: dict[str, Any]) -> str | None:
         f"it was written with another configuration ({shown}): restore it, choose another run.name, or give --fresh to "
         "begin again"
     )
+
+
+def with_other_ranks(was: dict[str, Any], now: dict[str, Any], was_ranks: int, now_ranks: int) -> tuple[dict, str]:
+    """Return the identity `was` as another number of ranks may resume it, and what that changes in words.
+
+    How a step is split is free: over ranks, micro-batches and their accumulation, and by which ZeRO stage.
+    """
+    before, after = (
+        ranks * identity.get(_MICRO, 1) * identity.get(_ACCUMULATION, 1)
+        for ranks, identity in ((was_ranks, was), (now_ranks, now))
+    )
+    free = (_MICRO, _ACCUMULATION, "training.deepspeed", CONTENT + "training.deepspeed")
+    note = f"the checkpoint was written by {was_ranks} ranks and is resumed by {now_ranks}"
+    if before != after:
+        note += (
+            f": a step took {before} rows and takes {after} from here on (training.micro_batch_size x "
+            "training.gradient_accumulation x ranks)"
+        )
+    return was | {key: now[key] for key in free if key in now}, note
 
 
 def _differ(was: Any, now: Any) -> bool:

@@ -24,14 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kd.atomic_files import describe_failure, flush
 from kd.checkpoints.format import CheckpointFormat
-from kd.checkpoints.identity import STEPS, difference
+from kd.checkpoints.identity import STEPS, difference, with_other_ranks
 from kd.config.registries import CHECKPOINT_FORMATS
 from kd.distributed.ranks import Ranks
 from kd.errors import SpanwiseError
-from kd.hashing import sha256
+from kd.hashing import hash_text, sha256
 
 MANIFEST = "manifest.json"
-VERSION = 2  # of the manifest and of the state; 1 had neither this key nor the format's
+VERSION = 3  # of the manifest and of the state; 1 had neither this key nor the format's, and 2 no hash of its own
 KEEP = 2
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -51,6 +51,7 @@ class Manifest(BaseModel):
     files: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]]  # relative path -> SHA-256, bytes
     version: int = 1
     format: str = "deepspeed"
+    sha256: str | None = None  # of all else in it
 
     @field_validator("files")
     @classmethod
@@ -75,6 +76,7 @@ class Found(NamedTuple):
     step: int
     written_as: str  # name in CHECKPOINT_FORMATS
     lengthened: str | None  # how training.steps differs from what it was, which schedules span
+    other_ranks: str | None = None  # that another number of ranks wrote it
 
 
 def find_resumable(folder: Path, identity: dict[str, Any], world_size: int, say: Callable[[str], None]) -> Found | None:
@@ -87,7 +89,7 @@ def find_resumable(folder: Path, identity: dict[str, Any], world_size: int, say:
 
     Raises:
         CheckpointError: checkpoints exist but all are damaged, or the newest good one is of another configuration,
-            cache, world size or version.
+            cache or version, or of another number of ranks in a format that has to have as many.
     """
     candidates = list_checkpoints(folder)
     for path in candidates:
@@ -97,18 +99,22 @@ def find_resumable(folder: Path, identity: dict[str, Any], world_size: int, say:
             continue
         manifest = read_manifest(path)
         check_version(path, manifest, "resume it with the program that wrote it, or give --fresh to begin again")
+        was, now, lengthened, other_ranks = manifest.identity, identity, None, None
         if manifest.world_size != world_size:
-            raise CheckpointError(
-                f"{path} was written by {manifest.world_size} ranks and this run has {world_size}: start it with "
-                f"{manifest.world_size}, or give --fresh to begin again"
-            )
-        was, now, lengthened = manifest.identity, identity, None
+            if not getattr(CHECKPOINT_FORMATS[manifest.format], "any_world_size", False):
+                raise CheckpointError(
+                    f"{path} was written by {manifest.world_size} ranks, and this run has {world_size}, in the format "
+                    f"{manifest.format}, which as many resume: start it once with {manifest.world_size} and "
+                    "training.checkpoint_format: partitions (its next checkpoint is then resumed by any number), or "
+                    "give --fresh to begin again"
+                )
+            was, other_ranks = with_other_ranks(was, now, manifest.world_size, world_size)
         other = difference(was, now)
         if other and now[STEPS] >= manifest.step and difference(was | {STEPS: now[STEPS]}, now) is None:
             lengthened = f"{STEPS} was {was.get(STEPS)} and is {now[STEPS]}: schedules span the new number from here on"
         elif other:
             raise CheckpointError(f"cannot go on from {path}: {other}")
-        return Found(str(path), manifest.step, manifest.format, lengthened)
+        return Found(str(path), manifest.step, manifest.format, lengthened, other_ranks)
     if candidates:
         raise CheckpointError(f"{folder}: no checkpoint is whole; give --fresh to begin again from the start")
     return None
@@ -130,7 +136,7 @@ class Checkpoints:
         ranks: Ranks,
         identity: dict[str, Any],
         *,
-        format: str = "deepspeed",
+        format: str = "partitions",
         resume: Found | None = None,
     ):
         self._folder, self._engine, self._ranks, self._identity = folder, engine, ranks, identity
@@ -191,6 +197,7 @@ class Checkpoints:
             "identity": self._identity,
             "files": files,
         }
+        manifest["sha256"] = _digest(manifest)
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for path in [*part.rglob("*"), part]:
             flush(path)
@@ -243,7 +250,8 @@ def find_damage(path: Path) -> str | None:
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest of the checkpoint at `path`. Raises OSError, ValueError: it is not there, or damaged."""
     try:
-        manifest = Manifest.model_validate(json.loads((path / MANIFEST).read_bytes()))
+        content = json.loads((path / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -251,7 +259,15 @@ def read_manifest(path: Path) -> Manifest:
         raise ValueError(str(error)) from None
     if path.name != f"step-{manifest.step:08d}":
         raise ValueError(f"it is of step {manifest.step}")
+    if manifest.sha256 is None and manifest.version >= 3 or manifest.sha256 not in (None, _digest(content)):
+        raise ValueError("it does not have the hash it was written with")
     return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Hash all of a manifest but its own hash."""
+    said = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hash_text(json.dumps(said, sort_keys=True))
 
 
 def check_version(path: Path, manifest: Manifest, remedy: str) -> None:

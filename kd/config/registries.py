@@ -33,7 +33,8 @@ TEACHER_SOURCES: Registry[Any] = Registry(
 """Functions from kd.teacher.source.OpenTeacher to a TeacherSource, by the name that teacher.source takes."""
 
 CHECKPOINT_FORMATS: Registry[Any] = Registry(
-    "checkpoint format", {"deepspeed": "kd.checkpoints.deepspeed_format:FORMAT"}
+    "checkpoint format",
+    {"partitions": "kd.checkpoints.partitions:FORMAT", "deepspeed": "kd.checkpoints.deepspeed_format:FORMAT"},
 )
 """How a checkpoint's folder is written and read, by the name that training.checkpoint_format takes."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd.checkpoints.plain_state import RANKS
 from kd.rendering.spans import BIT_NAMES
 from kd.training.engine import SUMS
 from kd.training.tally import NO_TARGETS, REFUSED, TOO_LONG, TRUNCATED, Tally
@@ -74,15 +75,25 @@ class Progress:
         }
 
     @classmethod
-    def resume(cls, state: Mapping[str, Any]) -> Progress:
-        """Make the progress that `state_dict` described, and set this process's random state to what it was."""
+    def resume(cls, state: Mapping[str, Any], rank: int = 0) -> Progress:
+        """Make the progress that `state_dict` described, and set this process's random state to what it was.
+
+        From another number of ranks (RANKS) rank 0 takes the sums of all, and ranks that are new draw random numbers of
+        their own.
+        """
         state = dict(state)
+        ranks = state.pop(RANKS, None)
         random_state = state.pop("random_state")
         torch.set_rng_state(random_state["cpu"])
-        if random_state["cuda"] is not None:
+        if random_state["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(random_state["cuda"])
         if "tally" not in state:
             state = _upgrade(state)
+        if ranks is not None:
+            sums = [other["window"]["sums"] for other in ranks]
+            state["window"] |= {"sums": sum(sums) if rank == 0 else torch.zeros_like(sums[0])}
+            if rank >= len(ranks):
+                torch.manual_seed(int(torch.randint(1 << 62, ())) + rank)
         best = state.get("best")
         parts: dict[str, Any] = {
             "tally": Tally.from_state(state["tally"]),

@@ -211,7 +211,7 @@ class Trainer:
         state = self._checkpoints.load() if self._checkpoints is not None else None
         if state is None:
             return
-        self._progress = Progress.resume(state)
+        self._progress = Progress.resume(state, self._ranks.rank)
         self._once_on_its_way(resumed=True)
         self._log.resume_at(self._progress.step)
         if any(self._progress.tally.refusals.values()):

@@ -61,6 +61,13 @@ def saved(tmp_path):
     dist.destroy_process_group()
 
 
+def of_version_2(path) -> dict:
+    """A manifest as it was before it had a hash of its own."""
+    manifest = json.loads(path.read_text()) | {"version": 2}
+    del manifest["sha256"]
+    return manifest
+
+
 def refusal(resumed, *overrides, **cache) -> str:
     with pytest.raises(CheckpointError) as caught:
         resumed(*overrides, **cache)
@@ -126,7 +133,7 @@ def test_another_configuration_is_named(saved):
 def test_a_checkpoint_that_does_not_say_which_cache_is_refused(saved, tmp_path):
     """As earlier versions wrote them."""
     path = list_checkpoints(tmp_path / "checkpoints")[0] / MANIFEST
-    manifest = json.loads(path.read_text())
+    manifest = of_version_2(path)
     del manifest["identity"][CACHE]
     manifest["identity"]["teacher.cache"]["path"] = "cache"
     path.write_text(json.dumps(manifest))
@@ -159,7 +166,7 @@ def test_what_stands_behind_a_name_is_compared_by_content(saved, tmp_path):
     """Another chat template or teacher of the same name is another run; a checkpoint that noted none is taken."""
     assert find(tmp_path, identity_of(tmp_path, contents={"chat template": "a", "tokenizer": "b"})) is not None
     path = tmp_path / "checkpoints" / "step-00000002" / MANIFEST
-    manifest = json.loads(path.read_text())
+    manifest = of_version_2(path)
     manifest["identity"] = identity_of(tmp_path, contents={"chat template": "a", "tokenizer": "b"})
     path.write_text(json.dumps(manifest))
     assert find(tmp_path, identity_of(tmp_path, contents={"chat template": "a", "tokenizer": "b"})) is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd.checkpoints.store import MANIFEST, VERSION, CheckpointError
+from kd.checkpoints.store import MANIFEST, CheckpointError
 from kd.checkpoints.whole import find_checkpoint, is_checkpoint, load_student, read_student
 from kd.config.registries import CHECKPOINT_FORMATS
 from kd.evaluation.answerers.answer import Prompt
@@ -55,7 +55,7 @@ def write(run: Path, step: int, weights: dict[str, torch.Tensor], **manifest) ->
     folder.mkdir(parents=True)
     torch.save(weights, folder / "weights.pt")
     files = {"weights.pt": [sha256(folder / "weights.pt"), (folder / "weights.pt").stat().st_size]}
-    said = {"version": VERSION, "format": "plain", "step": step, "world_size": 8, "identity": {}, "files": files}
+    said = {"version": 2, "format": "plain", "step": step, "world_size": 8, "identity": {}, "files": files}
     (folder / MANIFEST).write_text(json.dumps(said | manifest))
     return folder
 

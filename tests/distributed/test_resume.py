@@ -133,6 +133,27 @@ def test_killed_and_damaged_it_ends_with_the_same_bits(tmp_path, ranks, data):
     assert "optimizer.lr was 0.003 and is 0.001" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_killed_at_one_number_of_ranks_it_goes_on_at_another(tmp_path, first, then):
+    """The same records a step, so that losses differ by rounding alone."""
+    split = {
+        ranks: ("--set", "student.dtype=fp32", "--set", f"training.gradient_accumulation={2 // ranks}")
+        for ranks in (1, 2)
+    }
+    demo.build_tokenizer(tmp_path / "tokenizer", vocab_size=420, num_records=200)
+    finish(tmp_path, "whole", first, *split[first])
+    kill_after_two_checkpoints(start(tmp_path, "killed", first, *split[first]), tmp_path / "killed/checkpoints")
+    said = finish(tmp_path, "killed", then, *split[then])
+    assert f"the checkpoint was written by {first} ranks and is resumed by {then}" in said
+    assert "a step took" not in said
+    resumed, whole = numbers(tmp_path / "killed"), numbers(tmp_path / "whole")
+    assert [row["step"] for row in resumed] == [row["step"] for row in whole]
+    for one, other in zip(resumed, whole):
+        for name in ("loss", "truth", "grad_norm", "truth_accuracy", "sequences"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4), (one["step"], name)
+
+
 def test_every_damage_is_named(tmp_path):
     from kd.checkpoints.store import MANIFEST
     from kd.hashing import sha256

@@ -68,5 +68,7 @@ class Training(Section):
     best one."""
     time_budget_seconds: Positive | None = None
     """Stop, save and export after this many seconds of training; above 0, at most 1e9 (31 years)."""
-    checkpoint_format: CheckpointFormat = "deepspeed"
-    """Format of checkpoints; others come from run.extensions."""
+    checkpoint_format: CheckpointFormat = "partitions"
+    """Format of checkpoints. partitions: safetensors that any number of ranks and any ZeRO stage resumes; deepspeed:
+    DeepSpeed's own, for an optimizer on NVMe, resumed by as many ranks as wrote it. Others come from run.extensions.
+    What is resumed is read in the format that it was written in."""
