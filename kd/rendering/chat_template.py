@@ -7,11 +7,22 @@ DATE.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import date
 from typing import Any, overload
 
 from jinja2 import TemplateError
+
+from kd.limits import LimitPassed, limit_memory, limit_processor_time
+
+MOST_SECONDS = 10.0  # of the processor for a rendering; a record of 3,000 turns takes less than one
+MOST_MEMORY = 4 * 2**30  # bytes for a template's first rendering in this process
+MOST_CHARACTERS = 2**26
+MOST_PASSED = 3  # times that a template may pass a limit in this process, and be tried again
+_tried: set[str] = set()  # templates rendered under the limit of memory
+_passed: defaultdict[str, list[LimitPassed]] = defaultdict(list)
 
 DATE = date(2024, 7, 26)  # the one that Llama 3's templates name where they are given none
 _CODES = [code for letter in "YymdBbAaeHIMSpjUWwxXF" for code in (f"%{letter}", f"%-{letter}")] + ["%%"]
@@ -76,11 +87,24 @@ def apply_template(tokenizer, messages, tools, *, prompt=False):
     prompt: write the generation prompt after it.
 
     Raises:
-        REFUSALS: the template refuses the conversation, or there is no template.
+        REFUSALS: the template refuses the conversation, passes a limit, or there is no template.
     """
     template = tokenizer.get_chat_template(tools=tools)
     if "strftime_now" in template:
         template = _CLOCK + template
-    return tokenizer.apply_chat_template(
-        messages, tools=tools, chat_template=template, add_generation_prompt=prompt, tokenize=False
-    )
+    if len(_passed[template]) >= MOST_PASSED:
+        raise LimitPassed(f"{_passed[template][-1]} ({MOST_PASSED} times; it is not tried again)")
+    # A template is a program: the sandbox bounds ranges alone, not `'x' * 10**10`, nor loops inside loops.
+    try:
+        with limit_processor_time(MOST_SECONDS), nullcontext() if template in _tried else limit_memory(MOST_MEMORY):
+            text = tokenizer.apply_chat_template(
+                messages, tools=tools, chat_template=template, add_generation_prompt=prompt, tokenize=False
+            )
+        length = max(map(len, [text] if isinstance(text, str) else text), default=0)
+        if length > MOST_CHARACTERS:
+            raise LimitPassed(f"it writes {length:,} characters, more than {MOST_CHARACTERS:,}")
+    except LimitPassed as error:
+        _passed[template].append(error.with_traceback(None))
+        raise
+    _tried.add(template)
+    return text

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import resource
+import signal
+import time
 from datetime import datetime
 
 import pytest
 from transformers.utils import chat_template_utils
 
 from kd.evaluation.cases import build_cases
+from kd.limits import LimitPassed
+from kd.rendering import chat_template
 from kd.rendering.chat_template import apply_template
 from kd.rendering.encode import encode
 from kd.rendering.turns import render
@@ -75,3 +80,28 @@ def test_only_the_date_is_another(opening, tokenizer, on):
     assert "Friday 26. July 24, 00:00, 208 %" in wanted
     on(DAYS[0])
     assert apply_template(dated, CHAT, None) == wanted and apply_template(dated, [CHAT, CHAT], None) == [wanted, wanted]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 'x' * 10**10 }}", "more than 4 GiB of memory"),
+        ("{{ messages[0].content * 10**10 }}", "more than 4 GiB of memory"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "s of processor time"),
+        ("{{ messages[0].content * 20_000_000 }}", "it writes 80,000,000 characters, more than 67,108,864"),
+    ],
+)
+def test_a_template_without_bounds_is_refused_and_soon_not_tried_again(template, said, tokenizer, monkeypatch):
+    endless = copy.deepcopy(tokenizer)
+    endless.chat_template = template
+    monkeypatch.setattr(chat_template, "MOST_SECONDS", 0.2)
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
+    for _ in range(chat_template.MOST_PASSED):
+        with pytest.raises(LimitPassed, match=said):
+            apply_template(endless, [{"role": "user", "content": "word"}], None)
+    started = time.process_time()
+    with pytest.raises(chat_template.REFUSALS, match="not tried again"):
+        apply_template(endless, CHAT, None)
+    assert time.process_time() - started < 0.1  # at once
+    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == before
+    assert apply_template(tokenizer, CHAT, None)
