@@ -33,8 +33,9 @@ help:
 demo: $(STAMP)
 	$(TRAIN) --config configs/demo.yaml
 
+# Two processes where there is no GPU to share, each with whole files, whose fixtures are made once.
 test: $(STAMP)
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(if $(RANKS),-n 2 --dist loadfile)
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
