@@ -127,7 +127,7 @@ def verify(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             args.out = args.out or run_folder(config.run)
             check_places(args, [("--config", Path(args.config)), *list_data_files(config.data)])
             for note in find_shared(config.data):
-                print(f"note: {note}", file=sys.stderr)
+                _note(note)
             tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
             items = read_data_items(config.data)
     except (ValueError, OSError) as error:
@@ -209,7 +209,7 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
     checks: list[dict[str, Any]] = [
         *([check_call_syntax(tokenizer)] if tally.total["calls"] else []),
         run_check("tokenizer reads as its file", lambda: check_tokenizer_file(tokenizer, texts, *named)),
-        *(check_run(config, tokenizer) if config is not None else ()),
+        *(check_run(config, tokenizer, _note) if config is not None else ()),
     ]
     allowed = (
         args.max_bad_fraction
@@ -238,6 +238,10 @@ def report(args: argparse.Namespace, tally, shown: list, tokenizer, ready: bool,
     if args.out:
         print(f"page      {args.out / PAGE}")
     print(verdict)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _open(stack: ExitStack, path: Path | None, *, new: bool = False) -> BinaryIO | None:

@@ -9,7 +9,7 @@ import deepspeed.ops
 
 from kd.config.deepspeed.fill import offload_device
 from kd.config.deepspeed.read import read_ds_config
-from kd.config.derived import uses_teacher
+from kd.config.derived import run_folder, uses_teacher
 from kd.config.schema import RunConfig, Training
 from kd.dtypes import multiplies_fp16
 from kd.preflight.memory import Job
@@ -20,6 +20,8 @@ _FEW = 8  # workers of a host that any machine may start
 
 def find_obstacles(config: RunConfig, job: Job, ranks_per_host: int) -> Iterator[str]:
     """Yield what would stop a job on this machine after its models are loaded, each with its key and remedy."""
+    if not job.is_capture:
+        yield from _run_folder(config)
     dtypes = {} if job.is_capture else {"student.dtype": config.student.dtype}
     is_asked = job.is_capture or uses_teacher(config.teacher, config.loss)
     if config.teacher is not None and job.teacher is not None and is_asked:
@@ -38,6 +40,15 @@ def find_obstacles(config: RunConfig, job: Job, ranks_per_host: int) -> Iterator
         return
     yield from _offloads(job)
     yield from _batch(config.training, job.world_size)
+
+
+def _run_folder(config: RunConfig) -> Iterator[str]:
+    folder = run_folder(config.run)
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path):
+            if not path.is_dir():
+                yield f"run.output_dir, run.name: {path} is no folder, and the run's is {folder}: choose another"
+            return
 
 
 def _offloads(job: Job) -> Iterator[str]:

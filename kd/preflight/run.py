@@ -23,10 +23,14 @@ from kd.preflight.agreement import check_templates, check_tokenizers, check_voca
 from kd.preflight.one_step import STEP_CHECK, check_one_step
 
 _USABLE = 0.8  # of the memory that is free now
+_QUICK = 20_000_000  # parameters whose step takes seconds
 
 
-def check_run(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
-    """Check a run whose configuration and tokenizer (kd/models/tokenizer.py) could be loaded; yields each check."""
+def check_run(config: RunConfig, tokenizer, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Check a run whose configuration and tokenizer (kd/models/tokenizer.py) could be loaded; yields each check.
+
+    say: told before what may take minutes.
+    """
     max_length, student_config = longest_length(config.data), partial(run_student_config, config, tokenizer)
     others = list(read_other_tokenizers(config.tokenizer.path, config.teacher, config.student))
     yield run_check("tokenizers agree", lambda: check_tokenizers(others, tokenizer))
@@ -46,6 +50,11 @@ def check_run(config: RunConfig, tokenizer) -> Iterator[dict[str, Any]]:
         why = f"it needs {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free"
         yield {"name": STEP_CHECK, "ok": None, "detail": why}
         return
+    num_parameters = count_parameters(student_config())
+    if num_parameters > _QUICK:
+        say(
+            f"trying one step of a student of {num_parameters / 1e6:.0f} M parameters on the CPU: this may take minutes"
+        )
     try:
         yield from check_one_step(config, tokenizer)
     except (ValueError, OSError, RuntimeError) as error:

@@ -55,6 +55,14 @@ def test_a_smaller_micro_batch_is_found_by_halves(configure, monkeypatch):
     assert plan_run(configure(f"training.micro_batch_size={fits + 1}"), 1, GIB, 64 * GIB).problems
 
 
+def test_a_run_folder_that_cannot_be_is_told(configure, tmp_path):
+    (tmp_path / "runs").write_text("mine")
+    for folder in ("runs", "runs/below"):
+        (problem,) = plan_run(configure(f"run.output_dir={tmp_path / folder}"), 1, GIB, 64 * GIB).problems
+        assert f"{tmp_path / 'runs'} is no folder" in problem and "choose another" in problem
+    assert not plan_run(configure(f"run.output_dir={tmp_path / 'new'}"), 1, GIB, 64 * GIB).problems
+
+
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [

@@ -97,7 +97,8 @@ def test_another_template_or_a_model_too_large_is_reported(tmp_path, config, tok
     other.save_pretrained(tmp_path / "tokenizer")
     loaded = load_config(config(), [f"tokenizer.path={tmp_path / 'tokenizer'}"])
     monkeypatch.setattr("kd.preflight.run.psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
-    checks = {check["name"]: check for check in check_run(loaded, other)}
+    said: list[str] = []
+    checks = {check["name"]: check for check in check_run(loaded, other, said.append)}
     assert (
         checks["chat templates agree"]["ok"] is False
         and "another chat template" in checks["chat templates agree"]["detail"]
@@ -106,6 +107,11 @@ def test_another_template_or_a_model_too_large_is_reported(tmp_path, config, tok
         checks["forward, loss and gradient of one step"]["ok"] is None
         and "GiB are free" in checks["forward, loss and gradient of one step"]["detail"]
     )
+    assert said == []
+    monkeypatch.undo()
+    monkeypatch.setattr("kd.preflight.run._QUICK", 1000)
+    assert all(check["ok"] is not None for check in check_run(loaded, other, said.append))
+    assert len(said) == 1 and "may take minutes" in said[0]  # before the step is taken
 
 
 def test_the_first_batch_has_every_span_if_the_data_does(config, tokenizer, tmp_path):
