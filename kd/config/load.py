@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kd.config import yaml as config_yaml
 from kd.config.conflicts.find import find_conflicts
+from kd.config.conflicts.generation import find_generation_conflicts
 from kd.config.deepspeed.check import check_ds_config
 from kd.config.defaults import fill_defaults
+from kd.config.generation import GenerationConfig
 from kd.config.overrides import apply_overrides, place, without
 from kd.config.problems import MOST_LISTED, ConfigError, Report, explain, field_at
 from kd.config.registries import import_extension
@@ -31,6 +33,7 @@ from kd.config.yaml import Path
 from kd.paths import expand_path
 
 _REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+Model = TypeVar("Model", bound=BaseModel)
 _MOST_CHARACTERS = 250_000  # a run's file has some thousands; 50,000 wrong keys took 10 seconds to read
 
 
@@ -40,14 +43,12 @@ def load_config(path: str | os.PathLike, overrides: Iterable[str] = ()) -> RunCo
     Raises ConfigError (a ValueError) with every problem found. Paths of DeepSpeed JSONs come back as files that exist;
     weights left out are filled in and entropy weights normalised, so the result says what the run does.
     """
-    try:
-        report = Report(expand_path(os.fspath(path)))
-    except ValueError as error:
-        raise ConfigError(f"{os.fspath(path)!r}: {error}") from None
-    data = rename_keys(_read(report), report)
+    report = _begin_report(path, RunConfig)
+    data = rename_keys(_read_mapping(report), report)
     data = apply_overrides(data, overrides, report)
-    _import_extensions(data, report)
-    config = _validate(data, report)
+    run = data.get("run")
+    _import_modules(run.get("extensions") if isinstance(run, dict) else None, ("run", "extensions"), report)
+    config = _validate(data, report, RunConfig)
     if config is not None:
         for conflict in find_conflicts(config):
             report.add_conflict(conflict.keys, conflict.message)
@@ -62,7 +63,20 @@ def dump_config(config: RunConfig) -> str:
     return config_yaml.dump(config.model_dump())
 
 
-def _read(report: Report) -> dict:
+def _begin_report(path: str | os.PathLike, model: type[BaseModel]) -> Report:
+    """Begin the report on the YAML at `path`. Raises ConfigError where that is no path."""
+    try:
+        return Report(expand_path(os.fspath(path)), model)
+    except ValueError as error:
+        raise ConfigError(f"{os.fspath(path)!r}: {error}") from None
+
+
+def _read_mapping(report: Report) -> dict:
+    """Read the report's file; faults of single keys go into the report.
+
+    Raises:
+        ConfigError: it cannot be read, or is no YAML mapping.
+    """
     file = report.file
     try:
         with open(file, encoding="utf-8-sig") as stream:
@@ -91,22 +105,20 @@ def _read(report: Report) -> dict:
     return parsed.data or {}
 
 
-def _import_extensions(data: dict, report: Report) -> None:
-    """Import the modules of run.extensions; what is no list of texts is left to the schema."""
-    run = data.get("run")
-    modules = run.get("extensions") if isinstance(run, dict) else None
+def _import_modules(modules: Any, key: Path, report: Report) -> None:
+    """Import the modules that the key names; what is no list of texts is left to the schema."""
     for index, module in enumerate(modules if isinstance(modules, tuple) else ()):
         if isinstance(module, str) and module and (fault := import_extension(module)):
-            report.add(("run", "extensions", index), fault)
+            report.add((*key, index), fault)
 
 
-def _validate(data: dict, report: Report) -> RunConfig | None:
+def _validate(data: dict, report: Report, model: type[Model]) -> Model | None:
     """Validate `data`. Faulty keys are reported and stand-ins take their place, so that contradictions among the others
     are found in the same run; None when even that gives nothing to check.
     """
     for attempt in range(8):  # a stand-in can uncover a fault one level further in, and no section is deeper than this
         try:
-            return RunConfig.model_validate(data)
+            return model.model_validate(data)
         except ValidationError as error:
             faults = error.errors(include_url=False)
             # A list whose every item is faulty is not short: pydantic counts only the good ones.
@@ -116,19 +128,19 @@ def _validate(data: dict, report: Report) -> RunConfig | None:
         for fault in faults[:MOST_LISTED]:
             path = tuple(part for part in fault["loc"] if part != "[key]")
             if attempt == 0 and not (fault["input"] is None and report.is_bad(path)):  # its tag was refused already
-                report.add(path, explain({**fault, "loc": path}))
-            data = _mend(data, path, fault["type"] == "missing")
+                report.add(path, explain({**fault, "loc": path}, model))
+            data = _mend(data, path, fault["type"] == "missing", model)
         if len(faults) > MOST_LISTED:  # this is another file than a run's: its contradictions tell nothing
             return None
     return None
 
 
-def _mend(data: Any, path: Path, missing: bool) -> Any:
+def _mend(data: Any, path: Path, missing: bool, model: type[BaseModel]) -> Any:
     """Copy `data` without the faulty key at `path`, or with the example of its declaration where it is missing."""
     size = len(path)
     while size > 1 and not isinstance(path[size - 1], str):
         size -= 1  # an item of a list cannot be left out: leave out the list
-    field = field_at(path[:size])
+    field = field_at(path[:size], model)
     if missing and size == len(path) and field is not None and field.examples:
         return place(data, path, field.examples[0])
     return without(data, path[:size])
@@ -151,4 +163,22 @@ def _find_files(config: RunConfig, report: Report) -> RunConfig:
         for fault in check_ds_config(found[0], config, trains=name == "training"):
             report.add_conflict((f"{name}.deepspeed", *fault.yaml_keys), fault.message)
         config = config.model_copy(update={name: section.model_copy(update={"deepspeed": found[0]})})
+    return config
+
+
+def load_generation(path: str | os.PathLike, overrides: Iterable[str] = ()) -> GenerationConfig:
+    """Read and check the YAML of a data set that is generated, as `load_config` does a run's.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    report = _begin_report(path, GenerationConfig)
+    data = apply_overrides(_read_mapping(report), overrides, report)
+    _import_modules(data.get("extensions"), ("extensions",), report)
+    config = _validate(data, report, GenerationConfig)
+    if config is not None:
+        for conflict in find_generation_conflicts(config):
+            report.add_conflict(conflict.keys, conflict.message)
+    report.raise_if_any()
+    assert config is not None, "a configuration that cannot be checked has a problem"
     return config

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from kd.config import yaml as config_yaml
+from kd.config.generation import GenerationConfig
 from kd.config.overrides import get
 from kd.config.problems import Report, dotted, is_key, undotted
 
@@ -49,7 +50,7 @@ def add_places(message: str, config: str | os.PathLike, overrides: Iterable[str]
 
 def _find(report: Report, key: str) -> str | None:
     path = undotted(key)
-    if not is_key(path):
+    if not is_key(path) and not is_key(path, GenerationConfig):
         return None
     written = path in report.positions or any(path[: len(one)] == one for one in report.overridden)
     return report.locate(path) if written else None

@@ -25,10 +25,13 @@ class ConfigError(SpanwiseError, ValueError):
 
 
 class Report:
-    """Problems of one configuration, with the place of each key: a line of the file, or an override."""
+    """Problems of one configuration, with the place of each key: a line of the file, or an override.
 
-    def __init__(self, file: str):
-        self.file = file
+    model: that the whole configuration is of.
+    """
+
+    def __init__(self, file: str, model: type[BaseModel] = RunConfig):
+        self.file, self.model = file, model
         self.positions: dict[Path, int] = {}  # lines of keys in the file
         self.overridden: set[Path] = set()  # keys set on the command line
         self._bad: set[Path] = set()
@@ -121,18 +124,21 @@ def key_of(override: str) -> str:
     return _NOT_IN_KEYS.split(override.strip(), maxsplit=1)[0][:200]
 
 
-def explain(error: dict[str, Any]) -> str:
-    """Say one error of pydantic (an item of ValidationError.errors()) in words that a user can act on."""
+def explain(error: dict[str, Any], model: type[BaseModel] = RunConfig) -> str:
+    """Say one error of pydantic (an item of ValidationError.errors()) in words that a user can act on.
+
+    model: of the whole configuration.
+    """
     kind, path, value, context = error["type"], error["loc"], error.get("input"), error.get("ctx", {})
     if kind == "extra_forbidden":
         if (glued := glued_key(str(path[-1]))) is not None:
             return f"unknown key: write a space after the colon of `{glued}:`"
-        return f"unknown key; {_nearest(path)}"
-    about = _description(path)
-    if _hidden(path):
+        return f"unknown key; {_nearest(path, model)}"
+    about = _description(path, model)
+    if _hidden(path, model):
         value = _NotShown()
     if kind == "missing":
-        example = _example(path)
+        example = _example(path, model)
         return "required" + (f", for example {path[-1]}: {example}" if example else "") + about
     if kind in _GLUED_MEANT and isinstance(value, str) and (glued := glued_key(value)) is not None:
         return f"expected {_EXPECTED[kind]}, got {_show(value)}: write a space after the colon of `{glued}:`"
@@ -196,41 +202,41 @@ _BOUNDS = {
 }
 
 
-def _nearest(path: Path) -> str:
+def _nearest(path: Path, model: type[BaseModel]) -> str:
     """Guess the key meant: one of the same section, else one with such a name elsewhere, else list what exists here."""
     parent, key = path[:-1], str(path[-1])
-    section = _section(_annotation(parent))
+    section = _section(_annotation(parent, model))
     fields = list(section.model_fields) if section else []
     if close := difflib.get_close_matches(key, fields, n=1):
         return f"did you mean {dotted((*parent, close[0]))}?"
-    ends = {full.rsplit(".", 1)[-1]: full for full in reversed(list(all_keys()))}
+    ends = {full.rsplit(".", 1)[-1]: full for full in reversed(list(all_keys(model)))}
     if close := difflib.get_close_matches(key, ends, n=1, cutoff=0.75):
         return f"did you mean {ends[close[0]]}?"
     return f"the keys here are {', '.join(fields)}"
 
 
-def _description(path: Path) -> str:
-    field = field_at(path)
+def _description(path: Path, model: type[BaseModel]) -> str:
+    field = field_at(path, model)
     return f". {' '.join(field.description.split())}" if field is not None and field.description else ""
 
 
-def _example(path: Path) -> str:
-    field = field_at(path)
+def _example(path: Path, model: type[BaseModel]) -> str:
+    field = field_at(path, model)
     example = field.examples[0] if field is not None and field.examples else None
     return "" if example is None or isinstance(example, (dict, tuple)) else str(example)
 
 
-def field_at(path: Path):
+def field_at(path: Path, model: type[BaseModel] = RunConfig):
     """Return the declaration of the key at `path`, or of the list or mapping that the value stands in."""
-    while path and _section(_annotation(path[:-1])) is None:
+    while path and _section(_annotation(path[:-1], model)) is None:
         path = path[:-1]
-    section = _section(_annotation(path[:-1])) if path else None
+    section = _section(_annotation(path[:-1], model)) if path else None
     return section.model_fields.get(str(path[-1])) if section else None
 
 
-def is_key(path: Path) -> bool:
+def is_key(path: Path, model: type[BaseModel] = RunConfig) -> bool:
     """Tell whether the schema has a key, or a section, at `path`."""
-    return len(path) > 0 and _annotation(path) is not None
+    return len(path) > 0 and _annotation(path, model) is not None
 
 
 class _NotShown:
@@ -240,11 +246,11 @@ class _NotShown:
         return "a value that is not shown here"
 
 
-def _hidden(path: Path) -> bool:
+def _hidden(path: Path, model: type[BaseModel]) -> bool:
     """Tell whether the key, or one of the section that should stand there, is declared with repr=False: an error must
     not repeat its value.
     """
-    field, section = field_at(path), _section(_annotation(path))
+    field, section = field_at(path, model), _section(_annotation(path, model))
     return field is not None and not field.repr or section is not None and _holds_hidden(section)
 
 
@@ -255,9 +261,9 @@ def _holds_hidden(section: type[BaseModel]) -> bool:
     )
 
 
-def _annotation(path: Path) -> Any:
+def _annotation(path: Path, model: type[BaseModel]) -> Any:
     """Find the type of the value at `path`; None where no such place is declared."""
-    current: Any = RunConfig
+    current: Any = model
     for part in path:
         current, section = _plain(current), _section(current)
         if section is not None:

@@ -1,5 +1,8 @@
 """Requests to an OpenAI-compatible server: retried, timed, and never telling the key.
 
+A server that says in its headers that no request is left is left alone until it has some again, and one that fails
+again and again, whatever it is asked, is given longer and longer rests (a circuit breaker).
+
 A failure that may pass (no connection, a broken or late answer, statuses 408, 425, 429 and 5xx, an answer that is no
 JSON) is tried again after 0.5, 1, 2, ... 60 seconds, each times a random number from 0.5 to 1 so that many clients do
 not come back together. Retry-After is obeyed by all requests; one that reaches past the record's deadline ends the
@@ -16,10 +19,11 @@ import json
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import httpx2
@@ -33,6 +37,9 @@ _PASSING = (408, 425, 429)  # and all of 500 to 599
 _REFUSALS = (400, 413, 422)
 _TOLD_EVERY = 30.0  # seconds
 _QUOTED = 300  # characters of a server's own words
+_LEAST_STREAK = 16  # failures one after another that open the circuit, or twice the concurrency where that is more
+_RESET = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class EndpointError(SpanwiseError, ValueError):
@@ -70,6 +77,23 @@ class Words(NamedTuple):
 
 
 WORDS = Words()
+
+
+class Meter(Protocol):
+    """Account of the attempts of one request, for those who pay."""
+
+    async def begin(self) -> None:
+        """Wait until an attempt may be made; what it raises ends the request."""
+        ...
+
+    def end(self, answer: Any | None, *, sent: bool) -> None:
+        """End the attempt that was begun last, once.
+
+        Args:
+            answer: JSON of an answer with status 200; None without one.
+            sent: False where no answer can have been generated: the server was not reached, or refused in whole.
+        """
+        ...
 
 
 class ApiKey(httpx2.Auth):
@@ -121,14 +145,19 @@ class Wire:
         self._not_before = -float("inf")  # a server that said Retry-After is left alone till then
         self._ends = clock.monotonic() + settings.deadline_seconds if settings.deadline_seconds else float("inf")
         self._told = -float("inf")
+        self._streak = 0  # failures one after another, of all requests
         self.num_requests = 0
 
     async def close(self) -> None:
         """End the connection."""
         await self._client.aclose()
 
-    async def ask(self, method: str, path: str, body: dict | None = None, *, max_bytes: int = 2**20) -> Any:
+    async def ask(
+        self, method: str, path: str, body: dict | None = None, *, max_bytes: int = 2**20, meter: Meter | None = None
+    ) -> Any:
         """Send a request until it is answered, and return the JSON of the answer.
+
+        meter: told of each attempt.
 
         Raises:
             Refused: status 400, 413 or 422.
@@ -146,7 +175,7 @@ class Wire:
             ),
         )
         try:
-            return await attempts(self._once, method, path, body, ends, max_bytes)
+            return await attempts(self._once, method, path, body, ends, max_bytes, meter)
         except RetryError as error:
             tried, last = error.last_attempt.attempt_number, error.last_attempt.exception()
         self._check_deadline()
@@ -162,22 +191,56 @@ class Wire:
                 f"{self._words.kept} to go on"
             )
 
-    async def _once(self, method: str, path: str, body: dict | None, ends: float, max_bytes: int) -> Any:
+    async def _once(
+        self, method: str, path: str, body: dict | None, ends: float, max_bytes: int, meter: Meter | None
+    ) -> Any:
         while (pause := self._not_before - self._clock.monotonic()) > 0:
             await self._clock.sleep(pause + self._random.uniform(0, min(pause, 1.0)))
-        self._check_deadline()
-        now = self._clock.monotonic()
-        limit = min(self._settings.timeout_seconds, ends - now, self._ends - now)
-        if limit <= 0:
-            raise _MayPass("its time ran out while the server had asked to wait")
-        self.num_requests += 1
+        if meter is not None:
+            await meter.begin()
+        answer, sent = None, False
         try:
-            reply, problem = await asyncio.wait_for(self._exchange(method, path, body, max_bytes), limit)
-        except asyncio.TimeoutError:
-            reply, problem = None, f"no whole answer within {limit:.3g} s"
-        if reply is None:
-            raise _MayPass(problem)
-        return self._judge(reply, path, ends)
+            self._check_deadline()
+            now = self._clock.monotonic()
+            limit = min(self._settings.timeout_seconds, ends - now, self._ends - now)
+            if limit <= 0:
+                raise _MayPass("its time ran out while the server had asked to wait")
+            self.num_requests += 1
+            sent = True
+            try:
+                reply, problem = await asyncio.wait_for(self._exchange(method, path, body, max_bytes), limit)
+            except asyncio.TimeoutError:
+                reply, problem = None, f"no whole answer within {limit:.3g} s"
+            except _NotSent as error:
+                sent, reply, problem = False, None, str(error)
+            if reply is None:
+                self._count_failure()
+                raise _MayPass(problem)
+            sent = reply.status == 200
+            self._streak = 0 if reply.status < 500 else self._streak
+            self._obey_limits(reply.headers)
+            answer = self._judge(reply, path, ends)
+            return answer
+        finally:
+            if meter is not None:
+                meter.end(answer, sent=sent)
+
+    def _count_failure(self) -> None:
+        """Count a failure; from many one after another on, each makes the pause before the next requests longer."""
+        self._streak += 1
+        over = self._streak - max(_LEAST_STREAK, 2 * self._settings.concurrency)
+        if over > 0:
+            rest = min(_FIRST_WAIT * 2 ** min(over / self._settings.concurrency, 8.0), _LONGEST_WAIT)
+            self._not_before = max(self._not_before, self._clock.monotonic() + rest)
+
+    def _obey_limits(self, headers: httpx2.Headers) -> None:
+        """Rest until requests or tokens are there again, where the headers say that none is left."""
+        for what in ("requests", "tokens"):
+            if headers.get(f"x-ratelimit-remaining-{what}", "").strip() == "0":
+                text = headers.get(f"x-ratelimit-reset-{what}", "")
+                seconds = sum(float(number) * _UNITS[unit] for number, unit in _RESET.findall(text))
+                rest = min(seconds, _LONGEST_WAIT)
+                self._not_before = max(self._not_before, self._clock.monotonic() + rest)
 
     def _tell(self, state: Any) -> None:
         """Say now and then that a request is tried again, so that a capture that waits does not look dead."""
@@ -196,14 +259,19 @@ class Wire:
                     if size > max_bytes:
                         return None, f"an answer of more than {max_bytes} bytes"
                 return _Reply(response.status_code, response.headers, b"".join(parts)), ""
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            problem = self.hide(f"{type(error).__name__} {error}")
         except (httpx2.HTTPError, OSError) as error:
             return None, self.hide(f"{type(error).__name__} {error}")
+        raise _NotSent(problem)
 
     def _judge(self, reply: _Reply, path: str, ends: float) -> Any:
         status, words = reply.status, self.hide(reply.words())
         if status == 200:
             return self._parse(reply)
         if status in _PASSING or status >= 500:
+            if status >= 500:
+                self._count_failure()
             self._obey(reply.headers.get("retry-after"), status, ends)
             raise _MayPass(f"status {status}: {words}")
         if status in _REFUSALS:
@@ -227,7 +295,7 @@ class Wire:
     def _parse(self, reply: _Reply) -> Any:
         kind = reply.headers.get("content-type", "nothing").split(";")[0].strip().lower()
         if kind != "application/json":
-            raise _MayPass(f"an answer of type {self.hide(kind)}, not application/json: {self.hide(reply.words())}")
+            raise _MayPass(f"an answer of type {self.hide(kind)}, not application/json")  # its words may be private
         try:
             return json.loads(reply.content)
         except (ValueError, RecursionError):
@@ -247,6 +315,10 @@ class Wire:
 
 class _MayPass(Exception):
     """Failure that is worth another attempt."""
+
+
+class _NotSent(Exception):
+    """Failure before the request can have reached the server."""
 
 
 class _Reply(NamedTuple):

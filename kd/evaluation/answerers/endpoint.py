@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kd.config.schema import Endpoint
+from kd.endpoint.calls import read_calls
 from kd.endpoint.cards import explain_missing, read_cards
 from kd.endpoint.chat import Chat, ChatError, fit_names, read_chat, write_messages, write_tools
 from kd.endpoint.http import SYSTEM_CLOCK, Clock, EndpointError, Failed, Refused, Wire, Words
@@ -22,9 +23,6 @@ from kd.evaluation.answerers.answer import Answer, Progress, Prompt
 from kd.evaluation.answerers.journal import Journal
 from kd.rollouts.decode import Sampling
 from kd.toolcalls.parsed import ParsedCalls
-from kd.toolcalls.reader import HERMES
-from kd.toolcalls.syntax.strict_json import JsonProblem, Mender, explain, find_excess, read_json
-from kd.toolcalls.text.text_calls import find_mentions, read_text_calls
 
 WORDS = Words(
     "--model",
@@ -218,51 +216,9 @@ class _Round:
 
 def read_answer(chat: Chat, prompt: Prompt) -> Answer:
     """Read the calls of a server's answer: its own, or those in its text."""
-    if chat.calls:
-        names = {sent: name for name, sent in fit_names(prompt.tools).items()}
-        calls = _read_native([(names.get(name, name), arguments) for name, arguments in chat.calls], chat.text)
-    else:
-        calls = _read_in_text(chat.text, prompt.tools)
-    return Answer(chat.text, calls, chat.num_tokens, chat.finished, own_calls=tuple(chat.calls))
-
-
-def _read_native(calls: Sequence[tuple[str, str]], text: str) -> ParsedCalls:
-    """Read calls whose arguments are JSON texts; each counts as a block at the text's beginning."""
-    right, problems, repaired, mender = [], [], [], Mender()
-    for number, (name, arguments) in enumerate(calls, 1):
-        try:
-            value, end = read_json(arguments.strip() or "{}", 0)
-            problem = "text after the arguments" if end < len(arguments.strip()) else find_excess(value)
-        except JsonProblem as error:
-            value, problem = None, explain(error, 0)
-        if not problem and not isinstance(value, dict):
-            problem = "the arguments are no object"
-        if not problem and not name:
-            problem = "the call names no function"
-        if not problem:
-            right.append({"name": name, "arguments": value})
-            repaired.append(right[-1])
-            continue
-        problems.append(f"call {number}: {problem}")
-        mended = mender.mend(arguments)
-        if name and isinstance(mended, dict):
-            repaired.append({"name": name, "arguments": mended})
-    return ParsedCalls(right, problems, [(0, 0)] * len(calls), text.strip(), repaired)
-
-
-def _read_in_text(text: str, tools: Sequence[dict[str, Any]]) -> ParsedCalls:
-    parsed = HERMES.parse(text, tools)
-    if parsed.spans or not tools:
-        return parsed
-    found = read_text_calls(text, tools)
-    calls = [{"name": call.name, "arguments": call.arguments} for call in found]
-    broken = find_mentions(text, tools, found)
-    problems = [f"a call that is not read: {text[one.start : one.end][:80]!r}" for one in broken]
-    spans = sorted([(call.start, call.end) for call in found] + [(one.start, one.end) for one in broken])
-    outside = "".join(
-        text[end:start] for end, start in zip([0, *(e for _, e in spans)], [*(s for s, _ in spans), None])
+    return Answer(
+        chat.text, read_calls(chat, prompt.tools), chat.num_tokens, chat.finished, own_calls=tuple(chat.calls)
     )
-    return ParsedCalls(calls, problems, spans, outside.strip(), calls)
 
 
 def _make_empty(problem: str) -> Answer:
