@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a 
 COMMANDS = {
     "train": "train a student: on the truth alone, or from a teacher",
     "capture": "run the teacher over the data once and write its targets to disk",
+    "generate": "make a data set: a teacher's endpoint answers prompts, within a budget",
     "verify": "check that data, or a run, is ready: every record, every span, one real step",
     "evaluate": "evaluate tool use of models on held-out records",
     "plan": "print parameters, memory and work of a run; nothing is loaded",

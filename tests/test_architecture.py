@@ -23,8 +23,8 @@ OURS = {*SOURCES, "tests", "benchmarks"}
 ROOMS = [
     "errors", "registry", "hashing", "dtypes", "units", "limits", "paths", "atomic_files", "folders", "outputs",
     "config", "toolcalls", "records", "sources", "rendering", "batching", "distributed", "models", "objective",
-    "endpoint", "teacher", "rewards", "rollouts", "checkpoints", "training", "evaluation", "preflight", "reports",
-    "run_folder", "run_end", "run",
+    "endpoint", "teacher", "rewards", "rollouts", "checkpoints", "training", "evaluation", "generation", "preflight",
+    "reports", "run_folder", "run_end", "run",
 ]
 # fmt: on
 """Rooms and single files of kd: each may import those before it."""

@@ -6,9 +6,11 @@ import ast
 from pathlib import Path
 
 from kd.config import schema
+from kd.config.generation import GenerationConfig
 from kd.config.problems import all_keys
+from kd.config.schema import RunConfig
 
-READ_RAW = ("run.extensions",)  # kd/config/load.py imports them before the schema sees the file
+READ_RAW = ("run.extensions", "extensions")  # kd/config/load.py imports them before the schema sees the file
 KD = Path(__file__).resolve().parents[2] / "kd"
 
 
@@ -19,7 +21,7 @@ def unread_keys() -> list[str]:
         if path.parent != KD / "config" or path.name in ("derived.py", "defaults.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    keys = [key for key in all_keys() if key not in READ_RAW]
+    keys = [key for model in (RunConfig, GenerationConfig) for key in all_keys(model) if key not in READ_RAW]
     return [key for key in keys if key.rpartition(".")[2] not in ("*", *read)]
 
 

@@ -1,0 +1,1 @@
+"""Data sets from a teacher's endpoint: within a budget, safe from kills, without private reasoning."""

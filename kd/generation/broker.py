@@ -1,0 +1,160 @@
+"""Broker: executes the teacher's calls, so that it can go on; the same call always gets the same result.
+
+Recorded fixtures come first, then a function of the user's, then a second endpoint that plays the tools. Without any of
+them the result is drawn from the tool's `returns` (a JSON Schema beside its `parameters`), with a seed made of the
+call, or says that it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kd.endpoint.chat import Chat
+from kd.errors import SpanwiseError
+from kd.evaluation.conversations.results import Simulate
+from kd.generation.journal import Journal, name_value
+from kd.generation.prompts.schema_values import draw
+from kd.generation.prompts.task import Task
+from kd.generation.teacher import Question, Teacher
+from kd.records.checks import DataError, decode_json
+from kd.records.lines import read_lines
+from kd.records.record import Record
+from kd.toolcalls.json_values import same_json
+
+Call = dict[str, Any]  # {"name", "arguments"}
+FAILURE = json.dumps({"error": "temporarily unavailable, try again"})
+_DONE = json.dumps({"status": "done"})
+_INSTRUCTIONS = (
+    "You play a tool. Its declaration:\n{tool}\nYou are given the arguments of a call. Answer with the tool's result "
+    "as one JSON value, invented where it must be, and with nothing else."
+)
+
+
+class BrokerError(SpanwiseError, ValueError):
+    """Broker that cannot be set up."""
+
+
+class Fixtures:
+    """Recorded results. Raises DataError where the file holds something else."""
+
+    def __init__(self, path: Path):
+        self._exact: dict[str, list[tuple[Any, str]]] = {}
+        self._any: dict[str, str] = {}
+        for line in read_lines(path):
+            where = f"{path}:{line.number}"
+            found = line.fault or decode_json(line.raw, where)
+            if not isinstance(found, dict) or not isinstance(found.get("name"), str) or "result" not in found:
+                raise DataError(f"{where}: broker.fixtures: {{name, arguments, result}} is needed: write these fields")
+            result = write_result(found["result"])
+            if found.get("arguments") is None:
+                self._any[found["name"]] = result
+            else:
+                self._exact.setdefault(found["name"], []).append((found["arguments"], result))
+
+    def find(self, call: Call) -> str | None:
+        """Find the result of a call; None where none is recorded."""
+        for arguments, result in self._exact.get(call["name"], ()):
+            if same_json(arguments, call["arguments"]):
+                return result
+        return self._any.get(call["name"])
+
+
+class Broker:
+    """Executor of calls.
+
+    Args:
+        seed: of simulated results.
+        fixtures, simulate, player: where results come from, the first that is given and has one.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        journal: Journal,
+        *,
+        fixtures: Fixtures | None = None,
+        simulate: Simulate | None = None,
+        player: Teacher | None = None,
+    ):
+        self._seed, self._journal = seed, journal
+        self._fixtures, self._simulate, self._player = fixtures, simulate, player
+
+    async def execute(self, call: Call, task: Task, state: dict[str, Any], place: list[Any]) -> str:
+        """Return a call's result as text.
+
+        Args:
+            state: of this conversation, for the user's function.
+            place: JSON values that tell this call from all others.
+
+        Raises:
+            SpanwiseError: as `Teacher.ask`, where a second endpoint is asked.
+        """
+        if self._fixtures is not None and (found := self._fixtures.find(call)) is not None:
+            return found
+        if self._simulate is not None:
+            key = name_value("result", place, call)
+            kept = self._journal.find("result", key)
+            if kept is None:
+                kept = await asyncio.to_thread(_run, self._simulate, call, task, state)
+                self._journal.keep("result", key, kept)
+            return kept
+        tool = next((one for one in task.tools if one["function"]["name"] == call["name"]), {"function": {}})
+        if self._player is not None:
+            said = await self._player.ask(_make_question(tool, call, self._seed))
+            return write_result(_read_result(said.chat))
+        returns = tool["function"].get("returns")
+        if not isinstance(returns, dict):
+            return _DONE
+        generator = random.Random(name_value(self._seed, call))
+        return write_result(draw(returns, generator, root=returns, optional=1.0))
+
+
+def _run(simulate: Simulate, call: Call, task: Task, state: dict[str, Any]) -> str:
+    record = Record(task.key, task.gold or task.messages, task.tools)
+    try:
+        return write_result(simulate(call, record, state))
+    except Exception as error:  # a tool that fails tells its caller
+        return f"Error: {error}"
+
+
+def _make_question(tool: dict[str, Any], call: Call, seed: int) -> Question:
+    system = _INSTRUCTIONS.format(tool=json.dumps(tool["function"], ensure_ascii=False))
+    words = json.dumps(call["arguments"], ensure_ascii=False)
+    return Question([{"role": "system", "content": system}, {"role": "user", "content": words}], [], seed)
+
+
+def _read_result(chat: Chat) -> Any:
+    text = chat.text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def write_result(value: Any) -> str:
+    """Write a result as a tool message has it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def check_returns(tools: list[dict[str, Any]], check: Callable[[str, Any], list[str]]) -> None:
+    """Check that results can be drawn of every tool's `returns`.
+
+    check: (name, result) -> problems.
+
+    Raises:
+        BrokerError: names the tool.
+    """
+    for tool in tools:
+        function = tool["function"]
+        if isinstance(returns := function.get("returns"), dict):
+            try:
+                problems = check(function["name"], draw(returns, random.Random(0), root=returns, optional=1.0))
+            except ValueError as error:
+                problems = [str(error)]
+            if problems:
+                raise BrokerError(f"tool {function['name']!r}: returns: {problems[0]}: give it `examples`")
