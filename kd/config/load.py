@@ -23,12 +23,12 @@ from kd.config.conflicts.find import find_conflicts
 from kd.config.conflicts.generation import find_generation_conflicts
 from kd.config.deepspeed.check import check_ds_config
 from kd.config.defaults import fill_defaults
-from kd.config.generation import GenerationConfig
 from kd.config.overrides import apply_overrides, place, without
 from kd.config.problems import MOST_LISTED, ConfigError, Report, explain, field_at
 from kd.config.registries import import_extension
 from kd.config.renamed import rename_keys
 from kd.config.schema import RunConfig
+from kd.config.sections.generation import GenerationConfig
 from kd.config.yaml import Path
 from kd.paths import expand_path
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 
 from kd.config import yaml as config_yaml
-from kd.config.generation import GenerationConfig
 from kd.config.overrides import get
 from kd.config.problems import Report, dotted, is_key, undotted
+from kd.config.sections.generation import GenerationConfig
 
 _KEY = re.compile(r"(?<![\w./-])[a-z]+(?:\.[\w-]+)+")
 _MOST_PLACES = 6

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kd.atomic_files import publish, replacing
-from kd.config.generation import GenerationConfig
+from kd.config.sections.generation import GenerationConfig
 from kd.generation.journal import Journal
 from kd.generation.prompts.splits import SPLITS, TRAIN
 from kd.hashing import sha256

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from kd.config.generation import GenerationConfig
+from kd.config.sections.generation import GenerationConfig
 from kd.config.sections.teacher import Endpoint
 from kd.endpoint.http import SYSTEM_CLOCK, Clock, Wire, Words
 from kd.errors import SpanwiseError

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from kd.config.generation import GenerationConfig
+from kd.config.sections.generation import GenerationConfig
 from kd.endpoint.http import EndpointError, Failed, Refused
 from kd.generation.budget import BudgetReached
 from kd.generation.conversation import Played, Player

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kd.config.generation import GenerationConfig
+from kd.config.sections.generation import GenerationConfig
 from kd.generation.prompts.compose import Composer
 from kd.generation.prompts.given import GivenPrompts
 from kd.generation.prompts.task import Task

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from kd.config.generation import GenerationConfig
 from kd.config.load import load_generation
 from kd.config.places import add_places
 from kd.config.problems import ConfigError, all_keys, field_at, undotted
+from kd.config.sections.generation import GenerationConfig
 
 GOOD = """\
 output_dir: out

@@ -6,9 +6,9 @@ import ast
 from pathlib import Path
 
 from kd.config import schema
-from kd.config.generation import GenerationConfig
 from kd.config.problems import all_keys
 from kd.config.schema import RunConfig
+from kd.config.sections.generation import GenerationConfig
 
 READ_RAW = ("run.extensions", "extensions")  # kd/config/load.py imports them before the schema sees the file
 KD = Path(__file__).resolve().parents[2] / "kd"

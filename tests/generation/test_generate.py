@@ -16,7 +16,7 @@ import pytest
 from helpers.chat_server import message
 from helpers.endpoint_cases import FakeClock
 from helpers.teaching_server import STOCK, TeachingServer, misbehave, settings_of, teach
-from kd.config.generation import GenerationConfig
+from kd.config.sections.generation import GenerationConfig
 from kd.endpoint.http import EndpointError
 from kd.generation.budget import UNIT
 from kd.generation.data_set import DataSet, GenerationError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kd.config.generation import GenerationConfig
 from kd.config.problems import Conflict
+from kd.config.sections.generation import GenerationConfig
 
 
 def find_generation_conflicts(config: GenerationConfig) -> Iterator[Conflict]:

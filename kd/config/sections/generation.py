@@ -1,4 +1,4 @@
-"""A data set from a teacher's endpoint: prompts, sampling, spending, results of calls, filters, splits."""
+"""A data set from a teacher's endpoint (launch/generate.py): its YAML, as kd/config/schema.py has that of a run."""
 
 from __future__ import annotations
 
@@ -128,3 +128,30 @@ class Splits(Section):
     """Part of the tools that are held out, from 0 to 1: a prompt that offers one is in unseen_tools.jsonl."""
     templates: Fraction = 0.0
     """Part of the templates of composed prompts that are held out, from 0 to 1: in unseen_templates.jsonl."""
+
+
+class GenerationConfig(Section):
+    """One data set from a teacher's endpoint."""
+
+    output_dir: Place = Field(examples=["runs/generated"])
+    """Folder of the records, the data card and the journal; the same command goes on with what is in it."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Seed of composed prompts, simulated results and the sampling, from 0 to 2,147,483,647."""
+    extensions: tuple[Text, ...] = ()
+    """Your own modules, imported before the rest of the file is checked."""
+    endpoint: Endpoint = Field(examples=[{"url": "http://127.0.0.1:8000/v1", "model": "served-model-name"}])
+    """The teacher's server."""
+    sampling: Sampling = Sampling()
+    """How answers are drawn."""
+    spending: Spending = Spending()
+    """Prices and limit."""
+    prompts: Prompts = Field(examples=[{"tools": "tools/", "num": 1000}])
+    """What is asked."""
+    broker: Broker = Broker()
+    """Where the results of calls come from."""
+    answers: Answers = Answers()
+    """Which answers are kept, and how they are cleaned."""
+    caws: Caws | None = None
+    """Working specs that the teacher sees, and the student after it."""
+    splits: Splits = Splits()
+    """What is held out."""
