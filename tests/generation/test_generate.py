@@ -14,29 +14,15 @@ from pathlib import Path
 import pytest
 
 from helpers.chat_server import message
-from helpers.endpoint_cases import FakeClock
-from helpers.teaching_server import STOCK, TeachingServer, misbehave, settings_of, teach
+from helpers.teaching_server import STOCK, TeachingServer, make, misbehave, settings_of, teach
 from kd.config.sections.generation import GenerationConfig
 from kd.endpoint.http import EndpointError
 from kd.generation.budget import UNIT
 from kd.generation.data_set import DataSet, GenerationError
 from kd.generation.journal import FOLDER, Journal
-from kd.generation.prompts.splits import SPLITS
 from kd.records.files import read_records
 
 GENERATE = Path(__file__).resolve().parents[2] / "launch" / "generate.py"
-
-
-def make(settings, most=None):
-    """Run a configuration; returns (card, files by name)."""
-    config = GenerationConfig.model_validate(settings)
-    with DataSet(config, lambda text: None, FakeClock().clock()) as data_set:
-        card = data_set.write(data_set.ask(most))
-    return card, read_files(data_set.out)
-
-
-def read_files(out):
-    return {split: path.read_bytes() for split in SPLITS if (path := out / f"{split}.jsonl").is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,12 @@ import random
 from typing import Any
 
 from helpers.chat_server import ChatServer, message
+from helpers.endpoint_cases import FakeClock
 from helpers.endpoint_server import MODEL, body, cut_body, no_reply, reset_in_body, status
+from kd.config.sections.generation import GenerationConfig
+from kd.generation.data_set import DataSet
 from kd.generation.prompts.schema_values import draw_arguments
+from kd.generation.prompts.splits import SPLITS
 
 PRICES = {"prompt_price": 2.0, "completion_price": 10.0}  # of a million tokens
 NUM_COMPLETION = 7
@@ -142,3 +146,15 @@ def settings_of(server: TeachingServer, folder, **given) -> dict[str, Any]:
         section, dot, name = key.partition("__")
         made[section] = {**made.get(section, {}), name: value} if dot else value
     return made
+
+
+def make(settings, most=None):
+    """Run a configuration; returns (card, files by name)."""
+    config = GenerationConfig.model_validate(settings)
+    with DataSet(config, lambda text: None, FakeClock().clock()) as data_set:
+        card = data_set.write(data_set.ask(most))
+    return card, read_files(data_set.out)
+
+
+def read_files(out):
+    return {split: path.read_bytes() for split in SPLITS if (path := out / f"{split}.jsonl").is_file()}
