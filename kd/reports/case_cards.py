@@ -75,27 +75,40 @@ def draw_card(case: dict[str, Any], models: Sequence[str]) -> Html:
 def _side(model: str, answer: dict[str, Any], gold: dict[str, Any]) -> Html:
     right = answer["correct"]
     badge = el("span", "right" if right else "wrong", class_=f"badge {'right' if right else 'wrong'}")
-    num_blocks = answer["output"].count(CALL_OPEN)
-    if num_blocks and num_blocks == len(answer["calls"]):
-        shown = format_calls(_put_in_order(answer["calls"], gold["calls"]))
-    else:
-        shown = answer["output"]
-    wanted = format_calls(gold["calls"]) if gold["calls"] else gold["text"]
-    if gold["calls"] and shown is answer["output"] and CALL_OPEN in shown:
-        wanted = "".join(f"{CALL_OPEN}{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in gold["calls"])
+    written = "\n".join(
+        [answer["output"], *(f"{name}\n  {text}" for name, text in answer.get("own_calls", ()))]
+    ).strip()
+    is_whole = bool(answer["calls"]) and _is_whole(answer)
+    shown = format_calls(_put_in_order(answer["calls"], gold["calls"])) if is_whole else written
     notes = list(answer["problems"]) if not right else []
     if not answer["finished"]:
         notes.append(f"cut after {answer['num_tokens']} tokens, before the end of the turn")
     if not shown:
         body = el("pre", el("span", "(nothing)", class_="soft"))
-    elif bool(gold["calls"]) != (
-        CALL_OPEN in answer["output"]
-    ):  # a call for an answer, or the reverse: no word is the same
+    elif bool(gold["calls"]) != _has_called(answer):  # a call for an answer, or the reverse: no word is the same
         body = el("pre", el("ins", shown))
-    else:
+    elif is_whole or not gold["calls"]:
+        body = el("pre", mark_diff(shown, format_calls(gold["calls"]) if gold["calls"] else gold["text"]))
+    elif CALL_OPEN in shown:
+        wanted = "".join(f"{CALL_OPEN}{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in gold["calls"])
         body = el("pre", mark_diff(shown, wanted))
+    else:  # a broken call in another syntax, in which the record's is not at hand
+        body = el("pre", shown)
     why = el("ul", *(el("li", note) for note in notes), class_="why") if notes else None
     return el("div", el("h4", model.replace("_", " ").capitalize(), badge), body, why, class_="side")
+
+
+def _has_called(answer: dict[str, Any]) -> bool:
+    """Tell whether a call was made or tried, in whatever syntax."""
+    outcome = answer.get("outcome", {})
+    tried = outcome.get("over_called") or outcome.get("missed") is False or CALL_OPEN in answer["output"]
+    return bool(answer["calls"] or answer.get("own_calls") or tried)
+
+
+def _is_whole(answer: dict[str, Any]) -> bool:
+    """Tell whether every call of an answer was read as it is written."""
+    num_blocks = max(answer["output"].count(CALL_OPEN), len(answer.get("own_calls", ())))
+    return answer.get("outcome", {}).get("json", True) and num_blocks <= len(answer["calls"])
 
 
 def _gold(gold: dict[str, Any]) -> Html:

@@ -274,6 +274,25 @@ def test_a_broken_call_is_shown_as_it_was_written(run):
     assert torn[:40] in page.text and "not valid JSON" in page.text and "cut after 9 tokens" in page.text
 
 
+def test_calls_of_an_endpoint_and_of_another_syntax_are_shown_and_compared(run):
+    wrong = {"name": "get_weather", "arguments": {"city": "Bergen", "days": 1}}
+    apart = answer(False, "", [wrong]) | {"own_calls": [["get_weather", '{"city": "Bergen", "days": 1}']]}
+    listed = answer(False, "[get_weather(city='Bergen', days=1)]", [wrong]) | {
+        "outcome": {"json": True, "missed": False}
+    }
+    for one in (apart, listed):
+        page = run(cases=[case(teacher=answer(), student=one)])
+        assert page.marks == {"ins": ["said instead or in addition", "Bergen"], "del": ["left out", "Oslo"]}
+    torn = answer(False, "", [], ["call 1: not valid JSON"]) | {"own_calls": [["get_weather", '{"city": "Ber']]}
+    torn["outcome"] = {"json": False, "missed": False}
+    page = run(cases=[case(teacher=answer(), student=torn)])
+    assert '{"city": "Ber' in page.text and page.marks["ins"][1:] == page.marks["del"][1:] == []
+    refused = answer(False, "", [wrong]) | {"own_calls": apart["own_calls"], "outcome": {"over_called": True}}
+    gold = {"calls": [], "text": "None of my tools", "carried": []}
+    page = run(cases=[case(kind="no_tool", gold=gold, teacher=answer(output=gold["text"], calls=[]), student=refused)])
+    assert "Bergen" in page.marks["ins"][1] and page.marks["del"][1:] == []
+
+
 @pytest.mark.parametrize(
     "text, reference, html",
     [
