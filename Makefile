@@ -54,7 +54,9 @@ teacher: $(STAMP)
 	$(TRAIN) --config configs/demo_teacher.yaml --fresh
 	$(TRAIN) --config configs/demo_teacher_2.yaml --fresh
 	$(TRAIN) --config configs/demo_teacher_3.yaml --fresh
-	rm -rf configs/demo_teacher && cp -r runs/demo_teacher_3/student configs/demo_teacher
+	$(TRAIN) --config configs/demo_teacher_4.yaml --fresh
+	$(TRAIN) --config configs/demo_teacher_5.yaml --fresh
+	rm -rf configs/demo_teacher && cp -r runs/demo_teacher_5/student configs/demo_teacher
 
 $(STAMP): requirements.txt
 	@missing=""; \
