@@ -87,11 +87,16 @@ def plan_here(
     memory: Memory | None = None,
 ) -> Plan:
     """Plan `config` (kd/preflight/plan.py) for `memory`, by default this machine's."""
+    gpu, host = memory or memory_here()
+    length = tokenizer_length(config)
+    return plan_run(config, world_size, gpu, host, ranks_per_host=ranks_per_host, tokenizer_length=length, cache=cache)
+
+
+def tokenizer_length(config: RunConfig) -> int | None:
+    """Return len(tokenizer) where the width of the student's vocabulary depends on it, else None."""
     student = config.student
     width_unknown = student.init == "scratch" and student.vocab_size is None and config.teacher is None
-    length = len(load_tokenizer(config.tokenizer, config.teacher, config.student)) if width_unknown else None
-    gpu, host = memory or memory_here()
-    return plan_run(config, world_size, gpu, host, ranks_per_host=ranks_per_host, tokenizer_length=length, cache=cache)
+    return len(load_tokenizer(config.tokenizer, config.teacher, config.student)) if width_unknown else None
 
 
 def check_capture_fits(config: RunConfig, world_size: int) -> None:

@@ -27,6 +27,7 @@ RESULTS = (
     "cases.jsonl",
     "report.html",
     "config.yaml",
+    "importance.safetensors",
 )
 FOLDERS = ("student", "best", "tensorboard", "checkpoints", "initial_student")
 

@@ -105,7 +105,8 @@ def _differ(was: Any, now: Any) -> bool:
 
 def _with_later_keys(identity: dict[str, Any]) -> dict[str, Any]:
     """Add the settings that identities of earlier versions lack, at what those versions did."""
-    return {"data.turns": "auto", **identity}  # no record that they could train whole is split by it
+    later = {"data.turns": "auto", "student.choose_layers": "even", "student.calibration_records": 128}
+    return later | identity  # no record that they could train whole is split by turns
 
 
 def _with_current_names(identity: dict[str, Any]) -> dict[str, Any]:

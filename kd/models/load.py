@@ -233,14 +233,18 @@ def _load_weights(
     return model
 
 
+def make_empty(model_config: PreTrainedConfig) -> Any:
+    """Make a causal LM of this configuration without memory for its weights, for their names and shapes."""
+    with torch.device("meta"):
+        return _class_of(model_config)(model_config)  # not from_config, which reads the HfDeepSpeedConfig alive
+
+
 def explain_shapes(shapes: dict[str, tuple[Path, list[int]]], model_config: PreTrainedConfig) -> str | None:
     """Find the first saved tensor that config.json makes of another shape, and say so with its file.
 
     shapes: of kd.models.model_files.check_weights. None where there is no difference.
     """
-    with torch.device("meta"):
-        model = _class_of(model_config)(model_config)  # not from_config, which reads the HfDeepSpeedConfig alive
-    for name, tensor in model.state_dict().items():
+    for name, tensor in make_empty(model_config).state_dict().items():
         file, saved = shapes.get(name, (None, None))
         if file is not None and saved != list(tensor.shape):
             return (

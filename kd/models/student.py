@@ -4,22 +4,29 @@ of the teacher's layers.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from transformers import LlamaConfig, PreTrainedConfig, Qwen3Config
 
+from kd.atomic_files import replacing
 from kd.config.derived import longest_length
 from kd.config.schema import RunConfig, Student, Teacher
 from kd.distributed.collectives import on_rank_0
+from kd.models.calibration import choose_layers, measure_importance, sample_tokens
 from kd.models.layer_pruning import cut_config, write_cut
 from kd.models.load import load_causal_lm, read_model_config, read_stop_ids
 from kd.models.model_files import StudentError
 from kd.rendering.stops import join_stop_ids
 
 ReadConfig = Callable[..., PreTrainedConfig]  # called as kd.models.load.read_model_config
+_IMPORTANCE = "importance.safetensors"  # of the teacher's layers and neurons, in the run's folder
 _CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 
 
@@ -141,7 +148,8 @@ def build_student(
         assert teacher is not None, "kd/config/conflicts/ requires it"
         path, revision = teacher.path, teacher.revision
         source = folder = os.path.join(os.fspath(work_dir), "initial_student")
-        on_rank_0(lambda: write_cut(path, revision, student, model_config, folder))
+        file = Path(work_dir) / _IMPORTANCE
+        on_rank_0(lambda: write_cut(path, revision, student, model_config, folder, _read_neurons(file)))
     torch.manual_seed(seed)
     model = load_causal_lm(
         source,
@@ -156,15 +164,21 @@ def build_student(
     return model
 
 
+def _read_neurons(file: Path) -> dict[int, torch.Tensor] | None:
+    return dict(enumerate(load_file(file)["neurons"])) if file.is_file() else None
+
+
 def build_run_student(
     config: RunConfig, tokenizer: Any, *, work_dir: str | os.PathLike, ds_config: dict | None = None
 ) -> Any:
     """Build the student of a run, with its stops and the tokenizer's special tokens in its configuration.
 
-    Arguments and what is raised: see build_student.
+    A cut that is measured first is measured once: a run that resumes finds it in `work_dir`. Arguments and what is
+    raised: see build_student.
     """
+    student = on_rank_0(lambda: _measure_cut(config, tokenizer, Path(work_dir)))
     return build_student(
-        config.student,
+        student,
         config.teacher,
         work_dir=work_dir,
         seed=config.run.seed,
@@ -173,6 +187,39 @@ def build_run_student(
         tokenizer_length=len(tokenizer),
         token_ids=_find_token_ids(config, tokenizer),
     )
+
+
+def _measure_cut(config: RunConfig, tokenizer: Any, work_dir: Path) -> Student:
+    """Run the teacher over a sample of the data where its layers or neurons are chosen by that; keep what was measured,
+    and return the student with its layers listed.
+    """
+    student, teacher = config.student, config.teacher
+    if student.init != "teacher_layers" or teacher is None:
+        return student
+    narrower = (student.intermediate_size or math.inf) < _read_teacher(teacher, read_model_config).intermediate_size
+    if not narrower and student.choose_layers == "even":
+        return student
+    said = {"teacher": f"{teacher.path}@{teacher.revision}", "records": str(student.calibration_records)}
+    file = work_dir / _IMPORTANCE
+    if not file.is_file() or _said_in(file) != said:
+        samples = sample_tokens(config.data, tokenizer, student.calibration_records, config.run.seed)
+        with replacing(file) as part:
+            found = measure_importance(teacher.path, teacher.revision, samples)
+            part.write(save(dict(found._asdict()), said))
+    if student.choose_layers == "even":
+        return student
+    influence = load_file(file)["influence"]
+    assert student.num_hidden_layers is not None, "kd/config/conflicts/ requires it"
+    if student.num_hidden_layers > len(influence):
+        return student  # refused with the numbers by cut_config
+    return student.model_copy(
+        update={"layers": choose_layers(influence, student.num_hidden_layers), "choose_layers": "even"}
+    )
+
+
+def _said_in(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return dict(opened.metadata())
 
 
 def run_student_config(

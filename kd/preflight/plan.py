@@ -98,20 +98,14 @@ def plan_run(
         PlanError: a model's sizes are far beyond all memory.
     """
     ranks_per_host = ranks_per_host or world_size
-    max_length = longest_length(config.data)
     memory = world_size * ((device_memory_bytes or 0) + (host_memory_bytes or 0))
-    reader = _Reader()
-    student_config = student_model_config(
-        config.student, config.teacher, max_length=max_length, tokenizer_length=tokenizer_length, read=reader.read
+    job, teacher, notes = find_job(
+        config, world_size, memory, tokenizer_length=tokenizer_length, on_cpu=device_memory_bytes is None
     )
-    student = _shape(student_config, "student", memory)
-    teacher, notes = _teacher(config.teacher, memory, reader)
-    cached = config.teacher is not None and config.teacher.cache is not None
-    # With a cache the teacher does not run beside the student.
-    job = _job(config, student, None if cached else teacher, world_size, on_cpu=device_memory_bytes is None)
+    student = job.student
     machine = Machine(device_memory_bytes, host_memory_bytes, ranks_per_host)
     device, host = estimate_memory(job)
-    stages = tuple(_plan_stages(config.data.stages, config.training, world_size))
+    stages = tuple(plan_stages(config.data.stages, config.training, world_size))
     flops = sum(
         stage.steps
         * stage.tokens_per_step
@@ -133,10 +127,33 @@ def plan_run(
         flops=flops,
         tokens_per_second=tokens * world_size * peak_flops * ASSUMED_MFU / flops if peak_flops else None,
         peak_flops=peak_flops,
-        notes=(*reader.notes(), *notes, *_capture_notes(replace(job, teacher=teacher), cached)),
+        notes=notes,
         problems=(*find_shortages(job, machine), *find_obstacles(config, job, ranks_per_host)),
         cache=cache,
     )
+
+
+def find_job(
+    config: RunConfig, world_size: int, memory: int = 0, *, tokenizer_length: int | None = None, on_cpu: bool = False
+) -> tuple[Job, Shape | None, tuple[str, ...]]:
+    """Read the sizes of a run's models; return (its job, its teacher's sizes, notes).
+
+    The teacher is in the job where it runs beside the student, as it does without a cache. memory: of all ranks, in
+    bytes; 0 leaves sizes unchecked. Raises as `plan_run`.
+    """
+    reader = _Reader()
+    student_config = student_model_config(
+        config.student,
+        config.teacher,
+        max_length=longest_length(config.data),
+        tokenizer_length=tokenizer_length,
+        read=reader.read,
+    )
+    student = _shape(student_config, "student", memory)
+    teacher, notes = _teacher(config.teacher, memory, reader)
+    cached = config.teacher is not None and config.teacher.cache is not None
+    job = _job(config, student, None if cached else teacher, world_size, on_cpu=on_cpu)
+    return job, teacher, (*reader.notes(), *notes, *_capture_notes(replace(job, teacher=teacher), cached))
 
 
 def find_capture_problems(
@@ -302,7 +319,8 @@ def _capture_notes(job: Job, cached: bool) -> Iterator[str]:
         )
 
 
-def _plan_stages(stages: Sequence[Stage], training: Training, world_size: int) -> Iterator[StagePlan]:
+def plan_stages(stages: Sequence[Stage], training: Training, world_size: int) -> Iterator[StagePlan]:
+    """Yield each stage's steps and tokens."""
     records = training.micro_batch_size * training.gradient_accumulation * world_size
     left = training.steps
     for stage in stages:

@@ -52,6 +52,8 @@ FROZEN_KEYS = [
     "student.init",
     "student.path",
     "student.layers",
+    "student.choose_layers",
+    "student.calibration_records",
     "student.architecture",
     "student.hidden_size",
     "student.intermediate_size",

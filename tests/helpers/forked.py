@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import time
@@ -22,7 +23,7 @@ def run_ranks(world_size: int, work: Callable[[], None], log: Path, timeout: flo
     for rank in range(world_size):
         pid = os.fork()
         if pid == 0:
-            _be_rank(rank, world_size, port, work, log)
+            _be_rank((rank, world_size, port), work, log, timeout)
         ranks.append(pid)
     deadline, failed = time.monotonic() + timeout, ""
     while ranks and not failed:
@@ -40,12 +41,13 @@ def run_ranks(world_size: int, work: Callable[[], None], log: Path, timeout: flo
     assert not failed, f"{failed}\n{log.read_text()[-6000:]}"
 
 
-def _be_rank(rank: int, world_size: int, port: int, work: Callable[[], None], log: Path) -> None:
-    code = 1
+def _be_rank(place: tuple[int, int, int], work: Callable[[], None], log: Path, timeout: float) -> None:
+    code, (rank, world_size, port) = 1, place
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        faulthandler.dump_traceback_later(0.9 * timeout, file=2)  # where it hangs
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -158,8 +158,8 @@ def test_vocabulary_width_and_tying_of_a_cut(teacher, configure, tmp_path):
         ("num_hidden_layers: 6", "is 6 and the teacher has 5 layers"),
         ("layers: [0, 5]", "has 5 and the teacher's layers are 0 to 4"),
         (
-            "num_hidden_layers: 2, intermediate_size: 64",
-            "intermediate_size is 64 and the teacher's is 128: layers keep it; remove the key",
+            "num_hidden_layers: 2, intermediate_size: 256",
+            "intermediate_size is 256 and the teacher's is 128: give as much or less, or remove the key",
         ),
         ("num_hidden_layers: 2, hidden_size: 32", "hidden_size is 32 and the teacher's is 64"),
         ("num_hidden_layers: 2, num_attention_heads: 4", "num_attention_heads is 4 and the teacher's is 8"),

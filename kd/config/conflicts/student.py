@@ -66,6 +66,11 @@ def _student(config: RunConfig) -> Iterator[Conflict]:
             ("student.layers", "student.init"),
             f"only with init: teacher_layers (here {student.init}): remove it, or change init",
         )
+    if student.choose_layers == "influence" and (layers is not None or student.init != "teacher_layers"):
+        yield Conflict(
+            ("student.choose_layers", "student.layers", "student.init"),
+            "influence is for init: teacher_layers with num_hidden_layers, and layers not listed: remove one",
+        )
     if layers is not None and list(layers) != sorted(set(layers)):
         yield Conflict(("student.layers",), "layers must increase, none twice, for example [0, 2, 5]")
     if student.attention_implementation == "flash_attention_2" and student.dtype == "fp32":

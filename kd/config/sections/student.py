@@ -32,13 +32,20 @@ class Student(Section):
     ) = None
     """Which of the teacher's layers to take, counted from 0, increasing (init: teacher_layers only). By default
     num_hidden_layers of them, evenly spaced, always the first and the last."""
+    choose_layers: Literal["even", "influence"] = "even"
+    """Choice of num_hidden_layers of the teacher's layers, where `layers` does not list them (init: teacher_layers
+    only). even: evenly spaced; influence: those that change their input most on calibration_records."""
+    calibration_records: Annotated[int, Field(ge=1, le=1_048_576)] = 128
+    """Records of the first stage that the teacher is run on before a cut by influence, or of MLP neurons; from 1 to
+    1,048,576, where 512 to 1,024 are usual for large teachers."""
     architecture: Literal["llama", "qwen3"] | None = None
     """llama, or qwen3 (llama with normalised queries and keys). This and the sizes below are required from scratch, and
     otherwise come from the source; where they are given with teacher_layers they must agree with the teacher."""
     hidden_size: Annotated[int, Field(ge=1, le=262_144)] | None = None
     """Width of the residual stream (d_model), from 1 to 262,144; the largest models have about 20,000."""
     intermediate_size: Annotated[int, Field(ge=1, le=4_194_304)] | None = None
-    """Width of the SwiGLU MLP, from 1 to 4,194,304; usually 3 to 4 times hidden_size."""
+    """Width of the SwiGLU MLP, from 1 to 4,194,304; usually 3 to 4 times hidden_size. With teacher_layers it may be
+    less than the teacher's: the neurons that were most active on calibration_records stay."""
     num_hidden_layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)] | None = None
     """Number of transformer layers, from 1 to 4,096; the largest models have about 130."""
     num_attention_heads: Annotated[int, Field(ge=1, le=16_384)] | None = None
