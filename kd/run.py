@@ -23,6 +23,7 @@ from kd.config.derived import quarantine_file, run_folder, uses_teacher
 from kd.config.load import dump_config
 from kd.config.schema import RunConfig, Training
 from kd.distributed.collectives import on_rank_0
+from kd.distributed.console import say
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
 from kd.dtypes import multiplies_bf16
@@ -58,6 +59,7 @@ from kd.teacher.source import OpenTeacher
 from kd.training.curriculum import Curriculum
 from kd.training.engine import StudentEngine
 from kd.training.log import RunLog
+from kd.training.trackers import Trackers, check_trackers
 from kd.training.trainer import Trainer, TrainingResult
 
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds", "patience": "training.patience"}
@@ -164,6 +166,7 @@ def execute(config: RunConfig, *, fresh: bool = False) -> Path:
         JudgingError: training is done and the student exported, and evaluation or report failed.
     """
     _, world = start_distributed()
+    check_trackers(config.run.trackers)
     check_fits(plan_here(config, world))
     if config.teacher is not None and config.teacher.cache is not None and uses_teacher(config.teacher, config.loss):
         require_captured(config.teacher.cache)
@@ -184,7 +187,7 @@ def _take(config: RunConfig, folder: RunFolder) -> None:
 def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
     started = time.monotonic()
     run_dir = folder.path
-    log = RunLog(run_dir, config.training.steps, rank=dist.get_rank())
+    log = RunLog(run_dir, config.training.steps, rank=dist.get_rank(), trackers=_trackers(config, run_dir))
     try:
         tokenizer = load_tokenizer(config.tokenizer, config.teacher, config.student)
         identity = on_rank_0(lambda: _identify(config, tokenizer))
@@ -242,6 +245,11 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
         log.close()
     dist.barrier()
     return run_dir
+
+
+def _trackers(config: RunConfig, run_dir: Path) -> Trackers:
+    settings = config.model_dump(mode="json", exclude={"teacher": {"endpoint"}})
+    return Trackers(config.run.trackers, config.run.name, run_dir / "trackers", settings, say)
 
 
 def _prepare_held_out(config: RunConfig, tokenizer) -> HeldOut:

@@ -29,7 +29,7 @@ RESULTS = (
     "config.yaml",
     "importance.safetensors",
 )
-FOLDERS = ("student", "best", "tensorboard", "checkpoints", "initial_student")
+FOLDERS = ("student", "best", "tensorboard", "trackers", "checkpoints", "initial_student")
 
 
 class RunFolderError(SpanwiseError, ValueError):

@@ -26,7 +26,7 @@ _FREE = {
         "keep_best",
         "patience",
     },
-    "run": {"output_dir", "extensions"},
+    "run": {"output_dir", "extensions", "trackers"},
     "data": {"evaluation", "validation", "workers", "max_bad_fraction", "quarantine"},
     "teacher": {"endpoint"},
 }

@@ -43,6 +43,7 @@ DRIVERS = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens a second",
+    "data_wait": "Part of the time that waits for data",
     "sequences": "Records, or turns of those that are split",
     "memory_gib": "Memory, GiB",
 }

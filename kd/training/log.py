@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from kd.atomic_files import describe_failure, publish
 from kd.distributed.console import say
+from kd.training.trackers import Trackers
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,7 +37,8 @@ class RunLog:
     Files are opened at the first line, so that a run which never takes a step changes none of an earlier one's.
     """
 
-    def __init__(self, run_dir: Path, num_steps: int, *, rank: int = 0):
+    def __init__(self, run_dir: Path, num_steps: int, *, rank: int = 0, trackers: Trackers | None = None):
+        self._trackers = trackers
         self._active, self._run_dir = rank == 0, run_dir
         self._files: dict[str, TextIO] = {}
         self._fails = False  # the last line could not be written
@@ -67,6 +69,7 @@ class RunLog:
         if not self._active:
             return
         self._try(lambda: self._write(METRICS_FILE, values, ""))
+        self._track(values, "")
         terms = "  ".join(f"{name} {values[name]:.4f}" for name in _SHOWN if name in values)
         self.say(
             f"step {values['step']:>6}  {values['stage']}  {terms}  T {values['temperature']:.2f}  lr "
@@ -81,13 +84,21 @@ class RunLog:
         for split, found in values.items():
             line = {"step": step, "split": split, **found}
             self._try(lambda line=line: self._write(VALIDATION_FILE, line, f"validation/{line['split']}/"))
+            self._track(line, f"validation/{split}/")
             self.say(f"step {step:>6}  {split}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
     def close(self) -> None:
-        """Close the files and the progress bar."""
+        """Close the files, the trackers and the progress bar."""
         self._bar.close()
+        if self._active and self._trackers is not None:
+            self._trackers.close()
         for file in filter(None, (*self._files.values(), self._board)):
             self._try(file.close)
+
+    def _track(self, values: Mapping[str, Any], prefix: str) -> None:
+        if self._trackers is not None:
+            numbers = {prefix + k: v for k, v in values.items() if isinstance(v, (int, float)) and k != "step"}
+            self._trackers.log(numbers, values["step"])
 
     def _try(self, write: Callable[[], None]) -> None:
         """Write, and say where it fails: no step is lost for a line, and the next checkpoint tells a full disk."""

@@ -29,11 +29,12 @@ class Window:
     tokens: int = 0
     samples: int = 0
     began: float = 0.0  # seconds of training
+    waited: float = 0.0  # seconds for the data of a step
 
     def restart(self, seconds: float) -> None:
         """Begin a new window at `seconds` of training."""
         self.sums.zero_()
-        self.steps, self.tokens, self.samples, self.began = 0, 0, 0, seconds
+        self.steps, self.tokens, self.samples, self.began, self.waited = 0, 0, 0, seconds, 0.0
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Stopping: signals, and the end of the launcher, become a request that the loop honours after a whole step."""
+"""Stopping and saving: signals, and the end of the launcher, become requests, honoured after a whole step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _MODULES = ("deepspeed.", "torch.distributed.")  # of python -m
 
 
 class StopRequest:
-    """Request to stop, while used as a context manager in the main thread.
+    """Request to stop, or to save and go on, while used as a context manager in the main thread.
+
+    SIGUSR1 asks for a checkpoint alone.
 
     SIGTERM, the first SIGINT, and SIGHUP of a terminal that closes (unless nohup ignores it) ask for it; a second
     SIGINT interrupts at once. It is asked for as well when a process that launched this one is gone: a launcher that
@@ -21,13 +23,13 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked = self._asked_to_save = False
         self._launchers = _find_launchers()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
         heard = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-        for number in (signal.SIGTERM, signal.SIGINT, *heard):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *heard):
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -36,6 +38,9 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]  # it came from signal.signal
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self._asked_to_save = True
+            return
         if number == signal.SIGINT and self._asked:
             raise KeyboardInterrupt
         self._asked = True
@@ -43,6 +48,11 @@ class StopRequest:
     def is_asked(self) -> bool:
         """Tell whether this process should stop."""
         return self._asked or not all(map(_runs, self._launchers))
+
+    def take_save(self) -> bool:
+        """Tell whether this process was asked to save since the last call."""
+        asked, self._asked_to_save = self._asked_to_save, False
+        return asked
 
 
 def _find_launchers() -> list[psutil.Process]:

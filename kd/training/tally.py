@@ -31,18 +31,21 @@ class StepTally(NamedTuple):
     num_samples: int  # records, or turns of those that are trained turn by turn
     left_out: dict[str, int]  # records by reason, each named in the first epoch alone
     stopped: str | None  # "signal" or "budget" where any rank must stop
+    saves: bool = False  # any rank was asked for a checkpoint
 
 
-def tally_step(micro_batches: list[MicroBatch], ranks: Ranks, *, signalled: bool, over_budget: bool) -> StepTally:
+def tally_step(
+    micro_batches: list[MicroBatch], ranks: Ranks, *, signalled: bool, over_budget: bool, saves: bool = False
+) -> StepTally:
     """Sum this rank's part of a step with the others', in one all-reduce on the CPU."""
     tokens = sum(int(micro.attention_mask.sum()) for micro in micro_batches if micro.record_ids)
     samples = sum(len(micro.record_ids) for micro in micro_batches)
     records = [sum(len(getattr(micro, reason)) for micro in micro_batches) for reason in REASONS]
-    own = torch.tensor([tokens, samples, *records, signalled, over_budget], dtype=torch.float64)
+    own = torch.tensor([tokens, samples, *records, signalled, over_budget, saves], dtype=torch.float64)
     sums = ranks.sum(torch.cat([count_rows(micro_batches), own]))
-    num_tokens, num_samples, *counts, num_signalled, num_over = map(int, sums[4:])
+    num_tokens, num_samples, *counts, num_signalled, num_over, num_saves = map(int, sums[4:])
     stopped = "signal" if num_signalled else "budget" if num_over else None
-    return StepTally(sums[:4], num_tokens, num_samples, dict(zip(REASONS, counts)), stopped)
+    return StepTally(sums[:4], num_tokens, num_samples, dict(zip(REASONS, counts)), stopped, num_saves > 0)
 
 
 class Tally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
@@ -89,17 +90,23 @@ class Trainer:
             TrainingError: nothing is left to train on, too many records are refused, or the gradient is never finite.
         """
         with self._stop:
+            self._log.say(f"kill -USR1 {os.getpid()} saves a checkpoint while it trains")
             self._resume()
             return self._run()
 
     def _run(self) -> TrainingResult:
         at, budget = self._progress, self._config.training.time_budget_seconds
         self._began = time.monotonic() - at.seconds
-        stopped = None
+        stopped, asked = None, time.monotonic()
         for step in self._curriculum.steps(at):
+            at.window.waited += time.monotonic() - asked
             over_budget = budget is not None and at.seconds >= budget
             tally = tally_step(
-                step.micro_batches, self._ranks, signalled=self._stop.is_asked(), over_budget=over_budget
+                step.micro_batches,
+                self._ranks,
+                signalled=self._stop.is_asked(),
+                over_budget=over_budget,
+                saves=self._stop.take_save(),
             )
             refusals = self._keep_refusals(step) if tally.left_out[REFUSED] else []
             self._check_left_out(step, tally, refusals)
@@ -108,6 +115,7 @@ class Trainer:
                 self._save()
                 break
             self._take_step(step, tally, refusals)
+            asked = time.monotonic()
         if stopped is None and at.tokens == 0:
             raise TrainingError(
                 f"nothing was trained in {at.step} steps ({'; '.join(at.tally.describe()) or 'no record fits'}): raise "
@@ -138,8 +146,10 @@ class Trainer:
         if at.step % training.log_every == 0 or at.step == training.steps:
             self._write_line(step.stage, terms.temperature, rate)
         self._validate(terms)
-        if at.step % training.save_every == 0 or at.step == training.steps:
+        if at.step % training.save_every == 0 or at.step == training.steps or tally.saves:
             self._save()
+            if tally.saves:
+                self._log.say(f"step {at.step}: saved, as SIGUSR1 asked; training goes on")
 
     def _add_to_window(self, report: StepReport, tally: StepTally, stage: Stage) -> None:
         at = self._progress
@@ -256,11 +266,13 @@ class Trainer:
             if self._teacher is not None and rows["truth"]:
                 shown = ("teacher_agreement", "teacher_entropy")[: 1 + self._teacher.has_entropy]
                 line |= {name: values[name] / rows["truth"] for name in shown}
+        seconds = max(at.seconds - window.began, 1e-9)
         line |= {
             "temperature": temperature,
             "lr": rate,
             "grad_norm": self._engine.grad_norm(),
-            "tokens_per_second": window.tokens / max(at.seconds - window.began, 1e-9),
+            "tokens_per_second": window.tokens / seconds,
+            "data_wait": min(window.waited / seconds, 1.0),
             "sequences": window.samples,
             "memory_gib": memory_gib(self._engine.device),
             "skipped_steps": self._engine.skipped_steps,

@@ -22,6 +22,7 @@ FROZEN_KEYS = [
     "run.output_dir",
     "run.seed",
     "run.extensions",
+    "run.trackers",
     "teacher.path",
     "teacher.revision",
     "teacher.dtype",

@@ -20,3 +20,7 @@ class Run(Section):
     extensions: tuple[Text, ...] = ()
     """Modules of your own that register formats, divergences, rewards and the like, as import paths: every rank, and
     every worker process, imports them before the rest of this file is checked."""
+    trackers: tuple[Text, ...] = ()
+    """Experiment trackers that get the metrics beside metrics.jsonl and TensorBoard, by accelerate's names: wandb,
+    mlflow, trackio, comet_ml, aim, clearml, dvclive, swanlab. Each is installed and set up, offline too, by its own
+    package and environment variables."""

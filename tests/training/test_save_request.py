@@ -1,0 +1,116 @@
+"""SIGUSR1 to any rank saves a checkpoint after a step, and training goes on; waiting for data is counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from kd.config.load import load_config
+from kd.training.curriculum import StageStep
+from kd.training.engine import SUMS, StepReport
+from kd.training.stopping import StopRequest
+from kd.training.tally import tally_step
+from kd.training.trainer import Trainer
+
+CONFIG = """\
+run: {name: t}
+tokenizer: {path: unused}
+student: {architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 4}
+data: {demo: {num_records: 8}, stages: [{name: a, mix: {single: 1}, max_length: 64}]}
+training: {steps: 5, log_every: 5, deepspeed: ds_configs/zero3_cpu.json}
+"""
+
+
+class Ranks:
+    """Two ranks, of which the other asks for nothing, or for what `asks` says."""
+
+    rank, world_size = 0, 2
+
+    def __init__(self, asks: torch.Tensor | None = None):
+        self._asks = asks
+
+    def sum(self, values):
+        return values if self._asks is None else values + self._asks
+
+    def gather(self, value):
+        return [value, value]
+
+
+class Engine:
+    device, scales_loss, skipped_steps = torch.device("cpu"), False, 0
+
+    def __init__(self, signals: dict[int, int]):
+        self._signals = signals
+
+    def set_learning_rate(self, value):
+        pass
+
+    def train_step(self, micro_batches, rows, terms, teacher, step):
+        if step in self._signals:
+            os.kill(os.getpid(), self._signals[step])
+        return StepReport(torch.zeros(len(SUMS)), False, ())
+
+    def grad_norm(self):
+        return 1.0
+
+
+class Curriculum:
+    def __init__(self, config, ranks):
+        self._stage, self.ranks = config.data.stages[0], ranks
+
+    def steps(self, at):
+        while at.step < 5:
+            time.sleep(0.02)
+            yield StageStep(self._stage, 8, 8, [], {}, [])
+
+
+class Log:
+    def __init__(self):
+        self.said, self.lines = [], []
+        self.say, self.line = self.said.append, self.lines.append
+
+    def advance(self):
+        pass
+
+
+class Saver:
+    def __init__(self):
+        self.steps = []
+
+    def load(self):
+        return None
+
+    def save(self, step, state):
+        self.steps.append(step)
+
+
+def test_the_step_after_the_signal_is_saved_and_the_run_ends_as_ever(tmp_path):
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    config, log, saver = load_config(tmp_path / "run.yaml"), Log(), Saver()
+    engine, curriculum = Engine({1: signal.SIGUSR1}), Curriculum(config, Ranks())
+    before = signal.getsignal(signal.SIGUSR1)
+    trainer = Trainer(config, engine, None, curriculum, log, checkpoints=saver)
+    with pytest.raises(Exception, match="nothing was trained"):  # there are no tokens in these steps
+        trainer.run()
+    assert saver.steps == [3, 5]
+    assert [said for said in log.said if "SIGUSR1" in said] == ["step 3: saved, as SIGUSR1 asked; training goes on"]
+    assert 0.5 < log.lines[-1]["data_wait"] <= 1
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_one_rank_that_is_asked_has_all_save():
+    asks = torch.zeros(4 + 2 + 4 + 3, dtype=torch.float64)
+    assert not tally_step([], Ranks(asks), signalled=False, over_budget=False).saves
+    asks[-1] = 1
+    tally = tally_step([], Ranks(asks), signalled=False, over_budget=False)
+    assert tally.saves and tally.stopped is None
+
+
+def test_to_save_is_not_to_stop_and_is_asked_once():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not stop.is_asked() and stop.take_save() and not stop.take_save()
