@@ -91,8 +91,9 @@ class Progress:
         if "tally" not in state:
             state = _upgrade(state)
         if ranks is not None:
-            sums = [other["window"]["sums"] for other in ranks]
-            state["window"] |= {"sums": sum(sums) if rank == 0 else torch.zeros_like(sums[0])}
+            sums = torch.stack([other["window"]["sums"] for other in ranks])
+            own, counts = sums[:, : len(SUMS)].sum(0), sums[0, len(SUMS) :]  # each rank has the counts of all
+            state["window"] |= {"sums": torch.cat([own if rank == 0 else torch.zeros_like(own), counts])}
             if rank >= len(ranks):
                 torch.manual_seed(int(torch.randint(1 << 62, ())) + rank)
         best = state.get("best")
