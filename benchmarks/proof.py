@@ -122,7 +122,7 @@ class Proof:
             rate = choose_rate(cell, {run: self._need(run)["best"]["value"] for run in runs})
         if method.as_long_as is not None:
             ours = self._need(Cell(method.as_long_as, cell.num_records, cell.seed))
-            plain = self._need(Cell("ce", cell.num_records, cell.seed))
+            plain = self._need(Cell(method.paced_by, cell.num_records, cell.seed))
             steps = round(plain["steps"] * ours["training_seconds"] / plain["training_seconds"])
         found = list_overrides(cell, rate, steps, self._ranks)
         if method.cache is not None:

@@ -39,6 +39,7 @@ class Method(NamedTuple):
         renormalised: the cache's tails are taken away, as other trainers store them.
         tuned: the learning rate is chosen by validation among RATES.
         as_long_as: trains for the seconds of this method.
+        paced_by: method whose speed tells how many steps that is.
     """
 
     overrides: Overrides
@@ -46,6 +47,7 @@ class Method(NamedTuple):
     renormalised: bool = False
     tuned: bool = False
     as_long_as: str | None = None
+    paced_by: str = "ce"
 
 
 def _taught(temperature: float = 2.0, spans: Overrides = SPANS, **more: object) -> Overrides:
@@ -55,6 +57,32 @@ def _taught(temperature: float = 2.0, spans: Overrides = SPANS, **more: object) 
         "loss.temperature.start": temperature,
         **{k.replace("__", "."): v for k, v in more.items()},
     }
+
+
+MIX = "{single: 0.5, parallel: 0.2, multi: 0.1, none: 0.12, chat: 0.04, echo: 0.04}"
+SIXTEEN: Overrides = {"training.gradient_accumulation": 2}  # records a step, so that it holds groups of answers
+REWARDS = "{json_valid: 0.2, schema_valid: 0.1, tool_choice: 0.4, argument_values: 0.2, refrains: 0.1}"
+
+
+def _process(**changes: object) -> Overrides:
+    """Make the overrides of a run whose last 300 of 800 steps have answers of the student, to the same records."""
+    rollouts = {
+        "share": 0.5,
+        "samples": 4,
+        "no_tool": 0.4,
+        "sync_every": 4,
+        "batch_size": 16,
+        "max_new_tokens": 160,
+        "distill": 0.5,
+        "repair": 0.5,
+        "reward": 0.3,
+        "rewards": REWARDS,
+        **changes,
+    }
+    written = ", ".join(f"{key}: {value}" for key, value in rollouts.items())
+    stage = f"mix: {MIX}, max_length: 768"
+    stages = f"[{{name: whole, {stage}, until: {{steps: 500}}}}, {{name: process, {stage}, rollouts: {{{written}}}}}]"
+    return {**_taught(), **SIXTEEN, "training.steps": 800, "data.stages": stages}
 
 
 SAMPLED, TOP = "kind: sampled, num_draws: 100", "kind: topk, top_k: 12"
@@ -73,6 +101,16 @@ METHODS: dict[str, Method] = {
         {**_taught(), "loss.weights": "null", "loss.entropy_weighting": "{h_min: 0.1, h_max: 2.0}"}
     ),
     "kd_spans_3x": Method(_taught(spans={key: 3 * value for key, value in SPANS.items()})),
+    "kd_spans_16": Method({**_taught(), **SIXTEEN, "training.steps": 800}),
+    "process": Method(_process()),
+    "process_distill": Method(_process(repair=0, reward=0)),
+    "process_repair": Method(_process(distill=0, reward=0)),
+    "process_reward": Method(_process(distill=0, repair=0)),
+    "process_share_25": Method(_process(share=0.25)),
+    "process_share_100": Method(_process(share=1.0)),
+    "process_samples_2": Method(_process(samples=2)),
+    "process_samples_8": Method(_process(samples=8)),
+    "kd_spans_as_process": Method({**_taught(), **SIXTEEN}, as_long_as="process", paced_by="kd_spans_16"),
     "ce_scratch": Method({**TRUTH, **NO_SPANS, **SCRATCH}, tuned=True),
     "kd_spans_scratch": Method({**_taught(), **SCRATCH}),
 }
@@ -82,6 +120,18 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "temperature": ("kd_spans_T1", "kd_spans", "kd_spans_T4"),
     "entropy": ("kd_spans", "kd_spans_entropy"),
     "spans": ("kd", "kd_spans", "kd_spans_3x"),
+    "process": (
+        "kd_spans_16",
+        "process",
+        "kd_spans_as_process",
+        "process_distill",
+        "process_repair",
+        "process_reward",
+        "process_share_25",
+        "process_share_100",
+        "process_samples_2",
+        "process_samples_8",
+    ),
     "init": ("ce", "kd_spans", "ce_scratch", "kd_spans_scratch"),
 }
 
@@ -119,7 +169,8 @@ def _needed(method: str, num_records: int, seed: int) -> Iterator[Cell]:
         source = "ce_scratch" if "scratch" in method else "ce"
         yield from (Cell(source, num_records, TUNING_SEED, rate) for rate in RATES)
     if METHODS[method].as_long_as is not None:
-        yield from (Cell(other, num_records, seed) for other in (METHODS[method].as_long_as, "ce"))
+        needed = (METHODS[method].as_long_as, METHODS[method].paced_by)
+        yield from (Cell(other, num_records, seed) for other in needed)
 
 
 def choose_rate(cell: Cell, validation: Mapping[Cell, float]) -> float:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from kd.checkpoints.identity import run_identity
 from kd.checkpoints.store import Checkpoints, Found, find_resumable
 from kd.config.deepspeed.fill import resolve_ds_config
 from kd.config.deepspeed.read import read_ds_config
-from kd.config.derived import quarantine_file, run_folder, uses_teacher
+from kd.config.derived import quarantine_file, reads_teacher, run_folder, uses_teacher
 from kd.config.load import dump_config
 from kd.config.schema import RunConfig, Training
 from kd.distributed.collectives import on_rank_0
@@ -41,10 +42,12 @@ from kd.models.model_files import find_file
 from kd.models.student import build_run_student, run_student_config
 from kd.models.tokenizer import check_run_tokenizer, load_tokenizer, name_tokenizer
 from kd.models.weight_files import weights_fingerprint
+from kd.models.whole_copy import WholeCopy
 from kd.preflight.plan import Plan, check_fits, find_capture_problems, plan_run, refuse
 from kd.preflight.published import published_config
 from kd.records.conversation import describe_notes
 from kd.records.record import Record
+from kd.rollouts.readiness import check_rollouts
 from kd.run_end import Outcome, after_training, finish
 from kd.run_folder import RunFolder, RunFolderError
 from kd.sources.inputs import find_shared, list_data_files, list_models, name_absent
@@ -59,8 +62,9 @@ from kd.teacher.source import OpenTeacher
 from kd.training.curriculum import Curriculum
 from kd.training.engine import StudentEngine
 from kd.training.log import RunLog
+from kd.training.process import ProcessInputs, open_process
 from kd.training.trackers import Trackers, check_trackers
-from kd.training.trainer import Trainer, TrainingResult
+from kd.training.trainer import Beside, Trainer, TrainingResult
 
 _STOPPED = {"signal": "a signal", "budget": "training.time_budget_seconds", "patience": "training.patience"}
 
@@ -212,6 +216,8 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
         on_rank_0(
             lambda: check_run_tokenizer(tokenizer, sources.stages, config.tokenizer, config.teacher, config.student)
         )
+        for sentence in on_rank_0(lambda: check_rollouts(config.data, sources.stages, tokenizer)):
+            log.say(sentence)
         _warn_of_emulation(config, log)
         for note in [*shared, *held_out.notes, *filter(None, [no_teacher])]:
             log.say(f"evaluation: {note}")
@@ -263,7 +269,7 @@ def _find_missing_teacher(config: RunConfig, held_out: HeldOut) -> str | None:
 
 def _identify(config: RunConfig, tokenizer) -> dict[str, Any]:
     """Return what a checkpoint must match, by name and by content, before any model is loaded."""
-    teacher = config.teacher if uses_teacher(config.teacher, config.loss) else None
+    teacher = config.teacher if reads_teacher(config) else None
     cache = content_of(read_manifest(Path(teacher.cache.path) / MANIFEST)) if teacher and teacher.cache else None
     contents: dict[str, str | None] = {
         "tokenizer": tokenizer_hash(tokenizer),
@@ -324,11 +330,12 @@ def _train(
     model = build_run_student(config, tokenizer, work_dir=run_dir, ds_config=ds_config)
     packed = config.data.packing != "none"
     engine = StudentEngine(model, config.loss, config.optimizer, ds_config, len(tokenizer), packed=packed)
-    teacher = None
-    if uses_teacher(config.teacher, config.loss):
-        teacher = open_teacher(
+    targets = None
+    if reads_teacher(config):
+        targets = open_teacher(
             OpenTeacher.for_run(config, ds_config, tokenizer, engine.device, log.say, sources.stages)
         )
+    teacher = targets if uses_teacher(config.teacher, config.loss) else None
     ranks = Ranks.over_cpu()
     checkpoints = Checkpoints(
         run_dir / "checkpoints",
@@ -338,7 +345,13 @@ def _train(
         format=config.training.checkpoint_format,
         resume=start.resume,
     )
-    validator = open_validator(config, start.validation, engine, teacher, tokenizer, log, ranks)
+    copy = WholeCopy(model, engine.device)
+    validator = open_validator(config, start.validation, engine, teacher, tokenizer, log, ranks, copy)
+    export = partial(export_student, model, tokenizer)
+    given = ProcessInputs(
+        sources.stages, tokenizer, model, copy, targets, ranks, export, say=log.say, show=log.rollouts
+    )
+    process = open_process(config, given)
     missing = teacher.missing if teacher is not None else frozenset()
     curriculum = Curriculum(
         config.data,
@@ -358,14 +371,16 @@ def _train(
 
     try:
         trainer = Trainer(
-            config, engine, teacher, curriculum, log, checkpoints=checkpoints, validator=validator, begin=begin
+            config, engine, teacher, curriculum, log, checkpoints, beside=Beside(validator, process), begin=begin
         )
         result = trainer.run()
         if result.stopped != "signal":
-            export_student(model, tokenizer, run_dir / "student")
+            export(run_dir / "student")
     finally:
-        if teacher is not None:
-            teacher.close()
+        if process is not None:
+            process.close()
+        if targets is not None:
+            targets.close()
     skipped = f"{result.num_skipped} of them skipped, as their gradient was not finite" if result.num_skipped else None
     done = f"trained {result.steps} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
     stopped = f"stopped before its end by {_STOPPED[result.stopped]}" if result.stopped else None

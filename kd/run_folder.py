@@ -22,6 +22,8 @@ MARKER = ".spanwise-run.json"  # says that what stands beside it is a run's
 RESULTS = (
     "metrics.jsonl",
     "validation.jsonl",
+    "rollouts.jsonl",
+    "rollouts.html",
     "run.json",
     "evaluation.json",
     "cases.jsonl",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -149,6 +150,61 @@ def _assemble(sequences: Sequence[Sequence[Sample]], pad_token_id: int, max_leng
 
 def _join(parts: list[NDArray]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts], dtype=np.int64))
+
+
+def join_inputs(first: MicroBatch, second: MicroBatch) -> MicroBatch:
+    """Put two micro-batches into one forward: the sequences and rows of `first`, then those of `second`.
+
+    One of no records is left out. Of the fields only those of a model's inputs are joined; the others are `first`'s.
+    """
+    if not second.record_ids:
+        return first
+    if not first.record_ids:
+        return second
+    width = max(first.input_ids.shape[1], second.input_ids.shape[1])
+    parts = [_widen(one, width) for one in (first, second)]
+    shift = parts[0].input_ids.numel()
+    packed = None
+    if first.packed is not None or second.packed is not None:
+        whole, other = (one.packed or _one_a_sequence(one) for one in parts)
+        starts = torch.cat([whole.cu_seq_lens, other.cu_seq_lens[1:] + shift])
+        positions = torch.cat([whole.position_ids, other.position_ids])
+        packed = Packed(positions, starts, max(whole.max_length, other.max_length))
+    return first._replace(
+        input_ids=torch.cat([one.input_ids for one in parts]),
+        attention_mask=torch.cat([one.attention_mask for one in parts]),
+        rows=torch.cat([parts[0].rows, parts[1].rows + shift]),
+        packed=packed,
+    )
+
+
+def _widen(micro: MicroBatch, width: int) -> MicroBatch:
+    num, old = micro.input_ids.shape
+    more = (0, width - old)
+    if width == old:
+        return micro
+    packed = micro.packed
+    if packed is not None:  # what is added to a sequence counts as one more record of it
+        starts = packed.cu_seq_lens
+        sequence = torch.div(starts[:-1], old, rounding_mode="floor")
+        ends = torch.arange(num, device=starts.device, dtype=starts.dtype) * width + old
+        starts = torch.cat([starts[:-1] + sequence * (width - old), ends]).sort().values
+        added = torch.arange(width - old, device=starts.device).expand(num, -1)
+        starts = torch.cat([starts, starts.new_tensor([num * width])])
+        packed = Packed(torch.cat([packed.position_ids, added], 1), starts, max(packed.max_length, width - old))
+    return micro._replace(
+        input_ids=functional.pad(micro.input_ids, more),
+        attention_mask=functional.pad(micro.attention_mask, more),
+        rows=torch.div(micro.rows, old, rounding_mode="floor") * width + micro.rows % old,
+        packed=packed,
+    )
+
+
+def _one_a_sequence(micro: MicroBatch) -> Packed:
+    num, width = micro.input_ids.shape
+    device = micro.input_ids.device
+    starts = torch.arange(num + 1, device=device, dtype=torch.int32) * width
+    return Packed(torch.arange(width, device=device).repeat(num, 1), starts, width)
 
 
 def count_rows(micro_batches: list[MicroBatch]) -> Tensor:

@@ -40,6 +40,19 @@ class StepShape(NamedTuple):
     gradient_accumulation: int = 1  # micro-batches
     rank: int = 0
     world_size: int = 1
+    num_records: int | None = None  # sequences of a step, of all ranks, that are records; None: all of them
+
+    @property
+    def size(self) -> int:
+        """Sequences of a step over all ranks that are records."""
+        whole = self.micro_batch_size * self.gradient_accumulation * self.world_size
+        return whole if self.num_records is None else self.num_records
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """List [first, end) among a step's records of each of this rank's micro-batches, as even as can be."""
+        parts = self.gradient_accumulation * self.world_size
+        mine = [number * self.world_size + self.rank for number in range(self.gradient_accumulation)]
+        return [(self.size * part // parts, self.size * (part + 1) // parts) for part in mine]
 
 
 class PackingPolicy(NamedTuple):
@@ -103,7 +116,7 @@ class StepBatches:
         self._make = _Maker(source, tokenizer, policy, packing is not None, kept, split and split.places)
         self._seed, self._workers = seed, workers
         self._at = _Place(0, 0)
-        self._group = self._size = shape.micro_batch_size * shape.gradient_accumulation * shape.world_size
+        self._group = self._size = shape.size
         self._fingerprint = source.fingerprint()
 
     @property
@@ -140,15 +153,16 @@ class StepBatches:
 
     def _work(self) -> Iterator[_Work]:
         epoch, num_done = self._at
-        shape, size = self._shape, self._shape.micro_batch_size
-        starts = [(number * shape.world_size + shape.rank) * size for number in range(shape.gradient_accumulation)]
+        bounds = self._shape.bounds()
+        while not self._size:  # a step of the student's own answers alone
+            yield _Work(self._at, [[] for _ in bounds])
         while True:
             if self._packing is None:
                 groups, whole = padded_epoch(self._units, self._seed, epoch, self._group), self._group
             else:
                 groups, whole = packed_epoch(self._packing.lengths, self._seed, epoch, self._policy.max_length), 1
             for taken, step in cut_into_steps(groups, self._size, whole, num_done):
-                yield _Work(_Place(epoch, taken), [step[at : at + size] for at in starts])
+                yield _Work(_Place(epoch, taken), [step[first:end] for first, end in bounds])
             epoch, num_done = epoch + 1, 0
 
 

@@ -31,6 +31,8 @@ _FREE = {
     "teacher": {"endpoint"},
 }
 
+_FREE_ROLLOUTS = {"shown", "most_shown", "server", "guards"}
+
 
 def run_identity(
     config: RunConfig, cache: dict[str, str] | None, contents: Mapping[str, str | None] | None = None
@@ -42,6 +44,8 @@ def run_identity(
         contents: hashes of what stands behind names: tokenizer, chat template, weights, DeepSpeed JSON.
     """
     sections = config.model_dump(exclude={"evaluation": True, "teacher": {"cache": {"path"}}})
+    for stage in sections["data"]["stages"]:
+        _leave_free(stage)
     found = {
         f"{section}.{key}": value
         for section, keys in sections.items()
@@ -51,6 +55,13 @@ def run_identity(
     }
     hashes = {CONTENT + name: digest for name, digest in (contents or {}).items()}
     return json.loads(json.dumps(found | hashes | {CACHE: cache}))
+
+
+def _leave_free(stage: dict[str, Any]) -> None:
+    """Take out of a stage what is free to change, and rollouts where it has none, as earlier versions wrote it."""
+    rollouts = stage.pop("rollouts", None)
+    if rollouts is not None:
+        stage["rollouts"] = {key: value for key, value in rollouts.items() if key not in _FREE_ROLLOUTS}
 
 
 def difference(was: dict[str, Any], now: dict[str, Any]) -> str | None:

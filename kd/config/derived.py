@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-from kd.config.schema import Data, Loss, Run, Teacher
+from kd.config.schema import Data, Loss, Rollouts, Run, RunConfig, Teacher, Training
 
 
 def uses_teacher(teacher: Teacher | None, loss: Loss) -> bool:
-    """Tell whether any term of the run ever reads the teacher's targets; without one the teacher is never run."""
+    """Tell whether any term over records ever reads the teacher's targets; without one it never answers for them."""
     if teacher is None:
         return False
     return loss.weights is None or loss.weights.kd > 0 or loss.weights.hard > 0
+
+
+def reads_teacher(config: RunConfig) -> bool:
+    """Tell whether a run ever reads the teacher's targets, over records or on the student's own answers."""
+    stages = (stage.rollouts for stage in config.data.stages)
+    distills = any(rollouts is not None and rollouts.distill > 0 for rollouts in stages)
+    return uses_teacher(config.teacher, config.loss) or config.teacher is not None and distills
+
+
+class StepSizes(NamedTuple):
+    """Sequences of one optimizer step of a stage, over all ranks."""
+
+    records: int
+    answers: int  # of the student, whole groups of `samples`
+
+
+def count_step(training: Training, world_size: int, rollouts: Rollouts | None) -> StepSizes:
+    """Count the sequences of a step: `share` of them, in whole groups, are answers. None is a stage without
+    rollouts."""
+    size = training.micro_batch_size * training.gradient_accumulation * world_size
+    if rollouts is None:
+        return StepSizes(size, 0)
+    answers = int(rollouts.share * size / rollouts.samples + 0.5) * rollouts.samples
+    answers -= rollouts.samples * (answers > size)
+    return StepSizes(size - answers, answers)
 
 
 def uses_temperature(loss: Loss) -> bool:

@@ -62,17 +62,19 @@ class Choice:
     """Text that must be one of `names()`, with the error of a Literal: `Annotated[str, Choice(FORMATS.names)]`.
 
     `names` is called at each validation, so that a name that a user's module registered before it counts.
+
+    own: text with this in it, not at an end, is the user's own and is taken as it is.
     """
 
-    def __init__(self, names: Callable[[], Iterable[str]]):
-        self.names = names
+    def __init__(self, names: Callable[[], Iterable[str]], *, own: str | None = None):
+        self.names, self._own = names, own
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self._check)
 
     def _check(self, value: Any) -> str:
         names = tuple(self.names())
-        if isinstance(value, str) and value in names:
+        if isinstance(value, str) and (value in names or self._own and self._own in value.strip(self._own)):
             return value
         quoted = [repr(name) for name in names]
         raise PydanticKnownError(

@@ -58,6 +58,11 @@ REWARDS: Registry[Any] = Registry(
 )
 """kd.rewards.reward.RewardFunction by the name that data.stages.*.rollouts.rewards takes."""
 
+ROLLOUT_ENGINES: Registry[Any] = Registry(
+    "rollout engine", {"local": "kd.rollouts.sampler:open_local", "vllm": "kd.rollouts.vllm_sampler:open_vllm"}
+)
+"""Functions from kd.rollouts.sampler.OpenSampler to a Sampler, by the name that data.stages.*.rollouts.engine takes."""
+
 _imported: list[str] = []
 
 

@@ -12,6 +12,7 @@ from kd.config.fields import Section
 from kd.config.sections.data import Data, DemoCorpus, Stage, TrainFiles, Until
 from kd.config.sections.evaluation import Evaluation
 from kd.config.sections.loss import EntropyWeighting, Loss, TeacherShare, Temperature, Weights
+from kd.config.sections.rollouts import Guard, Guards, Rollouts, Server
 from kd.config.sections.run import Run
 from kd.config.sections.student import Student, Tokenizer
 from kd.config.sections.teacher import Endpoint, Teacher, TeacherCache
@@ -23,10 +24,14 @@ __all__ = [
     "Endpoint",
     "EntropyWeighting",
     "Evaluation",
+    "Guard",
+    "Guards",
     "Loss",
     "Optimizer",
+    "Rollouts",
     "Run",
     "RunConfig",
+    "Server",
     "Stage",
     "Student",
     "Teacher",

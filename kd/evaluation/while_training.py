@@ -125,10 +125,12 @@ def open_validator(
     tokenizer,
     log: RunLog,
     ranks: Ranks,
+    copy: WholeCopy | None = None,
 ) -> Validator | None:
     """Encode the validation splits; None where the run has none. All ranks call it together.
 
     splits: of `kd.evaluation.held_out.read_validation`.
+    copy: of the student, for generation; by default one of its own.
 
     Raises:
         DataError: a record cannot be rendered or located.
@@ -149,7 +151,7 @@ def open_validator(
         TeacherForcedLoss(shared, engine, teacher if _is_live(config.teacher) else None, ranks, evaluation.every)
     ]
     if evaluation.generate_every is not None:
-        measures.append(GreedyMetrics(WholeCopy(model, engine.device), tokenizer, splits, evaluation))
+        measures.append(GreedyMetrics(copy or WholeCopy(model, engine.device), tokenizer, splits, evaluation))
     metric = training.keep_best
     return Validator(
         measures,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kd.objective.answer_loss import AnswerLoss
 from kd.objective.terms import TERMS, TermWeights
 from kd.rendering.spans import ARGS, INTEGRATION, TOOL, TRUTH
 from kernels import DenseTeacher, DistillOutput, Head, RowWeights, SparseTeacher, distill_loss, linear_distill_loss
@@ -30,13 +31,14 @@ class SpanRows(NamedTuple):
 
 
 class CombinedLoss(NamedTuple):
-    """`loss` carries gradient. `terms` [6] are the weighted sums in the order of `kd.objective.terms.TERMS`; they add
-    up to loss.
+    """`loss` carries gradient. `terms` [6] are the weighted sums in the order of `kd.objective.terms.TERMS`; they and
+    those of `answers` (kd/objective/answer_loss.py), where there are any, add up to loss.
     """
 
     loss: Tensor
     terms: Tensor
     rows: DistillOutput
+    answers: AnswerLoss | None = None
 
 
 def row_weights(bits: Tensor, weight: Tensor, counts: Tensor, terms: TermWeights, *, divisor: float = 1.0) -> SpanRows:

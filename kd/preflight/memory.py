@@ -76,6 +76,8 @@ class Job:
     on_cpu: bool
     teacher_offloaded: bool = False  # its weights in host memory
     packing_mask: bool = False  # packed records, kept apart by a mask (kd/models/hidden_states.py)
+    sampled_together: int = 0  # answers of the student, on a whole copy of it; 0 without rollouts
+    corrections: int = 0  # sequences of a micro-batch beyond micro_batch_size: answers that are trained corrected too
     is_capture: bool = False  # the teacher runs alone, and `student` has its sizes
 
     @property
@@ -138,7 +140,8 @@ def _student_states(job: Job) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _student_work(job: Job) -> dict[str, int]:
-    student, width, tokens = job.student, WIDTH[job.student_dtype], job.micro_batch_size * job.max_length
+    student, width = job.student, WIDTH[job.student_dtype]
+    tokens = (job.micro_batch_size + job.corrections) * job.max_length
     sharded = job.zero.get("stage", 0) == 3
     live = min(student.parameters, int(job.zero.get("stage3_max_live_parameters", 1e9))) if sharded else 0
     buckets = 2 if job.zero.get("overlap_comm") else 1
@@ -155,11 +158,23 @@ def _student_work(job: Job) -> dict[str, int]:
         "student activations": tokens * kept * width // 2,
         "mask of packed records": tokens * job.max_length * mask if job.packing_mask else 0,
         # dW of the head is summed in fp32 during forward, then cast
-        "gradient of the student's head": student.vocab_size * student.hidden_size * (4 + width),
+        "gradient of the student's head": student.vocab_size * student.hidden_size * (4 + width) * (1 + _samples(job)),
+        "whole copy of the student": student.parameters * width * _samples(job),
+        "key/value cache of sampled answers": job.sampled_together
+        * job.max_length
+        * 2
+        * student.num_layers
+        * student.kv_width
+        * width,
         "logits of one chunk": _chunk_rows(job)
         * width
         * (student.vocab_size + (job.teacher.vocab_size if job.teacher else 0)),
     }
+
+
+def _samples(job: Job) -> int:
+    """Return 1 where the student samples answers, whose loss is a second one beside the records', else 0."""
+    return int(job.sampled_together > 0)
 
 
 def _layer_bytes(job: Job) -> int:

@@ -9,7 +9,7 @@ import deepspeed.ops
 
 from kd.config.deepspeed.fill import offload_device
 from kd.config.deepspeed.read import read_ds_config
-from kd.config.derived import run_folder, uses_teacher
+from kd.config.derived import reads_teacher, run_folder
 from kd.config.schema import RunConfig, Training
 from kd.dtypes import multiplies_fp16
 from kd.preflight.memory import Job
@@ -23,7 +23,7 @@ def find_obstacles(config: RunConfig, job: Job, ranks_per_host: int) -> Iterator
     if not job.is_capture:
         yield from _run_folder(config)
     dtypes = {} if job.is_capture else {"student.dtype": config.student.dtype}
-    is_asked = job.is_capture or uses_teacher(config.teacher, config.loss)
+    is_asked = job.is_capture or reads_teacher(config)
     if config.teacher is not None and job.teacher is not None and is_asked:
         dtypes["teacher.dtype"] = config.teacher.dtype
     for key, dtype in dtypes.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedConfig
 
 from kd.config.deepspeed.fill import resolve_ds_config
-from kd.config.derived import longest_length
+from kd.config.derived import count_step, longest_length
 from kd.config.schema import RunConfig, Stage, Teacher, Training
 from kd.config.sections.student import MOST_LAYERS
 from kd.errors import SpanwiseError
@@ -235,6 +235,7 @@ def format_plan(plan: Plan) -> str:
 
 def _job(config: RunConfig, student: Shape, teacher: Shape | None, world_size: int, *, on_cpu: bool) -> Job:
     placement = config.teacher.placement if config.teacher else "replicated"
+    sampled_together, corrections = _sampling(config, world_size)
     return Job(
         student=student,
         teacher=teacher,
@@ -250,8 +251,23 @@ def _job(config: RunConfig, student: Shape, teacher: Shape | None, world_size: i
         eager_attention=config.student.attention_implementation == "eager",
         chunk_rows=config.loss.chunk_rows,
         on_cpu=on_cpu,
+        sampled_together=sampled_together,
+        corrections=corrections,
         packing_mask=config.data.packing != "none" and config.student.attention_implementation != "flash_attention_2",
     )
+
+
+def _sampling(config: RunConfig, world_size: int) -> tuple[int, int]:
+    """Return sampled_together and corrections of a Job, of the stage that takes the most."""
+    together = corrections = 0
+    parts = config.training.gradient_accumulation * world_size
+    for rollouts in filter(None, (stage.rollouts for stage in config.data.stages)):
+        if rollouts.engine == "local":
+            together = max(together, rollouts.batch_size)
+        if rollouts.repair and (rollouts.distill or rollouts.reward):
+            answers = -(-count_step(config.training, world_size, rollouts).answers // parts)
+            corrections = max(corrections, answers)
+    return together, corrections
 
 
 def _items(sizes: dict[str, int]) -> list[str]:

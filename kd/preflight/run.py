@@ -13,7 +13,7 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
-from kd.config.derived import longest_length, uses_teacher
+from kd.config.derived import longest_length, reads_teacher
 from kd.config.schema import RunConfig, Student, Teacher
 from kd.evaluation.answerers.local_model import count_positions
 from kd.evaluation.held_out import prepare_held_out
@@ -21,6 +21,8 @@ from kd.models.load import DTYPES, count_parameters, read_model_config
 from kd.models.student import run_student_config
 from kd.preflight.agreement import check_templates, check_tokenizers, check_vocabulary, read_other_tokenizers
 from kd.preflight.one_step import STEP_CHECK, check_one_step
+from kd.rollouts.readiness import judge_records
+from kd.sources.stages import stage_source
 
 _USABLE = 0.8  # of the memory that is free now
 _QUICK = 20_000_000  # parameters whose step takes seconds
@@ -37,7 +39,11 @@ def check_run(config: RunConfig, tokenizer, say: Callable[[str], None]) -> Itera
     yield run_check("chat templates agree", lambda: check_templates(others, tokenizer))
     yield run_check("vocabulary fits", lambda: check_vocabulary(student_config(), config.teacher, len(tokenizer)))
     yield run_check("held-out records can be asked", lambda: _check_held_out(config, tokenizer, student_config()))
-    teacher = config.teacher if uses_teacher(config.teacher, config.loss) else None
+    for number, stage in enumerate(config.data.stages):
+        if stage.rollouts is not None:
+            ask = partial(_judge_records, config, number, tokenizer)
+            yield run_check(f"answers of stage {stage.name} can be asked for and judged", ask)
+    teacher = config.teacher if reads_teacher(config) else None
     try:
         needed = _memory_needed(
             student_config(), config.student, teacher, config.training.micro_batch_size * max_length
@@ -59,6 +65,10 @@ def check_run(config: RunConfig, tokenizer, say: Callable[[str], None]) -> Itera
         yield from check_one_step(config, tokenizer)
     except (ValueError, OSError, RuntimeError) as error:
         yield {"name": STEP_CHECK, "ok": False, "detail": str(error)}
+
+
+def _judge_records(config: RunConfig, number: int, tokenizer) -> str:
+    return judge_records(config.data.stages[number], stage_source(config.data, number), tokenizer)
 
 
 def _check_held_out(config: RunConfig, tokenizer, student_config: PreTrainedConfig) -> str:

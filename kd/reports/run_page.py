@@ -8,6 +8,7 @@ It is made from the files in the run folder, so it can be made again at any time
     validation.jsonl an object a line: step, split, loss, terms and accuracies on records that are not trained
     evaluation.json  model -> split -> metrics (kd/evaluation/evaluate.py)
     cases.jsonl      every held-out case with each model's answer (kd/evaluation/evaluate.py)
+    rollouts.jsonl   some of the student's own answers, where a stage samples them; they get a page beside this one
     run.json         facts that no other file has; every key may be missing: teacher_parameters, student_parameters
                      (counts), wall_seconds, data (one line of text), notes (lines of text shown at the top)
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from kd.atomic_files import publish
+from kd.reports.answers_page import write_answers
 from kd.reports.case_cards import choose, draw_card
 from kd.reports.html import Html, el, join, page
 from kd.reports.plots import NUM_STAGE_COLOURS, draw_curve
@@ -68,9 +70,10 @@ def write_report(run_dir: str | Path, facts: dict[str, Any] | None = None) -> Pa
     metrics = [{_OLD_NAMES.get(key, key): value for key, value in line.items()} for line in lines]
     validation, validation_notes = _read_json_lines(run_dir / "validation.jsonl")
     cases, case_notes = _read_json_lines(run_dir / "cases.jsonl")
+    answers, answer_notes = _read_json_lines(run_dir / "rollouts.jsonl")
     evaluation = _read_json(run_dir / "evaluation.json")
     run = _read_json(run_dir / "run.json") if facts is None else facts
-    notes = [*run.get("notes", []), *metric_notes, *validation_notes, *case_notes]
+    notes = [*run.get("notes", []), *metric_notes, *validation_notes, *case_notes, *answer_notes]
     try:
         body = [
             _headline(run_dir.name, run, metrics, evaluation),
@@ -78,6 +81,7 @@ def write_report(run_dir: str | Path, facts: dict[str, Any] | None = None) -> Pa
             _scores(evaluation),
             _curves(metrics),
             _validation(validation, run.get("best")),
+            _answers(run_dir, answers),
             _cases(cases),
             _config(run_dir / "config.yaml"),
         ]
@@ -169,6 +173,22 @@ def _validation(lines: Sequence[dict], best: dict | None) -> Html:
         el("p", f"On records that are not trained; terms are means in nats a token.{chosen}", class_="soft"),
         _colour_keys("Splits: ", rows, "split"),
         el("div", *figures, class_="plots"),
+    )
+
+
+def _answers(run_dir: Path, lines: Sequence[dict]) -> Html:
+    try:
+        out = write_answers(run_dir, lines)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{run_dir}: rollouts.jsonl lacks {error}; move it away, and the report is made without it"
+        ) from error
+    if out is None:
+        return join()
+    link = el("a", out.name, href=out.name)
+    return join(
+        el("h2", "The student's own answers"),
+        el("p", f"{len(lines)} of them, with their rewards and corrections, token by token: ", link),
     )
 
 

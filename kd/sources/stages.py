@@ -64,7 +64,10 @@ def sources_to_look_at(data: Data) -> list[Source]:
 
 
 def stage_source(data: Data, index: int) -> Source:
-    """Open the records of one stage alone; each stage draws its own demo corpus. Refused lines are kept nowhere.
+    """Open the records of one stage alone. Refused lines are kept nowhere.
+
+    Each stage draws its own demo corpus, but one with rollouts has that of the first stage of the same mix: it asks
+    records that were trained.
 
     Raises:
         DataError: as `run_sources`, of this stage's files.
@@ -73,6 +76,8 @@ def stage_source(data: Data, index: int) -> Source:
     if stage.train is None:
         if data.demo is None or stage.mix is None:
             raise DataError(f"data.stages.{index}: neither train nor a mix of data.demo: give one of the two")
+        if stage.rollouts is not None:
+            index = next(at for at, other in enumerate(data.stages) if other.mix == stage.mix)
         return DemoSource(data.demo.num_records, data.demo.seed * 1000 + index, stage.mix)
     quarantine = Quarantine(None, data.max_bad_fraction)
     source = _index(data, stage.train, quarantine)

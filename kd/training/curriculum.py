@@ -12,6 +12,7 @@ from kd.batching.micro_batch import MicroBatch
 from kd.batching.prefetch import Ahead
 from kd.batching.steps import PackingPolicy, Split, StepBatches, StepShape, list_samples, measure
 from kd.batching.workers import num_workers
+from kd.config.derived import count_step
 from kd.config.schema import Data, Stage, Training
 from kd.distributed.ranks import Ranks
 from kd.rendering.encode import may_split
@@ -77,7 +78,11 @@ class Curriculum:
         refuse = self._data.max_bad_fraction > 0
         policy = FitPolicy(stage.max_length, self._data.too_long, self._missing, self._data.turns, refuse)
         shape = StepShape(
-            self._training.micro_batch_size, self._training.gradient_accumulation, ranks.rank, ranks.world_size
+            self._training.micro_batch_size,
+            self._training.gradient_accumulation,
+            ranks.rank,
+            ranks.world_size,
+            count_step(self._training, ranks.world_size, stage.rollouts).records,
         )
         packing = split = None
         if self._data.packing == "length" or may_split(self._tokenizer, policy.turns):

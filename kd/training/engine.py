@@ -24,12 +24,21 @@ from kd.checkpoints.format import CheckpointFormat
 from kd.config.schema import Loss, Optimizer
 from kd.errors import SpanwiseError, first_line
 from kd.models.hidden_states import check_packable
+from kd.objective.answer_loss import (
+    ANSWER_SUMS,
+    ANSWER_TERMS,
+    AnswerBatch,
+    AnswerInputs,
+    AnswerSettings,
+    answer_weights,
+)
 from kd.objective.loss import CombinedLoss, row_weights
 from kd.objective.student_loss import StudentWithLoss
 from kd.objective.terms import TERMS, TermWeights
 from kd.rendering.spans import BIT_NAMES
 from kd.teacher.source import TeacherSource
 from kd.training.optimizer import build_optimizer
+from kernels import DenseTeacher
 
 HITS = tuple(f"{name}_accuracy" for name in BIT_NAMES)
 SUMS = (*TERMS, *HITS, "teacher_agreement", "teacher_entropy")  # the columns of StepReport.sums
@@ -43,12 +52,29 @@ class StepReport(NamedTuple):
     """Result of one optimizer step on this rank.
 
     `sums` [12] fp32, on the device, by SUMS: weighted terms, then counts of hits and summed nats; add them over ranks.
-    `suspects`: ids of records whose rows were not finite, where the step was skipped.
+    `suspects`: ids of records whose rows were not finite, where the step was skipped. `answers` [5] fp32, on the
+    device, by ANSWER_SUMS: those of the student's own answers, to be added over ranks.
     """
 
     sums: Tensor
     skipped: bool
     suspects: tuple[str, ...]
+    answers: Tensor
+
+
+class AnswerStep(NamedTuple):
+    """The student's own answers in one optimizer step, on this rank.
+
+    Attributes:
+        batches: one a micro-batch of records.
+        counts: [9] float64, CPU, global: see `kd.objective.answer_loss.answer_weights`.
+        teacher: source of the teacher's targets on answers; None where distill is off.
+    """
+
+    batches: list[AnswerBatch]
+    counts: Tensor
+    settings: AnswerSettings
+    teacher: TeacherSource | None = None
 
 
 class StudentEngine:
@@ -133,6 +159,7 @@ class StudentEngine:
         terms: TermWeights,
         teacher: TeacherSource | None = None,
         step: int = 0,
+        answers: AnswerStep | None = None,
     ) -> StepReport:
         """Take one optimizer step over this rank's micro-batches; all ranks together.
 
@@ -141,20 +168,25 @@ class StudentEngine:
             counts: [4] float64, CPU, global: see `kd.objective.loss.row_weights`.
             teacher: source of the teacher's targets, or None.
             step: the optimizer step, from 0.
+            answers: of the student's own, trained beside the records.
         """
         skipped_before = self.skipped_steps
-        sums = torch.zeros(len(SUMS), device=self.device)
+        sums, own_sums = (torch.zeros(len(names), device=self.device) for names in (SUMS, ANSWER_SUMS))
         seen: list[tuple[MicroBatch, Tensor]] = []
-        for micro in micro_batches:
+        for number, micro in enumerate(micro_batches):
             micro = micro.to(self.device)
-            out = self._forward(micro, counts, terms, teacher, step, self._grad_scale())
+            own = None if answers is None else self._answer_inputs(answers, answers.batches[number], step)
+            out = self._forward(micro, counts, terms, teacher, step, self._grad_scale(), own)
             self._engine.backward(out.loss, scale_wrt_gas=False)
             self._engine.step()
             sums += self._sums(micro, out)
             # With forward_kl a teacher's NaN is in its entropy and not in the divergence.
             seen.append((micro, out.rows.nll + out.rows.divergence + out.rows.hard_nll + out.rows.teacher_entropy))
+            if own is not None and out.answers is not None:
+                own_sums += out.answers.sums / torch.tensor(self._own_divisors, device=self.device)
+                seen.append((own.batch.micro, out.answers.rows.nll + out.answers.rows.divergence))
         skipped = self.skipped_steps > skipped_before
-        return StepReport(sums, skipped, _suspects(seen) if skipped else ())
+        return StepReport(sums, skipped, _suspects(seen) if skipped else (), own_sums)
 
     @torch.no_grad()
     def measure(
@@ -186,10 +218,27 @@ class StudentEngine:
         teacher: TeacherSource | None,
         step: int,
         grad_scale: float,
+        answers: AnswerInputs | None = None,
     ) -> CombinedLoss:
         weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
         targets = teacher.targets(micro, terms.temperature, step) if teacher is not None else None
-        return self._engine(micro, weights, terms, targets, grad_scale)
+        return self._engine(micro, weights, terms, targets, grad_scale, answers)
+
+    def _answer_inputs(self, answers: AnswerStep, batch: AnswerBatch, step: int) -> AnswerInputs:
+        batch = batch.to(self.device)
+        weights = answer_weights(batch, answers.counts, answers.settings, divisor=self.world_size)
+        teacher = None
+        if answers.teacher is not None:
+            temperature = answers.settings.rollouts.distill_temperature
+            found = answers.teacher.targets(batch.micro, temperature, step)
+            assert isinstance(found, DenseTeacher), "kd/config/conflicts/rollouts.py asks for targets: dense"
+            teacher = found
+        return AnswerInputs(batch, weights, teacher, answers.settings)
+
+    @property
+    def _own_divisors(self) -> list[float]:
+        """What each of ANSWER_SUMS is divided by: the terms hold DeepSpeed's divisor, as records' do."""
+        return [float(self.world_size) if name in ANSWER_TERMS else 1.0 for name in ANSWER_SUMS]
 
     def grad_norm(self) -> float:
         """Return the global L2 norm of the last step's gradient, before clipping."""

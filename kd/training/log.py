@@ -1,4 +1,4 @@
-"""Run log: progress bar, console, metrics.jsonl, validation.jsonl, TensorBoard.
+"""Run log: progress bar, console, metrics.jsonl, validation.jsonl, rollouts.jsonl, TensorBoard.
 
 Only rank 0 writes. The .jsonl files hold one JSON object a line, flushed as written; a number that is not finite is
 null.
@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from kd.atomic_files import describe_failure, publish
 from kd.distributed.console import say
+from kd.toolcalls.json_values import encode_json
 from kd.training.trackers import Trackers
 
 try:
@@ -27,8 +28,8 @@ try:
 except ModuleNotFoundError:  # a machine that was lent may lack it, and metrics.jsonl has the same numbers
     SummaryWriter = None
 
-METRICS_FILE, VALIDATION_FILE = "metrics.jsonl", "validation.jsonl"
-_SHOWN = ("loss", "kd", "hard", "truth", "tool", "args", "integration")
+METRICS_FILE, VALIDATION_FILE, ROLLOUTS_FILE = "metrics.jsonl", "validation.jsonl", "rollouts.jsonl"
+_SHOWN = ("loss", "kd", "hard", "truth", "tool", "args", "integration", "distill", "repair", "reward", "reward_mean")
 
 
 class RunLog:
@@ -49,7 +50,7 @@ class RunLog:
 
     def resume_at(self, step: int) -> None:
         """Drop the lines past `step`, which will be written again."""
-        for path in (self._run_dir / METRICS_FILE, self._run_dir / VALIDATION_FILE):
+        for path in (self._run_dir / name for name in (METRICS_FILE, VALIDATION_FILE, ROLLOUTS_FILE)):
             if self._active and path.exists():
                 kept = [line for line in path.read_bytes().split(b"\n") if _step_of(line) <= step]
                 publish(path, b"".join(line + b"\n" for line in kept))
@@ -87,6 +88,12 @@ class RunLog:
             self._track(line, f"validation/{split}/")
             self.say(f"step {step:>6}  {split}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
+    def rollouts(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Keep some of the student's own answers, a line each."""
+        if self._active:
+            for line in lines:
+                self._try(lambda line=line: self._append(ROLLOUTS_FILE, encode_json(line).decode()))
+
     def close(self) -> None:
         """Close the files, the trackers and the progress bar."""
         self._bar.close()
@@ -112,15 +119,18 @@ class RunLog:
             self._fails = True
 
     def _write(self, name: str, values: Mapping[str, Any], prefix: str) -> None:
-        if name not in self._files:  # by line: what was measured must survive a kill
-            self._files[name] = (self._run_dir / name).open("a", encoding="utf-8", buffering=1)
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
-        self._files[name].write(json.dumps(clean, allow_nan=False) + "\n")
+        self._append(name, json.dumps(clean, allow_nan=False))
         try:
             self._draw({prefix + k: v for k, v in clean.items() if isinstance(v, (int, float)) and k != "step"}, values)
         except OSError as error:
             self._board = None
             self.say(f"TensorBoard's curves end here ({error.strerror or error}); training goes on")
+
+    def _append(self, name: str, text: str) -> None:
+        if name not in self._files:  # by line: what was measured must survive a kill
+            self._files[name] = (self._run_dir / name).open("a", encoding="utf-8", buffering=1)
+        self._files[name].write(text + "\n")
 
     def _draw(self, numbers: Mapping[str, float], values: Mapping[str, Any]) -> None:
         if not self._has_tried_board:

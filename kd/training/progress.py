@@ -53,10 +53,12 @@ class Progress:
     tally: Tally = field(default_factory=Tally)
     window: Window = field(default_factory=Window)
     best: Best | None = None  # by training.keep_best
+    answers: dict[str, Any] | None = None  # of the stage: kd.training.process.Process.state_dict at a checkpoint
 
     def next_stage(self) -> None:
         """Move to the first step of the stage that follows."""
-        self.stage, self.stage_step, self.loss_mean, self.data = self.stage + 1, 0, (0.0, 0.0), None
+        self.stage, self.stage_step, self.loss_mean = self.stage + 1, 0, (0.0, 0.0)
+        self.data = self.answers = None
 
     def see_loss(self, loss: float) -> None:
         """Update the stage's running mean."""

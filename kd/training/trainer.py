@@ -12,6 +12,7 @@ import torch
 from kd.config.derived import quarantine_file
 from kd.config.schema import RunConfig, Stage
 from kd.errors import SpanwiseError
+from kd.objective.answer_loss import ANSWER_TERMS
 from kd.objective.terms import TERMS, TermWeights, weights_at
 from kd.records.quarantine import keep_refused
 from kd.rendering.spans import BIT_NAMES
@@ -20,6 +21,7 @@ from kd.training.curriculum import Curriculum, StageStep
 from kd.training.engine import SUMS, StepReport, StudentEngine
 from kd.training.log import RunLog, memory_gib
 from kd.training.optimizer import learning_rate
+from kd.training.process import Process
 from kd.training.progress import Progress
 from kd.training.stopping import StopRequest
 from kd.training.tally import LEFT_OUT, NO_TARGETS, REFUSED, TOO_LONG, StepTally, Tally, tally_step
@@ -52,6 +54,13 @@ class Saver(Protocol):
     def load(self) -> dict | None: ...
 
 
+class Beside(NamedTuple):
+    """Work of a run beside its steps over records."""
+
+    validator: Validator | None = None  # measurements while it trains
+    process: Process | None = None  # the student's own answers, where a stage has rollouts
+
+
 class Trainer:
     """Optimizer steps of one run; every rank makes one and calls `run`.
 
@@ -59,7 +68,7 @@ class Trainer:
         config: loss, optimizer, training and data.max_bad_fraction are read.
         curriculum: data of each step.
         checkpoints: saved to every save_every steps, at the end and on a signal, and resumed from; None keeps none.
-        validator: measurements while it trains; None makes none.
+        beside: measurements and the student's own answers; None for neither.
         begin: called on every rank once the run is on its way: after resuming (True), or after its first step (False).
     """
 
@@ -70,13 +79,14 @@ class Trainer:
         teacher: TeacherSource | None,
         curriculum: Curriculum,
         log: RunLog,
-        *,
         checkpoints: Saver | None = None,
-        validator: Validator | None = None,
+        *,
+        beside: Beside | None = None,
         begin: Callable[[bool], None] = lambda resumed: None,
     ):
         self._config, self._engine, self._teacher, self._curriculum = config, engine, teacher, curriculum
-        self._log, self._ranks, self._checkpoints, self._validator = log, curriculum.ranks, checkpoints, validator
+        self._log, self._ranks, self._checkpoints = log, curriculum.ranks, checkpoints
+        self._validator, self._process = beside or Beside()
         self._quarantine = quarantine_file(config.data, config.run)
         self._begin, self._has_begun = begin, False
         self._progress = Progress()
@@ -129,11 +139,18 @@ class Trainer:
         if step.following and self._teacher is not None:
             self._teacher.prefetch(step.following, self._terms(at.step + 1).temperature)
         self._engine.set_learning_rate(rate)
-        report = self._engine.train_step(step.micro_batches, tally.rows, terms, self._teacher, at.step)
+        answers = None if self._process is None else self._process.look(at)
+        report = self._engine.train_step(step.micro_batches, tally.rows, terms, self._teacher, at.step, answers)
         at.step, at.stage_step, at.data = at.step + 1, at.stage_step + 1, step.state
         at.tally.add(step.stage.name, tally.left_out, refusals)
         at.tokens, at.window.tokens = at.tokens + tally.num_tokens, at.window.tokens + tally.num_tokens
         at.window.samples += tally.num_samples
+        if self._process is not None:
+            self._process.advance(at, report)
+            at.tokens, at.window.tokens = (
+                at.tokens + self._process.num_tokens,
+                at.window.tokens + self._process.num_tokens,
+            )
         if report.skipped:
             at.skipped_in_a_row, at.num_skipped = at.skipped_in_a_row + 1, at.num_skipped + 1
             self._report_skip(report.suspects)
@@ -214,6 +231,9 @@ class Trainer:
             keep_refused(self._quarantine, lines)
 
     def _save(self) -> None:
+        answers = None if self._process is None else self._process.state_dict(self._progress.stage)
+        if answers is not None:
+            self._progress.answers = answers
         if self._checkpoints is not None:
             self._checkpoints.save(self._progress.step, self._progress.state_dict())
 
@@ -259,8 +279,11 @@ class Trainer:
         values = dict(zip(SUMS, self._ranks.sum(window.sums[: len(SUMS)].clone()).tolist()))
         rows = dict(zip(BIT_NAMES, window.sums[len(SUMS) :].tolist()))
         line = {"step": at.step, "stage": stage.name, "seconds": round(at.seconds, 3)}
+        own: dict[str, float] = {}
         if window.steps:
             terms = {name: values[name] / window.steps for name in TERMS}
+            own = self._process.line() if self._process is not None else {}
+            terms |= {name: own.pop(name) for name in ANSWER_TERMS if name in own}
             line |= {"loss": sum(terms.values()), **terms}
             line |= {f"{name}_accuracy": values[f"{name}_accuracy"] / count for name, count in rows.items() if count}
             if self._teacher is not None and rows["truth"]:
@@ -276,6 +299,7 @@ class Trainer:
             "sequences": window.samples,
             "memory_gib": memory_gib(self._engine.device),
             "skipped_steps": self._engine.skipped_steps,
+            **own,
         }
         self._log.line(line)
         window.restart(at.seconds)

@@ -43,7 +43,7 @@ def test_every_run_comes_once_and_after_those_it_needs():
             assert {Cell(source, cell.num_records, TUNING_SEED, rate) for rate in RATES} <= before
         if METHODS[cell.method].as_long_as is not None:
             assert Cell(METHODS[cell.method].as_long_as, cell.num_records, cell.seed) in before
-            assert Cell("ce", cell.num_records, cell.seed) in before
+            assert Cell(METHODS[cell.method].paced_by, cell.num_records, cell.seed) in before
     assert {cell.num_records for cell in cells if cell.method == "ce"} == set(RECORDS)
 
 

@@ -124,6 +124,12 @@ class Table:
         everything = ("teacher.targets=topk", f"teacher.top_k={self.vocab_size}")
         sampled = ("teacher.targets=sampled", "teacher.num_draws=20")
 
+        # Two records and two answers in each step, on every split of it.
+        answers = (
+            "data.stages.0.rollouts={share: 0.5, samples: 2, distill: 0.7, repair: 1.0, reward: 0.5, "
+            "max_new_tokens: 12, batch_size: 2, engine: ending, distill_no_tool: true, "
+            'rewards: {"__main__:by_text": 1}}',
+        )
         full_cache, draws = f"kind: topk, precision: fp32, top_k: {self.vocab_size}", "kind: sampled, num_draws: 20"
         adamw = ("optimizer.lr=0.01", "training.steps=2", "training.micro_batch_size=2")
         return {
@@ -138,6 +144,8 @@ class Table:
                 cached("cached_topk", 1, full_cache, accumulation=2),
                 cached("cached_sampled", 1, draws, accumulation=2),
                 cached("cached_packed", 1, draws, *packed),
+                scenario("answers", *answers, accumulation=4),
+                scenario("answers_packed", *answers, *packed, "training.micro_batch_size=4"),
                 scenario("zero2", f"training.deepspeed={out}/ds2.json", accumulation=4),
                 scenario("one", file("one"), accumulation=2),
                 scenario("seen", *seen, "optimizer.lr=1e-30", "run.name=seen1", accumulation=4),
@@ -152,6 +160,9 @@ class Table:
                 scenario("split_tied", tied, accumulation=2, export=True),
                 scenario("wide", "training.micro_batch_size=2"),
                 scenario("wide_tied", tied, "training.micro_batch_size=2"),
+                scenario("answers", *answers, accumulation=2),
+                scenario("answers_wide", *answers, "training.micro_batch_size=2"),
+                scenario("answers_zero2", *answers, f"training.deepspeed={out}/ds2.json", accumulation=2),
                 scenario("zero2", f"training.deepspeed={out}/ds2.json", accumulation=2),
                 scenario("lonely", file("lonely")),
                 scenario("one", file("one")),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from pathlib import Path
 
 import deepspeed
@@ -28,6 +29,7 @@ from kd.checkpoints.export_hf import export_student
 from kd.config.deepspeed.fill import resolve_ds_config
 from kd.config.derived import longest_length
 from kd.config.load import load_config
+from kd.config.registries import ROLLOUT_ENGINES
 from kd.distributed.collectives import on_rank_0
 from kd.distributed.ranks import Ranks
 from kd.distributed.start import start_distributed
@@ -35,14 +37,19 @@ from kd.evaluation.held_out import read_held_out, read_validation
 from kd.evaluation.while_training import open_validator
 from kd.models.student import build_student
 from kd.models.tokenizer import load_tokenizer
+from kd.models.whole_copy import WholeCopy
+from kd.rewards.reward import Reward
+from kd.rollouts.decode import Sampled
+from kd.rollouts.sampler import LocalSampler
 from kd.sources.stages import run_sources
 from kd.teacher.capture.capture import capture
 from kd.teacher.open import open_teacher
 from kd.teacher.source import OpenTeacher
 from kd.training.curriculum import Curriculum
 from kd.training.engine import StudentEngine
+from kd.training.process import ProcessInputs, open_process
 from kd.training.tally import NO_TARGETS, REFUSED, TOO_LONG, TRUNCATED
-from kd.training.trainer import Trainer
+from kd.training.trainer import Beside, Trainer
 
 COUNTED = {"too_long": TOO_LONG, "no_signal": NO_TARGETS, "refused": REFUSED, "truncated": TRUNCATED}
 
@@ -51,7 +58,7 @@ class Lines:
     """Stands in for RunLog and keeps what it is told; on every rank."""
 
     def __init__(self):
-        self.rows, self.said, self.seen = [], [], []
+        self.rows, self.said, self.seen, self.shown = [], [], [], []
         self.say, self.line = self.said.append, self.rows.append
 
     def advance(self) -> None:
@@ -59,6 +66,26 @@ class Lines:
 
     def validation(self, step: int, values: dict) -> None:
         self.seen.append((step, values))
+
+
+class Ending(LocalSampler):
+    """The local sampler, its answers ended by a stop: a student of random weights hardly ever says one."""
+
+    def __init__(self, request):
+        super().__init__(request)
+        self._stop = request.stop_ids[0]
+
+    def sample(self, prompts, seeds):
+        drawn = super().sample(prompts, seeds)
+        return [Sampled([*ids[:-1], self._stop], known) for ids, known in drawn]
+
+
+ROLLOUT_ENGINES.register("ending", Ending)
+
+
+def by_text(record, turn, text, calls):
+    """A reward that two answers of random words do not share."""
+    return Reward(zlib.crc32(text.encode()) % 1009 / 1009)
 
 
 class Poisoned:
@@ -146,7 +173,19 @@ def run(scenario: dict, out: Path) -> dict:
     held_out = read_held_out(config.data, config.evaluation.num_records)
     validation = read_validation(config.data, config.evaluation.num_records, held_out)
     validator = open_validator(config, validation, engine, teacher, tokenizer, log, ranks)
-    result = Trainer(config, engine, teacher, curriculum, log, validator=validator).run()
+    given = ProcessInputs(
+        sources,
+        tokenizer,
+        model,
+        WholeCopy(model, engine.device),
+        teacher,
+        ranks,
+        export=lambda path: None,
+        say=log.say,
+        show=log.shown.extend,
+    )
+    process = open_process(config, given)
+    result = Trainer(config, engine, teacher, curriculum, log, beside=Beside(validator, process)).run()
     counts = {f"num_{name}": result.tally.count(reason) for name, reason in COUNTED.items()}
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")
@@ -155,6 +194,7 @@ def run(scenario: dict, out: Path) -> dict:
         "lines": log.rows,
         "said": log.said,
         "seen": log.seen,
+        "shown": log.shown,
         "reports": reports,
         "partitioned": partitioned,
         "training": all(module.training for module in model.modules()),

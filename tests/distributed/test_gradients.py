@@ -295,3 +295,32 @@ def test_a_record_that_cannot_be_rendered_is_left_out_where_it_may_be_and_kept_o
     for name in ("left_out", "too_many"):
         (refused,) = map(json.loads, (runs.folder / name / "refused.jsonl").read_text().splitlines())
         assert refused["stage"] == "a" and "holds '<|end|>'" in refused["reason"]
+
+
+@pytest.mark.parametrize("split", ["answers", "answers_wide"])
+def test_the_students_own_answers_and_their_gradient_depend_on_no_split(runs, split):
+    """1 rank x accumulation 4 against 2 ranks x 2 and 2 x 1: the same answers, terms and gradient."""
+    one, other = runs(1, "answers"), runs(2, split)
+    assert "error" not in other, other.get("error")
+    shown = [(line["prompt"], line["sample"], line["tokens"], line["advantage"]) for line in one["shown"]]
+    assert shown == [(line["prompt"], line["sample"], line["tokens"], line["advantage"]) for line in other["shown"]]
+    assert len(shown) == 2 and not runs(2, split, rank=1)["shown"]
+    assert shown[0][3] == pytest.approx(-shown[1][3]) and shown[0][3] != 0
+    for name in ("distill", "repair", "reward"):
+        assert one["lines"][0][name] and other["lines"][0][name] == pytest.approx(one["lines"][0][name], rel=1e-5)
+    assert_same(gradients(other), gradients(one))
+    plain, with_answers = gradients(runs(1, "split")), gradients(one)
+    assert any((plain[name] - with_answers[name]).abs().max() > 1e-4 for name in plain)
+
+
+def test_answers_under_zero2(runs):
+    run = runs(2, "answers_zero2")
+    assert "error" not in run, run.get("error")
+    assert all(run["lines"][0][name] for name in ("distill", "repair", "reward"))
+
+
+def test_answers_stand_beside_packed_records(runs):
+    packed, padded = runs(1, "answers_packed"), runs(1, "answers")
+    assert "error" not in packed, packed.get("error")
+    assert [len(line["tokens"]) for line in packed["shown"]] == [len(line["tokens"]) for line in padded["shown"]]
+    assert packed["lines"][0]["distill"] and packed["lines"][0]["sequences"] >= 1

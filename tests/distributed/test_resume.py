@@ -155,6 +155,30 @@ def test_killed_at_one_number_of_ranks_it_goes_on_at_another(tmp_path, first, th
             assert one[name] == pytest.approx(other[name], rel=1e-4), (one["step"], name)
 
 
+@pytest.mark.slow
+def test_killed_between_two_rounds_or_inside_one_the_answers_are_the_same(tmp_path):
+    """Rounds of three steps, checkpoints every four: what was sampled and not yet trained is not sampled again."""
+    demo.build_tokenizer(tmp_path / "tokenizer", vocab_size=420, num_records=200)
+    rollouts = (
+        "data.stages.1.rollouts={share: 0.5, samples: 2, repair: 1, reward: 1, max_new_tokens: 24, sync_every: 3, "
+        "guards: {unfinished: null}, rewards: {json_valid: 1, refrains: 1}}"
+    )
+    given = ("--set", rollouts)
+    finish(tmp_path, "whole", 2, *given)
+    killed = tmp_path / "killed"
+    kill_after_two_checkpoints(start(tmp_path, "killed", 2, *given), killed / "checkpoints")
+    assert not (killed / "run.json").exists(), "it finished before it was killed"
+    finish(tmp_path, "killed", 2, *given)
+    for name in ("student/model.safetensors", "rollouts.jsonl"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    apart = ("sampling_seconds", "sampled_tokens_per_second")
+    rows = [
+        [{k: v for k, v in row.items() if k not in apart} for row in numbers(folder)]
+        for folder in (killed, tmp_path / "whole")
+    ]
+    assert rows[0] == rows[1] and any("repair" in row for row in rows[0])
+
+
 def test_every_damage_is_named(tmp_path):
     from kd.checkpoints.store import MANIFEST
     from kd.hashing import sha256

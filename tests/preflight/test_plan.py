@@ -114,6 +114,23 @@ def test_memory_by_stage_offload_and_precision():
     assert states(3, offload_optimizer={"device": "none"})[1] == {}
 
 
+def test_sampling_takes_a_whole_copy_a_cache_and_the_corrections(configure):
+    """bf16: the copy 2 bytes a parameter; keys and values of 16 answers of 20 tokens, one layer of width 4; a second
+    gradient of the head, and half the micro-batch again.
+    """
+    rollouts = "data.stages.1.rollouts={max_new_tokens: 8, samples: 2, repair: 1, reward: 1, share: 0.4}"
+    with_answers, without = (
+        plan_run(configure({"stage": 3}, overrides=("student.dtype=bf16", *one)), 2, GIB, GIB).device_bytes
+        for one in ((rollouts,), ())
+    )
+    assert with_answers["whole copy of the student"] == 2 * PARAMETERS and "whole copy of the student" not in without
+    assert with_answers["key/value cache of sampled answers"] == 16 * 20 * 2 * 1 * 4 * 2
+    head = "gradient of the student's head"
+    assert with_answers[head] == 2 * without[head]
+    # 12 of a step's 30 sequences are answers: two in the fullest of ten micro-batches of three
+    assert with_answers["student activations"] * 3 == without["student activations"] * 5
+
+
 def test_checkpointing_keeps_each_layers_input_and_one_layer():
     deep = Shape(PARAMETERS, 8, 16, 6, 8, 4, 2, 100, False)
     layer = 2 * (16 + 32 + 8 + 64) + 160

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kd.config.conflicts.data import data_conflicts
 from kd.config.conflicts.loss import loss_conflicts, schedule_conflicts
+from kd.config.conflicts.rollouts import rollout_conflicts
 from kd.config.conflicts.student import student_conflicts
 from kd.config.conflicts.teacher import teacher_conflicts
 from kd.config.conflicts.validation import validation_conflicts
@@ -18,6 +19,7 @@ def find_conflicts(config: RunConfig) -> Iterator[Conflict]:
     yield from teacher_conflicts(config)
     yield from student_conflicts(config)
     yield from data_conflicts(config)
+    yield from rollout_conflicts(config)
     yield from loss_conflicts(config)
     yield from schedule_conflicts(config)
     yield from validation_conflicts(config)

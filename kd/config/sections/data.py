@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from kd.config.fields import Choice, Fraction, NotNegative, Place, Positive, Section, Steps, Text
 from kd.config.registries import FORMATS
 from kd.config.sections.hub_address import KEYS, Records, make_address
+from kd.config.sections.rollouts import Rollouts
 
 DEMO_KINDS = ("echo", "single", "parallel", "multi", "none", "chat", "near", "missing", "answered", "fits")
 DEMO_HELD_OUT, DEMO_VALIDATION = ("unseen_values", "unseen_tools"), ("validation",)
@@ -75,6 +76,8 @@ class Stage(Section):
     """Longest record in tokens, from 1 to 16,777,216, which no model reaches; with packing also the length of a row."""
     until: Until | None = None
     """When to go to the next stage; the last stage lasts to the end of training and has none."""
+    rollouts: Rollouts | None = None
+    """Train on the student's own answers to the stage's prompts too (docs/process.md)."""
 
 
 class Data(Section):
