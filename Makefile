@@ -2,6 +2,7 @@
 # make test    run the tests
 # make check   lint, check the format and the types
 # make docs    build the pages of docs/ into site/
+# make gpu-kit collect the wheels that benchmarks/gpu_suite.py needs on a bare GPU machine, into build/gpu_kit
 # make proof   make every run of benchmarks/proof.py that is not done; hours on a CPU, resumed by the same command
 # Each makes .venv, installs requirements.txt into it once, and runs; a second run installs nothing. check and docs add their
 # own tools to the same .venv.
@@ -20,12 +21,13 @@ RANKS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/nu
 # DeepSpeed warns of each process that finds no GPU; --quiet leaves the launcher's errors.
 TRAIN = PATH="$(BIN):$$PATH" $(if $(RANKS),DS_ACCELERATOR=cpu) deepspeed --quiet $(RANKS) launch/train.py
 
-.PHONY: help demo test check docs proof teacher clean
+.PHONY: help demo test check docs gpu-kit proof teacher clean
 help:
 	@echo "make demo      distil the demo's student from its teacher; the report is runs/demo/report.html"
 	@echo "make test      run all tests"
 	@echo "make check     ruff (lint and format) and pyright on the sources"
 	@echo "make docs      build the documentation; it opens at site/index.html"
+	@echo "make gpu-kit   the wheels that benchmarks/gpu_suite.py needs on a bare GPU machine, into build/gpu_kit"
 	@echo "make proof     the runs behind the claim that distilling with spans pays; resumed by the same command"
 	@echo "make teacher   train the demo's teacher again (configs/demo_teacher/)"
 	@echo "make clean     remove .venv (runs/ is yours and stays)"
@@ -45,6 +47,9 @@ check: $(DEV_STAMP)
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open site/index.html"
+
+gpu-kit: $(STAMP)
+	$(BIN)/python tools/gpu_kit.py
 
 proof: $(STAMP)
 	PATH="$(BIN):$$PATH" $(BIN)/python benchmarks/proof.py

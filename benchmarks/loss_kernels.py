@@ -1,3 +1,4 @@
+# type: ignore  # pyright checks kd, kernels and launch (pyproject.toml)
 """The loss kernels against eager PyTorch, torch.compile and Liger: loss and gradient, through loss.backward().
 
     python benchmarks/loss_kernels.py                                   all shapes, benchmarks/results/loss_kernels.json
@@ -44,6 +45,7 @@ from benchmarks.measure import (
 from benchmarks.methods import (
     OVERWRITES,
     Data,
+    NotInstalledError,
     Way,
     Workload,
     bare_gemms,
@@ -95,12 +97,14 @@ def measure_row(
             no_fallback()
         way = make()
         if way is None:
-            return row | {"skipped": "this peer has no such loss, or is not installed"}
+            return row | {"skipped": "this peer has no such loss"}
         few = work._replace(num_rows=min(work.num_rows, chosen.gate_rows))
         row["parity"] = check(way, few, device, is_ours=name.startswith("ours"))._asdict()
         if not row["parity"]["passed"]:
             return row | {"skipped": "parity check failed"}
         return row if chosen.parity_only else row | _timed(name, way, work, device, copy, chosen.seconds)
+    except NotInstalledError as error:
+        return row | {"skipped": str(error)}
     except (
         Exception
     ) as error:  # a way that cannot run one shape must not cost the others; what it said is in the results

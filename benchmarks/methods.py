@@ -1,3 +1,4 @@
+# type: ignore  # pyright checks kd, kernels and launch (pyproject.toml)
 """Workloads that loss_kernels.py compares, and the ways to compute them.
 
 A way takes a workload's data and gives the loss of leaves that require gradient; the benchmark runs it backward. Row
@@ -8,6 +9,7 @@ kernel tests).
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,6 +32,10 @@ from kernels import (
 SHARES = {"kd": (1.0, 0.0, 0.0), "kd+ce": (0.5, 0.375, 0.125), "ce": (0.0, 0.75, 0.25)}
 OVERWRITES = ("ours (in place)", "liger")  # ways after which the student's logits are gone
 _SPREAD = 3.0  # standard deviation of the logits
+
+
+class NotInstalledError(Exception):
+    """A peer whose package is missing."""
 
 
 class Workload(NamedTuple):
@@ -158,11 +164,11 @@ def compiled() -> Way:
 
 
 def liger(work: Workload) -> Way | None:
-    """Liger's way to the same loss, or None where it has none or is not installed."""
-    try:
-        from liger_kernel import transformers as kernels_of_liger
-    except ImportError:
-        return None
+    """Return Liger's way to the same loss, or None where it has none. Raises NotInstalledError."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise NotInstalledError("not installed: liger-kernel")
+    from liger_kernel import transformers as kernels_of_liger  # one that is broken says so itself
+
     kd, *ce = SHARES[work.terms]
     beta = {"forward_kl": 0.0, "reverse_kl": 1.0}.get(work.divergence, work.beta)
     if work.family == "linear" and work.terms == "ce":

@@ -40,6 +40,25 @@ def resolve_chunk_rows(chunk_rows: int | None, width: int, dtype: torch.dtype, d
     return chunk_rows
 
 
+_ROUND_ROWS = 256  # to which a product's tiles fit: a chunk of 2731 rows would leave the last of them mostly empty
+_ROUNDED_FROM = 1024
+
+
+def chunks(num_rows: int, chunk_rows: int) -> list[slice]:
+    """Cut rows into as few chunks of at most chunk_rows as there can be: even ones, or large ones of whole 256 rows.
+
+    A last chunk of a row or two would cost as much as any, and BLAS sums so few rows less exactly. No rows are a chunk.
+    """
+    count = max(1, -(-num_rows // chunk_rows))
+    edges = [num_rows * index // count for index in range(count + 1)]
+    size = -(-num_rows // count // _ROUND_ROWS) * _ROUND_ROWS
+    if size > chunk_rows:
+        size -= _ROUND_ROWS
+    if size >= _ROUNDED_FROM and -(-num_rows // size) == count:
+        edges = [min(size * index, num_rows) for index in range(count + 1)]
+    return [slice(first, last) for first, last in zip(edges, edges[1:])]
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of sums: fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

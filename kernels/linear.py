@@ -23,7 +23,7 @@ from kernels.contract import (
     SparseTeacher,
     take_rows,
 )
-from kernels.head import check_head, head_logits, resolve_chunk_rows, wide
+from kernels.head import check_head, chunks, head_logits, resolve_chunk_rows, wide
 from kernels.logits import choose_rows
 
 
@@ -110,10 +110,7 @@ def _run(
     grads = _Gradients(hidden, head, wanted)
     rows = RowsInChunks(num_rows)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        # Even sizes: a last chunk of a row or two would cost as much as any, and BLAS sums so few rows less exactly.
-        num_chunks = max(1, -(-num_rows // chunk_rows))
-        for index in range(num_chunks):
-            part = slice(num_rows * index // num_chunks, num_rows * (index + 1) // num_chunks)
+        for part in chunks(num_rows, chunk_rows):
             logits = head_logits(hidden[part], head)
             target = None
             if grads.wanted:

@@ -1,16 +1,20 @@
+# type: ignore  # pyright checks kd, kernels and launch (pyproject.toml)
 """The benchmarks run end to end without a GPU at tiny sizes, and write what readers of the results count on."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from argparse import Namespace
 
 import pytest
 import torch
 
-from benchmarks import gpu_suite, loss_kernels, measure, methods, parity, targets
+from benchmarks import counters, gpu_parts, gpu_suite, loss_kernels, measure, methods, parity, targets
 from helpers import kernel_cases, sparse_cases
 
 FACTS = {"schema", "date", "device", "versions", "commit"}
@@ -157,9 +161,11 @@ def test_median_and_spread(monkeypatch):
 
 
 def test_suite_survives_what_a_part_does(tmp_path):
-    def ended(*codes, seconds=30.0, needs=()):
+    def ended(*codes, seconds=30.0, needs=(), tools=()):
         commands = [[sys.executable, "-c", code] for code in codes]
-        return gpu_suite.run_part(gpu_suite.Part("part", 1.0, commands, {}, needs), seconds, tmp_path, dict(os.environ))
+        return gpu_suite.run_part(
+            gpu_suite.Part("part", 1.0, commands, {}, needs, tools), seconds, tmp_path, dict(os.environ)
+        )
 
     assert ended("print(1)")["ended"] == "passed" and ended("print(1)")["last_lines"] == [["1"]]
     assert ended("raise SystemExit(3)", "print(1)")["ended"] == "exit 3"
@@ -169,6 +175,7 @@ def test_suite_survives_what_a_part_does(tmp_path):
     assert ended(child, "print(1)", seconds=1.5)["ended"] == "out of time" and time.monotonic() - start < 20
     assert "999.25" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert ended("", needs=("torch", "no_such_package"))["ended"] == "not run: needs no_such_package"
+    assert ended("", tools=("no_such_program",))["ended"] == "not run: needs no_such_program"
     assert ended("print('{minutes}')", seconds=75.0)["last_lines"] == [["1.00"]]
 
 
@@ -178,10 +185,10 @@ def test_summary(tmp_path):
         for name, time in (("eager", 6.0), ("liger", 3.0), ("ours", 2.0))
     ]
     rows.append(dict(WORKS[1]._asdict(), method="ours", skipped="parity check failed"))
-    measure.write_json(tmp_path / "loss_kernels.json", {"rows": rows})
+    measure.write_json(tmp_path / "timings.json", {"rows": rows})
     assert gpu_suite.summary(tmp_path)[:3] == [
-        "loss_kernels: ours sparse 5x300: parity check failed",
-        "loss_kernels: ours dense kd+ce forward_kl 5x300: 2.000 ms, 1.50 times the speed of liger",
+        "timings: ours sparse 5x300: parity check failed",
+        "timings: ours dense kd+ce forward_kl 5x300: 2.000 ms, 1.50 times the speed of liger",
         "target: dense kd+ce 8192x151936: not measured",
     ]
 
@@ -220,21 +227,119 @@ def test_time_by_kernel():
     assert all(part["launches"] == 1 for part in found if part["name"] == "aten::mm")
 
 
-def test_rehearsal_of_the_suite(tmp_path):
-    """The part that costs least; the others are the same commands as on a GPU, with other shapes."""
-    pytest.importorskip("triton")
-    done = run("benchmarks/gpu_suite.py", "--out", tmp_path, "--minutes", "3", "--rehearse", "--only", "tune")
+ABSENT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("httpx2", "hypothesis", "datasets", "liger_kernel"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture
+def bare_machine(tmp_path, monkeypatch):
+    """Programs find no package that a bare GPU machine lacks and tools/gpu_kit.py does not bring."""
+    folder = tmp_path / "absent"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(ABSENT)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def rehearse(tmp_path, *only):
+    out, work = tmp_path / "out", tmp_path / "work"
+    minutes = "3" if only else "30"
+    options = ("--out", out, "--work", work, "--minutes", minutes, "--rehearse", *(["--only", *only] if only else []))
+    done = run("benchmarks/gpu_suite.py", *options)
     assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
-    suite = json.loads((tmp_path / "suite.json").read_text())
-    assert set(suite) >= FACTS and suite["rehearsal"] and [part["ended"] for part in suite["parts"]] == ["passed"]
-    layouts = json.loads((tmp_path / "tune.json").read_text())["layouts"]
+    assert {path.name for path in out.iterdir()} == {"suite.json", "results.tar.gz"}
+    with tarfile.open(out / "results.tar.gz") as archive:
+        names = set(archive.getnames())
+    return json.loads((out / "suite.json").read_text()), work, names
+
+
+def test_rehearsal_of_the_suite(tmp_path, bare_machine):
+    """The parts that cost least; the others are the same commands as on a GPU, with other shapes."""
+    pytest.importorskip("triton")
+    suite, work, names = rehearse(tmp_path, "tune", "counters")
+    assert set(suite) >= FACTS and suite["rehearsal"] and [part["ended"] for part in suite["parts"]] == ["passed"] * 2
+    layouts = json.loads((work / "tune.json").read_text())["layouts"]
     assert {row["launch"] for row in layouts} == {"row", "streamed", "cooperative"}
     assert all(row["skipped"] == "rehearsal: no time is taken off a GPU" for row in layouts)
+    forms = json.loads((work / "counters.json").read_text())["rows"]
+    assert [row["form"] for row in forms] == list(counters.FORMS) and all("launched" in row["skipped"] for row in forms)
+    assert names == {"tune.json", "tune.log", "counters.json", "counters.log"}
+
+
+@pytest.mark.slow
+def test_rehearsal_of_the_whole_suite(tmp_path, bare_machine):
+    pytest.importorskip("triton")
+    suite, _, names = rehearse(tmp_path)
+    assert [part["part"] for part in suite["parts"]] == [part.name for part in gpu_parts.parts(tmp_path, True)]
+    assert {"timings.json", "parity.json", "tests_0.xml", "train.log"} <= names
+
+
+def test_parts_fit_into_one_command_each(tmp_path):
+    found = gpu_parts.parts(tmp_path, rehearse=False)
+    assert all(part.minutes <= gpu_parts.MOST_MINUTES for part in found)
+    assert [part.name for part in found[:6]] == ["timings", "parity", "tune", "counters", "tests", "train"]
+
+
+def test_a_wheel_of_another_python_costs_itself_alone(tmp_path):
+    """As pip names them; a folder with one of them installs none of the others when it is given all at once."""
+    for name, tag in (("good", "py3-none-any"), ("other", "cp27-cp27m-win32")):
+        with zipfile.ZipFile(tmp_path / f"{name}-1.0-{tag}.whl", "w") as wheel:
+            wheel.writestr(f"{name}.py", "")
+            wheel.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            wheel.writestr(f"{name}-1.0.dist-info/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+            wheel.writestr(f"{name}-1.0.dist-info/RECORD", "")
+    ends = gpu_suite.install_wheels(tmp_path, tmp_path / "packages")
+    assert ends["good-1.0-py3-none-any.whl"] == "installed" and (tmp_path / "packages" / "good.py").exists()
+    assert "not a supported wheel" in ends["other-1.0-cp27-cp27m-win32.whl"]
+
+
+NCU = """==PROF== Connected to process 7
+"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","7","dense_kernel","dram__bytes_read.sum","Gbyte","1.25"
+"0","7","dense_kernel","dram__bytes_write.sum","Mbyte","622.4"
+"0","7","dense_kernel","lts__t_sectors_op_read_lookup_hit.sum","sector","50,000"
+"0","7","dense_kernel","lts__t_sectors_op_read.sum","sector","100,000"
+"0","7","dense_kernel","sm__inst_issued.avg.pct_of_peak_sustained_active","%","61.5"
+"0","7","dense_kernel","launch__registers_per_thread","register/thread","128"
+"""
+
+
+def test_counters_of_a_launch():
+    work = counters.workload("dense", 2048, 151936, "bfloat16")
+    found = counters.a_logit(counters.read_counters(NCU), work)
+    assert found == {"dram_bytes_a_logit": 6.02, "l2_read_hits_percent": 50.0, "issue_percent": 61.5, "registers": 128}
+    with pytest.raises(ValueError, match="no table: ==ERROR== no permission"):
+        counters.read_counters("==ERROR== no permission")
+    with pytest.raises(ValueError, match="gave no registers"):
+        counters.read_counters(NCU.rsplit('"0"', 1)[0])
+
+
+def test_a_peer_that_is_missing_and_one_that_is_broken(tmp_path, monkeypatch):
+    chosen = Namespace(gate_rows=4, parity_only=True, seconds=0.01)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "liger_kernel" else real(name))
+    way = lambda: methods.liger(WORKS[0])  # noqa: E731
+    found = loss_kernels.measure_row("liger", way, WORKS[0], CPU, None, chosen)
+    assert found["skipped"] == "not installed: liger-kernel"
+    monkeypatch.setattr(importlib.util, "find_spec", real)
+    (tmp_path / "liger_kernel").mkdir()
+    (tmp_path / "liger_kernel" / "__init__.py").write_text("import no_such_module_of_liger")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "liger_kernel", raising=False)
+    found = loss_kernels.measure_row("liger", way, WORKS[0], CPU, None, chosen)
+    assert "no_such_module_of_liger" in found["skipped"]
 
 
 def test_what_the_suite_cannot_run(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no GPU here: --rehearse"):
         gpu_suite.main(["--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="'tuna'.*parts are .'tests', 'parity'"):
+    with pytest.raises(SystemExit, match="'tuna'.*parts are .'timings', 'parity'"):
         gpu_suite.main(["--out", str(tmp_path), "--rehearse", "--only", "tuna"])

@@ -1,3 +1,4 @@
+# type: ignore  # pyright checks kd, kernels and launch (pyproject.toml)
 """linear_distill_loss against autograd through the head and the fp64 definition: every gradient, in every chunking."""
 
 import pytest
@@ -7,7 +8,7 @@ from helpers.kernel_cases import DIVERGENCES, DTYPES, ENTROPY, VOCABULARIES, ass
 from kernels import DenseTeacher, Head, RowWeights, linear, linear_distill_loss
 from kernels.checks import resolve_options
 from kernels.contract import Settings
-from kernels.head import default_chunk_rows
+from kernels.head import chunks, default_chunk_rows
 from kernels.reference import definition
 
 N, H, HT, V = 7, 12, 9, 50
@@ -191,3 +192,19 @@ def test_default_chunks():
     assert default_chunk_rows(32000, torch.bfloat16, gpu) == 4096
     assert default_chunk_rows(151936, torch.bfloat16, gpu) == 3533
     assert default_chunk_rows(262144, torch.float32, gpu) == 2048
+
+
+def test_chunks():
+    """Even, but whole 256 rows where that takes no chunk more and none over what was asked for."""
+
+    def sizes(num_rows, chunk_rows):
+        return [part.stop - part.start for part in chunks(num_rows, chunk_rows)]
+
+    assert sizes(7, 3) == [2, 2, 3] and sizes(0, 3) == [0] and sizes(3, 3) == [3]
+    assert sizes(8192, 3533) == [2816, 2816, 2560] and sizes(8192, 4096) == [4096, 4096]
+    assert sizes(7000, 3533) == [3500, 3500]  # 3584 would be too many, and 3328 a third chunk
+    for num_rows, chunk_rows in ((9000, 3000), (12345, 2047), (5000, 5000), (1025, 1024)):
+        found = chunks(num_rows, chunk_rows)
+        assert max(part.stop - part.start for part in found) <= chunk_rows
+        assert found[0].start == 0 and found[-1].stop == num_rows
+        assert all(one.stop == other.start for one, other in zip(found, found[1:]))
