@@ -32,8 +32,11 @@ help:
 	@echo "make teacher   train the demo's teacher again (configs/demo_teacher/)"
 	@echo "make clean     remove .venv (runs/ is yours and stays)"
 
+# The same student on the records' own words alone, for as many steps, beside it in the report.
+CROSS_ENTROPY = loss.weights.kd=0 loss.weights.truth=1 loss.w_tool=0 loss.w_args=0 loss.w_integr=0 evaluation.baselines=false
 demo: $(STAMP)
-	$(TRAIN) --config configs/demo.yaml
+	$(TRAIN) --config configs/demo.yaml --set run.name=demo_cross_entropy $(foreach one,$(CROSS_ENTROPY),--set $(one))
+	$(TRAIN) --config configs/demo.yaml --set evaluation.compare_with.cross_entropy=runs/demo_cross_entropy
 
 # Two processes where there is no GPU to share, each with whole files, whose fixtures are made once.
 test: $(STAMP)

@@ -30,11 +30,11 @@ from kd.paths import path_option  # noqa: E402
 
 TRUTH_ALONE = ["loss.weights.kd=0", "loss.weights.truth=1", "loss.w_tool=0", "loss.w_args=0", "loss.w_integr=0"]
 SCRATCH = [
-    "student={init: scratch, architecture: llama, hidden_size: 192, intermediate_size: 512, num_hidden_layers: 3, "
+    "student={init: scratch, architecture: llama, hidden_size: 192, intermediate_size: 512, num_hidden_layers: 4, "
     "num_attention_heads: 3, num_key_value_heads: 1, head_dim: 64, tie_word_embeddings: true, "
     "attention_implementation: eager}",
     "data.stages=[{name: echo, mix: {echo: 1}, max_length: 768, until: {loss_below: 0.1, max_steps: 1000}}, "
-    "{name: whole, mix: {single: 0.5, parallel: 0.2, multi: 0.1, none: 0.12, chat: 0.04, echo: 0.04}, "
+    "{name: whole, mix: {single: 0.4, parallel: 0.18, multi: 0.08, near: 0.2, fits: 0.04, chat: 0.04, echo: 0.06}, "
     "max_length: 768}]",
 ]
 VARIANTS = {  # name -> overrides; same_seconds variants get their step count from the runs before them

@@ -22,7 +22,7 @@ NO_SPANS = dict.fromkeys(SPANS, 0)
 TRUTH = {"loss.weights": "{kd: 0, hard: 0, truth: 1}"}
 TAUGHT = {"loss.weights": "{kd: 0.7, hard: 0, truth: 0.3}", "loss.temperature.start": 2.0}
 SCRATCH = {
-    "student": "{init: scratch, architecture: llama, hidden_size: 192, intermediate_size: 512, num_hidden_layers: 3, "
+    "student": "{init: scratch, architecture: llama, hidden_size: 192, intermediate_size: 512, num_hidden_layers: 4, "
     "num_attention_heads: 3, num_key_value_heads: 1, head_dim: 64, tie_word_embeddings: true, "
     "attention_implementation: eager}"
 }

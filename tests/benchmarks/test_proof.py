@@ -74,7 +74,7 @@ def test_results_are_found_again_under_their_configuration_alone(tmp_path, monke
     assert matrix.Proof(results, tmp_path, 2).done(cell) is None
     assert matrix.Proof(results, tmp_path, 2, any_code=True).done(cell) == mine
     changed = tmp_path / "demo.yaml"
-    changed.write_text(matrix.CONFIG.read_text().replace("2e-3", "3e-3"))
+    changed.write_text(matrix.CONFIG.read_text().replace("1.5e-3", "3e-3"))
     monkeypatch.setattr(matrix, "CONFIG", changed)
     assert matrix.Proof(results, tmp_path, 2, any_code=True).done(cell) is None
 
