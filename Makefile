@@ -1,6 +1,7 @@
 # make demo    distil the demo's student and write runs/demo/report.html
 # make test    run the tests
 # make check   lint, check the format and the types
+# make generate  have the demo's teacher, behind a server, answer NUM prompts (300); verify the records, and train on them
 # make docs    build the pages of docs/ into site/
 # make gpu-kit collect the wheels that benchmarks/gpu_suite.py needs on a bare GPU machine, into build/gpu_kit
 # make proof   make every run of benchmarks/proof.py that is not done; hours on a CPU, resumed by the same command
@@ -13,6 +14,7 @@ VENV := .venv
 stamp = $(VENV)/$(1)-$(shell cksum < $(2) | cut -d' ' -f1)
 STAMP := $(call stamp,installed,requirements.txt)
 DEV_STAMP := $(call stamp,dev,requirements-dev.txt)
+SERVE_STAMP := $(call stamp,serve,requirements-serve.txt)
 DOCS_STAMP := $(call stamp,docs,requirements-docs.txt)
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -r
 BIN := $(abspath $(VENV))/bin
@@ -21,11 +23,12 @@ RANKS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/nu
 # DeepSpeed warns of each process that finds no GPU; --quiet leaves the launcher's errors.
 TRAIN = PATH="$(BIN):$$PATH" $(if $(RANKS),DS_ACCELERATOR=cpu) deepspeed --quiet $(RANKS) launch/train.py
 
-.PHONY: help demo test check docs gpu-kit proof teacher clean
+.PHONY: help demo test check generate docs gpu-kit proof teacher clean
 help:
 	@echo "make demo      distil the demo's student from its teacher; the report is runs/demo/report.html"
 	@echo "make test      run all tests"
 	@echo "make check     ruff (lint and format) and pyright on the sources"
+	@echo "make generate  NUM=300: a data set from the demo's teacher behind a server, verified and trained on"
 	@echo "make docs      build the documentation; it opens at site/index.html"
 	@echo "make gpu-kit   the wheels that benchmarks/gpu_suite.py needs on a bare GPU machine, into build/gpu_kit"
 	@echo "make proof     the runs behind the claim that distilling with spans pays; resumed by the same command"
@@ -46,6 +49,10 @@ check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(BIN):$$PATH" $(BIN)/pyright
+
+NUM ?= 300
+generate: $(SERVE_STAMP)
+	PATH="$(BIN):$$PATH" $(BIN)/python tools/generate_demo.py --num $(NUM)
 
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -81,6 +88,10 @@ $(STAMP): requirements.txt
 	touch $@
 
 $(DEV_STAMP): requirements-dev.txt $(STAMP)
+	$(PIP_INSTALL) $<
+	touch $@
+
+$(SERVE_STAMP): requirements-serve.txt $(STAMP)
 	$(PIP_INSTALL) $<
 	touch $@
 

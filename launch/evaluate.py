@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,6 +50,7 @@ from kd.evaluation.together import Entrant, evaluate_together, find_place
 from kd.folders.lock import FolderLock
 from kd.outputs import Output, OutputError, check_outputs
 from kd.paths import identify, path_option
+from kd.records.caws.context import read_context
 from kd.records.checks import DataError
 from kd.records.files import read_records
 from kd.records.record import Record
@@ -92,6 +94,9 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
     parser.add_argument("--out", type=path_option, help="folder of what is written; with --compare this one by default")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts generated together; 64 by default")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer in tokens; 256 by default")
+    parser.add_argument(
+        "--caws", action="store_true", help="score the answers to records with `caws` by their working specs too"
+    )
     _add_endpoint(parser)
     _add_sampling(parser)
     add_further(parser)
@@ -284,6 +289,8 @@ def _join_ranks() -> torch.device:
 def _prepare(args: argparse.Namespace, asking: Asking) -> list[Entrant]:
     """Look at every model, and render this rank's share of every split for it, before any is asked."""
     records = {split: _read(path) for split, path in args.data}
+    if args.caws:
+        _check_caws(records)
     further = prepare_further(args, records)
     entrants = []
     for name, place in args.model:
@@ -292,10 +299,23 @@ def _prepare(args: argparse.Namespace, asking: Asking) -> list[Entrant]:
         for split, path in args.data:
             try:
                 cases[split] = build_cases(records[split], ready.tokenizer, find_place())
+                if args.caws:
+                    cases[split] = [replace(case, caws=records[split][case.record].caws) for case in cases[split]]
             except DataError as error:
                 raise DataError(f"{name} on {path}: {error}") from error
         entrants.append(Entrant(name, ready.open, cases, further))
     return entrants
+
+
+def _check_caws(records: dict[str, list[Record]]) -> None:
+    """Check the contexts of all records, before any is asked."""
+    found = [record for own in records.values() for record in own if record.caws is not None]
+    if not found:
+        raise EvaluationError(
+            "--caws: no record of --data has `caws`: give records of spanwise generate, or leave it out"
+        )
+    for record in found:
+        read_context(record.caws, f"--caws: record {record.id}")
 
 
 def _read(path: Path) -> list[Record]:

@@ -174,7 +174,8 @@ def run(args: argparse.Namespace, config, tokenizer, items, tools) -> int:
     from kd.preflight.records import make_bad_line, make_spans_lines, verify_records
     from kd.preflight.tally import Tally
 
-    tally, shown, reader = Tally(), [], SpanReader(tokenizer)
+    tally = Tally(lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    shown, reader = [], SpanReader(tokenizer)
     ready_shown = failing_shown = 0
     with ExitStack() as stack:
         spans, fixed = _open(stack, args.spans), _open(stack, args.fix, new=True)

@@ -42,6 +42,7 @@ class Case:
     carried: list[str]  # the values an integration answer must hold, as the gold answer writes them
     entry: Entry  # what BFCL's rules judge by
     history: list[dict[str, Any]]  # messages before the turn
+    caws: dict[str, Any] | None = None  # context that the answer is judged by
 
 
 def build_cases(records: Iterable[Record], tokenizer=None, share: tuple[int, int] = (0, 1)) -> list[Case]:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from kd.evaluation.answerers.answer import Answerer, Progress, Prompt
 from kd.evaluation.answerers.local_model import EvaluationError
 from kd.evaluation.cases import Case
-from kd.evaluation.judge import judge_case
+from kd.evaluation.judge import judge_case, judge_caws
 from kd.evaluation.metrics import summarise
 from kd.hashing import hash_text
 
@@ -71,6 +71,8 @@ def evaluate_cases(
     for (case, at, _), answer in zip(asked, answers, strict=True):
         outcome = judge_case(case, answer.text, answer.calls)
         outcome["problems"] += answer.problems
+        if case.caws is not None:
+            outcome["outcome"] |= judge_caws(case, answer.text, answer.calls)
         if answer.own_calls:
             outcome["own_calls"] = list(map(list, answer.own_calls))
         outcomes.append({**outcome, "sample": at, "num_tokens": answer.num_tokens, "finished": answer.finished})

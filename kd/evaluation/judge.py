@@ -13,6 +13,9 @@ from typing import Any
 from kd.evaluation.bfcl_rules.answer import judge_calls
 from kd.evaluation.bfcl_rules.reading import read_as_bfcl
 from kd.evaluation.cases import Case
+from kd.records.record import Record
+from kd.rewards.caws_compliance import caws_compliance
+from kd.rewards.caws_structure import caws_structure
 from kd.toolcalls.compare import count_arguments, same_calls, same_names
 from kd.toolcalls.grounding import find_carried, occurs
 from kd.toolcalls.parsed import ParsedCalls
@@ -81,3 +84,15 @@ def judge_case(case: Case, text: str, parsed: ParsedCalls) -> dict[str, Any]:
         "correct": correct,
         "outcome": outcome,
     }
+
+
+def judge_caws(case: Case, text: str, parsed: ParsedCalls) -> dict[str, float]:
+    """Score an answer by the case's working spec: caws_compliance and caws_structure (kd/rewards/), in [0, 1].
+
+    Raises:
+        CawsError: the case's `caws` is no context.
+    """
+    right = {"role": "assistant", "content": case.gold_text}
+    record = Record(case.record_id, [*case.history, right], case.tools, caws=case.caws)
+    rewards = {"caws_compliance": caws_compliance, "caws_structure": caws_structure}
+    return {name: reward(record, len(case.history), text, parsed).value for name, reward in rewards.items()}

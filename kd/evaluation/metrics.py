@@ -98,6 +98,15 @@ OPTIONAL.register(
 OPTIONAL.register(
     "turns_reached", Metric("turns reached without error", _count_conversations("turns_reached", "num_turns"))
 )
+
+
+def _average(name: str) -> Ratio:
+    """Make a measure: the mean of a number that some outcomes have, in [0, 1]."""
+    return Ratio(lambda case: (case["outcome"][name], 1) if name in case["outcome"] else (0, 0))
+
+
+OPTIONAL.register("caws_compliance", Metric("CAWS compliance", _average("caws_compliance")))
+OPTIONAL.register("caws_structure", Metric("CAWS structure", _average("caws_structure")))
 for _name, _title, _measure in list_measures():
     OPTIONAL.register(_name, Metric(_title, _measure))
 

@@ -1,8 +1,8 @@
 """Broker: executes the teacher's calls, so that it can go on; the same call always gets the same result.
 
-Recorded fixtures come first, then a function of the user's, then a second endpoint that plays the tools. Without any of
-them the result is drawn from the tool's `returns` (a JSON Schema beside its `parameters`), with a seed made of the
-call, or says that it is done.
+Recorded fixtures come first, then what the given conversation itself records for an equal call, a function of the
+user's, and a second endpoint that plays the tools. Without any of them the result is drawn from the tool's `returns` (a
+JSON Schema beside its `parameters`), with a seed made of the call, or says that it is done.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from kd.endpoint.chat import Chat
 from kd.errors import SpanwiseError
-from kd.evaluation.conversations.results import Simulate
+from kd.evaluation.conversations.results import Simulate, list_results
 from kd.generation.journal import Journal, name_value
 from kd.generation.prompts.schema_values import draw
 from kd.generation.prompts.task import Task
@@ -96,6 +96,8 @@ class Broker:
         """
         if self._fixtures is not None and (found := self._fixtures.find(call)) is not None:
             return found
+        if task.gold is not None and (found := _find_recorded(task.gold, call)) is not None:
+            return found
         if self._simulate is not None:
             key = name_value("result", place, call)
             kept = self._journal.find("result", key)
@@ -112,6 +114,12 @@ class Broker:
             return _DONE
         generator = random.Random(name_value(self._seed, call))
         return write_result(draw(returns, generator, root=returns, optional=1.0))
+
+
+def _find_recorded(messages: list[dict[str, Any]], call: Call) -> str | None:
+    """Find the result of an equal call in a conversation; None where it has none."""
+    recorded = list_results(Record("", messages))
+    return next((result for other, result in recorded if result is not None and same_json(other, call)), None)
 
 
 def _run(simulate: Simulate, call: Call, task: Task, state: dict[str, Any]) -> str:

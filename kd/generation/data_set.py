@@ -26,6 +26,7 @@ from kd.generation.teacher import Teacher
 from kd.outputs import OutputError, check_outputs
 from kd.records.files import expand
 
+_FIRST_RETRIES = 2
 _KEPT = "what was answered is kept; give the same command again"
 
 
@@ -123,10 +124,14 @@ class DataSet:
                 await wire.close()
 
     async def _open(self, settings: Endpoint, section: str, wires: list[Wire]) -> Teacher:
-        wires.append(Wire(settings, self._say, self._clock, _words(section)))
         assert self._budget is not None, "made before"
-        teacher = Teacher(wires[-1], settings, self._config.sampling, self._budget, self.journal)
-        await teacher.check(f"{section}.model")
+        first = settings.model_copy(update={"retries": min(settings.retries, _FIRST_RETRIES)})
+        for one in (first, settings):  # a wrong address is told within seconds
+            wires.append(Wire(one, self._say, self._clock, _words(section)))
+        first_teacher, teacher = (
+            Teacher(wire, settings, self._config.sampling, self._budget, self.journal) for wire in wires[-2:]
+        )
+        await first_teacher.check(f"{section}.model", self._say)
         return teacher
 
     def write(self, ended: Ended) -> Card:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kd.config.sections.generation import Sampling
@@ -58,19 +58,22 @@ class Teacher:
         self._under_way: dict[str, asyncio.Future[Said]] = {}
         self.counts: Counter[str] = Counter()
 
-    async def check(self, key: str) -> None:
-        """Check that the server serves the model. `key` is the configuration's of the model.
+    async def check(self, key: str, say: Callable[[str], None]) -> None:
+        """Check that a server is there, and say so where it does not list the model, as some serve what they do not.
+
+        key: the configuration's of the model.
 
         Raises:
-            EndpointError: it does not, or cannot be reached.
+            EndpointError: it cannot be reached.
         """
         try:
             cards = read_cards(await self._wire.ask("GET", "/models"))
         except (Refused, Failed) as error:
-            raise EndpointError(f"{self._wire.name}: {error}") from None
+            if not str(error).startswith("status "):
+                raise EndpointError(f"{self._wire.name}: {error}") from None
+            return  # it is there, and keeps no list
         if self._settings.model not in cards:
-            missing = explain_missing(self._settings.model, cards, self._wire.hide)
-            raise EndpointError(f"{self._wire.name}: {key}: {missing}")
+            say(f"{key}: {explain_missing(self._settings.model, cards, self._wire.hide)}")
 
     async def ask(self, question: Question) -> Said:
         """Take an answer out of the journal, or pay for one; the same question is never under way twice.

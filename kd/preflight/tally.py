@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+from kd.preflight.caws import CawsFigures
 from kd.preflight.read_back import READ_BACK
 from kd.preflight.records import CHECKS, ROUND_TRIP_TARGET, Verified
 from kd.records.conversation import NOTES, describe_notes
@@ -15,9 +17,13 @@ NUM_LISTED, MAX_FAILURES = 10, 1000  # failures in the table and in verify.json;
 
 
 class Tally:
-    """Figures over all records: by file, by check, by kind of span; and the failures, each with its place."""
+    """Figures over all records: by file, by check, by kind of span; and the failures, each with its place.
 
-    def __init__(self):
+    count: tokens of a text, for the figures of CAWS.
+    """
+
+    def __init__(self, count: Callable[[str], int] | None = None):
+        self.caws = CawsFigures(count)
         self.files: dict[str, Counter] = {}
         self.failed: Counter = Counter()  # records by check
         self.notes: Counter[str] = Counter()  # records by name of kd.records.conversation.NOTES
@@ -31,6 +37,8 @@ class Tally:
         counts["unchecked_calls"] += verified.unchecked_calls
         counts["unread_calls"] += verified.unread_calls
         self.notes.update(verified.notes)
+        if verified.record is not None:
+            self.caws.add(verified.record)
         if not verified.ready:
             self.failed[verified.check] += 1
             if len(self.failures) < MAX_FAILURES:
@@ -101,6 +109,7 @@ def summarise_tally(tally: Tally, ready: bool, checks: list[dict[str, Any]]) -> 
             "recall": tally.recall,
         },
         "notes": {name: {"what": words, "records": tally.notes[name]} for name, words in NOTES.items()},
+        "caws": tally.caws.summarise(),
         "run": checks,
         "failures": tally.failures,
         "num_failures": tally.failed.total(),
@@ -132,7 +141,7 @@ def format_tally(tally: Tally, checks: list[dict[str, Any]]) -> str:
             f"{'FAIL' if unread else 'ok':<8}calls in text: {read:,} of {read + unread:,} read "
             f"(recall {tally.recall:.1%})"
         )
-    lines += [f"note    {line}" for line in describe_notes(tally.notes)]
+    lines += [f"note    {line}" for line in [*describe_notes(tally.notes), *tally.caws.describe()]]
     for check in checks:
         lines.append(
             f"{'not run' if check['ok'] is None else 'ok' if check['ok'] else 'FAIL':<8}{check['name']}: "

@@ -255,8 +255,10 @@ def test_another_process_and_foreign_files_are_named(tmp_path):
         ):
             make(settings)
         settings["endpoint"]["model"] = "demmo"
-        with pytest.raises(EndpointError, match="endpoint.model: no model 'demmo' there.*did you mean 'demo'"):
-            make(settings)
+        said: list[str] = []
+        with pytest.raises(EndpointError, match=r"status 404: The model `demmo` does not exist.*endpoint\.url"):
+            make(settings, said.append)
+        assert "endpoint.model: no model 'demmo' there; it has 'demo'; did you mean 'demo'?" in said
 
 
 def test_the_journal_takes_a_reservation_without_a_charge_as_spent(tmp_path):

@@ -148,11 +148,11 @@ def settings_of(server: TeachingServer, folder, **given) -> dict[str, Any]:
     return made
 
 
-def make(settings, most=None):
+def make(settings, say=lambda text: None):
     """Run a configuration; returns (card, files by name)."""
     config = GenerationConfig.model_validate(settings)
-    with DataSet(config, lambda text: None, FakeClock().clock()) as data_set:
-        card = data_set.write(data_set.ask(most))
+    with DataSet(config, say, FakeClock().clock()) as data_set:
+        card = data_set.write(data_set.ask())
     return card, read_files(data_set.out)
 
 

@@ -83,8 +83,8 @@ class Prompts(Section):
 
 
 class Broker(Section):
-    """The first that is given answers a call: fixtures, function, endpoint; else results are made from the tool's
-    `returns`, a JSON Schema, or say that it is done."""
+    """The first that has an answer gives it: fixtures, the given conversation's own results, function, endpoint; else
+    results are made from the tool's `returns`, a JSON Schema, or say that it is done."""
 
     fixtures: Place | None = None
     """JSON lines of {"name", "arguments", "result"}; a call that equals one gets its result. Without arguments it is
