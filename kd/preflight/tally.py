@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from kd.preflight.caws import CawsFigures
 from kd.preflight.read_back import READ_BACK
 from kd.preflight.records import CHECKS, ROUND_TRIP_TARGET, Verified
 from kd.records.conversation import NOTES, describe_notes
 from kd.rendering.encode import UNSEEN
 from kd.rendering.spans import BIT_NAMES
+from kd.rewards.caws_figures import CawsFigures
 
 NUM_LISTED, MAX_FAILURES = 10, 1000  # failures in the table and in verify.json; bad.jsonl has all
 

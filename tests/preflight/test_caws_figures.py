@@ -9,9 +9,9 @@ from helpers.scripted_model import tool
 from kd.evaluation.answerers.answer import Answer
 from kd.evaluation.cases import build_cases
 from kd.evaluation.evaluate import evaluate_cases, merge
-from kd.preflight.caws import CawsFigures
 from kd.records.caws.context import extract_caws_context, format_caws_context_for_prompt
 from kd.records.record import Record
+from kd.rewards.caws_figures import CawsFigures
 from kd.toolcalls.parsed import ParsedCalls
 
 WRITE = tool("write_file", path={"type": "string"}, content={"type": "string"})
