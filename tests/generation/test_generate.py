@@ -128,7 +128,7 @@ def test_twenty_random_kills_give_the_same_file(tmp_path):
         return teach(request)
 
     with TeachingServer(wait_and_teach, faults=misbehave(5)) as server:
-        given = {"prompts__num": 150, "prompts__languages": ["en"]}
+        given = {"prompts__num": 150, "prompts__languages": ("en",)}
         whole = settings_of(server, tmp_path, **given)
         (tmp_path / "g.yaml").write_text(json.dumps(whole))
         drawn, num_kills = random.Random(5), 0
