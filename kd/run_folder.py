@@ -120,7 +120,8 @@ class RunFolder:
                 path.unlink()
         else:
             found = list_checkpoints(self.path / "checkpoints")  # the first to go: what is left of them is not resumed
-            found += [self.path / name for name in (*RESULTS, *FOLDERS[:3]) if (self.path / name).exists()]
+            written = (*RESULTS, *(name for name in FOLDERS if name not in ("checkpoints", "initial_student")))
+            found += [self.path / name for name in written if (self.path / name).exists()]
             for path in refused:
                 if path.parent == self.path:
                     found.append(path)

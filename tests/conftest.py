@@ -75,6 +75,22 @@ def teacher_folder(tmp_path_factory, tokenizer):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left():
+    """Fail the module that leaves a process group, or ZeRO-3 on, in which later models would be built whole."""
+    yield
+    import torch.distributed as dist
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+
+    states = {"a process group": dist.is_initialized(), "ZeRO-3": is_deepspeed_zero3_enabled()}
+    unset_hf_deepspeed_config()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    assert not any(states.values()), (
+        f"this module leaves behind: {[name for name, is_left in states.items() if is_left]}"
+    )
+
+
 @pytest.fixture(scope="module")
 def one_rank():
     """A process group of this process alone."""
