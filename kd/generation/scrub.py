@@ -41,7 +41,7 @@ class Scrubber:
         try:
             import importlib
 
-            import phonenumbers
+            import phonenumbers  # pyright: ignore[reportMissingImports]
 
             named = [one.split(":") for one in _PLUGINS]
             plugins = [

@@ -50,7 +50,7 @@ class Seen:
 
 def _import_library() -> Any:
     try:
-        import rensa
+        import rensa  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise LibraryMissing(
             "prompts.near_duplicates: needs rensa, which is not installed: pip install 'spanwise[generate]'"
