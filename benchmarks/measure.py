@@ -28,7 +28,12 @@ from kd.folders.lock import FolderLock  # noqa: E402
 from kd.outputs import Output, OutputError, check_outputs, read_object  # noqa: E402
 
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "liger-kernel", "numpy")
-_KNOWN_BY = ({"commit", "device"}, {"what", "results"}, {"package", "num_answers", "differences"})  # keys of a file
+_KNOWN_BY = (
+    {"commit", "device"},
+    {"what", "results"},
+    {"package", "num_answers", "differences"},
+    {"commit", "models"},
+)  # keys of a file
 _locks: dict[Path, FolderLock] = {}  # of this process
 _HEAD_START_CYCLES = 10_000_000  # about 5 ms
 

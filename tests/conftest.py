@@ -20,6 +20,7 @@ if not torch.cuda.is_available():  # triton reads it when it is imported
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,12 @@ def teacher_folder(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left():
     """Fail the module that leaves a process group, or ZeRO-3 on, in which later models would be built whole."""
+    before = {name: os.environ.get(name) for name in LAUNCHER}
     yield
+    for name, value in before.items():  # accelerate sets them, and what comes later would look for other ranks
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     import torch.distributed as dist
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import deepspeed
 import torch
 from transformers import PreTrainedModel
 
@@ -27,6 +26,8 @@ class WholeCopy:
     @torch.no_grad()
     def refresh(self) -> PreTrainedModel:
         """Return the copy with the weights as they are now, gathered one at a time."""
+        import deepspeed  # seconds, and a process that only checks data never gets here
+
         if self._copy is None:
             self._copy = self._make()
         targets = dict(self._copy.named_parameters())

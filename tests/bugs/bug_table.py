@@ -145,7 +145,7 @@ BUGS = (
         10,
         "columns beyond the tokenizer are given probability",
         "kd/objective/student_loss.py",
-        (('"vocab_size": vocab_size,', '"vocab_size": None,'),),
+        (('"vocab_size": vocab_size}', '"vocab_size": None}'),),
         (EVERY_SPLIT,),
     ),
     Bug(
@@ -161,7 +161,7 @@ BUGS = (
         "kd/objective/student_loss.py",
         (
             ("        self.model = model\n", "        self.model = model\n        self._head = head_of(model)\n"),
-            ("hidden, head_of(self.model), teacher", "hidden, self._head, teacher"),
+            ("        head = head_of(self.model)\n", "        head = self._head\n"),
         ),
         (EVERY_SPLIT,),
     ),

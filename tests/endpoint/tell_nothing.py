@@ -103,6 +103,7 @@ config = load_config(
     tests.parent / "configs" / "demo.yaml",
     [
         "teacher.cache={path: c, kind: topk}",
+        "loss.temperature.start=1.0",
         "teacher.endpoint={url: http://127.0.0.1:1/v1, model: m, api_key_env: ENDPOINT_KEY}",
     ],
 )

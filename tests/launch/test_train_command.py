@@ -156,6 +156,7 @@ def run_dir(out, results) -> Path:
 
 
 LINES = (
+    r"kill -USR1 \d+ saves a checkpoint while it trains",
     r"stage (copy|whole): demo corpus, \{.*\}",
     r"step +\d+  (copy|whole)  loss .*  T \d.*  lr .*  grad .*  \d+ tok/s  \d+\.\d GiB",
     r"trained 6 steps, [\d,]+ tokens in \d+ s",

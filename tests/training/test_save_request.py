@@ -49,10 +49,10 @@ class Engine:
     def set_learning_rate(self, value):
         pass
 
-    def train_step(self, micro_batches, rows, terms, teacher, step):
+    def train_step(self, micro_batches, rows, terms, teacher, step, answers=None):
         if step in self._signals:
             os.kill(os.getpid(), self._signals[step])
-        return StepReport(torch.zeros(len(SUMS)), False, ())
+        return StepReport(torch.zeros(len(SUMS)), False, (), torch.zeros(5))
 
     def grad_norm(self):
         return 1.0

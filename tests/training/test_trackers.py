@@ -50,6 +50,19 @@ def kept():
     del LOGGER_TYPE_TO_CLASS["kept"]
 
 
+def test_rank_0_alone_begins_a_tracker(tmp_path):
+    """The first, as forks of a process with a group of its own would take that one."""
+
+    def work():
+        if torch.distributed.get_rank() == 0:
+            trackers = Trackers(["tensorboard"], "r", tmp_path / "t", {"a": 1}, print)
+            trackers.log({"loss": 1.0}, 1)
+            trackers.close()
+            assert list((tmp_path / "t" / "r").rglob("events.out.tfevents*"))
+
+    run_ranks(2, work, tmp_path / "log")
+
+
 def test_each_line_goes_to_each_tracker(tmp_path, one_rank):
     said: list[str] = []
     settings = {"run": {"name": "r"}, "data": {"stages": [{"name": "a"}]}, "none": None}
@@ -78,17 +91,6 @@ def test_one_that_fails_ends_and_the_run_goes_on(tmp_path, one_rank):
     assert one == "tracker kept ends here (the server is gone); training goes on, and metrics.jsonl has all"
     assert [step for step, *_ in TOLD if isinstance(step, int)] == [1]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
-
-
-def test_rank_0_alone_begins_a_tracker(tmp_path):
-    def work():
-        if torch.distributed.get_rank() == 0:
-            trackers = Trackers(["tensorboard"], "r", tmp_path / "t", {"a": 1}, print)
-            trackers.log({"loss": 1.0}, 1)
-            trackers.close()
-            assert list((tmp_path / "t" / "r").rglob("events.out.tfevents*"))
-
-    run_ranks(2, work, tmp_path / "log")
 
 
 def test_what_is_not_here_is_refused():
