@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import os
 import signal
 import time
@@ -41,6 +42,15 @@ def run_ranks(world_size: int, work: Callable[[], None], log: Path, timeout: flo
     assert not failed, f"{failed}\n{log.read_text()[-6000:]}"
 
 
+def _forget_groups() -> None:
+    """Forget DeepSpeed's groups: of a test before, in the process that was forked, they are gone."""
+    import deepspeed.comm.comm
+    from deepspeed.utils import groups
+
+    deepspeed.comm.comm.cdb = None
+    importlib.reload(groups)
+
+
 def _be_rank(place: tuple[int, int, int], work: Callable[[], None], log: Path, timeout: float) -> None:
     code, (rank, world_size, port) = 1, place
     try:
@@ -53,6 +63,7 @@ def _be_rank(place: tuple[int, int, int], work: Callable[[], None], log: Path, t
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         from kd.distributed.start import start_distributed
 
+        _forget_groups()
         start_distributed()
         import torch
 
