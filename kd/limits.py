@@ -23,7 +23,8 @@ def limit_processor_time(seconds: float) -> Iterator[None]:
     Raises:
         LimitPassed: between two steps of the interpreter, once the time is over.
     """
-    if threading.current_thread() is not threading.main_thread() or _is_taken(signal.SIGVTALRM):
+    is_taken = signal.getsignal(signal.SIGVTALRM) != signal.SIG_DFL
+    if is_taken or threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -37,10 +38,6 @@ def limit_processor_time(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
-
-
-def _is_taken(number: int) -> bool:
-    return signal.getsignal(number) != signal.SIG_DFL
 
 
 @contextmanager

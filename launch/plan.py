@@ -48,8 +48,8 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
     parser.add_argument(
         "--host-memory", type=float, metavar="GIB", help="memory of one host to plan for; by default this machine's"
     )
-    for option, _, _, help in _RATES:
-        parser.add_argument(option, type=float, metavar="X", help=f"with --gpus: {help}")
+    for option, field, _, help in _RATES:
+        parser.add_argument(option, dest=field, type=float, metavar="X", help=f"with --gpus: {help}")
     parser.add_argument("--html", type=path_option, metavar="FILE", help="with --gpus: also write the table as a page")
     parser.add_argument("--json", type=path_option, metavar="FILE", help="with --gpus: also write the table as JSON")
     args = parser.parse_args(argv)
@@ -64,20 +64,17 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
             if value is not None and not 1 <= value <= 1_000_000:
                 parser.error(f"--{name.replace('_', '-')}: {value}, where 1 or more is needed")
     for option, field, _, _ in _RATES:
-        value = getattr(args, option[2:].replace("-", "_"))
+        value = getattr(args, field)
         if value is not None and not 0 < value < (1 + 1e-9 if field == "mfu" else 1e9):
             parser.error(
                 f"{option}: {value:g}, where a number above 0 is needed{', up to 1' if field == 'mfu' else ''}"
             )
     if args.gpus is None:
-        only = [option for option in ("--html", "--json", *(one[0] for one in _RATES)) if _given(args, option)]
+        of_a_table = [("--html", "html"), ("--json", "json"), *((option, field) for option, field, _, _ in _RATES)]
+        only = [option for option, field in of_a_table if getattr(args, field) is not None]
         if only or len(args.gpu_memory or []) > 1:
             parser.error(f"{only[0] if only else 'several --gpu-memory'}: only with --gpus, the counts of a table")
     return args
-
-
-def _given(args: argparse.Namespace, option: str) -> bool:
-    return getattr(args, option[2:].replace("-", "_")) is not None
 
 
 def _show_table(args: argparse.Namespace, config) -> int:
@@ -95,11 +92,7 @@ def _show_table(args: argparse.Namespace, config) -> int:
         else None,
     ]
     check_outputs(filter(None, outputs), [("--config", Path(args.config))])
-    given = {
-        field: getattr(args, option[2:].replace("-", "_")) * unit
-        for option, field, unit, _ in _RATES
-        if _given(args, option)
-    }
+    given = {field: value * unit for _, field, unit, _ in _RATES if (value := getattr(args, field)) is not None}
     rates = Rates(**given, host_bytes=None if args.host_memory is None else int(args.host_memory * (1 << 30)))
     sizes = [int(gib * (1 << 30)) for gib in args.gpu_memory or (80, 141)]
     table = make_table(config, args.gpus, sizes, rates, tokenizer_length=tokenizer_length(config))

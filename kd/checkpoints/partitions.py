@@ -55,15 +55,15 @@ class PartitionsFormat:
             partitions = list(list_partitions(engine))
             self._load_optimizer(engine, partitions, slices)
             set_weights(engine, partitions, lambda name: slices.read(name, MASTER))
-        states = [_read_state(file) for file in sorted(folder.glob("state-*.safetensors"))]
-        rank, said = dist.get_rank(), states[dist.get_rank() % len(states)]
+        files = sorted(folder.glob("state-*.safetensors"))
+        said = _read_state(files[dist.get_rank() % len(files)])
         for name, value in said["counters"].items():
             setattr(engine, name, value)
         for name, value in said["loss_scale"].items():
             setattr(engine.optimizer.loss_scaler, name, value)
-        if len(states) == dist.get_world_size():
-            return states[rank]["run"]
-        return said["run"] | {RANKS: [other["run"] for other in states]}
+        if len(files) == dist.get_world_size():
+            return said["run"]
+        return said["run"] | {RANKS: [_read_state(file)["run"] for file in files]}
 
     def read_weights(self, folder: Path) -> dict[str, Tensor]:
         with _Slices(folder) as slices:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kd.records.record import Record
-from kd.rewards.reward import Reward, list_wanted, share_of
-from kd.toolcalls.compare import count_arguments, count_same_names
+from kd.rewards.argument_values import reward_overlap
+from kd.rewards.reward import Reward
 from kd.toolcalls.parsed import ParsedCalls
 
 
@@ -16,9 +16,4 @@ def argument_names(record: Record, turn: int, text: str, calls: ParsedCalls) -> 
         precision  part of the given arguments that are wanted
         recall     part of the wanted arguments that are given
     """
-    wanted = list_wanted(record, turn)
-    found = count_arguments(calls.calls, wanted, lambda given, other: True)
-    parts = {"precision": share_of(found.right, found.given), "recall": share_of(found.right, found.wanted)}
-    if not found.given + found.wanted:
-        return Reward(share_of(2 * count_same_names(calls.calls, wanted), len(calls.spans) + len(wanted)), parts)
-    return Reward(2 * found.right / (found.given + found.wanted), parts)
+    return reward_overlap(record, turn, calls, lambda given, wanted: True)

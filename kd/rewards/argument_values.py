@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kd.records.record import Record
 from kd.rewards.reward import Reward, list_wanted, share_of
 from kd.toolcalls.compare import count_arguments, count_same_names
+from kd.toolcalls.json_values import same_json
 from kd.toolcalls.parsed import ParsedCalls
 
 
@@ -17,8 +20,13 @@ def argument_values(record: Record, turn: int, text: str, calls: ParsedCalls) ->
         precision  part of the given arguments that are right
         recall     part of the wanted arguments that are given right
     """
+    return reward_overlap(record, turn, calls, same_json)
+
+
+def reward_overlap(record: Record, turn: int, calls: ParsedCalls, same: Callable[[object, object], bool]) -> Reward:
+    """Reward the overlap of the arguments with the record's, as `argument_values` does, where `same` compares two."""
     wanted = list_wanted(record, turn)
-    found = count_arguments(calls.calls, wanted)
+    found = count_arguments(calls.calls, wanted, same)
     parts = {"precision": share_of(found.right, found.given), "recall": share_of(found.right, found.wanted)}
     if not found.given + found.wanted:
         return Reward(share_of(2 * count_same_names(calls.calls, wanted), len(calls.spans) + len(wanted)), parts)

@@ -153,9 +153,15 @@ def advantages(values: Sequence[float], *, scale_by_deviation: bool = False) -> 
     if max(values) == min(values):
         return [0.0] * len(values)
     if scale_by_deviation:
-        deviation = (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
-        found = [one / deviation for one in found]
+        spread = deviation(values)
+        found = [one / spread for one in found]
     return found
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of all values, of which there is at least one."""
+    mean = sum(values) / len(values)
+    return (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
 
 
 def list_groups(answers: Sequence[Answer]) -> list[list[Answer]]:

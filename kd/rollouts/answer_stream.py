@@ -88,10 +88,6 @@ class AnswerStream:
         """Leave the step that `look` returned: it is trained."""
         del self._pending[0]
 
-    def drop(self) -> None:
-        """Leave the whole round."""
-        self._pending = []
-
     def _sample(self, steps: int) -> list[list[Answer]]:
         shape = self._shape
         num_prompts = steps * shape.num_answers // shape.samples

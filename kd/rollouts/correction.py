@@ -58,7 +58,7 @@ def correct(
     if wanted:
         follow = follow_order(calls.repaired_calls, wanted)
         candidates += [follow] * (json.dumps(follow) != json.dumps(wanted))
-    best = None
+    best, kind = None, find_kind(record, turn, calls)
     for candidate in candidates:
         found = _encode(record, turn, candidate, tokenizer)
         if found is None or list(found[0][: len(prompt)]) != list(prompt):
@@ -68,7 +68,7 @@ def correct(
             (at for at, pair in enumerate(zip(ids, written)) if pair[0] != pair[1]), min(len(ids), len(written))
         )
         if same < len(ids) and (best is None or same > best.kept):
-            best = Correction(same, ids[same:], bits[same:], find_kind(record, turn, calls))
+            best = Correction(same, ids[same:], bits[same:], kind)
     return best
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kd.config.schema import Guards, Rollouts
-from kd.rollouts.answer import Answer, list_groups
+from kd.rollouts.answer import Answer, deviation, list_groups
 
 
 class Breach(NamedTuple):
@@ -21,8 +21,8 @@ def measure(answers: Sequence[Answer], rollouts: Rollouts) -> dict[str, float]:
     """Measure a step's answers; numbers are means over answers, or over prompts where they say so.
 
     answer_tokens, answer_entropy (nats a token, by the sampled tokens), reward_mean, reward_spread (mean standard
-    deviation within a prompt), reward_NAME, unfinished, repeated, no_signal (of prompts), hacked, called_needlessly (of
-    prompts where no tool is due), corrected, corrected_KIND.
+    deviation within a prompt), reward_NAME, unfinished, repeated, no_signal (of prompts), hacked, and with repair
+    corrected.
     """
     if not answers:
         return {}
@@ -36,7 +36,7 @@ def measure(answers: Sequence[Answer], rollouts: Rollouts) -> dict[str, float]:
         "repeated": sum(answer.repeats_from is not None for answer in answers) / num,
         "hacked": sum(answer.hacked for answer in answers) / num,
         "reward_mean": sum(answer.value for answer in answers) / num,
-        "reward_spread": sum(_deviation([answer.value for answer in group]) for group in groups) / len(groups),
+        "reward_spread": sum(deviation([answer.value for answer in group]) for group in groups) / len(groups),
         "no_signal": sum(len({answer.value for answer in group}) == 1 for group in groups) / len(groups),
     }
     for name in answers[0].parts:
@@ -71,8 +71,3 @@ _REMEDIES = {
     "hacked": "answers are empty or call twice; weigh argument_values or exact_call, or give distill a weight",
     "impossible": "the teacher would never say this; lower reward, or begin with more records",
 }
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5

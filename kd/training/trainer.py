@@ -143,14 +143,12 @@ class Trainer:
         report = self._engine.train_step(step.micro_batches, tally.rows, terms, self._teacher, at.step, answers)
         at.step, at.stage_step, at.data = at.step + 1, at.stage_step + 1, step.state
         at.tally.add(step.stage.name, tally.left_out, refusals)
-        at.tokens, at.window.tokens = at.tokens + tally.num_tokens, at.window.tokens + tally.num_tokens
-        at.window.samples += tally.num_samples
+        num_tokens = tally.num_tokens
         if self._process is not None:
             self._process.advance(at, report)
-            at.tokens, at.window.tokens = (
-                at.tokens + self._process.num_tokens,
-                at.window.tokens + self._process.num_tokens,
-            )
+            num_tokens += self._process.num_tokens
+        at.tokens, at.window.tokens = at.tokens + num_tokens, at.window.tokens + num_tokens
+        at.window.samples += tally.num_samples
         if report.skipped:
             at.skipped_in_a_row, at.num_skipped = at.skipped_in_a_row + 1, at.num_skipped + 1
             self._report_skip(report.suspects)

@@ -18,7 +18,7 @@ from kd.errors import SpanwiseError
 from kd.generation.prompts.duplicates import Seen
 from kd.generation.prompts.phrases import ASK, GIVE, JOIN, NOTHING, TALK, TOPICS
 from kd.generation.prompts.schema_values import draw_arguments
-from kd.generation.prompts.splits import choose_held_out
+from kd.generation.prompts.splits import TRAIN, UNSEEN_TEMPLATES, UNSEEN_TOOLS, choose_held_out
 from kd.generation.prompts.task import Task
 from kd.toolcalls.registry import ToolRegistry
 
@@ -152,13 +152,9 @@ class Composer:
 
     def _make(self, text: str, offered: list[Tool], named: list[Tool], template: str, **known: Any) -> Task:
         names = {_name(tool) for tool in [*offered, *named]}
-        split = (
-            "unseen_tools"
-            if names & self._held_tools
-            else "unseen_templates"
-            if template in self._held_templates
-            else "train"
-        )
+        split = UNSEEN_TOOLS if names & self._held_tools else TRAIN
+        if split == TRAIN and template in self._held_templates:
+            split = UNSEEN_TEMPLATES
         messages = [{"role": "user", "content": text}]
         return Task(messages, offered, template=template, split=split, source="composed", **known)
 

@@ -97,7 +97,7 @@ def _read(path: Path, kind: str, model: type[Model], find: Callable[[Any], Itera
             if fault["type"] != "too_short" or fault["loc"] not in inside
         ]
     if value is None or faults:
-        told = "\n  ".join(f"{path}:{_line(lines, place)}: {_dot(place)}: {problem}" for place, problem in faults)
+        told = "\n  ".join(f"{path}:{find_line(lines, place)}: {_dot(place)}: {problem}" for place, problem in faults)
         raise CawsError(told if len(faults) == 1 else f"{path}: {len(faults)} problems\n  {told}")
     return value
 
@@ -113,7 +113,8 @@ def _explain(kind: str, place: tuple, fault: str, message: str) -> str:
     return said if remedy is None or fault == "missing" else f"{said.partition(':')[0]}: {remedy}"
 
 
-def _line(lines: dict[tuple, int], place: tuple) -> int:
+def find_line(lines: dict[tuple, int], place: tuple) -> int:
+    """Find the line of a key, or of the nearest one that it stands in; 1 of none."""
     while place and place not in lines:
         place = place[:-1]
     return lines.get(place, 1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kd.records.caws.files import CawsError, read_file
+from kd.records.caws.files import CawsError, find_line, read_file
 
 _TIERS = {"T1": 1, "T2": 2, "T3": 3, "1": 1, "2": 2, "3": 3, 1: 1, 2: 2, 3: 3}
 _DEFAULTS = {1: (15, 600), 2: (25, 1000), 3: (30, 1500)}
@@ -61,10 +61,7 @@ class _Reader:
         self.data, self._lines = read_file(path)
 
     def fail(self, field: str, problem: str) -> CawsError:
-        place = tuple(field.split("."))
-        while place and place not in self._lines:
-            place = place[:-1]
-        return CawsError(f"{self.path}:{self._lines.get(place, 1)}: {field}: {problem}")
+        return CawsError(f"{self.path}:{find_line(self._lines, tuple(field.split('.')))}: {field}: {problem}")
 
     def get(self, field: str, default: Any = None) -> Any:
         value: Any = self.data
