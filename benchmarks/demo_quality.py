@@ -85,6 +85,7 @@ def run(name: str, seed: int, overrides: list[str], ranks: int, output: Path) ->
         "seed": seed,
         "steps": facts["steps"],
         "training_seconds": facts["training_seconds"],
+        "processor_seconds": facts["processor_seconds"],
         "tokens": facts["tokens"],
         "student_parameters": facts["student_parameters"],
         "teacher_parameters": facts["teacher_parameters"],
@@ -140,7 +141,7 @@ def main() -> None:
             if name == "cross_entropy_same_seconds":
                 ours, plain = done[("distilled", seed)], done[("cross_entropy", seed)]
                 overrides.append(
-                    f"training.steps={round(plain['steps'] * ours['training_seconds'] / plain['training_seconds'])}"
+                    f"training.steps={round(plain['steps'] * ours['processor_seconds'] / plain['processor_seconds'])}"
                 )
             rows.append(run(name, seed, overrides, args.ranks, args.output))
             facts = {

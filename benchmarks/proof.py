@@ -8,6 +8,7 @@
 A run (benchmarks/proof_cells.py says which) is launch/train.py over configs/demo.yaml. Its result is kept under its
 configuration and the code that trained it, so that a second call makes only what is missing or has changed; a run that
 is killed resumes from its checkpoint. --any-code takes what other commits made, as committed results are, and says so.
+Where methods are given the same seconds, it is seconds of a processor (rank 0's), which other programs do not change.
 Methods are compared on the same held-out records, each record's verdict averaged over the seeds that both have, with
 the interval of kd/evaluation/intervals.py.
 """
@@ -22,8 +23,10 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import yaml
@@ -68,6 +71,7 @@ class Proof:
     def __init__(self, results: Path, output: Path, ranks: int, *, any_code: bool = False):
         self._results, self._output, self._ranks, self._code = results, output, ranks, hash_code()
         self._any_code = any_code
+        self._lock, self._capturing = Lock(), Lock()
         rows = read_object(results).get("rows", [])
         self._rows: dict[tuple[str, str], dict[str, Any]] = {(row["key"], row["code"]): row for row in rows}
 
@@ -100,7 +104,7 @@ class Proof:
             ).stdout.strip(),
             "machine": {"cpu": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))},
             **cell._asdict(),
-            **{name: run[name] for name in ("steps", "training_seconds", "tokens", "best")},
+            **{name: run[name] for name in ("steps", "training_seconds", "processor_seconds", "tokens", "best")},
             "scores": {},
         }
         if cell.rate is None:
@@ -108,9 +112,31 @@ class Proof:
             row["scores"] = {
                 model: {split: _pack(of) for split, of in splits.items()} for model, splits in models.items()
             }
-        self._rows[row["key"], self._code] = row
-        publish(self._results, (json.dumps({"rows": list(self._rows.values())}, indent=0) + "\n").encode())
+        with self._lock:
+            self._rows[row["key"], self._code] = row
+            publish(self._results, (json.dumps({"rows": list(self._rows.values())}, indent=0) + "\n").encode())
         return row
+
+    def make_all(self, cells: Iterable[Cell], jobs: int = 1) -> Iterator[tuple[Cell, dict[str, Any]]]:
+        """Make the runs that are not done, up to `jobs` at once, each when those that it needs are; yield as they end.
+
+        Raises:
+            SystemExit: one failed; those that had begun have ended.
+        """
+        left, running = [cell for cell in cells if self.done(cell) is None], {}
+        with ThreadPoolExecutor(jobs) as pool:
+            while left or running:
+                for cell in [cell for cell in left if self._is_ready(cell)][: jobs - len(running)]:
+                    left.remove(cell)
+                    running[pool.submit(self.make, cell)] = cell
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+
+    def _is_ready(self, cell: Cell) -> bool:
+        try:
+            return bool(self._resolve(cell))
+        except KeyError:
+            return False
 
     def _resolve(self, cell: Cell) -> list[str]:
         """List the overrides of a run as they stand now; KeyError where they depend on a run that is not made."""
@@ -123,7 +149,7 @@ class Proof:
         if method.as_long_as is not None:
             ours = self._need(Cell(method.as_long_as, cell.num_records, cell.seed))
             plain = self._need(Cell(method.paced_by, cell.num_records, cell.seed))
-            steps = round(plain["steps"] * ours["training_seconds"] / plain["training_seconds"])
+            steps = round(plain["steps"] * ours["processor_seconds"] / plain["processor_seconds"])
         found = list_overrides(cell, rate, steps, self._ranks)
         if method.cache is not None:
             found["teacher.cache"] = f"{{path: {self._cache(cell)}, {method.cache}, temperatures: [2.0]}}"
@@ -148,10 +174,11 @@ class Proof:
     def _capture(self, cell: Cell, overrides: list[str]) -> None:
         folder = self._cache(cell)
         captured = folder.with_name(folder.name + "_captured") if METHODS[cell.method].renormalised else folder
-        if not (captured / "manifest.json").exists():
-            self._launch("capture", captured.name, [one.replace(str(folder), str(captured)) for one in overrides])
-        if captured != folder and not (folder / "manifest.json").exists():
-            remove_tails(captured, folder)
+        with self._capturing:  # of several runs, whose seeds are all that differs
+            if not (captured / "manifest.json").exists():
+                self._launch("capture", captured.name, [one.replace(str(folder), str(captured)) for one in overrides])
+            if captured != folder and not (folder / "manifest.json").exists():
+                remove_tails(captured, folder)
 
     def _launch(self, program: str, name: str, overrides: list[str]) -> None:
         settings = [*overrides, f"run.name={name}", f"run.output_dir={self._output}"]
@@ -205,14 +232,14 @@ def compare(
 def write_table(rows: list[dict[str, Any]], baseline: str = "ce") -> str:
     """Write a Markdown table: each method's scores in percent, and their paired differences from the baseline's."""
     lines = [
-        "| records | method | seeds | steps | training s | split | "
+        "| records | method | seeds | steps | processor s | split | "
         + " | ".join(METRICS[m].title for m in SHOWN)
         + " |",
         "|---|---|---|---|---|---|" + "---|" * len(SHOWN),
     ]
     for num_records, method in sorted({(row["num_records"], row["method"]) for row in rows}, key=_order):
         mine = [row for row in rows if (row["num_records"], row["method"]) == (num_records, method)]
-        steps, seconds = (sum(row[key] for row in mine) / len(mine) for key in ("steps", "training_seconds"))
+        steps, seconds = (sum(row[key] for row in mine) / len(mine) for key in ("steps", "processor_seconds"))
         for split in evaluated(mine[0]):
             cells = []
             for metric in SHOWN:
@@ -267,7 +294,7 @@ def draw(rows: list[dict[str, Any]], path: Path, metric: str = "exact_arguments"
     figure = Figure(figsize=(9, 3.2 * len(splits)), layout="constrained")
     for at, split in enumerate(splits):
         for column, (label, by) in enumerate(
-            (("training records", "num_records"), ("training seconds", "training_seconds"))
+            (("training records", "num_records"), ("processor seconds of training", "processor_seconds"))
         ):
             axes = figure.add_subplot(len(splits), 2, 2 * at + column + 1)
             for method in STUDIES["records"]:
@@ -295,6 +322,7 @@ def main() -> None:
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
     parser.add_argument("--ranks", type=count, default=2)
+    parser.add_argument("--jobs", type=count, default=1, help="runs at once: with --ranks 1, as many as cores")
     parser.add_argument("--output", type=path_option, default=ROOT / "runs" / "proof", help="runs, caches and logs")
     parser.add_argument("--out", type=path_option, default=ROOT / "benchmarks" / "results" / "proof.json")
     parser.add_argument("--list", action="store_true", help="say what is done and what is left, and make nothing")
@@ -308,14 +336,12 @@ def main() -> None:
         for cell in cells:
             print(f"{'done' if proof.done(cell) else 'left'}  {cell.name}")
         return
-    for cell in cells if not args.show else ():
-        if proof.done(cell) is None:
-            row = proof.make(cell)
-            left = sum(proof.done(other) is None for other in cells)
-            print(
-                f"{cell.name}: {row['training_seconds']:.0f} s of training; {left} of {len(cells)} runs left",
-                flush=True,
-            )
+    for cell, row in proof.make_all(cells, args.jobs) if not args.show else ():
+        left = sum(proof.done(other) is None for other in cells)
+        print(
+            f"{cell.name}: {row['processor_seconds']:.0f} s of processor time; {left} of {len(cells)} runs left",
+            flush=True,
+        )
     rows = [row for cell in cells if cell.rate is None and (row := proof.done(cell)) is not None]
     if not rows:
         raise SystemExit("no run is done: run it without --show")

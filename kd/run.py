@@ -243,7 +243,14 @@ def _run(config: RunConfig, folder: RunFolder, fresh: bool) -> Path:
                     best=best,
                 )
                 metrics = evaluate_candidates(
-                    candidates, tokenizer, held_out.cases, run_dir, evaluation, device=device, say=log.say
+                    candidates,
+                    tokenizer,
+                    held_out.cases,
+                    run_dir,
+                    evaluation,
+                    device=device,
+                    say=log.say,
+                    conversations=held_out.conversations,
                 )
             outcome = Outcome(result, time.monotonic() - started, sources, no_teacher, shared)
             on_rank_0(lambda: finish(config, run_dir, outcome, metrics, log.say))

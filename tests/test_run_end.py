@@ -36,7 +36,7 @@ def test_the_file_that_ends_a_run_is_written_after_its_report(config, tmp_path, 
     """A run that was killed between the two said that it was finished, and had no report."""
     run = tmp_path / "run"
     monkeypatch.setattr(kd.run_end.dist, "get_world_size", lambda: 1)
-    outcome = Outcome(TrainingResult(2, 1.0, 9, None, Tally()), 2.0, Sources((), 0, None), None, [])
+    outcome = Outcome(TrainingResult(2, 1.0, 1.0, 9, None, Tally()), 2.0, Sources((), 0, None), None, [])
 
     def interrupt(*arguments):
         raise KeyboardInterrupt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from kd.config import schema
 from kd.config.sections.data import DEMO_HELD_OUT, DEMO_VALIDATION
 from kd.evaluation.answerers.local_model import EvaluationError, LocalModel
 from kd.evaluation.cases import Case, build_cases
+from kd.evaluation.conversations.evaluate import evaluate_conversations
 from kd.evaluation.together import Entrant, Metrics, evaluate_together, find_place
 from kd.models.load import load_whole_model, read_model_config
 from kd.models.model_files import check_weights
@@ -46,6 +47,7 @@ class HeldOut(NamedTuple):
     notes: list[str]  # what a person should know of them
     validation: dict[str, list[Record]]  # of data.validation, by split
     further: list[Candidate] = []  # of evaluation.compare_with
+    conversations: dict[str, list[Record]] = {}  # of data.evaluation, by split: held as a whole, where asked for
 
 
 def read_held_out(data: schema.Data, num_records: int) -> dict[str, list[Record]]:
@@ -145,7 +147,8 @@ def prepare_held_out(
             )
         cases[name] = found
     validation = read_validation(data, evaluation.num_records, held_out)
-    return HeldOut(cases, notes, validation, _find_further(evaluation, tokenizer) if cases else [])
+    further = _find_further(evaluation, tokenizer) if cases else []
+    return HeldOut(cases, notes, validation, further, held_out if evaluation.conversations else {})
 
 
 def _find_further(evaluation: schema.Evaluation, tokenizer) -> list[Candidate]:
@@ -222,10 +225,17 @@ def evaluate_candidates(
     *,
     device: torch.device,
     say: Callable[[str], None],
+    conversations: Mapping[str, Sequence[Record]] = {},
 ) -> Metrics:
-    """Evaluate each candidate on the cases of each split; as `kd.evaluation.together.evaluate_together`."""
+    """Evaluate each candidate on the cases of each split, and on records held as whole conversations; as
+    `kd.evaluation.together.evaluate_together`.
+    """
     rank, world = find_place()
     mine = {split: of[rank::world] for split, of in cases.items()}
+    whole = {
+        split: partial(evaluate_conversations, records=records, share=(rank, world))
+        for split, records in conversations.items()
+    }
 
     def load(candidate: Candidate) -> LocalModel:
         return LocalModel(
@@ -235,7 +245,7 @@ def evaluate_candidates(
             max_new_tokens=evaluation.max_new_tokens,
         )
 
-    entrants = [Entrant(candidate.name, partial(load, candidate), mine) for candidate in candidates]
+    entrants = [Entrant(candidate.name, partial(load, candidate), mine, whole) for candidate in candidates]
     return evaluate_together(entrants, run_dir, say=say)
 
 

@@ -47,6 +47,7 @@ class Progress:
     loss_mean: tuple[float, float] = (0.0, 0.0)  # of the stage: running mean of the loss and its weight
     tokens: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0  # of this process, its threads added up
     skipped_in_a_row: int = 0
     num_skipped: int = 0  # optimizer steps whose gradient was not finite
     data: dict[str, Any] | None = None  # of the stage: StepBatches.state_dict after the last step

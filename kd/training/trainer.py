@@ -40,6 +40,7 @@ class TrainingResult(NamedTuple):
 
     steps: int
     seconds: float
+    processor_seconds: float  # of this rank's process
     tokens: int
     stopped: str | None
     tally: Tally  # records that were not trained whole
@@ -91,7 +92,8 @@ class Trainer:
         self._begin, self._has_begun = begin, False
         self._progress = Progress()
         self._stop = StopRequest()
-        self._began = 0.0  # when this process's training would have begun, had it done all that was done before
+        # When this training would have begun, had this process done all of it: by the clock, and by its processor time
+        self._began = self._began_processor = 0.0
 
     def run(self) -> TrainingResult:
         """Train to the last step, or until a signal or the time budget stops it.
@@ -106,7 +108,7 @@ class Trainer:
 
     def _run(self) -> TrainingResult:
         at, budget = self._progress, self._config.training.time_budget_seconds
-        self._began = time.monotonic() - at.seconds
+        self._began, self._began_processor = time.monotonic() - at.seconds, time.process_time() - at.processor_seconds
         stopped, asked = None, time.monotonic()
         for step in self._curriculum.steps(at):
             at.window.waited += time.monotonic() - asked
@@ -131,7 +133,9 @@ class Trainer:
                 f"nothing was trained in {at.step} steps ({'; '.join(at.tally.describe()) or 'no record fits'}): raise "
                 "the stages' max_length, cut the records, or train more steps"
             )
-        return TrainingResult(at.step, at.seconds, at.tokens, stopped, at.tally, at.num_skipped, at.best)
+        return TrainingResult(
+            at.step, at.seconds, at.processor_seconds, at.tokens, stopped, at.tally, at.num_skipped, at.best
+        )
 
     def _take_step(self, step: StageStep, tally: StepTally, refusals: list[str]) -> None:
         training, at = self._config.training, self._progress
@@ -156,6 +160,7 @@ class Trainer:
             at.skipped_in_a_row = 0
             self._add_to_window(report, tally, step.stage)
         at.seconds = time.monotonic() - self._began
+        at.processor_seconds = time.process_time() - self._began_processor
         self._log.advance()
         self._once_on_its_way(resumed=False)
         if at.step % training.log_every == 0 or at.step == training.steps:
@@ -175,11 +180,12 @@ class Trainer:
 
     def _validate(self, terms: TermWeights) -> None:
         if self._validator is not None:
-            began = time.monotonic()
+            began, began_processor = time.monotonic(), time.process_time()
             self._progress.best = self._validator.look(
                 self._progress.step, self._config.training.steps, terms, self._progress.best
             )
             self._began += time.monotonic() - began
+            self._began_processor += time.process_time() - began_processor
 
     def _is_out_of_patience(self) -> str | None:
         found = self._validator is not None and self._validator.is_out_of_patience(self._progress.best)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from threading import Barrier
 
 import pytest
 
@@ -25,7 +26,8 @@ def row(method: str, num_records: int, seed: int, right: str, rate: float | None
     return {
         **Cell(method, num_records, seed, rate)._asdict(),
         "steps": 100,
-        "training_seconds": 50.0,
+        "training_seconds": 60.0,
+        "processor_seconds": 50.0,
         "tokens": 1,
         "best": best,
         "scores": scores,
@@ -49,7 +51,7 @@ def test_every_run_comes_once_and_after_those_it_needs():
 
 def test_every_configuration_loads_and_none_chooses_by_what_it_is_measured_on(tmp_path):
     proof = matrix.Proof(tmp_path / "proof.json", tmp_path, 2)
-    proof._need = lambda cell: {"best": {"value": 1.0}, "steps": 1200, "training_seconds": len(cell.method)}
+    proof._need = lambda cell: {"best": {"value": 1.0}, "steps": 1200, "processor_seconds": len(cell.method)}
     keys = set()
     for cell in list_cells(tuple(STUDIES), SEEDS[:1]):
         overrides = proof._resolve(cell)
@@ -86,6 +88,30 @@ def test_a_run_waits_for_those_that_decide_its_configuration(tmp_path):
         proof._resolve(Cell("ce", USUAL, 1337))
     losses = {Cell("ce", USUAL, TUNING_SEED, rate): loss for rate, loss in zip(RATES, (3.0, 1.0, 2.0, 4.0))}
     assert choose_rate(Cell("ce", USUAL, 1337), losses) == RATES[1]
+
+
+def test_runs_are_made_at_once_and_none_before_those_it_needs(tmp_path, monkeypatch):
+    proof, made = matrix.Proof(tmp_path / "proof.json", tmp_path, 1), []
+    both = Barrier(2, timeout=20)  # passed by two runs at once alone
+
+    def make(cell):
+        if cell.rate is not None:
+            both.wait()
+        made.append(cell)
+        best = {"value": cell.rate or 1.0, "step": 5}
+        mine = row(*cell[:3], "10", cell.rate, best=best, key=proof._key(proof._resolve(cell)), code=matrix.hash_code())
+        proof._rows[mine["key"], mine["code"]] = mine
+        return mine
+
+    monkeypatch.setattr(proof, "make", make)
+    cells = [cell for cell in list_cells(("records",), (1337,)) if cell.num_records == USUAL]
+    ended = [cell for cell, _ in proof.make_all(cells, jobs=2)]
+    assert sorted(ended) == sorted(made) == sorted(cells)
+    for at, cell in enumerate(made):
+        if METHODS[cell.method].tuned and cell.rate is None:
+            assert {Cell("ce", USUAL, TUNING_SEED, rate) for rate in RATES} <= set(made[:at])
+    assert made.index(Cell("ce_same_seconds", USUAL, 1337)) > made.index(Cell("kd_spans_sampled", USUAL, 1337))
+    assert list(proof.make_all(cells, jobs=2)) == []
 
 
 def test_methods_are_compared_record_by_record_over_the_seeds_that_both_have():

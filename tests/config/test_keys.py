@@ -175,5 +175,6 @@ FROZEN_KEYS = [
     "evaluation.generate_every",
     "evaluation.generate_num_records",
     "evaluation.baselines",
+    "evaluation.conversations",
     "evaluation.compare_with",
 ]

@@ -183,3 +183,16 @@ def test_the_command_that_evaluates_the_student_alone_is_whole(tmp_path):
     )
     demo = data_of(tmp_path).model_copy(update={"evaluation": {"unseen_values": "demo"}})
     assert describe_command(Path("runs/x"), demo) is None
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_records_are_held_as_conversations_where_the_run_asks_for_it(prepare, babbling, tokenizer, tmp_path):
+    assert prepare(GOOD).conversations == {}
+    held_out = prepare_held_out(data_of(tmp_path), Evaluation(conversations=True), tokenizer)
+    options = dict(device=torch.device("cpu"), say=lambda text: None, conversations=held_out.conversations)
+    evaluation = Evaluation(max_new_tokens=2)
+    found = evaluate_candidates(
+        [Candidate("student", str(babbling))], tokenizer, held_out.cases, tmp_path, evaluation, **options
+    )["student"]["mine"]
+    assert found["counts"]["conversations"] == 1 and found["counts"]["call_turns"] == 1
+    assert found["conversations_right"] == 0

@@ -30,6 +30,9 @@ class Evaluation(Section):
     """Also evaluate the teacher and an untrained student. With a cache the teacher is left out where its weights are
     not on this machine.
     """
+    conversations: bool = False
+    """Also hold each held-out record that calls a tool as a whole conversation, in which the model's own calls get the
+    record's results."""
     compare_with: dict[Text, Place] = {}
     """Further models to evaluate beside the student: name -> folder of a finished run, or of a model, with the same
     tokenizer and chat template. They answer the same prompts, and the report pairs them with the student.
