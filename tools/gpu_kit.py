@@ -31,7 +31,6 @@ WHEELS = (
     "pydantic-core",  # compiled: of that Python; its version is what pydantic pins
     "referencing",
     "rpds-py",  # likewise
-    "tenacity==9.2.1",
     "typing-inspection",
 )
 BUILT = ("deepspeed==0.19.8",)

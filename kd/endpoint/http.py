@@ -9,14 +9,13 @@ not come back together. Retry-After is obeyed by all requests; one that reaches 
 work. A failure that cannot pass (a wrong key, address or model, a redirect) ends it at once. Redirects are never
 followed: they would take the key along.
 
-An exception of the HTTP library holds the request and so the key. None leaves this file, not even as another's context.
+The key is put into a request on its way out. No error holds a request, nor has one that does as its context.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import random
 import re
@@ -26,11 +25,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-import httpx2
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type
-
 from kd.config.schema import Endpoint
+from kd.endpoint.connections import Broken, Connections, NotSent, Reply
 from kd.errors import SpanwiseError
+from kd.toolcalls.json_values import encode_json
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds
 _PASSING = (408, 425, 429)  # and all of 500 to 599
@@ -96,7 +94,7 @@ class Meter(Protocol):
         ...
 
 
-class ApiKey(httpx2.Auth):
+class ApiKey:
     """Key out of the environment. It is put into a request on its way out, and is in no other place."""
 
     def __init__(self, variable: str | None, words: Words = WORDS):
@@ -108,17 +106,13 @@ class ApiKey(httpx2.Auth):
                 f"{words.api_key_env}: the value of the variable has a character that no key has, such "
                 "as a space: export it without"
             )
-        if self._value:  # its debug lines show the headers of answers, and a server may repeat the key in one
-            logging.getLogger("httpcore2").setLevel(logging.INFO)
 
     def __repr__(self) -> str:
         return "ApiKey(not shown)"
 
-    def auth_flow(self, request: httpx2.Request):
-        """Put the key into a request on its way out."""
-        if self._value:
-            request.headers["Authorization"] = f"Bearer {self._value}"
-        yield request
+    def write_headers(self) -> list[tuple[str, str]]:
+        """Write the headers of a request that carry the key."""
+        return [("Authorization", f"Bearer {self._value}")] if self._value else []
 
     def hide(self, text: str) -> str:
         """Cut text from outside to a printable line without the key."""
@@ -135,12 +129,10 @@ class Wire:
         self._settings, self._say, self._clock, self._words = settings, say, clock, words
         self._key = ApiKey(settings.api_key_env, words)
         self.name, self.hide = settings.url.rstrip("/"), self._key.hide
-        self._client = httpx2.AsyncClient(
-            auth=self._key,
-            follow_redirects=False,
-            timeout=settings.timeout_seconds,
-            limits=httpx2.Limits(max_connections=settings.concurrency),
-        )
+        try:
+            self._connections = Connections(settings.url)
+        except ValueError as error:
+            raise EndpointError(f"{words.url}: {self.hide(str(error))}") from None
         self._random = random.Random()  # its own: the run's seeded generators stay as they are
         self._not_before = -float("inf")  # a server that said Retry-After is left alone till then
         self._ends = clock.monotonic() + settings.deadline_seconds if settings.deadline_seconds else float("inf")
@@ -150,7 +142,7 @@ class Wire:
 
     async def close(self) -> None:
         """End the connection."""
-        await self._client.aclose()
+        await self._connections.close()
 
     async def ask(
         self, method: str, path: str, body: dict | None = None, *, max_bytes: int = 2**20, meter: Meter | None = None
@@ -165,24 +157,20 @@ class Wire:
             EndpointError: a failure that cannot pass, or the deadline of the whole capture.
         """
         ends = self._clock.monotonic() + self._settings.record_deadline_seconds
-        attempts = AsyncRetrying(
-            retry=retry_if_exception_type(_MayPass),
-            wait=self._wait,
-            sleep=self._clock.sleep,
-            before_sleep=self._tell,
-            stop=lambda state: (
-                state.attempt_number > self._settings.retries or self._clock.monotonic() + state.upcoming_sleep >= ends
-            ),
-        )
-        try:
-            return await attempts(self._once, method, path, body, ends, max_bytes, meter)
-        except RetryError as error:
-            tried, last = error.last_attempt.attempt_number, error.last_attempt.exception()
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._once(method, path, body, ends, max_bytes, meter)
+            except _MayPass as error:
+                problem = str(error)
+            pause = min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT) * self._random.uniform(0.5, 1)
+            if attempt > self._settings.retries or self._clock.monotonic() + pause >= ends:
+                break
+            self._tell(problem)
+            await self._clock.sleep(pause)
         self._check_deadline()
-        raise Failed(f"{last} (attempts: {tried})")
-
-    def _wait(self, state: Any) -> float:
-        return min(_FIRST_WAIT * 2 ** (state.attempt_number - 1), _LONGEST_WAIT) * self._random.uniform(0.5, 1)
+        raise Failed(f"{problem} (attempts: {attempt})")
 
     def _check_deadline(self) -> None:
         if self._clock.monotonic() >= self._ends:
@@ -206,13 +194,7 @@ class Wire:
             if limit <= 0:
                 raise _MayPass("its time ran out while the server had asked to wait")
             self.num_requests += 1
-            sent = True
-            try:
-                reply, problem = await asyncio.wait_for(self._exchange(method, path, body, max_bytes), limit)
-            except asyncio.TimeoutError:
-                reply, problem = None, f"no whole answer within {limit:.3g} s"
-            except _NotSent as error:
-                sent, reply, problem = False, None, str(error)
+            reply, sent, problem = await self._exchange(method, path, body, max_bytes, limit)
             if reply is None:
                 self._count_failure()
                 raise _MayPass(problem)
@@ -233,7 +215,7 @@ class Wire:
             rest = min(_FIRST_WAIT * 2 ** min(over / self._settings.concurrency, 8.0), _LONGEST_WAIT)
             self._not_before = max(self._not_before, self._clock.monotonic() + rest)
 
-    def _obey_limits(self, headers: httpx2.Headers) -> None:
+    def _obey_limits(self, headers: dict[str, str]) -> None:
         """Rest until requests or tokens are there again, where the headers say that none is left."""
         for what in ("requests", "tokens"):
             if headers.get(f"x-ratelimit-remaining-{what}", "").strip() == "0":
@@ -242,33 +224,35 @@ class Wire:
                 rest = min(seconds, _LONGEST_WAIT)
                 self._not_before = max(self._not_before, self._clock.monotonic() + rest)
 
-    def _tell(self, state: Any) -> None:
+    def _tell(self, problem: str) -> None:
         """Say now and then that a request is tried again, so that a capture that waits does not look dead."""
         if self._clock.monotonic() >= self._told + _TOLD_EVERY:
             self._told = self._clock.monotonic()
-            self._say(f"endpoint: {state.outcome.exception()}; trying again")
+            self._say(f"endpoint: {problem}; trying again")
 
-    async def _exchange(self, method: str, path: str, body: dict | None, max_bytes: int) -> tuple[_Reply | None, str]:
-        """Return the whole answer and "", or None and the failure in words."""
+    async def _exchange(
+        self, method: str, path: str, body: dict | None, max_bytes: int, seconds: float
+    ) -> tuple[Reply | None, bool, str]:
+        """Send a request: the whole answer or None, whether any of it was sent, and the failure in words."""
+        raw = None if body is None else encode_json(body)
+        headers = [("User-Agent", "spanwise"), ("Content-Type", "application/json"), *self._key.write_headers()]
+        sent = True
         try:
-            async with self._client.stream(method, self.name + path, json=body) as response:
-                parts, size = [], 0
-                async for part in response.aiter_bytes():
-                    parts.append(part)
-                    size += len(part)
-                    if size > max_bytes:
-                        return None, f"an answer of more than {max_bytes} bytes"
-                return _Reply(response.status_code, response.headers, b"".join(parts)), ""
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            problem = self.hide(f"{type(error).__name__} {error}")
-        except (httpx2.HTTPError, OSError) as error:
-            return None, self.hide(f"{type(error).__name__} {error}")
-        raise _NotSent(problem)
+            reply = await self._connections.exchange(method, path, headers, raw, max_bytes=max_bytes, seconds=seconds)
+            return reply, sent, ""
+        except NotSent as error:
+            sent, problem = False, str(error)
+        except Broken as error:
+            problem = str(error)
+        except asyncio.TimeoutError:
+            problem = f"no whole answer within {seconds:.3g} s"
+        return None, sent, self.hide(problem)
 
-    def _judge(self, reply: _Reply, path: str, ends: float) -> Any:
-        status, words = reply.status, self.hide(reply.words())
+    def _judge(self, reply: Reply, path: str, ends: float) -> Any:
+        status = reply.status
         if status == 200:
             return self._parse(reply)
+        words = self.hide(_find_words(reply))
         if status in _PASSING or status >= 500:
             if status >= 500:
                 self._count_failure()
@@ -278,7 +262,7 @@ class Wire:
             raise Refused(words)
         if 300 <= status < 400:
             raise EndpointError(
-                f"{self.name}: redirects (status {status}) to {self.hide(reply.host())}; redirects are not "
+                f"{self.name}: redirects (status {status}) to {self.hide(_find_host(reply))}; redirects are not "
                 f"followed, for they would take the key along: put the final address into {self._words.url}"
             )
         if status in (401, 403):  # the words may tell the key
@@ -292,7 +276,7 @@ class Wire:
             "servers) and model"
         )
 
-    def _parse(self, reply: _Reply) -> Any:
+    def _parse(self, reply: Reply) -> Any:
         kind = reply.headers.get("content-type", "nothing").split(";")[0].strip().lower()
         if kind != "application/json":
             raise _MayPass(f"an answer of type {self.hide(kind)}, not application/json")  # its words may be private
@@ -317,35 +301,24 @@ class _MayPass(Exception):
     """Failure that is worth another attempt."""
 
 
-class _NotSent(Exception):
-    """Failure before the request can have reached the server."""
+def _find_host(reply: Reply) -> str:
+    """Return the host that a redirect leads to."""
+    try:
+        return urlsplit(reply.headers.get("location", "")).hostname or "itself"
+    except ValueError:
+        return "no address"
 
 
-class _Reply(NamedTuple):
-    status: int
-    headers: httpx2.Headers
-    content: bytes
-
-    def __repr__(self) -> str:
-        return "_Reply(not shown)"  # it may repeat the key
-
-    def host(self) -> str:
-        """Return the host that a redirect leads to."""
-        try:
-            return urlsplit(self.headers.get("location", "")).hostname or "itself"
-        except ValueError:
-            return "no address"
-
-    def words(self) -> str:
-        """Return the server's message: OpenAI's field, an older one of vLLM's, or FastAPI's; else the body's start."""
-        try:
-            body = json.loads(self.content)
-        except (ValueError, RecursionError):
-            return self.content[:_QUOTED].decode(errors="replace")
-        for key in ("error", "message", "detail"):
-            if isinstance(body, dict) and key in body:
-                body = body[key]
-        return str(body)
+def _find_words(reply: Reply) -> str:
+    """Return the server's message: OpenAI's field, an older one of vLLM's, or FastAPI's; else the body's start."""
+    try:
+        body = json.loads(reply.content)
+    except (ValueError, RecursionError):
+        return reply.content[:_QUOTED].decode(errors="replace")
+    for key in ("error", "message", "detail"):
+        if isinstance(body, dict) and key in body:
+            body = body[key]
+    return str(body)
 
 
 def _seconds(retry_after: str | None, now: float) -> float:

@@ -17,12 +17,11 @@ folder, tests = Path(sys.argv[1]), Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(tests.parent), str(tests)]
 logging.basicConfig(level=logging.DEBUG, filename=folder / "debug.log")
 
-import httpx2  # noqa: E402
-
 from helpers.endpoint_cases import micro_batches, opened, table_logits  # noqa: E402
 from helpers.endpoint_server import Server, body, changed, cut_body, reset_in_body, status  # noqa: E402
 from kd.config.load import dump_config, load_config  # noqa: E402
-from kd.endpoint.http import ApiKey, EndpointError, _Reply  # noqa: E402
+from kd.endpoint.connections import Reply  # noqa: E402
+from kd.endpoint.http import ApiKey, EndpointError  # noqa: E402
 
 key = os.environ["ENDPOINT_KEY"]
 SAID = f"you sent Authorization: Bearer {key}"  # what a server may repeat
@@ -74,7 +73,7 @@ def attempt(faults) -> None:
                 for micro in micro_batches(2, size=1):
                     teacher.target_rows(micro)
                     print(teacher.missing(micro))
-                for part in (teacher, teacher._records, teacher._records.wire, teacher._records.wire._client):
+                for part in (teacher, teacher._records, teacher._records.wire, teacher._records.wire._connections):
                     print(part, vars(part))
             finally:
                 teacher.close()
@@ -98,7 +97,7 @@ for wrong in (f"{key}\n{key}", f"{key} x", f"{key}\u00e9", "", None):
     attempt([])
 os.environ["ENDPOINT_KEY"] = key
 
-print("--- by themselves", ApiKey("ENDPOINT_KEY"), _Reply(500, httpx2.Headers({"x": key}), SAID.encode()))
+print("--- by themselves", ApiKey("ENDPOINT_KEY"), Reply(500, {"x": key}, SAID.encode()))
 config = load_config(
     tests.parent / "configs" / "demo.yaml",
     [

@@ -155,7 +155,7 @@ def test_an_endpoint_that_cannot_serve_is_told_before_anything_is_asked(kind, mo
 def test_an_address_that_nothing_answers_at_is_told_at_once():
     url = f"http://127.0.0.1:{free_port()}/v1"
     settings = Endpoint(url=url, model=MODEL)
-    with pytest.raises(EndpointError, match=rf"{url}: ConnectError .*\(attempts: 3\)"):
+    with pytest.raises(EndpointError, match=rf"{url}: no connection: .*\(attempts: 3\)"):
         EndpointModel(Server(settings, 8, say=lambda text: None), FakeClock().clock())
 
 

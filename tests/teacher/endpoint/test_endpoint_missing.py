@@ -25,7 +25,7 @@ from kd.endpoint.http import EndpointError
 def test_a_server_that_is_not_there():
     server = Server(table_logits)
     server._http.server_close()
-    assert "/models" not in check_stops(server, r"ConnectError .*\(attempts: 3\)", retries=2)
+    assert "/models" not in check_stops(server, r"no connection: .*\(attempts: 3\)", retries=2)
 
 
 def test_a_server_that_dies_stops_the_capture_and_no_record_is_missing():
