@@ -22,6 +22,20 @@ class ChatError(SpanwiseError, ValueError):
     """Answer that is no chat completion."""
 
 
+class TokenLimit:
+    """Field of a request that limits the tokens of an answer, by `name`: newer models of OpenAI's want another."""
+
+    def __init__(self) -> None:
+        self.name = "max_tokens"
+
+    def learn(self, refusal: str, sent: str) -> bool:
+        """Take the newer name where the refusal of a request that was sent with the older one asks for it."""
+        if sent != "max_tokens" or "max_completion_tokens" not in refusal:
+            return False
+        self.name = "max_completion_tokens"
+        return True
+
+
 class Chat(NamedTuple):
     """Answer of a server: its text, its own calls as (name, arguments as JSON text), and whether it came to its end."""
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from kd.config.sections.generation import Sampling
 from kd.config.sections.teacher import Endpoint
 from kd.endpoint.cards import explain_missing, read_cards
-from kd.endpoint.chat import Chat, ChatError, fit_names, read_chat, write_messages, write_tools
+from kd.endpoint.chat import Chat, ChatError, TokenLimit, fit_names, read_chat, write_messages, write_tools
 from kd.endpoint.http import EndpointError, Failed, Refused, Wire
 from kd.generation.budget import Budget, Usage, read_usage
 from kd.generation.journal import Journal, name_value
@@ -54,7 +54,7 @@ class Teacher:
     def __init__(self, wire: Wire, settings: Endpoint, sampling: Sampling, budget: Budget, journal: Journal):
         self._wire, self._settings, self._sampling = wire, settings, sampling
         self._budget, self._journal = budget, journal
-        self._limit = "max_tokens"
+        self._limit = TokenLimit()
         self._under_way: dict[str, asyncio.Future[Said]] = {}
         self.counts: Counter[str] = Counter()
 
@@ -123,15 +123,14 @@ class Teacher:
         num_bytes = len(json.dumps([body["messages"], body.get("tools")], ensure_ascii=False).encode())
         most_bytes = _LEAST_BYTES + _TOKEN_BYTES * self._sampling.max_new_tokens
         for _ in range(_MOST_BAD):
-            sent = dict(body)
-            sent[self._limit] = sent.pop("max_tokens")
+            sent, limit = dict(body), self._limit.name
+            sent[limit] = sent.pop("max_tokens")
             bill = _Bill(self, num_bytes, key)
             try:
                 await self._wire.ask("POST", "/chat/completions", sent, max_bytes=most_bytes, meter=bill)
             except Refused as error:
-                if "max_completion_tokens" not in str(error) or self._limit != "max_tokens":
+                if not self._limit.learn(str(error), limit):
                     raise
-                self._limit = "max_completion_tokens"  # newer models of OpenAI's
                 continue
             if bill.said is not None:
                 return bill.said

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from kd.config.schema import Endpoint
 from kd.endpoint.calls import read_calls
 from kd.endpoint.cards import explain_missing, read_cards
-from kd.endpoint.chat import Chat, ChatError, fit_names, read_chat, write_messages, write_tools
+from kd.endpoint.chat import Chat, ChatError, TokenLimit, fit_names, read_chat, write_messages, write_tools
 from kd.endpoint.http import SYSTEM_CLOCK, Clock, EndpointError, Failed, Refused, Wire, Words
 from kd.evaluation.answerers.answer import Answer, Progress, Prompt
 from kd.evaluation.answerers.journal import Journal
@@ -76,7 +76,7 @@ class EndpointModel:
 
     def __init__(self, server: Server, clock: Clock = SYSTEM_CLOCK):
         self._server, self._settings, self._clock = server, server.settings, clock
-        self._limit = "max_tokens"
+        self._limit = TokenLimit()
         first = self._settings.model_copy(update={"retries": min(self._settings.retries, _FIRST_RETRIES)})
         asyncio.run(self._with_wire(first, self._open))
 
@@ -109,13 +109,13 @@ class EndpointModel:
             raise EndpointError(f"{wire.name}: {error}") from None
 
     async def _try(self, wire: Wire) -> None:
+        sent = self._limit.name
         try:
             await self.ask(wire, _OPENING)
             return
         except Refused as error:
             words = str(error)
-        if "max_completion_tokens" in words and self._limit == "max_tokens":  # newer models of OpenAI's
-            self._limit = "max_completion_tokens"
+        if self._limit.learn(words, sent):
             await self._try(wire)
             return
         await self.ask(wire, _OPENING._replace(tools=[]))
@@ -131,7 +131,7 @@ class EndpointModel:
             "model": self._settings.model,
             "messages": write_messages(prompt.messages, names),
             **({"tools": write_tools(prompt.tools, names)} if prompt.tools else {}),
-            self._limit: self._server.max_new_tokens,
+            self._limit.name: self._server.max_new_tokens,
             "stream": False,
             **({"temperature": 0} if sampling is None else {**sampling._asdict(), "seed": prompt.seed}),
         }
