@@ -7,6 +7,7 @@ workers nothing is kept in memory but a task each, and 16 bytes of every convers
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from kd.records.checks import DataError
 from kd.records.record import parse_record
 
 Progress = Callable[[int, int, int], None]  # (conversations that have ended, those that failed, spent)
+_SYNC_SECONDS = 1.0  # of answers that a power cut may lose
 _LEAST_FAILED = 5  # conversations that may fail whatever part of all they are
 
 
@@ -64,6 +66,8 @@ class Run:
             EndpointError: the server answers no more, or too many conversations have failed.
             RewardError: a reward raised.
         """
+        ended = asyncio.Event()
+        syncing = asyncio.ensure_future(self._sync(ended))
         workers = [asyncio.ensure_future(self._work(tasks)) for _ in range(self._config.endpoint.concurrency)]
         try:
             await asyncio.gather(*workers)
@@ -71,7 +75,16 @@ class Run:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+            ended.set()
+            await syncing
         return Ended(len(self._keys), self._num_failed, self._reached, self._keys)
+
+    async def _sync(self, ended: asyncio.Event) -> None:
+        """Force the journal to disk now and then, in a thread: a disk may take long."""
+        while not ended.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ended.wait(), _SYNC_SECONDS)
+            await asyncio.to_thread(self._journal.sync)
 
     async def _work(self, tasks: Iterator[Task]) -> None:
         while not self._reached and (task := next(tasks, None)) is not None:
