@@ -17,6 +17,7 @@ from helpers.chat_server import message
 from helpers.teaching_server import STOCK, TeachingServer, make, misbehave, settings_of, teach
 from kd.config.sections.generation import GenerationConfig
 from kd.endpoint.http import EndpointError
+from kd.generation import generate
 from kd.generation.budget import UNIT
 from kd.generation.data_set import DataSet, GenerationError
 from kd.generation.journal import FOLDER, Journal
@@ -259,6 +260,33 @@ def test_another_process_and_foreign_files_are_named(tmp_path):
         with pytest.raises(EndpointError, match=r"status 404: The model `demmo` does not exist.*endpoint\.url"):
             make(settings, said.append)
         assert "endpoint.model: no model 'demmo' there; it has 'demo'; did you mean 'demo'?" in said
+
+
+def test_a_power_cut_loses_a_second_at_most(tmp_path, monkeypatch):
+    """What was written is forced to disk while the server is waited for, and at the end; never twice for nothing."""
+    forced: list[int] = []
+    monkeypatch.setattr(generate, "_SYNC_SECONDS", 0.05)
+
+    def force(handle):
+        if os.readlink(f"/proc/self/fd/{handle}").endswith("journal.jsonl"):
+            forced.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fsync", force)
+
+    def wait_and_teach(request):
+        time.sleep(0.3)
+        return teach(request)
+
+    with TeachingServer(wait_and_teach) as server:
+        make(settings_of(server, tmp_path, prompts__num=4))
+    size = (tmp_path / "out" / FOLDER / "journal.jsonl").stat().st_size
+    assert forced[-1] == size and len(set(forced)) == len(forced) > 2
+
+
+def test_requests_under_way_while_the_limit_changes_its_name_are_asked_again(tmp_path):
+    with TeachingServer(limit="max_completion_tokens") as server:
+        card, _ = make(settings_of(server, tmp_path))
+        assert card["records"] == 20 and not card["dropped"] and "max_tokens" not in server.requests[-1]
 
 
 def test_the_journal_takes_a_reservation_without_a_charge_as_spent(tmp_path):
