@@ -68,6 +68,8 @@ def generate(args: argparse.Namespace) -> int:
         if journal.count("answer") or journal.num_lost:
             lost = f"; {journal.num_lost} that a kill lost count at their bounds" if journal.num_lost else ""
             print(f"{journal.count('answer'):,} answers are there from an earlier start{lost}", flush=True)
+        if journal.num_damaged:
+            print(f"{journal.num_damaged:,} lines of {journal.path} are damaged and left out", flush=True)
         num = args.dry_run or (config.prompts.num if config.prompts.files is None else None)
         with tqdm(desc="prompts", total=num, disable=None, leave=False) as bar:
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +92,7 @@ class Broker:
 
         Raises:
             SpanwiseError: as `Teacher.ask`, where a second endpoint is asked.
+            BrokerError: the tool's `returns` gives no result.
         """
         if self._fixtures is not None and (found := self._fixtures.find(call)) is not None:
             return found
@@ -113,7 +113,10 @@ class Broker:
         if not isinstance(returns, dict):
             return _DONE
         generator = random.Random(name_value(self._seed, call))
-        return write_result(draw(returns, generator, root=returns, optional=1.0))
+        try:
+            return write_result(draw(returns, generator, optional=1.0))
+        except ValueError as error:
+            raise _refuse_returns(task.source, call["name"], error) from error
 
 
 def _find_recorded(messages: list[dict[str, Any]], call: Call) -> str | None:
@@ -149,10 +152,8 @@ def write_result(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def check_returns(tools: list[dict[str, Any]], check: Callable[[str, Any], list[str]]) -> None:
-    """Check that results can be drawn of every tool's `returns`.
-
-    check: (name, result) -> problems.
+def check_returns(tools: list[dict[str, Any]], where: str) -> None:
+    """Check that results can be drawn of every tool's `returns`; `where` opens the message.
 
     Raises:
         BrokerError: names the tool.
@@ -161,8 +162,10 @@ def check_returns(tools: list[dict[str, Any]], check: Callable[[str, Any], list[
         function = tool["function"]
         if isinstance(returns := function.get("returns"), dict):
             try:
-                problems = check(function["name"], draw(returns, random.Random(0), root=returns, optional=1.0))
+                draw(returns, random.Random(0), optional=1.0)
             except ValueError as error:
-                problems = [str(error)]
-            if problems:
-                raise BrokerError(f"tool {function['name']!r}: returns: {problems[0]}: give it `examples`")
+                raise _refuse_returns(where, function["name"], error) from error
+
+
+def _refuse_returns(where: str, name: str, error: ValueError) -> BrokerError:
+    return BrokerError(f"{where}: tool {name!r}: returns: {error}: give it `examples`")

@@ -68,12 +68,16 @@ class DataSet:
         self.out = Path(config.output_dir)
         self.source = Source(config)
         if self.source.tools is not None:
-            check_returns(list(self.source.tools), lambda name, result: [])
+            check_returns(list(self.source.tools), f"prompts.tools: {config.prompts.tools}")
         broker = config.broker
         self._fixtures = Fixtures(Path(broker.fixtures)) if broker.fixtures else None
         self._simulate = load_simulator(broker.function) if broker.function else None
         inputs = [("prompts.files", path) for path in expand(config.prompts.files or ())]
-        check_outputs(list_outputs(self.out), inputs)
+        outputs = list_outputs(self.out)
+        check_outputs(outputs, inputs)
+        odd = [one.path for one in outputs if one.path.exists() and not one.path.is_file()]
+        if odd:  # a pipe would be waited for
+            raise OutputError(f"output_dir: {odd[0]} is no file: move it away, or name another folder")
         self._lock = FolderLock(self.out)
         holder = self._lock.take()
         if holder is not None:
@@ -82,7 +86,7 @@ class DataSet:
             )
         try:
             self.journal = Journal(self.out)
-        except OSError:
+        except (OSError, OutputError):
             self._lock.release()
             raise
         self._budget: Budget | None = None

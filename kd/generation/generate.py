@@ -21,8 +21,9 @@ from kd.generation.prompts.task import Task
 from kd.generation.quality import Judge, Quality
 from kd.generation.scrub import Scrubber
 from kd.generation.teacher import strip_returns
-from kd.records.checks import DataError
+from kd.records.checks import DataError, decode_json
 from kd.records.record import parse_record
+from kd.toolcalls.json_values import encode_json
 
 Progress = Callable[[int, int, int], None]  # (conversations that have ended, those that failed, spent)
 _SYNC_SECONDS = 1.0  # of answers that a power cut may lose
@@ -139,7 +140,7 @@ class Run:
             return {"problem": "quality under min_quality", **known}
         record = self._make_record(task, quality, played, notes)
         try:
-            parse_record(record, task.source)
+            parse_record(decode_json(encode_json(record), task.source), task.source)  # as it will be read
         except DataError as error:
             return {"problem": "not a record", "words": str(error)[:200], **known}
         return {"record": record, **known, "notes": dict(notes)}

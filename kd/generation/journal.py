@@ -7,8 +7,9 @@
     {"done": KEY, "value": {...}}                            a conversation, kept or dropped
 
 A start reads it once and remembers where each value stands, not the value, so that memory does not grow with what was
-said. A line that a kill cut off is left out; a reservation without a charge counts as spent. Costs are whole numbers
-of 1e-12 of the currency.
+said. Each line ends in the CRC-32 of what stands before, `"crc": "01234567"`; one that a kill cut off, or that was
+changed, is left out, and a line without (of an earlier version) is taken. A reservation without a charge counts as
+spent. Costs are whole numbers of 1e-12 of the currency.
 
 A kill loses no line. `sync` forces them to disk: a power cut loses those since the last one.
 """
@@ -17,15 +18,19 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
-from kd.atomic_files import flush
+from kd.atomic_files import flush, naming
 from kd.hashing import hash_text
+from kd.outputs import OutputError
 from kd.toolcalls.json_values import encode_json
 
 FOLDER = ".generation"  # in the data set's
 _KINDS = ("answer", "result", "done")
+_SUM = b', "crc": "%08x"}'
+_SUM_BYTES = len(_SUM % 0)
 
 
 def name_value(*parts: Any) -> str:
@@ -40,14 +45,20 @@ class Journal:
         path: of the file.
         spent: by all starts, unsettled reservations at their bounds.
         num_lost: requests of earlier starts whose answers a kill has lost.
+        num_damaged: lines that are left out, as they are not as they were written.
 
     Raises:
+        OutputError: something else stands in its place.
         OSError: it cannot be read or written.
     """
 
     def __init__(self, out: Path):
         self.path = out / FOLDER / "journal.jsonl"
+        for place, is_kind in ((self.path.parent, Path.is_dir), (self.path, Path.is_file)):
+            if os.path.lexists(place) and not is_kind(place):  # a pipe would be waited for
+                raise OutputError(f"output_dir: {place} is no journal: move it away, or name another folder")
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.num_damaged = 0
         self._places: dict[str, dict[bytes, int]] = {kind: {} for kind in _KINDS}
         self._open: dict[int, int] = {}
         self._next = self.spent = 0
@@ -64,28 +75,35 @@ class Journal:
         at, whole = 0, True
         for line in self._file:
             whole = line.endswith(b"\n")
-            self._enter(line, at)
+            self.num_damaged += not self._enter(line, at) and bool(line.strip())
             at += len(line)
         if not whole:  # an earlier start was killed within a line
-            self._file.write(b"\n")
-            self._file.flush()
+            with naming(self.path):
+                self._file.write(b"\n")
+                self._file.flush()
 
-    def _enter(self, line: bytes, at: int) -> None:
+    def _enter(self, line: bytes, at: int) -> bool:
+        """Enter a line; tells whether it is as it was written."""
+        body, told = line.rstrip(b"\n")[:-_SUM_BYTES] + b"}", line.rstrip(b"\n")[-_SUM_BYTES:]
+        if told[:9] == _SUM[:9] and told != _SUM % zlib.crc32(body):
+            return False
         try:
             found = json.loads(line)
             if "reserve" in found:
-                self._open[found["reserve"]] = found["cost"]
-                self._next = max(self._next, found["reserve"] + 1)
-                return
+                number, cost = _read_count(found["reserve"]), _read_count(found["cost"])
+                self._open[number] = cost
+                self._next = max(self._next, number + 1)
+                return True
             if "charge" in found:
-                cost = int(found["cost"])
-                self._open.pop(found["charge"], None)
+                number, cost = _read_count(found["charge"]), _read_count(found["cost"])
+                self._open.pop(number, None)
                 self.spent += cost
             for kind in _KINDS:
                 if kind in found and "value" in found:
                     self._places[kind][bytes.fromhex(found[kind])] = at
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return  # empty, or cut by a kill
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return False  # cut by a kill, or of another hand
+        return True
 
     def reserve(self, cost: int) -> int:
         """Write that a request of at most `cost` will be sent; returns its number."""
@@ -112,9 +130,11 @@ class Journal:
         self._places[kind][bytes.fromhex(key)] = at
 
     def _append(self, line: dict[str, Any]) -> int:
-        at = self._file.seek(0, os.SEEK_END)
-        self._file.write(encode_json(line) + b"\n")
-        self._file.flush()
+        body = encode_json(line)
+        with naming(self.path):
+            at = self._file.seek(0, os.SEEK_END)
+            self._file.write(body[:-1] + _SUM % zlib.crc32(body) + b"\n")
+            self._file.flush()
         self._is_synced = False
         return at
 
@@ -140,3 +160,9 @@ class Journal:
         """Force it to disk, and close it."""
         self.sync()
         self._file.close()
+
+
+def _read_count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("no count")
+    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from kd.endpoint.http import EndpointError, Failed, Refused, Wire
 from kd.generation.budget import Budget, Usage, read_usage
 from kd.generation.journal import Journal, name_value
 from kd.generation.reasoning import clean_chat
+from kd.toolcalls.json_values import encode_json
 
 _TOKEN_BYTES, _LEAST_BYTES = 64, 2**20  # an answer of more is not read
 _MOST_BAD = 3  # answers that are none, of one question
@@ -120,7 +120,7 @@ class Teacher:
         }
 
     async def _ask(self, body: dict[str, Any], key: str) -> Said:
-        num_bytes = len(json.dumps([body["messages"], body.get("tools")], ensure_ascii=False).encode())
+        num_bytes = len(encode_json([body["messages"], body.get("tools")]))
         most_bytes = _LEAST_BYTES + _TOKEN_BYTES * self._sampling.max_new_tokens
         for _ in range(_MOST_BAD):
             sent, limit = dict(body), self._limit.name

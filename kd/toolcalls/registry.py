@@ -32,11 +32,12 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from kd.toolcalls.default_tools import DEFAULT_TOOLS
-from kd.toolcalls.json_values import show_json
+from kd.toolcalls.json_values import MAX_DEPTH, show_json
 
 _SUFFIXES = (".json", ".yaml", ".yml")
 _PATTERN_SECONDS = 0.5  # of the processor's time for one search; a sound pattern takes microseconds
 _MOST_BYTES = 16 << 20  # of a file of tools
+_MOST_VALUES = 1_000_000  # in such a file
 _MOST_UNKNOWN = 20  # arguments that are named, each with the nearest that is known
 _OPENING_KEYWORDS = {
     "additionalProperties",
@@ -185,15 +186,32 @@ def _read_tools(file: Path) -> list[dict]:
     try:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
+        _check_values(content)
+        json.dumps(content, ensure_ascii=False, allow_nan=False, default=str).encode()
+    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:  # NaN and half a surrogate pair too
         raise ValueError(f"{file}: cannot be read as {file.suffix[1:]}: {error}") from error
     if isinstance(content, dict) and "tools" in content:
         content = content["tools"]
     tools = content if isinstance(content, list) else [content]
     try:
-        return [_chat_form(tool) for tool in tools]
+        made = [_chat_form(tool) for tool in tools]
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    for tool in made:
+        if not isinstance(tool["function"].get("description", ""), str | None):
+            raise ValueError(f"{file}: tool {tool['function']['name']!r}: its description is no text: write one")
+    return made
+
+
+def _check_values(content: object) -> None:
+    """Check that a file's values are not too many, nor nest too deep, once its aliases are written out."""
+    left, waiting = _MOST_VALUES, [(content, 0)]
+    while waiting:
+        (value, depth), left = waiting.pop(), left - 1
+        if left < 0 or depth > MAX_DEPTH:
+            raise ValueError(f"more than {_MOST_VALUES:,} values or {MAX_DEPTH} levels: cut it, or its aliases")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += ((one, depth + 1) for one in inner)
 
 
 def _chat_form(tool: object) -> dict:
@@ -249,8 +267,12 @@ def _exact(number: float) -> Fraction | None:
     return Fraction(repr(number)) if math.isfinite(number) else None
 
 
-def _search(pattern: str, text: str) -> bool:
-    """Search as jsonschema does, but for a limited time: what a pattern may cost grows exponentially with the text."""
+def search_pattern(pattern: str, text: str) -> bool:
+    """Search as jsonschema does, but for a limited time: what a pattern may cost grows exponentially with the text.
+
+    Raises:
+        ValueError: it takes longer, or is no pattern.
+    """
     try:
         return regex.search(pattern, text, regex.VERSION0, timeout=_PATTERN_SECONDS) is not None
     except TimeoutError:
@@ -258,17 +280,19 @@ def _search(pattern: str, text: str) -> bool:
             f"the pattern {_cut(pattern)!r} takes more than {_PATTERN_SECONDS} s on {show_json(text)}; write it "
             "without a repetition inside a repetition"
         ) from None
+    except regex.error as error:
+        raise ValueError(f"the pattern {_cut(pattern)!r} cannot be read ({error})") from None
 
 
 def _check_pattern(validator: Any, pattern: str, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
-    if isinstance(instance, str) and not _search(pattern, instance):
+    if isinstance(instance, str) and not search_pattern(pattern, instance):
         yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
 def _check_named(validator: Any, patterns: dict, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
     for pattern, inner in patterns.items() if isinstance(instance, dict) else ():
         for name, value in instance.items():
-            if _search(pattern, name):
+            if search_pattern(pattern, name):
                 yield from validator.descend(value, inner, path=name, schema_path=pattern)
 
 
@@ -276,7 +300,9 @@ def _check_additional(validator: Any, rule: Any, instance: Any, schema: dict[str
     """Check additionalProperties as jsonschema does, on the properties that patternProperties does not name."""
     patterns = schema.get("patternProperties", {})
     if patterns and isinstance(instance, dict):
-        instance = {name: value for name, value in instance.items() if not any(_search(one, name) for one in patterns)}
+        instance = {
+            name: value for name, value in instance.items() if not any(search_pattern(one, name) for one in patterns)
+        }
         schema = {key: value for key, value in schema.items() if key != "patternProperties"}
     yield from Draft202012Validator.VALIDATORS["additionalProperties"](validator, rule, instance, schema)
 

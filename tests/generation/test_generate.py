@@ -21,6 +21,7 @@ from kd.generation import generate
 from kd.generation.budget import UNIT
 from kd.generation.data_set import DataSet, GenerationError
 from kd.generation.journal import FOLDER, Journal
+from kd.outputs import OutputError
 from kd.records.files import read_records
 
 GENERATE = Path(__file__).resolve().parents[2] / "launch" / "generate.py"
@@ -300,3 +301,50 @@ def test_the_journal_takes_a_reservation_without_a_charge_as_spent(tmp_path):
     assert (again.spent, again.num_lost) == (3 + 7, 1) and again.reserve(1) == two + 1
     again.close()
     assert UNIT == 10**12
+
+
+DAMAGES = {
+    "a flipped bit": lambda lines: [line.replace(b"weather", b"weathes") for line in lines],
+    "a cost past all": lambda lines: [line.replace(b'"charge": ', b'"cost": 1e999, "charge": ') for line in lines],
+    "costs that give money back": lambda lines: [*lines, b'{"charge": 0, "cost": -1000000000000000}\n'],
+    "other types": lambda lines: [
+        *lines,
+        b'{"reserve": "x", "cost": 1}\n',
+        b'{"reserve": 7, "cost": null}\n',
+        b'{"answer": 5, "value": 1, "charge": {}, "cost": 1}\n',
+    ],
+    "depth": lambda lines: [*lines, b"[" * 100_000 + b"\n"],
+    "zeros": lambda lines: [*lines, b"\0" * 10_000, b"\n"],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_line_of_the_journal_is_left_out_and_asked_again(clean, tmp_path, damage):
+    with TeachingServer() as server:
+        settings = settings_of(server, tmp_path)
+        whole = make(settings)
+        journal = tmp_path / "out" / FOLDER / "journal.jsonl"
+        journal.write_bytes(b"".join(damage(journal.read_bytes().splitlines(keepends=True))))
+        card, files = make(settings)
+    assert files == whole[1] == clean[1]
+    assert card["spent"]["total"] >= whole[0]["spent"]["total"] - 1e-9
+
+
+def test_a_line_of_an_earlier_version_is_read(tmp_path):
+    place = tmp_path / FOLDER / "journal.jsonl"
+    place.parent.mkdir()
+    place.write_text('{"reserve": 0, "cost": 9}\n{"answer": "ab", "charge": 0, "cost": 5, "value": {"text": "x"}}\n')
+    journal = Journal(tmp_path)
+    assert (journal.spent, journal.num_damaged, journal.find("answer", "ab")) == (5, 0, {"text": "x"})
+    journal.close()
+
+
+@pytest.mark.parametrize("name", [f"{FOLDER}/journal.jsonl", "train.jsonl", "unseen_tools.jsonl", "card.json"])
+def test_a_pipe_in_an_outputs_place_is_not_waited_for(tmp_path, name):
+    with TeachingServer() as server:
+        settings = settings_of(server, tmp_path)
+        (tmp_path / "out" / FOLDER).mkdir(parents=True)
+        os.mkfifo(tmp_path / "out" / name)
+        with pytest.raises(OutputError, match=f"output_dir: .*{name} is no"):
+            make(settings)
+        assert not server.requests

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -13,7 +15,7 @@ from kd.config.sections.generation import Mix, Prompts, Splits
 from kd.generation.prompts.compose import ComposeError, Composer
 from kd.generation.prompts.duplicates import Seen
 from kd.generation.prompts.given import GivenPrompts
-from kd.generation.prompts.schema_values import SchemaError, draw_arguments
+from kd.generation.prompts.schema_values import SchemaError, draw, draw_arguments
 from kd.generation.scrub import Scrubber
 from kd.records.checks import DataError
 from kd.toolcalls.default_tools import DEFAULT_TOOLS
@@ -112,6 +114,48 @@ def test_drawn_arguments_fit_the_schema(tool):
         assert not ToolRegistry([tool]).validate_call(function["name"], drawn)
 
 
+ODD = {
+    "parts that are no objects": {"allOf": [True, {"type": "string"}]},
+    "a choice that nothing fits": {"anyOf": [False]},
+    "false": False,
+    "a billion items": {"type": "array", "minItems": 10**9},
+    "items of items": {"type": "array", "minItems": 900, "items": {"type": "array", "minItems": 900}},
+    "a text of a terabyte": {"type": "string", "minLength": 10**12},
+    "an infinite number": {"type": "integer", "minimum": float("inf")},
+    "a step below all floats": {"type": "number", "multipleOf": 1e-320},
+    "a broken pattern": {"type": "string", "pattern": "("},
+    "a slow pattern": {"type": "string", "pattern": "^([a-z]+)+[!]$", "minLength": 60},
+    "a reference into a list": {"$ref": "#/anyOf/5"},
+}
+
+
+@pytest.mark.parametrize("schema", ODD.values(), ids=ODD.keys())
+def test_of_an_odd_schema_a_value_is_drawn_or_it_is_told(schema):
+    tool = {"type": "function", "function": {"name": "odd", "parameters": {"properties": {"a": schema}}}}
+    tool["function"]["parameters"]["required"] = ["a"]
+    began = time.process_time()
+    with contextlib.suppress(ValueError):
+        draw_arguments(tool, random.Random(0))
+    with contextlib.suppress(ValueError):
+        draw(schema, random.Random(0))
+    assert time.process_time() - began < 20
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"enum": 5}, {"required": 5, "properties": {"a": {}}, "type": "object"}, {"properties": [1]}, {"type": 5}],
+)
+def test_what_is_no_schema_is_told(schema):
+    """Of `returns` nothing checks that it is one."""
+    with contextlib.suppress(ValueError):
+        draw(schema, random.Random(0))
+
+
+def test_references_are_followed_as_json_pointers():
+    schema = {"$defs": {"a/b": {"anyOf": [{"const": 1}, {"const": 2}]}}, "$ref": "#/$defs/a~1b/anyOf/1"}
+    assert draw(schema, random.Random(0)) == 2
+
+
 def given(tmp_path, *lines, tools=(STOCK,), splits=None, **options):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prompts = Prompts(files=(str(tmp_path / "p.jsonl"),), **options)
@@ -174,3 +218,9 @@ def test_secrets_and_addresses_are_scrubbed_everywhere():
         {"content": "mail [EMAIL], call [PHONE], key [SECRET]"}, {"to": "[EMAIL]", "n": 3}
     ]  # fmt: skip
     assert counts == {"secrets": 1, "emails": 2, "phones": 1}
+
+
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "user", "content": " \n"}])
+def test_a_blank_prompt_is_refused_before_it_is_paid(tmp_path, message):
+    with pytest.raises(DataError, match=r"p.jsonl:1: messages\[0\]: it is blank"):
+        given(tmp_path, {"messages": [message]})

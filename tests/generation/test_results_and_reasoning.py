@@ -14,6 +14,7 @@ from helpers.caws_cases import DAY, write_project
 from helpers.chat_server import message
 from helpers.teaching_server import STOCK, WEATHER, TeachingServer, make, settings_of
 from kd.endpoint.chat import Chat
+from kd.generation.broker import BrokerError
 from kd.generation.reasoning import clean_chat, cut_reasoning
 from kd.records.caws.context import format_caws_context_for_prompt
 
@@ -73,6 +74,34 @@ def test_a_second_endpoint_plays_the_tools(tmp_path):
         (record,) = make_records(given(server, tmp_path, endpoint=endpoint))
         assert result_of(record) == '{"x": 5}'
         assert "Look up the weather" in other.requests[0]["messages"][0]["content"]
+
+
+def test_a_result_that_cannot_be_drawn_is_told(tmp_path):
+    tool = {**WEATHER, "returns": {"type": "integer", "minimum": "many"}}
+    with TeachingServer(call_then_say) as server:
+        settings = given(server, tmp_path)
+        (tmp_path / "tools.json").write_text(json.dumps([tool]))
+        with pytest.raises(BrokerError, match=r"prompts.tools: .*tools.json: tool 'get_weather': returns: .*examples"):
+            make(settings)
+        (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "Oslo?", "tools": [tool]}))
+        with pytest.raises(BrokerError, match=r"p.jsonl:1: tool 'get_weather': returns: .*examples"):
+            make({**settings, "prompts": {"files": settings["prompts"]["files"]}})
+
+
+@pytest.mark.parametrize(
+    "said", [message("half \ud800"), message("", {"name": "get_weather", "arguments": '{"city": "\\ud800"}'})]
+)
+def test_half_a_surrogate_pair_of_the_teachers_drops_its_conversation_alone(tmp_path, said):
+    def say(request):
+        if request["messages"][0]["content"] == "bad" and request["messages"][-1]["role"] == "user":
+            return said
+        return call_then_say(request)
+
+    with TeachingServer(say) as server:
+        settings = given(server, tmp_path)
+        (tmp_path / "p.jsonl").write_text('{"prompt": "bad"}\n{"prompt": "Oslo?"}\n')
+        card, files = make(settings)
+    assert sum(card["dropped"].values()) == 1 and len(files["train"].splitlines()) == 1
 
 
 @pytest.mark.parametrize("form", ["full", "compact"])

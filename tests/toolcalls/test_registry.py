@@ -330,7 +330,14 @@ def test_equality_is_that_of_json(left, right, same):
     assert same_json(left, right) is same and same_json(right, left) is same
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "\x00", "{"])
+_DEEP = '{"properties": {"a": ' * 300 + "{}" + "}}" * 300
+_BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefg", "bcdefgh")
+)
+_BROKEN = ["[" * 100_000, "\x00", "{", f'{{"name": "t", "parameters": {_DEEP}}}', '{"name": "t\\ud800"}']
+
+
+@pytest.mark.parametrize("text", [*_BROKEN, "name: t\n" + _BOMB])
 @pytest.mark.parametrize("name", ["tools.json", "tools.yaml"])
 def test_a_damaged_file_of_tools_is_named(tmp_path, name, text):
     (tmp_path / name).write_text(text)
@@ -341,3 +348,9 @@ def test_a_damaged_file_of_tools_is_named(tmp_path, name, text):
 def test_what_is_no_file_of_tools_is_not_read():
     with pytest.raises(ValueError, match="/dev/zero: no file of tools"):
         ToolRegistry.load("/dev/zero")
+
+
+def test_a_description_is_text(tmp_path):
+    (tmp_path / "tools.json").write_text('{"name": "t", "description": 5}')
+    with pytest.raises(ValueError, match="tools.json: tool 't': its description is no text: write one"):
+        ToolRegistry.load(tmp_path / "tools.json")

@@ -72,7 +72,12 @@ class GivenPrompts:
         found = record.messages[:-1] if is_open else record.messages
         first = next((at for at, one in enumerate(found) if one["role"] == "user"), None)
         if first is None:
-            raise DataError(f"{where}: messages: no user message: there is nothing to ask")
+            raise DataError(
+                f"{where}: messages: no user message, so there is nothing to ask: add one, or remove the line"
+            )
+        for at, one in enumerate(found):
+            if one["role"] == "user" and not (one["content"] or "").strip():
+                raise DataError(f"{where}: messages[{at}]: it is blank, so there is nothing to ask: remove it")
         tools = record.tools or list(self._tools or ())
         try:
             names = ToolRegistry(tools).names
