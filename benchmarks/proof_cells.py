@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-STEPS, RECORDS_A_STEP = 1200, 8
+STEPS, RECORDS_A_STEP = 800, 8
 USUAL = 1500  # records of every study but `records`, which begins with them
 RECORDS = (USUAL, 500, 5000, 15000)
 NUM_HELD_OUT = 1200  # of each split

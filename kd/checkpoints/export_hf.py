@@ -18,6 +18,7 @@ from kd.atomic_files import describe_failure
 from kd.distributed.collectives import on_rank_0
 from kd.errors import SpanwiseError
 from kd.folders.made import replacing_folder
+from kd.models.lora import list_merged
 
 
 class ExportError(SpanwiseError, RuntimeError):
@@ -27,9 +28,9 @@ class ExportError(SpanwiseError, RuntimeError):
 def export_student(model: PreTrainedModel, tokenizer, folder: str | Path) -> None:
     """Write the (possibly partitioned) `model` to `folder`. All ranks call it together.
 
-    Weights keep the precision of training; they are gathered one at a time onto rank 0's host memory. The stops are
-    those of `model.config.eos_token_id`, in config.json and in generation_config.json. An older export is replaced, and
-    one that someone has added to or changed is set aside (kd/folders/made.py).
+    Weights keep the precision of training, adapters are merged; they are gathered one at a time onto rank 0's host
+    memory. The stops are those of `model.config.eos_token_id`, in config.json and in generation_config.json. An older
+    export is replaced, and one that someone has added to or changed is set aside (kd/folders/made.py).
 
     Raises:
         ExportError: on every rank, when the folder cannot be written.
@@ -37,10 +38,10 @@ def export_student(model: PreTrainedModel, tokenizer, folder: str | Path) -> Non
     folder = Path(folder)
     weights: dict[str, torch.Tensor] = {}
     first = dist.get_rank() == 0
-    for name, parameter in model.named_parameters():  # tied weights are named once; save_pretrained ties them again
-        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+    for weight in list_merged(model):  # tied weights are named once; save_pretrained ties them again
+        with deepspeed.zero.GatheredParameters(weight.parts, enabled=hasattr(weight.parts[0], "ds_id")):
             if first:
-                weights[name] = parameter.detach().to("cpu", copy=True).contiguous()
+                weights[weight.name] = weight.merge().detach().to("cpu", copy=True).contiguous()
     if first:
         weights |= {
             name: buffer.detach().cpu()

@@ -80,6 +80,10 @@ def load_student(saved: SavedStudent) -> Any:
         CheckpointError: the checkpoint has gone, is of a later version, or does not hold this student.
     """
     path = saved.path
+    if saved.config.student.lora is not None:
+        raise CheckpointError(
+            f"{path}: it holds adapters alone (student.lora): give the folder of a student that the run has exported"
+        )
     try:
         manifest = read_manifest(path)
         check_version(path, manifest, "read it with the program that wrote it")

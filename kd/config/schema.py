@@ -14,7 +14,7 @@ from kd.config.sections.evaluation import Evaluation
 from kd.config.sections.loss import EntropyWeighting, Loss, TeacherShare, Temperature, Weights
 from kd.config.sections.rollouts import Guard, Guards, Rollouts, Server
 from kd.config.sections.run import Run
-from kd.config.sections.student import Student, Tokenizer
+from kd.config.sections.student import Lora, Student, Tokenizer
 from kd.config.sections.teacher import Endpoint, Teacher, TeacherCache
 from kd.config.sections.training import Optimizer, Training
 
@@ -26,6 +26,7 @@ __all__ = [
     "Evaluation",
     "Guard",
     "Guards",
+    "Lora",
     "Loss",
     "Optimizer",
     "Rollouts",

@@ -22,6 +22,7 @@ from kd.distributed.collectives import on_rank_0
 from kd.models.calibration import choose_layers, measure_importance, sample_tokens
 from kd.models.layer_pruning import cut_config, write_cut
 from kd.models.load import load_causal_lm, read_model_config, read_stop_ids
+from kd.models.lora import add_adapters
 from kd.models.model_files import StudentError
 from kd.rendering.stops import join_stop_ids
 
@@ -159,6 +160,8 @@ def build_student(
         attention_implementation=student.attention_implementation,
     )
     model.config.use_cache = False
+    if student.lora is not None:
+        add_adapters(model, student.lora)
     if student.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

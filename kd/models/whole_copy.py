@@ -1,4 +1,4 @@
-"""Whole copy of a student that may be partitioned, for generation while it trains.
+"""Whole copy of a student that may be partitioned, its adapters merged, for generation while it trains.
 
 Generation on partitioned weights hangs where ranks need different numbers of tokens.
 """
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+
+from kd.models.lora import list_merged
 
 
 class WholeCopy:
@@ -31,9 +33,9 @@ class WholeCopy:
         if self._copy is None:
             self._copy = self._make()
         targets = dict(self._copy.named_parameters())
-        for name, parameter in self._source.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                targets[name].copy_(parameter)
+        for weight in list_merged(self._source):
+            with deepspeed.zero.GatheredParameters(weight.parts, enabled=hasattr(weight.parts[0], "ds_id")):
+                targets[weight.name].copy_(weight.merge())
         buffers = dict(self._copy.named_buffers())
         for name, buffer in self._source.named_buffers():
             buffers[name].copy_(buffer)

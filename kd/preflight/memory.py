@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from kd.config.schema import Lora
+
 WIDTH = {"bf16": 2, "fp16": 2, "fp32": 4, "auto": 2}
 _SUB_GROUP = 1_000_000_000  # parameters whose fp32 gradients exist at once in DeepSpeed's optimizer step
 _GPU_CHUNK_ROWS = 4096  # the most rows kernels.linear takes by default
@@ -78,6 +80,7 @@ class Job:
     packing_mask: bool = False  # packed records, kept apart by a mask (kd/models/hidden_states.py)
     sampled_together: int = 0  # answers of the student, on a whole copy of it; 0 without rollouts
     corrections: int = 0  # sequences of a micro-batch beyond micro_batch_size: answers that are trained corrected too
+    adapters: int | None = None  # parameters of adapters, which alone are trained
     is_capture: bool = False  # the teacher runs alone, and `student` has its sizes
 
     @property
@@ -122,16 +125,29 @@ def _estimate_alone(job: Job, teacher: Shape) -> tuple[dict[str, int], dict[str,
     return (work, weights) if job.teacher_offloaded and not job.on_cpu else ({**weights, **work}, {})
 
 
-def _share(job: Job, from_stage: int) -> int:
-    """Count the parameters whose state one rank holds, split from this ZeRO stage on."""
-    count = job.student.parameters
+def count_adapters(student: Shape, lora: Lora) -> int:
+    """Count the parameters of a student's low-rank adapters; names that are not a Llama layer's are not counted."""
+    hidden, mlp = student.hidden_size, student.intermediate_size
+    sides = {"q_proj": hidden + student.attention_width, "o_proj": hidden + student.attention_width}
+    sides |= dict.fromkeys(("k_proj", "v_proj"), hidden + student.kv_width)
+    sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + mlp)
+    adapted = sides if lora.target_modules is None else [name.rpartition(".")[2] for name in lora.target_modules]
+    return lora.rank * student.num_layers * sum(sides.get(name, 0) for name in adapted)
+
+
+def _share(job: Job, from_stage: int, *, trained: bool = True) -> int:
+    """Count the parameters whose state one rank holds, split from this ZeRO stage on; of those that are trained."""
+    count = job.student.parameters + (job.adapters or 0)
+    if trained and job.adapters is not None:
+        count = job.adapters
     return -(-count // job.world_size) if job.zero.get("stage", 0) >= from_stage else count
 
 
 def _student_states(job: Job) -> tuple[dict[str, int], dict[str, int]]:
     width = WIDTH[job.student_dtype]
     accumulation = job.ds_config.get("data_types", {}).get("grad_accum_dtype") or job.student_dtype
-    weights, gradients, optimizer = _share(job, 3) * width, _share(job, 2) * WIDTH[accumulation], _share(job, 1) * 12
+    weights = _share(job, 3, trained=False) * width
+    gradients, optimizer = _share(job, 2) * WIDTH[accumulation], _share(job, 1) * 12
     device, host = {}, {}
     (host if job.offloads("param") else device)["student weights"] = weights
     (host if job.offloads("optimizer") else device)["student gradients"] = gradients
@@ -158,7 +174,9 @@ def _student_work(job: Job) -> dict[str, int]:
         "student activations": tokens * kept * width // 2,
         "mask of packed records": tokens * job.max_length * mask if job.packing_mask else 0,
         # dW of the head is summed in fp32 during forward, then cast
-        "gradient of the student's head": student.vocab_size * student.hidden_size * (4 + width) * (1 + _samples(job)),
+        "gradient of the student's head": 0
+        if job.adapters is not None
+        else student.vocab_size * student.hidden_size * (4 + width) * (1 + _samples(job)),
         "whole copy of the student": student.parameters * width * _samples(job),
         "key/value cache of sampled answers": job.sampled_together
         * job.max_length

@@ -16,7 +16,15 @@ from kd.errors import SpanwiseError
 from kd.models.load import count_parameters, read_model_config
 from kd.models.model_files import ModelNotFound
 from kd.models.student import student_model_config
-from kd.preflight.memory import Job, Shape, count_flops, count_teacher_weights, estimate_memory, fewest_parameters
+from kd.preflight.memory import (
+    Job,
+    Shape,
+    count_adapters,
+    count_flops,
+    count_teacher_weights,
+    estimate_memory,
+    fewest_parameters,
+)
 from kd.preflight.obstacles import find_obstacles
 from kd.preflight.published import published_config
 from kd.preflight.shortages import Machine, find_shortages
@@ -251,6 +259,7 @@ def _job(config: RunConfig, student: Shape, teacher: Shape | None, world_size: i
         eager_attention=config.student.attention_implementation == "eager",
         chunk_rows=config.loss.chunk_rows,
         on_cpu=on_cpu,
+        adapters=None if config.student.lora is None else count_adapters(student, config.student.lora),
         sampled_together=sampled_together,
         corrections=corrections,
         packing_mask=config.data.packing != "none" and config.student.attention_implementation != "flash_attention_2",

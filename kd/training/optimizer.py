@@ -31,14 +31,16 @@ def learning_rate(config: Optimizer, step: int, num_steps: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: Optimizer, ds_config: dict) -> torch.optim.Optimizer:
-    """Make AdamW over the model's parameters: DeepSpeed's CPU one where the optimizer is offloaded, which ZeRO
+    """Make AdamW over the parameters that are trained: DeepSpeed's CPU one where the optimizer is offloaded, which ZeRO
     demands.
     """
     # ZeRO-3 partitions a parameter to one dimension: its own shape is in ds_shape.
     shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in model.named_parameters()}
     groups = [
         {
-            "params": [p for name, p in model.named_parameters() if (len(shapes[name]) >= 2) == decayed],
+            "params": [
+                p for name, p in model.named_parameters() if p.requires_grad and (len(shapes[name]) >= 2) == decayed
+            ],
             "weight_decay": config.weight_decay if decayed else 0.0,
         }
         for decayed in (True, False)

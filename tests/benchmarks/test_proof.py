@@ -51,7 +51,7 @@ def test_every_run_comes_once_and_after_those_it_needs():
 
 def test_every_configuration_loads_and_none_chooses_by_what_it_is_measured_on(tmp_path):
     proof = matrix.Proof(tmp_path / "proof.json", tmp_path, 2)
-    proof._need = lambda cell: {"best": {"value": 1.0}, "steps": 1200, "processor_seconds": len(cell.method)}
+    proof._need = lambda cell: {"best": {"value": 1.0}, "steps": 800, "processor_seconds": len(cell.method)}
     keys = set()
     for cell in list_cells(tuple(STUDIES), SEEDS[:1]):
         overrides = proof._resolve(cell)

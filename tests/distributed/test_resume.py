@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -155,28 +156,57 @@ def test_killed_at_one_number_of_ranks_it_goes_on_at_another(tmp_path, first, th
             assert one[name] == pytest.approx(other[name], rel=1e-4), (one["step"], name)
 
 
+ROLLOUTS = (
+    "data.stages.1.rollouts={share: 0.5, samples: 2, repair: 1, reward: 1, max_new_tokens: 24, sync_every: 3, "
+    "guards: {unfinished: null}, rewards: {json_valid: 1, refrains: 1}}"
+)
+
+
+def check_equal_with_answers(killed: Path, whole: Path) -> None:
+    """Check that two runs with rollouts ended with the same bits."""
+    for name in ("student/model.safetensors", "rollouts.jsonl"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    apart = ("sampling_seconds", "sampled_tokens_per_second")
+    rows = [[{k: v for k, v in row.items() if k not in apart} for row in numbers(folder)] for folder in (killed, whole)]
+    assert rows[0] == rows[1] and any("repair" in row for row in rows[0])
+
+
 @pytest.mark.slow
 def test_killed_between_two_rounds_or_inside_one_the_answers_are_the_same(tmp_path):
     """Rounds of three steps, checkpoints every four: what was sampled and not yet trained is not sampled again."""
     demo.build_tokenizer(tmp_path / "tokenizer", vocab_size=420, num_records=200)
-    rollouts = (
-        "data.stages.1.rollouts={share: 0.5, samples: 2, repair: 1, reward: 1, max_new_tokens: 24, sync_every: 3, "
-        "guards: {unfinished: null}, rewards: {json_valid: 1, refrains: 1}}"
-    )
-    given = ("--set", rollouts)
+    given = ("--set", ROLLOUTS)
     finish(tmp_path, "whole", 2, *given)
     killed = tmp_path / "killed"
     kill_after_two_checkpoints(start(tmp_path, "killed", 2, *given), killed / "checkpoints")
     assert not (killed / "run.json").exists(), "it finished before it was killed"
     finish(tmp_path, "killed", 2, *given)
-    for name in ("student/model.safetensors", "rollouts.jsonl"):
-        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    apart = ("sampling_seconds", "sampled_tokens_per_second")
-    rows = [
-        [{k: v for k, v in row.items() if k not in apart} for row in numbers(folder)]
-        for folder in (killed, tmp_path / "whole")
-    ]
-    assert rows[0] == rows[1] and any("repair" in row for row in rows[0])
+    check_equal_with_answers(killed, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_the_answers_are_the_same(tmp_path):
+    """Each start gets up to a fifth of the run's time before it is killed, and a checkpoint is written every step."""
+    demo.build_tokenizer(tmp_path / "tokenizer", vocab_size=420, num_records=200)
+    given = ("--set", ROLLOUTS, "--set", "training.save_every=1")
+    finish(tmp_path, "whole", 2, *given)
+    whole, killed, chance = tmp_path / "whole", tmp_path / "killed", random.Random(18)
+    seconds = json.loads((whole / "run.json").read_text())["training_seconds"]
+    reached = []
+    for _ in range(10):
+        processes = start(tmp_path, "killed", 2, *given)
+        deadline = time.monotonic() + 180
+        while "kill -USR1" not in (tmp_path / "killed.log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, seconds / 5))
+        assert processes[0].poll() is None, (tmp_path / "killed.log").read_text()[-4000:]
+        for process in processes:
+            process.kill()
+            process.wait()
+        reached += [int(one.name.removeprefix("step-")) for one in list_checkpoints(killed / "checkpoints")[:1]]
+    assert len(set(reached)) >= 3, "the kills did not fall into the training"
+    finish(tmp_path, "killed", 2, *given)
+    check_equal_with_answers(killed, whole)
 
 
 def test_every_damage_is_named(tmp_path):

@@ -48,6 +48,11 @@ def _student(config: RunConfig) -> Iterator[Conflict]:
             ("student.path", "student.init"),
             f"only with init: checkpoint (here {student.init}): remove it, or change init",
         )
+    if student.lora is not None and student.init == "scratch":
+        yield Conflict(
+            ("student.lora", "student.init"),
+            "adapters on random weights learn nothing: use init: checkpoint or teacher_layers, or remove lora",
+        )
     layers = student.layers
     if student.init == "teacher_layers":
         if layers is None and student.num_hidden_layers is None:

@@ -19,6 +19,20 @@ class Tokenizer(Section):
     records are rendered with them, and so is what is asked of the exported student."""
 
 
+class Lora(Section):
+    rank: Annotated[int, Field(ge=1, le=65_536)] = 16
+    """Width of the adapters (r), from 1 to 65,536, the width of the widest matrix; 8 to 64 are usual."""
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 32.0
+    """An adapter's product is scaled by alpha / rank; above 0, at most 1e6, usually rank to 4 times rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of an adapter's input, in training; from 0 to less than 1."""
+    target_modules: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)] | None = Field(
+        default=None, examples=[["q_proj", "v_proj"]]
+    )
+    """Names of the matrices that are adapted, or the ends of them; by default every one but the embedding and the
+    head."""
+
+
 class Student(Section):
     init: Literal["scratch", "teacher_layers", "checkpoint"] = "scratch"
     """scratch: random weights; teacher_layers: some of the teacher's layers, with its embeddings, norm and head;
@@ -71,6 +85,9 @@ class Student(Section):
     the teacher's, else the tokenizer's."""
     attention_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel; flash_attention_2 needs its package and bf16 or fp16."""
+    lora: Lora | None = None
+    """Train low-rank adapters on frozen weights (init: checkpoint or teacher_layers), through peft. What is exported is
+    the plain model, merged."""
     gradient_checkpointing: bool = False
     """Recompute each layer in backward: about a third more time, and activations of one layer instead of all."""
     dtype: Dtype = "bf16"

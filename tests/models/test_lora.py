@@ -1,0 +1,174 @@
+"""Adapters: trained under ZeRO on two ranks, resumed, merged into a copy and an export; the base stays as it was."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from helpers.forked import run_ranks
+from helpers.tiny_models import SIZES
+from kd.batching.fit import Sample
+from kd.batching.micro_batch import count_rows, pad_samples
+from kd.checkpoints.export_hf import export_student
+from kd.checkpoints.partitions import FORMAT
+from kd.config.deepspeed.fill import resolve_ds_config
+from kd.config.load import load_config
+from kd.config.problems import ConfigError
+from kd.config.schema import Lora
+from kd.models.lora import list_merged
+from kd.models.model_files import StudentError
+from kd.models.student import build_student
+from kd.models.whole_copy import WholeCopy
+from kd.objective.terms import TERMS, TermWeights
+from kd.preflight.memory import Shape, count_adapters
+from kd.rendering.spans import TRUTH
+from kd.training.engine import StudentEngine
+
+CONFIG = """\
+run: {{name: t, output_dir: {out}}}
+student: {{init: checkpoint, path: {base}, dtype: {dtype}, attention_implementation: eager, lora: {{rank: 4, alpha: 8}},
+  gradient_checkpointing: true}}
+data: {{stages: [{{name: a, train: [x], max_length: 32}}]}}
+optimizer: {{lr: 1e-2}}
+training: {{steps: 8, deepspeed: {out}/ds.json}}
+"""
+TERM_WEIGHTS = TermWeights(kd=0, hard=0, truth=1, tool=0, args=0, integration=0, temperature=1.0)
+
+
+class NoTokenizer:
+    def save_pretrained(self, folder) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("base")
+    LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=3, eos_token_id=1)).save_pretrained(folder)
+    return folder
+
+
+def configure(out: Path, base: Path, stage: int, dtype: str = "fp32"):
+    zero = json.loads(Path("ds_configs/zero3_cpu.json").read_text())
+    zero["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    if stage == 2:
+        zero["zero_optimization"] = {"stage": 2}
+    (out / "ds.json").write_text(json.dumps(zero))
+    (out / "run.yaml").write_text(CONFIG.format(out=out, base=base, dtype=dtype))
+    return load_config(out / "run.yaml")
+
+
+def micro_batch():
+    ids = torch.randint(2, 90, (2, 20), generator=torch.Generator().manual_seed(5)).numpy()
+    bits = (ids * 0 + TRUTH).astype("uint8")
+    return pad_samples([Sample(f"r{i}", ids[i], bits[i], 1.0, b"k" * 16) for i in range(2)], 0)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model.eval()(torch.arange(24).view(2, 12) * 3, use_cache=False).logits
+
+
+def start(out: Path):
+    config = load_config(out / "run.yaml")
+    settings = resolve_ds_config(config.training, config.optimizer, config.student)
+    model = build_student(config.student, None, work_dir=out, seed=1, max_length=32, ds_config=settings)
+    return model, StudentEngine(model, config.loss, config.optimizer, settings, 90)
+
+
+def step(engine, number: int) -> float:
+    micro = micro_batch()
+    report = engine.train_step([micro], count_rows([micro]) * 2, TERM_WEIGHTS, None, number)
+    return report.sums[: len(TERMS)].sum().item() * 2
+
+
+def train(out: Path) -> None:
+    model, engine = start(out)
+    losses = [step(engine, number) for number in range(4)]
+    (out / "checkpoint").mkdir(exist_ok=True)
+    engine.save(out / "checkpoint", {"step": 4}, FORMAT)
+    losses += [step(engine, number) for number in range(4, 8)]
+    export_student(model, NoTokenizer(), out / "student")
+    copied = logits(WholeCopy(model, torch.device("cpu")).refresh())
+    trained = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    engine.close()
+    model, engine = start(out)
+    assert engine.load(out / "checkpoint", FORMAT) == {"step": 4}
+    resumed = [step(engine, number) for number in range(4, 8)]
+    export_student(model, NoTokenizer(), out / "resumed")
+    engine.close()
+    torch.save((losses, resumed, copied, trained), out / "trained.pt")
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(3, "fp32"), (2, "bf16")])
+def test_adapters_are_trained_resumed_and_merged(tmp_path, base, stage, dtype):
+    pytest.importorskip("peft")
+    configure(tmp_path, base, stage, dtype)
+    run_ranks(2, lambda: train(tmp_path), tmp_path / "log", timeout=300)
+    losses, resumed, copied, trained = torch.load(tmp_path / "trained.pt")
+    plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    ids, labels = micro_batch().input_ids, micro_batch().input_ids
+    wanted = torch.nn.functional.cross_entropy(
+        plain(ids, use_cache=False).logits[:, :-1, :90].flatten(0, 1), labels[:, 1:].flatten()
+    )
+    assert losses[0] == pytest.approx(wanted.item(), rel=1e-5 if dtype == "fp32" else 1e-2)  # B is 0
+    assert losses[-1] < losses[0] * 0.95
+    assert losses[4:] == resumed
+    names = {name for name, _ in plain.named_parameters() if name.endswith("_proj.weight")}
+    assert len(trained) == 2 * len(names) and all("lora" in name for name in trained)
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student", attn_implementation="eager")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "resumed", attn_implementation="eager")
+    assert torch.equal(logits(student), logits(again))
+    assert torch.equal(logits(student), copied)
+    before, after = plain.state_dict(), student.state_dict()
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        same = torch.equal(weight.to(after[name].dtype), after[name])
+        assert same != (name in names), name
+
+
+def test_merged_weights_give_the_adapted_models_logits(tmp_path, base):
+    pytest.importorskip("peft")
+    config = configure(tmp_path, base, 3)
+    model = build_student(config.student, None, work_dir=tmp_path, seed=1, max_length=32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                parameter.normal_(std=0.1)
+    plain = LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=3, eos_token_id=1, attn_implementation="eager"))
+    plain.load_state_dict({weight.name: weight.merge() for weight in list_merged(model)}, strict=False)
+    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-6)
+    unadapted = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    assert not torch.allclose(logits(plain), logits(unadapted), atol=1e-2)
+
+
+def test_the_plan_counts_what_is_trained(tmp_path, base):
+    pytest.importorskip("peft")
+    config = configure(tmp_path, base, 3)
+    for targets in (None, ("q_proj", "mlp.down_proj")):
+        lora = Lora(rank=4, target_modules=targets)
+        student = config.student.model_copy(update={"lora": lora})
+        model = build_student(student, None, work_dir=tmp_path, seed=1, max_length=32)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        assert count_adapters(Shape.of(model.config, 1), lora) == trained
+
+
+def test_wrong_use_is_told(tmp_path, base, monkeypatch):
+    config = configure(tmp_path, base, 3)
+    (tmp_path / "run.yaml").write_text((tmp_path / "run.yaml").read_text().replace("init: checkpoint", "init: scratch"))
+    with pytest.raises(ConfigError, match="adapters on random weights learn nothing"):
+        load_config(tmp_path / "run.yaml")
+    if "peft" in sys.modules or __import__("importlib.util").util.find_spec("peft"):
+        lora = Lora(target_modules=("no_such",))
+        with pytest.raises(StudentError, match="student.lora: .*no_such"):
+            build_student(
+                config.student.model_copy(update={"lora": lora}), None, work_dir=tmp_path, seed=1, max_length=32
+            )
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(StudentError, match=r"pip install 'spanwise\[lora\]'"):
+        build_student(config.student, None, work_dir=tmp_path, seed=1, max_length=32)
