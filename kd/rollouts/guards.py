@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kd.config.schema import Guards, Rollouts
+from kd.rendering.spans import TOOL
 from kd.rollouts.answer import Answer, deviation, list_groups
+from kd.rollouts.correction import KINDS
 
 
 class Breach(NamedTuple):
@@ -21,8 +23,9 @@ def measure(answers: Sequence[Answer], rollouts: Rollouts) -> dict[str, float]:
     """Measure a step's answers; numbers are means over answers, or over prompts where they say so.
 
     answer_tokens, answer_entropy (nats a token, by the sampled tokens), reward_mean, reward_spread (mean standard
-    deviation within a prompt), reward_NAME, unfinished, repeated, no_signal (of prompts), hacked, and with repair
-    corrected.
+    deviation within a prompt), reward_NAME, unfinished, repeated, no_signal (of prompts), hacked, called_needlessly (of
+    answers to prompts where no tool is due: those in which a call is read), and with repair corrected, and
+    corrected_KIND by what the correction took (kd/rollouts/correction.py).
     """
     if not answers:
         return {}
@@ -41,8 +44,13 @@ def measure(answers: Sequence[Answer], rollouts: Rollouts) -> dict[str, float]:
     }
     for name in answers[0].parts:
         found[f"reward_{name}"] = sum(answer.parts[name] for answer in answers) / num
+    if refraining := [answer for answer in answers if answer.no_tool]:
+        calling = sum(any(bits & TOOL for bits in answer.bits) for answer in refraining)
+        found["called_needlessly"] = calling / len(refraining)
     if rollouts.repair:
-        found["corrected"] = sum(answer.correction is not None for answer in answers) / num
+        kinds = [answer.correction.kind for answer in answers if answer.correction is not None]
+        found["corrected"] = len(kinds) / num
+        found |= {f"corrected_{kind}": kinds.count(kind) / num for kind in KINDS}
     return found
 
 

@@ -8,8 +8,10 @@ from helpers.answer_cases import make_answer
 from kd.config.schema import Guard, Guards, Rollouts
 from kd.records.checks import DataError
 from kd.records.record import Record
+from kd.rendering.spans import TOOL
 from kd.rollouts.answer import list_groups
 from kd.rollouts.answer_stream import AnswerStream, StreamShape, draw_seed, share_out
+from kd.rollouts.correction import Correction
 from kd.rollouts.decode import Sampled
 from kd.rollouts.guards import check, measure
 from kd.rollouts.prompts import PromptOrder, is_no_tool
@@ -155,6 +157,11 @@ def test_guards():
     figures = measure(well, rollouts)
     assert figures["answer_entropy"] == 1 and figures["no_signal"] == 0 and figures["reward_mean"] == 0.375
     assert not check(figures | {"impossible": 3.0}, Guards())
+    assert "called_needlessly" not in figures and figures["corrected"] == figures["corrected_record"] == 0
+    fixed = Correction(0, [1], [1], "schema")
+    needless = [well[0]._replace(no_tool=True, bits=[1, 1 | TOOL]), well[1]._replace(no_tool=True, correction=fixed)]
+    figures = measure([*needless, *well[2:]], rollouts)
+    assert figures["called_needlessly"] == 0.5 and figures["corrected"] == figures["corrected_schema"] == 0.25
     bad = [one._replace(finished=False, repeats_from=1, hacked=True, value=0.0, log_probs=[0.0, 0.0]) for one in well]
     names = ["unfinished", "entropy", "repeated", "no_signal", "hacked", "impossible"]
     guards = Guards(**{name: Guard(limit=0.5 if name != "entropy" else 0.1, action="skip") for name in names})
