@@ -51,7 +51,8 @@ def add_adapters(model: nn.Module, lora: Lora) -> None:
             "student.lora: peft is not installed: pip install 'spanwise[lora]', or remove the key"
         ) from error
     targets = "all-linear" if lora.target_modules is None else list(lora.target_modules)
-    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    given: dict[str, Any] = {"lora_alpha": lora.alpha}  # typed as int, and used as any number
+    settings = LoraConfig(r=lora.rank, lora_dropout=lora.dropout, target_modules=targets, **given)
     try:
         inject_adapter_in_model(settings, model)
     except ValueError as error:
