@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
@@ -39,6 +40,24 @@ def _expand(text: str) -> str:
         raise PydanticCustomError("path", "{reason}", {"reason": str(error)}) from None
 
 
+def _check_address(url: str) -> str:
+    """Refuse an address that no server can have; it is not repeated, for it may hold a secret."""
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname or ""
+        host.encode("ascii" if ":" in host else "idna")
+    except ValueError:  # UnicodeError is one
+        port, host = None, ""
+    if not host or port == 0:
+        raise PydanticCustomError(
+            "address",
+            "its host or port is none: write the host as a name, an IPv4 address or [IPv6], a port as 1 to 65535",
+        )
+    return url
+
+
+Address = Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"), AfterValidator(_check_address)]
+"""Address of a server: http or https, without user name, password or query."""
 Place = Annotated[Text, AfterValidator(_expand)]
 """Path, or a hub id: `~` at its beginning is the home folder."""
 Pair = tuple[Weight, Weight]

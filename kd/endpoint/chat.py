@@ -102,18 +102,21 @@ def read_chat(answer: Any) -> Chat:
     """Read the answer of /chat/completions.
 
     Raises:
-        ChatError: it has not one choice with a message.
+        ChatError: it has not one choice with a message, or the message's calls are no list.
     """
     choices = answer.get("choices") if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise ChatError("the answer is no chat completion with one choice")
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise ChatError("the answer's tool_calls are no list")
     usage = answer.get("usage")
     num_tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return Chat(
         _read_text(message.get("content")),
-        [_read_call(call) for call in message.get("tool_calls") or []],
+        [_read_call(call) for call in calls],
         num_tokens if isinstance(num_tokens, int) else 0,
         choice.get("finish_reason") in _ENDED,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import ssl
 import time
 import zlib
@@ -20,10 +21,25 @@ from urllib.request import getproxies, proxy_bypass
 import h11
 
 _CONNECT_SECONDS = 30.0
+_LOOP_FILES = 8  # that an event loop, a resolver and a connection need
 _KEPT_SECONDS = 5.0  # an idle connection; servers close theirs at 5 seconds or more
 _MOST_HEAD = 2**16  # bytes of an answer's head
 _PORTS = {"http": 80, "https": 443}
 Headers = Sequence[tuple[str, str]]
+
+
+def check_files_left() -> None:
+    """Check that an event loop and a connection can be opened: one that fails in the middle leaves noise behind.
+
+    Raises:
+        OSError: too many files are open.
+    """
+    made = []
+    try:
+        made = [os.dup(2) for _ in range(_LOOP_FILES)]
+    finally:
+        for one in made:
+            os.close(one)
 
 
 class NotSent(Exception):
@@ -268,13 +284,21 @@ def _find_proxy(scheme: str, netloc: str) -> _Proxy | None:
     url = found.get(scheme) or found.get("all")
     if not url or proxy_bypass(netloc):
         return None
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in _PORTS or not parts.hostname:
-        raise ValueError(f"the proxy of the environment is no http:// or https:// address but {parts.scheme}://")
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        name, port = parts.hostname, parts.port
+        (name or "").encode("idna" if ":" not in (name or "") else "ascii")
+    except ValueError:  # its words may repeat a password
+        parts, name, port = urlsplit(""), None, None
+    if parts.scheme not in _PORTS or not name:
+        raise ValueError(
+            "the proxy of the environment is no http:// or https:// address: mend HTTP_PROXY, HTTPS_PROXY or "
+            "ALL_PROXY, or name the server's host in NO_PROXY"
+        )
     user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
     headers = [("Proxy-Authorization", f"Basic {base64.b64encode(user).decode()}")] if parts.username else []
-    port = parts.port or _PORTS[parts.scheme]
-    return _Proxy(parts.hostname, port, headers, _make_tls() if parts.scheme == "https" else None)
+    port = port or _PORTS[parts.scheme]
+    return _Proxy(name, port, headers, _make_tls() if parts.scheme == "https" else None)
 
 
 def _make_tls() -> ssl.SSLContext:

@@ -167,7 +167,7 @@ class Wire:
             pause = min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT) * self._random.uniform(0.5, 1)
             if attempt > self._settings.retries or self._clock.monotonic() + pause >= ends:
                 break
-            self._tell(problem)
+            self._tell(f"{problem}; trying again")
             await self._clock.sleep(pause)
         self._check_deadline()
         raise Failed(f"{problem} (attempts: {attempt})")
@@ -182,7 +182,7 @@ class Wire:
     async def _once(
         self, method: str, path: str, body: dict | None, ends: float, max_bytes: int, meter: Meter | None
     ) -> Any:
-        while (pause := self._not_before - self._clock.monotonic()) > 0:
+        while (pause := min(self._not_before, ends, self._ends) - self._clock.monotonic()) > 0:
             await self._clock.sleep(pause + self._random.uniform(0, min(pause, 1.0)))
         if meter is not None:
             await meter.begin()
@@ -222,13 +222,15 @@ class Wire:
                 text = headers.get(f"x-ratelimit-reset-{what}", "")
                 seconds = sum(float(number) * _UNITS[unit] for number, unit in _RESET.findall(text))
                 rest = min(seconds, _LONGEST_WAIT)
+                if rest == _LONGEST_WAIT:
+                    self._tell(f"{self.name}: no {what} are left, says the server; it is asked again in {rest:g} s")
                 self._not_before = max(self._not_before, self._clock.monotonic() + rest)
 
-    def _tell(self, problem: str) -> None:
-        """Say now and then that a request is tried again, so that a capture that waits does not look dead."""
+    def _tell(self, words: str) -> None:
+        """Say now and then why there is a wait, so that a capture that waits does not look dead."""
         if self._clock.monotonic() >= self._told + _TOLD_EVERY:
             self._told = self._clock.monotonic()
-            self._say(f"endpoint: {problem}; trying again")
+            self._say(f"endpoint: {words}")
 
     async def _exchange(
         self, method: str, path: str, body: dict | None, max_bytes: int, seconds: float

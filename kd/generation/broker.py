@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kd.endpoint.chat import Chat
 from kd.errors import SpanwiseError
-from kd.evaluation.conversations.results import Simulate, list_results
+from kd.evaluation.conversations.results import Simulate, list_results, run_simulator
 from kd.generation.journal import Journal, name_value
 from kd.generation.prompts.schema_values import draw
 from kd.generation.prompts.task import Task
@@ -63,12 +65,20 @@ class Fixtures:
         return self._any.get(call["name"])
 
 
+class Function(NamedTuple):
+    """Function of the user's that gives results: its place, itself, and the seconds that one call of it may take."""
+
+    name: str
+    simulate: Simulate
+    seconds: float
+
+
 class Broker:
     """Executor of calls.
 
     Args:
         seed: of simulated results.
-        fixtures, simulate, player: where results come from, the first that is given and has one.
+        fixtures, function, player: where results come from, the first that is given and has one.
     """
 
     def __init__(
@@ -77,11 +87,11 @@ class Broker:
         journal: Journal,
         *,
         fixtures: Fixtures | None = None,
-        simulate: Simulate | None = None,
+        function: Function | None = None,
         player: Teacher | None = None,
     ):
         self._seed, self._journal = seed, journal
-        self._fixtures, self._simulate, self._player = fixtures, simulate, player
+        self._fixtures, self._function, self._player = fixtures, function, player
 
     async def execute(self, call: Call, task: Task, state: dict[str, Any], place: list[Any]) -> str:
         """Return a call's result as text.
@@ -92,17 +102,17 @@ class Broker:
 
         Raises:
             SpanwiseError: as `Teacher.ask`, where a second endpoint is asked.
-            BrokerError: the tool's `returns` gives no result.
+            BrokerError: the tool's `returns` gives no result, or the user's function none in its time.
         """
         if self._fixtures is not None and (found := self._fixtures.find(call)) is not None:
             return found
         if task.gold is not None and (found := _find_recorded(task.gold, call)) is not None:
             return found
-        if self._simulate is not None:
+        if self._function is not None:
             key = name_value("result", place, call)
             kept = self._journal.find("result", key)
             if kept is None:
-                kept = await asyncio.to_thread(_run, self._simulate, call, task, state)
+                kept = await _run(self._function, call, task, state)
                 self._journal.keep("result", key, kept)
             return kept
         tool = next((one for one in task.tools if one["function"]["name"] == call["name"]), {"function": {}})
@@ -125,12 +135,25 @@ def _find_recorded(messages: list[dict[str, Any]], call: Call) -> str | None:
     return next((result for other, result in recorded if result is not None and same_json(other, call)), None)
 
 
-def _run(simulate: Simulate, call: Call, task: Task, state: dict[str, Any]) -> str:
+async def _run(function: Function, call: Call, task: Task, state: dict[str, Any]) -> str:
     record = Record(task.key, task.gold or task.messages, task.tools)
+    future: Future[str] = Future()
+    future.set_running_or_notify_cancel()  # a result that comes too late is set all the same, and read by nobody
+
+    def work() -> None:
+        try:
+            future.set_result(run_simulator(function.simulate, call, record, state))
+        except BaseException as error:  # any other would end this thread alone, and never be heard of
+            future.set_exception(BrokerError(f"broker.function: {function.name}: {str(error) or type(error).__name__}"))
+
+    threading.Thread(target=work, daemon=True).start()  # the program's end does not wait for it
     try:
-        return write_result(simulate(call, record, state))
-    except Exception as error:  # a tool that fails tells its caller
-        return f"Error: {error}"
+        return await asyncio.wait_for(asyncio.wrap_future(future), function.seconds)
+    except asyncio.TimeoutError:
+        raise BrokerError(
+            f"broker.function: {function.name} has no result of a call of {call['name']!r} within "
+            f"{function.seconds:g} s: mend it, or raise broker.timeout_seconds; what was answered is kept"
+        ) from None
 
 
 def _make_question(tool: dict[str, Any], call: Call, seed: int) -> Question:

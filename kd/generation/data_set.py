@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from kd.config.sections.generation import GenerationConfig
 from kd.config.sections.teacher import Endpoint
+from kd.endpoint.connections import check_files_left
 from kd.endpoint.http import SYSTEM_CLOCK, Clock, Wire, Words
 from kd.errors import SpanwiseError
 from kd.evaluation.conversations.results import load_simulator
 from kd.folders.lock import FolderLock
-from kd.generation.broker import Broker, Fixtures, check_returns
+from kd.generation.broker import Broker, Fixtures, Function, check_returns
 from kd.generation.budget import UNIT, Budget, Usage
 from kd.generation.card import Card, describe_config, list_outputs, write_card, write_records
 from kd.generation.conversation import Player
@@ -71,7 +72,9 @@ class DataSet:
             check_returns(list(self.source.tools), f"prompts.tools: {config.prompts.tools}")
         broker = config.broker
         self._fixtures = Fixtures(Path(broker.fixtures)) if broker.fixtures else None
-        self._simulate = load_simulator(broker.function) if broker.function else None
+        self._function = None
+        if broker.function:
+            self._function = Function(broker.function, load_simulator(broker.function), broker.timeout_seconds)
         inputs = [("prompts.files", path) for path in expand(config.prompts.files or ())]
         outputs = list_outputs(self.out)
         check_outputs(outputs, inputs)
@@ -104,6 +107,7 @@ class DataSet:
         Raises:
             EndpointError, SpanwiseError: as `Run.ask`.
         """
+        check_files_left()
         return asyncio.run(self._ask(most, progress))
 
     async def _ask(self, most: int | None, progress: Progress) -> Ended:
@@ -114,7 +118,7 @@ class DataSet:
             teacher = await self._open(config.endpoint, "endpoint", wires)
             second = config.broker.endpoint
             player = await self._open(second, "broker.endpoint", wires) if second is not None else None
-            broker = Broker(config.seed, self.journal, fixtures=self._fixtures, simulate=self._simulate, player=player)
+            broker = Broker(config.seed, self.journal, fixtures=self._fixtures, function=self._function, player=player)
             run = Run(
                 config,
                 self.source.fingerprint,

@@ -109,6 +109,7 @@ FROZEN_KEYS = [
     "prompts.system",
     "broker.fixtures",
     "broker.function",
+    "broker.timeout_seconds",
     "broker.endpoint.url",
     "broker.endpoint.model",
     "broker.endpoint.api_key_env",

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,37 @@ def test_fixtures_come_first_and_a_function_is_asked_once(tmp_path, monkeypatch)
         settings = given(server, tmp_path, function="played_tools:play")
         (record,) = make_records(settings)
         assert result_of(record) == '{"n": 1}' and make_records(settings) == [record]
+
+
+ODD_FUNCTIONS = {
+    "exits": ("raise SystemExit(3)", r"broker.function: odd_tools:play: .*SystemExit 3.*'get_weather'"),
+    "is interrupted": ("raise KeyboardInterrupt", "broker.function: odd_tools:play: KeyboardInterrupt"),
+    "cancels": ("import asyncio; raise asyncio.CancelledError", "broker.function: odd_tools:play: CancelledError"),
+    "sleeps": ("import time; time.sleep(30)", r"odd_tools:play has no result .*within 0.2 s: .*broker.timeout_seconds"),
+}
+
+
+@pytest.mark.parametrize(("body", "said"), ODD_FUNCTIONS.values(), ids=ODD_FUNCTIONS.keys())
+def test_a_function_that_gives_no_result_is_told(tmp_path, monkeypatch, body, said):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_tools", raising=False)
+    (tmp_path / "odd_tools.py").write_text(f"def play(call, record, state):\n    {body}\n")
+    begun = time.monotonic()
+    with TeachingServer(call_then_say) as server, pytest.raises(BrokerError, match=said):
+        make(given(server, tmp_path, function="odd_tools:play", timeout_seconds=0.2))
+    assert time.monotonic() - begun < 20
+
+
+def test_a_function_changes_nothing_but_its_state(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "emptying_tools.py").write_text(
+        "def play(call, record, state):\n    call['arguments'].clear(), call.clear(), record.messages.clear()\n"
+        "    record.tools[0].clear()\n    return 'sunny'\n"
+    )
+    with TeachingServer(call_then_say) as server:
+        (record,) = make_records(given(server, tmp_path, function="emptying_tools:play"))
+    assert result_of(record) == "sunny" and record["messages"][0]["content"] == "Oslo?"
+    assert record["messages"][1]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": {"city": "Oslo"}}
 
 
 def test_a_second_endpoint_plays_the_tools(tmp_path):
@@ -180,3 +212,25 @@ def test_neither_key_nor_reasoning_is_in_a_file_a_log_or_what_is_printed(tmp_pat
     assert b"the key is not accepted" in error and b"reasoning" in files["journal.jsonl"] and "debug.log" in files
     for secret in (KEY, CANARY):
         assert {name for name, raw in files.items() if secret.encode() in raw} == set()
+
+
+@pytest.mark.parametrize(
+    "text", ["<think>" * 70_000, "<think></thinking>" * 30_000, "<think>" * 40_000 + "</think>" * 40_000]
+)
+def test_many_tags_are_cut_in_one_pass(text):
+    """70,000 of them took minutes."""
+    begun = time.process_time()
+    assert cut_reasoning(f"yes {text}") in ("", "yes")
+    assert time.process_time() - begun < 5
+
+
+def test_blocks_end_at_the_next_closing_tag_of_their_name():
+    assert cut_reasoning("a<think>b</thinking>c</Think>d<thinking>e<think>f</thinking>g") == "adg"
+    assert cut_reasoning("<think>a<think>b</think>c") == "c"
+
+
+def test_reasoning_is_found_at_any_depth():
+    answer = {"reasoning_content": "x"}
+    for _ in range(5000):
+        answer = {"a": [answer]}
+    assert clean_chat(Chat("a", [], 1, True), answer)[1]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import Choice, Fraction, NotNegative, Place, Section, Text, Weight
+from kd.config.fields import Choice, Fraction, NotNegative, Place, Seconds, Section, Text, Weight
 from kd.config.registries import REWARDS
 from kd.config.sections.teacher import Endpoint
 
@@ -91,6 +91,8 @@ class Broker(Section):
     of any call of that name."""
     function: Text | None = None
     """module:function of yours, called with (call, record, state) as launch/evaluate.py's --simulator is."""
+    timeout_seconds: Seconds = 60.0
+    """Longest time of one call of function, above 0, at most 1e7 (116 days); past it the program stops."""
     endpoint: Endpoint | None = None
     """Second server that plays the tools; it spends from the same limit."""
 

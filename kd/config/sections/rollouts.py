@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import Choice, Fraction, Place, Positive, Seconds, Section, Steps, Text, Weight
+from kd.config.fields import Address, Choice, Fraction, Place, Positive, Seconds, Section, Steps, Text, Weight
 from kd.config.registries import REWARDS, ROLLOUT_ENGINES
 from kernels import divergences
 
@@ -46,9 +46,7 @@ class Guards(Section):
 class Server(Section):
     """A vLLM server that samples in place of this process (engine: vllm)."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")] = Field(
-        examples=["http://127.0.0.1:8000"], repr=False
-    )
+    url: Address = Field(examples=["http://127.0.0.1:8000"], repr=False)
     """Base address of the server, without /v1."""
     model: Text = Field(examples=["student"])
     """Name that the server gives the model."""

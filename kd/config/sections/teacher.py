@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kd.config.fields import Choice, Dtype, Fraction, Place, Seconds, Section, Text
+from kd.config.fields import Address, Choice, Dtype, Fraction, Place, Seconds, Section, Text
 from kd.config.registries import TEACHER_SOURCES
 
 TeacherSource = Annotated[str, Choice(TEACHER_SOURCES.names)]
@@ -40,9 +40,7 @@ class Endpoint(Section):
     capture.
     """
 
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")] = Field(
-        examples=["http://127.0.0.1:8000/v1"], repr=False
-    )
+    url: Address = Field(examples=["http://127.0.0.1:8000/v1"], repr=False)
     """Base address up to and with /v1, http or https; no user name, password or query in it: a key goes into
     api_key_env.
     """

@@ -18,6 +18,7 @@ from kd.config.schema import Endpoint
 from kd.endpoint.calls import read_calls
 from kd.endpoint.cards import explain_missing, read_cards
 from kd.endpoint.chat import Chat, ChatError, TokenLimit, fit_names, read_chat, write_messages, write_tools
+from kd.endpoint.connections import check_files_left
 from kd.endpoint.http import SYSTEM_CLOCK, Clock, EndpointError, Failed, Refused, Wire, Words
 from kd.evaluation.answerers.answer import Answer, Progress, Prompt
 from kd.evaluation.answerers.journal import Journal
@@ -78,6 +79,7 @@ class EndpointModel:
         self._server, self._settings, self._clock = server, server.settings, clock
         self._limit = TokenLimit()
         first = self._settings.model_copy(update={"retries": min(self._settings.retries, _FIRST_RETRIES)})
+        check_files_left()
         asyncio.run(self._with_wire(first, self._open))
 
     def answer(self, prompts: Sequence[Prompt], *, progress: Progress | None = None) -> list[Answer]:
@@ -86,6 +88,7 @@ class EndpointModel:
         Raises:
             EndpointError: the server answers no more, or too many prompts have failed.
         """
+        check_files_left()
         return asyncio.run(self._with_wire(self._settings, lambda wire: _Round(self, wire, progress).answer(prompts)))
 
     async def _with_wire(self, settings: Endpoint, work: Callable[[Wire], Any]) -> Any:

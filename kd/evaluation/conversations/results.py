@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ NOT_RECORDED = "Error: no such result is recorded."
 
 
 class SimulatorError(SpanwiseError, ValueError):
-    """Simulator that cannot be used."""
+    """Simulator that cannot be used, or ended the program."""
 
 
 def load_simulator(name: str) -> Simulate:
@@ -44,18 +45,28 @@ def load_simulator(name: str) -> Simulate:
     return found
 
 
+def run_simulator(simulate: Simulate, call: Call, record: Record, state: dict[str, Any]) -> str:
+    """Ask a simulator for a call's result; what it changes of call and record changes nothing else.
+
+    Raises:
+        SimulatorError: it ends the program.
+    """
+    try:
+        result = simulate(copy.deepcopy(call), copy.deepcopy(record), state)
+        return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    except Exception as error:  # a tool that fails tells its caller
+        return f"Error: {error}"
+    except SystemExit as error:
+        raise SimulatorError(
+            f"the simulator of results ends the program (SystemExit {error.code!r}) at a call of {call['name']!r}: "
+            "have it return a result, or raise an Exception"
+        ) from error
+
+
 def make_simulated(simulate: Simulate, record: Record) -> Execute:
     """Make an executor of a record's conversation that asks a simulator."""
     state: dict[str, Any] = {}
-
-    def ask(call: Call) -> str:
-        try:
-            result = simulate(call, record, state)
-            return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-        except Exception as error:  # a tool that fails tells its caller
-            return f"Error: {error}"
-
-    return lambda calls: [ask(call) for call in calls]
+    return lambda calls: [run_simulator(simulate, call, record, state) for call in calls]
 
 
 class RecordedResults:

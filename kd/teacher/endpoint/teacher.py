@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from kd.batching.micro_batch import MicroBatch
+from kd.endpoint.connections import check_files_left
 from kd.endpoint.http import SYSTEM_CLOCK, Clock, EndpointError
 from kd.endpoint.vllm import Prompt
 from kd.teacher.endpoint.records import EndpointTask, Records
@@ -53,6 +54,7 @@ class EndpointTeacher:
         self._top_k = task.top_k
         self._records = Records(task)
         self._asked: dict[Prompt, Future] = {}
+        check_files_left()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
         self._thread.start()
