@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -45,8 +46,8 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[tuple[str, Path]] 
         inputs: option or key, and file or folder, of all that will be read.
 
     Raises:
-        OutputError: one is an input, lies in a folder that cannot be written, is given twice, or holds a folder or a
-            file that the program did not write.
+        OutputError: one is an input, lies in a folder that cannot be written, is given twice, or holds a folder, a
+            pipe or a file that the program did not write.
     """
     outputs = list(outputs)
     try:
@@ -66,6 +67,11 @@ def _check_places(outputs: list[Output], inputs: Iterable[tuple[str, Path]]) -> 
             raise OutputError(
                 f"{output.name}: {output.path} is a folder: move it away, or name a file, in it or elsewhere"
             )
+        if is_pipe(output.path):
+            raise OutputError(
+                f"{output.name}: {output.path} is no file but a pipe or a socket, which would be waited for: move it "
+                "away, or name another place"
+            )
         if output.path.is_file() and output.path.stat().st_size and not output.is_ours(output.path):
             raise OutputError(
                 f"{output.name}: {output.path} is there already and is not known as {output.what}: move it away, or "
@@ -75,6 +81,15 @@ def _check_places(outputs: list[Output], inputs: Iterable[tuple[str, Path]]) -> 
         if not output.path.exists() or output.path.is_file():
             check_writable(output.name, output.path.parent)
             clear_parts(output.path)
+
+
+def is_pipe(path: str | os.PathLike) -> bool:
+    """Tell whether a path is a pipe or a socket of the disk; /dev/stdout and `>(command)` are open already."""
+    try:
+        mode = os.lstat(os.path.realpath(path)).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def check_writable(name: str, folder: Path) -> None:
@@ -98,6 +113,8 @@ def check_writable(name: str, folder: Path) -> None:
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read the JSON object that a file's first line is, or else the whole file; {} where neither is one."""
+    if is_pipe(path):
+        return {}
     try:
         with path.open("rb") as file:
             line = file.readline(_MOST_BYTES)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a 
 from kd.paths import path_option
 from launch.shared import add_config_options, make_parser, run_config, show_plan
 
+_LEAST_RATE = 1e-9  # products of smaller ones are 0
 _RATES = (  # option, field of Rates, its unit, and in words
     ("--peak-tflops", "peak_flops", 1e12, "TFLOP/s of one GPU; 989 by default, dense bf16 of an H100"),
     ("--mfu", "mfu", 1, "part of the peak that training reaches; 0.4 by default"),
@@ -62,13 +63,12 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
         found = getattr(args, name)
         for value in found if isinstance(found, list) else [found]:
             if value is not None and not 1 <= value <= 1_000_000:
-                parser.error(f"--{name.replace('_', '-')}: {value}, where 1 or more is needed")
+                parser.error(f"--{name.replace('_', '-')}: {value}, where 1 to 1,000,000 is needed")
     for option, field, _, _ in _RATES:
         value = getattr(args, field)
-        if value is not None and not 0 < value < (1 + 1e-9 if field == "mfu" else 1e9):
-            parser.error(
-                f"{option}: {value:g}, where a number above 0 is needed{', up to 1' if field == 'mfu' else ''}"
-            )
+        most = 1 if field == "mfu" else 1e9
+        if value is not None and not _LEAST_RATE <= value <= most:
+            parser.error(f"{option}: {value:g}, where a number from {_LEAST_RATE:g} to {most:g} is needed")
     if args.gpus is None:
         of_a_table = [("--html", "html"), ("--json", "json"), *((option, field) for option, field, _, _ in _RATES)]
         only = [option for option, field in of_a_table if getattr(args, field) is not None]
@@ -80,14 +80,14 @@ def parse(argv: list[str] | None = None, prog: str | None = None) -> argparse.Na
 def _show_table(args: argparse.Namespace, config) -> int:
     from kd.atomic_files import publish
     from kd.outputs import Output, check_outputs, read_object
-    from kd.preflight.rental.table import Rates, format_table, make_table
+    from kd.preflight.rental.table import MADE_BY, Rates, format_table, make_table
     from kd.reports.html import is_page
     from kd.reports.plan_page import write_plan
     from kd.run import tokenizer_length
 
     outputs = [
         Output("--html", args.html, "a page", is_page) if args.html else None,
-        Output("--json", args.json, "a table of a plan", lambda path: "rates" in read_object(path))
+        Output("--json", args.json, "a table of a plan", lambda path: read_object(path).get("made_by") == MADE_BY)
         if args.json
         else None,
     ]

@@ -101,10 +101,11 @@ def run_guarded(
     from kd.distributed.quiet import quieten
     from kd.errors import SpanwiseError
 
+    _open_streams()
     quieten(verbose=verbose)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of another encoding loses no run
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of another encoding loses no run
         return work()
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
@@ -115,6 +116,17 @@ def run_guarded(
             traceback.print_exc()
         tell(error if isinstance(error, SpanwiseError) else _explain(error), config, overrides)
         return getattr(error, "exit_code", 1)
+
+
+def _open_streams() -> None:
+    """Open /dev/null in place of a closed stream: a file would get its number, and what is printed with it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))
 
 
 def _explain(error: Exception) -> Exception:

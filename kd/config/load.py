@@ -13,6 +13,8 @@ sizes, accumulation and clipping are filled in from the YAML, and student.dtype 
 from __future__ import annotations
 
 import os
+import select
+import time
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -30,10 +32,12 @@ from kd.config.renamed import rename_keys
 from kd.config.schema import RunConfig
 from kd.config.sections.generation import GenerationConfig
 from kd.config.yaml import Path
+from kd.outputs import is_pipe
 from kd.paths import expand_path
 
 _REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 Model = TypeVar("Model", bound=BaseModel)
+_PIPE_SECONDS = 10.0
 _MOST_CHARACTERS = 250_000  # a run's file has some thousands; 50,000 wrong keys took 10 seconds to read
 
 
@@ -79,8 +83,11 @@ def _read_mapping(report: Report) -> dict:
     """
     file = report.file
     try:
-        with open(file, encoding="utf-8-sig") as stream:
-            text = stream.read(_MOST_CHARACTERS + 1)
+        if is_pipe(file):
+            text = _read_pipe(file)
+        else:
+            with open(file, encoding="utf-8-sig") as stream:
+                text = stream.read(_MOST_CHARACTERS + 1)
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: no such file (the working directory is {os.getcwd()}): give the path of a YAML file"
@@ -103,6 +110,27 @@ def _read_mapping(report: Report) -> dict:
     if parsed.data is not None and not isinstance(parsed.data, dict):
         raise ConfigError(f"{file}:1: expected sections (`run:`, `student:`, ...), not a bare value or list")
     return parsed.data or {}
+
+
+def _read_pipe(file: str) -> str:
+    """Read what is written to a pipe. Raises ConfigError where that takes longer than `_PIPE_SECONDS`."""
+    handle, found, until = os.open(file, os.O_RDONLY | os.O_NONBLOCK), b"", time.monotonic() + _PIPE_SECONDS
+    try:
+        while time.monotonic() < until and len(found) <= 4 * _MOST_CHARACTERS:
+            select.select([handle], [], [], 0.1)
+            try:
+                part = os.read(handle, 1 << 16)
+            except BlockingIOError:  # somebody is there who has not written
+                continue
+            if not part and found:
+                return found.decode("utf-8-sig")
+            found += part
+            time.sleep(0.0 if part else 0.05)  # nobody is there yet
+    finally:
+        os.close(handle)
+    raise ConfigError(
+        f"{file}: is a pipe that was not written to its end within {_PIPE_SECONDS:g} s: give a file, or write it first"
+    )
 
 
 def _import_modules(modules: Any, key: Path, report: Report) -> None:

@@ -30,6 +30,8 @@ def add_places(message: str, config: str | os.PathLike, overrides: Iterable[str]
     if message.startswith(file):
         return message
     report = Report(file)
+    if not os.path.isfile(file):
+        return message  # a pipe was read when the run began
     try:
         with open(file, encoding="utf-8-sig") as stream:
             parsed = config_yaml.parse(stream.read())

@@ -9,6 +9,7 @@ answer otherwise, and a resumed run samples the rounds that were not in its chec
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,13 @@ class VllmSampler:
         assert rollouts.server is not None, "kd/config/conflicts/rollouts.py asks for it"
         self._server, self._export, self._stop_ids = rollouts.server, request.export, request.stop_ids
         self._vocab_size = len(request.tokenizer)
-        self._client = httpx2.Client(base_url=self._server.url, timeout=self._server.timeout_seconds)
+        try:
+            self._client = httpx2.Client(base_url=self._server.url, timeout=self._server.timeout_seconds)
+        except (ValueError, ImportError, httpx2.InvalidURL):  # its words may repeat a proxy's password
+            raise ServerError(
+                f"{self._server.url}: the proxy of the environment cannot be used: mend HTTP_PROXY, HTTPS_PROXY or "
+                "ALL_PROXY, or name the server's host in NO_PROXY"
+            ) from None
         self._pool = ThreadPoolExecutor(rollouts.batch_size)
         self._body: dict[str, Any] = {
             "model": self._server.model,
@@ -79,7 +86,13 @@ class VllmSampler:
         self._client.close()
 
     def _ask(self, prompt: Sequence[int], seed: int) -> Sampled:
-        answer = self._post("/v1/completions", {**self._body, "prompt": list(prompt), "seed": seed & _MOST_SEED}).json()
+        response = self._post("/v1/completions", {**self._body, "prompt": list(prompt), "seed": seed & _MOST_SEED})
+        try:
+            answer = json.loads(response.content)
+        except (ValueError, RecursionError):
+            raise ServerError(
+                f"{self._server.url}: {len(response.content)} bytes that are no JSON answer it: is it a vLLM?"
+            ) from None
         try:
             (choice,) = answer["choices"]
             ids, known = choice["token_ids"], choice["logprobs"]["token_logprobs"]
@@ -88,7 +101,9 @@ class VllmSampler:
             raise ServerError(
                 f"{self._server.url}: its answer has no {error}: rollouts need a vLLM that knows return_token_ids"
             ) from error
-        fits = len(ids) == len(known) and all(isinstance(one, int) and 0 <= one < self._vocab_size for one in ids)
+        if not isinstance(ids, list) or not isinstance(known, list):
+            raise ServerError(f"{self._server.url}: its token_ids or token_logprobs are no list: is it a vLLM?")
+        fits = len(ids) == len(known) and all(type(one) is int and 0 <= one < self._vocab_size for one in ids)
         if not (fits and ids and all(isinstance(one, float | int) and math.isfinite(one) for one in known)):
             raise ServerError(
                 f"{self._server.url}: {len(ids)} tokens and {len(known)} log-probabilities, or a token past the "

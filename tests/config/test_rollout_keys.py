@@ -53,6 +53,30 @@ def test_contradictions(load, values, message):
         load(rollouts(**WELL | values))
 
 
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (".", "the program works in it"),
+        ("/", "the program works in it"),
+        ("..", "the program works in it"),
+        ("models", "(?s)server.weights.*teacher.path is it, or is in it"),
+        ("models/teacher/../teacher", "teacher.path is it, or is in it"),
+        ("alias", "teacher.path is it, or is in it"),
+        ("vocabulary", "tokenizer.path is it, or is in it"),
+        ("runs", "run.output_dir is it, or is in it"),
+    ],
+)
+def test_weights_take_no_folder_that_the_run_needs(load, tmp_path, monkeypatch, weights, message):
+    (tmp_path / "work" / "models" / "teacher").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "work" / "alias").symlink_to("models/teacher")
+    changes = ["teacher.path=models/teacher", "tokenizer.path=vocabulary", "run.output_dir=runs"]
+    server = {"engine": "vllm", "server": f'{{url: "http://a", model: m, weights: "{weights}"}}'}
+    with pytest.raises(ConfigError, match=message):
+        load(rollouts(**WELL | server), *changes)
+    load(rollouts(**WELL | server | {"server": '{url: "http://a", model: m, weights: "models/student"}'}), *changes)
+
+
 def test_distill_needs_a_live_dense_teacher(load):
     assert reads_teacher(load(rollouts(**WELL, distill=1), "loss.weights={truth: 1}"))
     assert not reads_teacher(load(rollouts(**WELL), "loss.weights={truth: 1}"))

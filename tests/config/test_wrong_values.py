@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import typing
 
 import pytest
 
 from helpers.config_cases import GOOD, changed, problems
+from kd.config import load
 from kd.config import problems as config_problems
 from kd.config.conflicts import teacher as teacher_conflicts
 from kd.config.load import load_config
@@ -25,6 +28,25 @@ def test_paths_that_no_configuration_has(path, said):
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert str(caught.value).startswith(said)
+
+
+def test_a_pipe_that_is_written_to_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text(GOOD), daemon=True)
+    writer.start()
+    assert load_config(tmp_path / "pipe").run.name == "test"
+    writer.join(20)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(load, "_PIPE_SECONDS", 0.3)
+    os.mkfifo(tmp_path / "pipe")
+    handle = os.open(tmp_path / "pipe", os.O_RDWR) if held else None
+    with pytest.raises(ConfigError, match="pipe: is a pipe that was not written to its end within 0.3 s: give a file"):
+        load_config(tmp_path / "pipe")
+    if handle is not None:
+        os.close(handle)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,12 +72,32 @@ def test_wrong_use(tmp_path, capsys):
     for wrong, said in (
         (["--price", "2"], "--price: only with --gpus"),
         (["--gpu-memory", "80", "141"], "several --gpu-memory: only with --gpus"),
-        (["--gpus", "0"], "--gpus: 0, where 1 or more"),
-        (["--gpus", "8", "--mfu", "2"], "--mfu: 2, where a number above 0 is needed, up to 1"),
+        (["--gpus", "0"], "--gpus: 0, where 1 to 1,000,000"),
+        (["--gpus", "9" * 30], "where 1 to 1,000,000"),
+        (["--gpus", "8", "--mfu", "2"], "--mfu: 2, where a number from 1e-09 to 1 is needed"),
+        (["--gpus", "8", "--peak-tflops", "1e-320", "--mfu", "1e-320"], "--peak-tflops: 9.99989e-321, where a number"),
+        (["--gpus", "8", "--price", "nan"], "--price: nan, where a number from 1e-09 to 1e+09 is needed"),
     ):
         with pytest.raises(SystemExit):
             main([*config, *wrong])
         assert said in capsys.readouterr().err
-    (tmp_path / "mine.json").write_text('{"kept": 1}')
-    assert main([*config, "--gpus", "8", "--json", str(tmp_path / "mine.json")]) == 1
-    assert "--json" in capsys.readouterr().err and json.loads((tmp_path / "mine.json").read_text()) == {"kept": 1}
+    for content in ('{"kept": 1}', '{"rates": 1, "kept": 2}'):
+        (tmp_path / "mine.json").write_text(content)
+        assert main([*config, "--gpus", "8", "--json", str(tmp_path / "mine.json")]) == 1
+        assert "--json" in capsys.readouterr().err and (tmp_path / "mine.json").read_text() == content
+
+
+def test_tables_of_the_least_rates_are_made_and_ours_are_replaced(tmp_path):
+    config = load_config(CONFIGS / "student_9b_gqa.yaml")
+    least = Rates(peak_flops=1e3, mfu=1e-9, within_host=1.0, across_hosts=1.0, price=1e9)
+    assert all(0 < row.hours < float("inf") for row in make_table(config, [8, 16], [80 << 30], least).rows)
+    command = ["--config", str(CONFIGS / "student_9b_gqa.yaml"), "--gpus", "8", "--json", str(tmp_path / "made.json")]
+    assert main(command) == main(command) == 0
+
+
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_a_pipe_as_an_output_is_not_waited_for(tmp_path, capsys, option):
+    os.mkfifo(tmp_path / "pipe")
+    command = ["--config", str(CONFIGS / "student_9b_gqa.yaml"), "--gpus", "8", option, str(tmp_path / "pipe")]
+    assert main(command) == 1
+    assert f"{option}: {tmp_path / 'pipe'} is no file but a pipe" in capsys.readouterr().err

@@ -99,6 +99,11 @@ def test_a_round_gives_the_server_the_weights_and_reads_tokens_as_they_were_samp
         ({"logprobs": {"token_logprobs": [-0.5]}}, "serve the run's own student"),
         ({"logprobs": {"token_logprobs": [-0.5, None, 0.0]}}, "serve the run's own student"),
         ({"logprobs": None}, "knows return_token_ids"),
+        ({"token_ids": 5}, "http://127.0.0.1:.*are no list"),
+        ({"token_ids": {"a": 1}}, "are no list"),
+        ({"logprobs": {"token_logprobs": None}}, "are no list"),
+        ({"logprobs": {"token_logprobs": "xxx"}}, "are no list"),
+        ({"token_ids": [True, 8, 5]}, "serve the run's own student"),
         ({"token_ids": [7, 8, 9]}, "the run's stops are 5, 6"),
         ({"finish_reason": "length"}, "the run's stops are 5, 6"),
     ],
@@ -106,6 +111,22 @@ def test_a_round_gives_the_server_the_weights_and_reads_tokens_as_they_were_samp
 def test_an_answer_that_cannot_be_used_is_refused(sampler, changed, message):
     sampler.state["changed"].update(changed)
     with pytest.raises(ServerError, match=message):
+        sampler.ask.sample([[7, 8]], [1])
+
+
+@pytest.mark.parametrize("content", [b"{", b"<html>", b"[" * 100_000, b"\xff\xfe", b""])
+def test_an_answer_that_is_no_json_names_the_server(sampler, monkeypatch, content):
+    monkeypatch.setattr(sampler.ask, "_post", lambda path, body: SimpleNamespace(content=content))
+    with pytest.raises(ServerError, match="http://127.0.0.1:.*bytes that are no JSON"):
+        sampler.ask.sample([[7, 8]], [1])
+
+
+@pytest.mark.parametrize(
+    "content", [b"5", b"[]", b"null", b'{"choices": 5}', b'{"choices": [5]}', b'{"choices": [[]]}']
+)
+def test_an_answer_of_another_form_names_the_server(sampler, monkeypatch, content):
+    monkeypatch.setattr(sampler.ask, "_post", lambda path, body: SimpleNamespace(content=content))
+    with pytest.raises(ServerError, match="http://127.0.0.1:.*its answer has no"):
         sampler.ask.sample([[7, 8]], [1])
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from kd.config.defaults import teacher_source
 from kd.config.derived import count_step
 from kd.config.problems import Conflict
 from kd.config.schema import Rollouts, RunConfig, Stage
+from kd.paths import identify
 from kernels import divergences
 
 
@@ -51,6 +54,8 @@ def _of_stage(config: RunConfig, stage: Stage, rollouts: Rollouts, at: str) -> I
             (f"{key}.engine", f"{key}.server"),
             "engine: vllm needs `server: {url: ..., model: ..., weights: ...}`, and server needs engine: vllm",
         )
+    if rollouts.server is not None:
+        yield from _weights(config, rollouts.server.weights, f"{key}.server.weights")
     training = config.training
     if count_step(training, 1, rollouts).answers == 0:
         size = training.micro_batch_size * training.gradient_accumulation
@@ -59,6 +64,26 @@ def _of_stage(config: RunConfig, stage: Stage, rollouts: Rollouts, at: str) -> I
             f"a step of one rank has {size} sequences, of which {rollouts.share:g} is no whole group of "
             f"{rollouts.samples} samples: raise share, micro_batch_size or gradient_accumulation, or lower samples",
         )
+
+
+def _weights(config: RunConfig, weights: str, key: str) -> Iterator[Conflict]:
+    """Check that the folder, whose content each round replaces, is none that the run needs, nor holds one."""
+    folder = identify(weights)
+    if _holds(folder, os.getcwd()):
+        yield Conflict((key,), "each round replaces this folder, and the program works in it: name a folder of its own")
+        return
+    used = {"teacher.path": config.teacher and config.teacher.path, "student.path": config.student.path}
+    used |= {"tokenizer.path": config.tokenizer.path, "run.output_dir": config.run.output_dir}
+    for name, path in used.items():
+        if path is not None and _holds(folder, path):
+            yield Conflict(
+                (key, name), f"each round replaces this folder, and {name} is it, or is in it: name a folder of its own"
+            )
+
+
+def _holds(folder: tuple, path: str) -> bool:
+    place = Path(os.path.realpath(path))
+    return any(identify(one) == folder for one in (place, *place.parents))
 
 
 def _divergence(config: RunConfig, rollouts: Rollouts, key: str) -> Iterator[Conflict]:

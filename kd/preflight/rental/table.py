@@ -19,6 +19,7 @@ from kd.preflight.plan import find_job, plan_stages
 from kd.preflight.shortages import USABLE, Machine, find_shortages
 from kd.units import size
 
+MADE_BY = "spanwise plan"  # a table's JSON is known again by it
 _HOUR = 3600.0
 _GIB = 1 << 30
 _ADAM_BYTES = 28  # a parameter: master, two moments and gradient read; master, moments and weight written
@@ -80,7 +81,7 @@ class Table:
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON takes it."""
-        return asdict(self) | {"rates": self.rates._asdict()}
+        return {"made_by": MADE_BY} | asdict(self) | {"rates": self.rates._asdict()}
 
 
 def make_table(
