@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# What a user's own function may raise: an exit too, which would end the run with its code, and without a word.
+RAISED_BY_OTHERS = (Exception, SystemExit)
+
 
 class SpanwiseError(Exception):
     """Error whose message says what is wrong, where, and what to do; an entry point prints it without a traceback.
@@ -13,12 +16,20 @@ class SpanwiseError(Exception):
     exit_code: int = 1
 
 
+def text_of(error: BaseException) -> str:
+    """Return an exception's text, also of one whose own `__str__` fails."""
+    try:
+        return str(error)
+    except RAISED_BY_OTHERS:
+        return "it cannot say what it is"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's text, and the next where it ends in a colon.
 
     The type stands before it unless it is an OSError or ValueError.
     """
-    lines = str(error).strip().splitlines() or [""]
+    lines = text_of(error).strip().splitlines() or [""]
     shown = lines[0]
     if shown.endswith(":") and len(lines) > 1:
         shown = f"{shown} {lines[1].strip()}"

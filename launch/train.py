@@ -39,9 +39,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     def run(config) -> int:
         if args.dry_run:
             return show_plan(args, config)
-        from kd.run import execute
+        from kd.training.stopping import deaf_to_saves
 
-        execute(config, fresh=args.fresh)
+        with deaf_to_saves():
+            from kd.run import execute
+
+            execute(config, fresh=args.fresh)
         return 0
 
     return run_config(args, run)

@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,6 +30,33 @@ from kd.checkpoints.zero_partitions import MASTER, Partition, flat_state, list_p
 
 _FILE_BYTES = 1 << 30  # a file's tensors are in memory twice while it is written
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+_FLOATS = ("F32", "F64", "BF16", "F16")
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _About(BaseModel):
+    """What a file says of one parameter's slice in it."""
+
+    model_config = ConfigDict(strict=True)
+
+    shape: list[_Count]
+    start: _Count
+    numel: _Count
+    kinds: list[str]
+    numbers: dict[str, float]
+
+
+class _Said(BaseModel):
+    """What a rank's state file says."""
+
+    model_config = ConfigDict(strict=True)
+
+    run: Any
+    counters: dict[str, _Count]
+    loss_scale: dict[str, bool | int | float | None]
+
+
+_ABOUT = TypeAdapter(dict[str, _About])
 
 
 class PartitionsFormat:
@@ -56,14 +84,16 @@ class PartitionsFormat:
             self._load_optimizer(engine, partitions, slices)
             set_weights(engine, partitions, lambda name: slices.read(name, MASTER))
         files = sorted(folder.glob("state-*.safetensors"))
+        if not files:
+            raise ValueError("it has no state-NNNNN.safetensors")
         said = _read_state(files[dist.get_rank() % len(files)])
-        for name, value in said["counters"].items():
-            setattr(engine, name, value)
-        for name, value in said["loss_scale"].items():
+        for name in _COUNTERS:
+            setattr(engine, name, said.counters[name])
+        for name, value in said.loss_scale.items():
             setattr(engine.optimizer.loss_scaler, name, value)
         if len(files) == dist.get_world_size():
-            return said["run"]
-        return said["run"] | {RANKS: [_read_state(file)["run"] for file in files]}
+            return said.run
+        return said.run | {RANKS: [_read_state(file).run for file in files]}
 
     def read_weights(self, folder: Path) -> dict[str, Tensor]:
         with _Slices(folder) as slices:
@@ -95,7 +125,7 @@ class _Slice(NamedTuple):
     file: str
     start: int
     numel: int
-    about: dict[str, Any]
+    about: _About
 
 
 class _Slices:
@@ -105,9 +135,11 @@ class _Slices:
         self._open, self._files = ExitStack(), {}
         self._slices: dict[str, list[_Slice]] = defaultdict(list)
         for file in sorted(folder.glob("partitions-*.safetensors")):
-            self._files[file.name] = self._open.enter_context(safe_open(file, "pt"))
-            for name, about in json.loads(self._files[file.name].metadata()["partitions"]).items():
-                self._slices[name].append(_Slice(file.name, about["start"], about["numel"], about))
+            with _reading(file):
+                self._files[file.name] = self._open.enter_context(safe_open(file, "pt"))
+                for name, about in _ABOUT.validate_json(self._files[file.name].metadata()["partitions"]).items():
+                    _check_slice(self._files[file.name], name, about)
+                    self._slices[name].append(_Slice(file.name, about.start, about.numel, about))
         for found in self._slices.values():
             found.sort(key=lambda one: one.start)
 
@@ -121,13 +153,13 @@ class _Slices:
         return list(self._slices)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._first(name).about["shape"])
+        return tuple(self._first(name).about.shape)
 
     def numbers(self, name: str) -> dict[str, float]:
-        return self._first(name).about["numbers"]
+        return self._first(name).about.numbers
 
     def kinds(self, name: str) -> list[str]:
-        return self._first(name).about["kinds"]
+        return self._first(name).about.kinds
 
     def read(self, name: str, kind: str, start: int = 0, numel: int | None = None) -> Tensor:
         """Read values [start, start + numel) of a flattened parameter, to its end by default; raises ValueError."""
@@ -175,11 +207,38 @@ def _parts(engine: Any) -> Iterator[tuple[dict[str, Tensor], str]]:
         yield tensors, json.dumps(about)
 
 
-def _read_state(file: Path) -> dict[str, Any]:
-    with safe_open(file, "pt") as opened:
-        said = json.loads(opened.metadata()["state"])
+def _read_state(file: Path) -> _Said:
+    with _reading(file), safe_open(file, "pt") as opened:
+        said = _Said.model_validate_json(opened.metadata()["state"])
+        if absent := {*_COUNTERS} - said.counters.keys():
+            raise ValueError(f"counters.{min(absent)} is missing")
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
-    return said | {"run": join_state(said["run"], tensors)}
+        said.run = join_state(said.run, tensors)
+        if not isinstance(said.run, dict):
+            raise ValueError("its state is no mapping")
+    return said
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Name the file in what is wrong with it, whatever a file that this program did not write holds."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{file.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (SafetensorError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file.name} is no file that this program wrote ({type(error).__name__}: {error})") from error
+
+
+def _check_slice(opened: Any, name: str, about: _About) -> None:
+    """Check that a file holds what it says of a parameter, by its header alone; raises ValueError, SafetensorError."""
+    if MASTER not in about.kinds:
+        raise ValueError(f"{name} has no {MASTER}")
+    for kind in about.kinds:
+        found = opened.get_slice(f"{name}/{kind}")
+        if found.get_shape() != [about.numel] or found.get_dtype() not in _FLOATS:
+            raise ValueError(f"{name}/{kind} is {found.get_dtype()} {found.get_shape()}, not {about.numel} numbers")
 
 
 def _is_number(value: Any) -> bool:

@@ -33,6 +33,7 @@ from kd.hashing import hash_text, sha256
 MANIFEST = "manifest.json"
 VERSION = 3  # of the manifest and of the state; 1 had neither this key nor the format's, and 2 no hash of its own
 KEEP = 2
+REMEDY = "move it away to go on from the checkpoint before it, or give --fresh to begin again"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -45,8 +46,8 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    step: int
-    world_size: int
+    step: Annotated[int, Field(ge=0)]
+    world_size: Annotated[int, Field(ge=1)]
     identity: dict[str, Any]
     files: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]]  # relative path -> SHA-256, bytes
     version: int = 1
@@ -182,7 +183,10 @@ class Checkpoints:
             return None
         path, written_as = Path(self._resume.path), CHECKPOINT_FORMATS[self._resume.written_as]
         state: dict[str, Any] = {}
-        self._together(lambda: state.update(self._engine.load(path, written_as)), f"cannot go on from {path}")
+        try:
+            self._together(lambda: state.update(self._engine.load(path, written_as)), f"cannot go on from {path}")
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: {REMEDY}") from None
         return state
 
     def _publish(self, part: Path, whole: Path, step: int) -> None:

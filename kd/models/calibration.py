@@ -30,6 +30,11 @@ class Importance(NamedTuple):
     influence: Tensor  # [L] fp32, from 0 (the layer changes nothing) to 2
     neurons: Tensor  # [L, I] fp32
 
+    def is_whole(self) -> bool:
+        """Tell whether these are measures, which a file that somebody changed may not hold."""
+        shaped = self.influence.dim() == 1 and self.neurons.dim() == 2 and len(self.influence) == len(self.neurons)
+        return shaped and all(value.is_floating_point() and bool(value.isfinite().all()) for value in self)
+
 
 def choose_layers(influence: Tensor, num_kept: int) -> tuple[int, ...]:
     """Choose the `num_kept` layers of most influence, in their order."""
@@ -61,13 +66,18 @@ def measure_importance(path: str, revision: str | None, samples: Sequence[Sequen
 
     Raises:
         StudentError: the teacher cannot be loaded.
-        CutError: its layers are not found by their usual names.
+        CutError: its layers are not found by their usual names, or what they give is not finite.
     """
     model = load_whole_model(path, revision).eval()
     size = sum(parameter.nbytes for parameter in model.parameters())
     if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.5 * size:
         model = model.cuda()
-    return importance_of(model, samples)
+    found = importance_of(model, samples)
+    if not found.is_whole():
+        raise CutError(
+            f"{path}: its layers give numbers that are not finite: look at its weights, or give student.layers"
+        )
+    return found
 
 
 @torch.no_grad()

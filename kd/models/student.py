@@ -4,6 +4,7 @@ of the teacher's layers.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -11,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from transformers import LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from kd.atomic_files import replacing
 from kd.config.derived import longest_length
 from kd.config.schema import RunConfig, Student, Teacher
 from kd.distributed.collectives import on_rank_0
-from kd.models.calibration import choose_layers, measure_importance, sample_tokens
+from kd.hashing import hash_text
+from kd.models.calibration import Importance, choose_layers, measure_importance, sample_tokens
 from kd.models.layer_pruning import cut_config, write_cut
 from kd.models.load import load_causal_lm, read_model_config, read_stop_ids
 from kd.models.lora import add_adapters
 from kd.models.model_files import StudentError
+from kd.models.weight_files import weights_fingerprint
 from kd.rendering.stops import join_stop_ids
 
 ReadConfig = Callable[..., PreTrainedConfig]  # called as kd.models.load.read_model_config
@@ -168,7 +171,8 @@ def build_student(
 
 
 def _read_neurons(file: Path) -> dict[int, torch.Tensor] | None:
-    return dict(enumerate(load_file(file)["neurons"])) if file.is_file() else None
+    measured = _read_measured(file)
+    return None if measured is None else dict(enumerate(measured.neurons))
 
 
 def build_run_student(
@@ -202,16 +206,21 @@ def _measure_cut(config: RunConfig, tokenizer: Any, work_dir: Path) -> Student:
     narrower = (student.intermediate_size or math.inf) < _read_teacher(teacher, read_model_config).intermediate_size
     if not narrower and student.choose_layers == "even":
         return student
-    said = {"teacher": f"{teacher.path}@{teacher.revision}", "records": str(student.calibration_records)}
+    samples = sample_tokens(config.data, tokenizer, student.calibration_records, config.run.seed)
+    said = {
+        "teacher": f"{teacher.path}@{teacher.revision}",
+        "weights": str(weights_fingerprint(teacher.path, teacher.revision)),  # another teacher may lie there by now
+        "samples": hash_text(json.dumps(samples)),
+    }
     file = work_dir / _IMPORTANCE
-    if not file.is_file() or _said_in(file) != said:
-        samples = sample_tokens(config.data, tokenizer, student.calibration_records, config.run.seed)
+    measured = _read_measured(file, said)
+    if measured is None:
         with replacing(file) as part:
-            found = measure_importance(teacher.path, teacher.revision, samples)
-            part.write(save(dict(found._asdict()), said))
+            measured = measure_importance(teacher.path, teacher.revision, samples)
+            part.write(save(dict(measured._asdict()), said))
     if student.choose_layers == "even":
         return student
-    influence = load_file(file)["influence"]
+    influence = measured.influence
     assert student.num_hidden_layers is not None, "kd/config/conflicts/ requires it"
     if student.num_hidden_layers > len(influence):
         return student  # refused with the numbers by cut_config
@@ -220,9 +229,18 @@ def _measure_cut(config: RunConfig, tokenizer: Any, work_dir: Path) -> Student:
     )
 
 
-def _said_in(file: Path) -> dict[str, str]:
-    with safe_open(file, "pt") as opened:
-        return dict(opened.metadata())
+def _read_measured(file: Path, said: Mapping[str, str] | None = None) -> Importance | None:
+    """Read what was measured; None where there is none, or a file that is damaged, or of others than `said`."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            if said not in (None, opened.metadata()):
+                return None
+            measured = Importance(*map(opened.get_tensor, Importance._fields))
+    except (OSError, SafetensorError):
+        return None
+    return measured if measured.is_whole() else None
 
 
 def run_student_config(

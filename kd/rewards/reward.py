@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from kd.config.registries import REWARDS
-from kd.errors import SpanwiseError
+from kd.errors import RAISED_BY_OTHERS, SpanwiseError, text_of
 from kd.records.record import Record
 from kd.toolcalls.parsed import ParsedCalls
 
@@ -66,7 +66,7 @@ def find_reward(name: str) -> RewardFunction:
         return REWARDS[name]
     try:
         function: Any = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # the module is the user's: whatever it raises is told, with its name
+    except RAISED_BY_OTHERS as error:  # the module is the user's: whatever it raises is told, with its name
         raise RewardError(
             f"reward {name}: {type(error).__name__}: {error}; write module:function of a module in PYTHONPATH"
         ) from error
@@ -103,11 +103,12 @@ class Mixture:
     def _value(self, name: str, *answer: Any) -> float:
         try:
             found = self._functions[name](*answer)
-        except Exception as error:  # a reward of the user's own may raise anything: it is told with the record
-            raise RewardError(f"reward {name}, record {answer[0].id}: {type(error).__name__}: {error}") from error
-        if not isinstance(found, Reward):
-            raise RewardError(f"reward {name} returned {type(found).__name__}: return kd.rewards.reward.Reward(value)")
-        return found.value
+            if isinstance(found, Reward):
+                return Reward(float(found.value)).value  # one of a subclass, or changed since, is checked again
+        except RAISED_BY_OTHERS as error:  # told with the record
+            what = f"{type(error).__name__}: {text_of(error)}"
+            raise RewardError(f"reward {name}, record {answer[0].id}: {what}: mend the function") from error
+        raise RewardError(f"reward {name} returned {type(found).__name__}: return kd.rewards.reward.Reward(value)")
 
 
 def list_wanted(record: Record, turn: int) -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import psutil
@@ -53,6 +55,16 @@ class StopRequest:
         """Tell whether this process was asked to save since the last call."""
         asked, self._asked_to_save = self._asked_to_save, False
         return asked
+
+
+@contextmanager
+def deaf_to_saves() -> Iterator[None]:
+    """Ignore SIGUSR1, which ends a process that does not hear it, before the first step and after the last."""
+    previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
 
 
 def _find_launchers() -> list[psutil.Process]:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from kd.checkpoints.store import REMEDY
 from kd.config.derived import quarantine_file
 from kd.config.schema import RunConfig, Stage
 from kd.errors import SpanwiseError
@@ -245,7 +246,11 @@ class Trainer:
         state = self._checkpoints.load() if self._checkpoints is not None else None
         if state is None:
             return
-        self._progress = Progress.resume(state, self._ranks.rank)
+        try:
+            self._progress = Progress.resume(state, self._ranks.rank)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise TrainingError(f"the newest checkpoint's state is none of a training ({what}): {REMEDY}") from error
         self._once_on_its_way(resumed=True)
         self._log.resume_at(self._progress.step)
         if any(self._progress.tally.refusals.values()):

@@ -95,6 +95,7 @@ DAMAGES = {
     '{"files": {"../mine": ["a", 1]}}': "../mine is outside of the checkpoint",
     '{"step": "2"}': "step: Input should be a valid integer",
     '{"step": 1}': "it is of step 1",
+    '{"world_size": -3}': "world_size: Input should be greater than or equal to 1",
     '{"version": "new"}': "version: Input should be a valid integer",
     '{"identity": [1]}': "identity: Input should be a valid dictionary",
     "[1]": "Input should be a valid dictionary",

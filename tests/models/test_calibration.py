@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from helpers.tiny_models import SIZES
@@ -96,6 +100,46 @@ def test_a_sample_is_measured_once_and_again_for_another_number(teacher, tmp_pat
     build_run_student(other, tokenizer, work_dir=tmp_path)
     assert file.stat().st_mtime_ns != made
     assert len(sample_tokens(config.data, tokenizer, 4, 1)) == 4
+
+
+@pytest.mark.parametrize("held", ["", "text in place of weights", "no measures", "no numbers", "of another depth"])
+def test_a_damaged_measure_is_taken_again(teacher, tmp_path, tokenizer, held):
+    """Each was an error of Python, or layers chosen by numbers that are none."""
+    config = configure(tmp_path, teacher[0], "choose_layers: influence, num_hidden_layers: 2, intermediate_size: 64")
+    first = build_run_student(config, tokenizer, work_dir=tmp_path)
+    file = tmp_path / "importance.safetensors"
+    with safe_open(file, "pt") as opened:
+        said, was = opened.metadata(), opened.get_tensor("influence").clone()
+    wrong = {"no measures": {"other": was}, "no numbers": {"influence": was * math.nan, "neurons": torch.zeros(5, 128)}}
+    wrong["of another depth"] = {"influence": was[:3].clone(), "neurons": torch.zeros(5, 128)}
+    file.write_bytes(save(wrong[held], said) if held in wrong else held.encode())
+    again = build_run_student(config, tokenizer, work_dir=tmp_path)
+    assert torch.equal(logits(first), logits(again)) and torch.equal(load_file(file)["influence"], was)
+    file.write_bytes(held.encode())  # it is looked at where layers are listed too
+    listed = configure(tmp_path, teacher[0], "layers: [0, 4]")
+    build_run_student(listed, tokenizer, work_dir=tmp_path)
+
+
+def test_a_measure_is_of_one_teacher_and_one_sample(teacher, tmp_path, tokenizer):
+    """Another teacher at the same place, and other data, were cut by what was measured before."""
+    place = tmp_path / "teacher"
+    shutil.copytree(teacher[0], place)
+    config = configure(tmp_path, place, "choose_layers: influence, num_hidden_layers: 2")
+    measured = []
+    for seed in (None, 1, 2):
+        if seed == 2:
+            weights = load_file(place / "model.safetensors")
+            weights["model.layers.0.self_attn.o_proj.weight"] *= 0
+            save_file(weights, place / "model.safetensors", {"format": "pt"})
+        run = config.run if seed is None else config.run.model_copy(update={"seed": 1})
+        build_run_student(config.model_copy(update={"run": run}), tokenizer, work_dir=tmp_path)
+        measured.append(load_file(tmp_path / "importance.safetensors")["influence"])
+    assert not torch.equal(measured[0], measured[1]) and not torch.equal(measured[1], measured[2])
+    save_file(
+        {name: value * math.nan for name, value in weights.items()}, place / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(CutError, match="numbers that are not finite: look at its weights, or give student.layers"):
+        build_run_student(config, tokenizer, work_dir=tmp_path)
 
 
 def test_what_cannot_be_cut_so_is_refused(teacher, tmp_path):

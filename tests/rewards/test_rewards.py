@@ -131,13 +131,27 @@ def test_a_users_own_function_by_its_place(tmp_path, monkeypatch):
         "def brief(record, turn, text, calls):\n    return Reward(1 / max(len(text), 1))\n"
         "def wrong(record, turn, text, calls):\n    return 1\n"
         "def failing(record, turn, text, calls):\n    raise KeyError('x')\n"
+        "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\n"
+        "def mute(record, turn, text, calls):\n    raise Mute\n"
+        "class Own(Reward):\n    def __post_init__(self):\n        pass\n"
+        "def large(record, turn, text, calls):\n    return Own(7.0)\n"
+        "def numpy(record, turn, text, calls):\n    from numpy import float32\n    return Reward(float32(0.25))\n"
+        "def leaving(record, turn, text, calls):\n    raise SystemExit(0)\n"
         "number = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert Mixture({"my_rewards:brief": 2})(calling(), 1, "four", HERMES.parse("four")) == Reward(
         0.25, {"my_rewards:brief": 0.25}
     )
-    for name, message in (("wrong", "returned int: return"), ("failing", "record r: KeyError: 'x'")):
+    messages = {
+        "wrong": "returned int: return",
+        "failing": "record r: KeyError: 'x'",
+        "leaving": "record r: SystemExit",
+        "mute": "record r: Mute: it cannot say what it is: mend the function",
+        "large": "record r: ValueError: a reward's value is 7.0",
+    }
+    assert type(Mixture({"my_rewards:numpy": 1})(calling(), 1, "", HERMES.parse("")).parts["my_rewards:numpy"]) is float
+    for name, message in messages.items():
         with pytest.raises(RewardError, match=message):
             Mixture({f"my_rewards:{name}": 1})(calling(), 1, "", HERMES.parse(""))
     for name, message in (

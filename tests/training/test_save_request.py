@@ -12,7 +12,7 @@ import torch
 from kd.config.load import load_config
 from kd.training.curriculum import StageStep
 from kd.training.engine import SUMS, StepReport
-from kd.training.stopping import StopRequest
+from kd.training.stopping import StopRequest, deaf_to_saves
 from kd.training.tally import tally_step
 from kd.training.trainer import Trainer
 
@@ -114,3 +114,14 @@ def test_to_save_is_not_to_stop_and_is_asked_once():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert not stop.is_asked() and stop.take_save() and not stop.take_save()
+
+
+def test_before_the_first_step_and_after_the_last_it_ends_no_process():
+    before = signal.getsignal(signal.SIGUSR1)
+    with deaf_to_saves():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.take_save()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) == before

@@ -35,7 +35,7 @@ class Kept(GeneralTracker):
 
     def log(self, values, step=None, **kwargs):
         if values.get("lr", 0) > 1:
-            raise ConnectionError("the server is gone\nand more")
+            raise SystemExit(0) if values["lr"] > 2 else ConnectionError("the server is gone\nand more")
         TOLD.append((step, values))
 
     def finish(self):
@@ -80,15 +80,16 @@ def test_each_line_goes_to_each_tracker(tmp_path, one_rank):
     assert list((tmp_path / "t" / "r").rglob("events.out.tfevents*")) and torch.get_num_threads() == threads
 
 
-def test_one_that_fails_ends_and_the_run_goes_on(tmp_path, one_rank):
+@pytest.mark.parametrize("lr, words", [(2.0, "the server is gone"), (3.0, "SystemExit: 0")])
+def test_one_that_fails_ends_and_the_run_goes_on(tmp_path, one_rank, lr, words):
     said: list[str] = []
     log = RunLog(tmp_path, 2, trackers=Trackers(["kept"], "r", tmp_path / "t", {}, said.append))
     log.line({"step": 1, **LINE})
-    log.line({"step": 2, **LINE, "lr": 2.0})
+    log.line({"step": 2, **LINE, "lr": lr})
     log.line({"step": 3, **LINE})
     log.close()
     (one,) = said
-    assert one == "tracker kept ends here (the server is gone); training goes on, and metrics.jsonl has all"
+    assert one == f"tracker kept ends here ({words}); training goes on, and metrics.jsonl has all"
     assert [step for step, *_ in TOLD if isinstance(step, int)] == [1]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 

@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import Any
 
 from kd.config.registries import import_extension
-from kd.errors import SpanwiseError
+from kd.errors import SpanwiseError, text_of
 from kd.evaluation.conversations.dialogue import Call, Execute
 from kd.records.record import Record
 from kd.toolcalls.json_values import same_json
@@ -53,9 +53,10 @@ def run_simulator(simulate: Simulate, call: Call, record: Record, state: dict[st
     """
     try:
         result = simulate(copy.deepcopy(call), copy.deepcopy(record), state)
-        return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        return text.encode(errors="replace").decode()  # half a character is none that a tokenizer takes
     except Exception as error:  # a tool that fails tells its caller
-        return f"Error: {error}"
+        return f"Error: {text_of(error)}"
     except SystemExit as error:
         raise SimulatorError(
             f"the simulator of results ends the program (SystemExit {error.code!r}) at a call of {call['name']!r}: "

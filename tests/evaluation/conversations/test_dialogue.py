@@ -12,7 +12,7 @@ from kd.evaluation.cases import build_cases
 from kd.evaluation.conversations.dialogue import Dialogue, Turn, run_dialogues
 from kd.evaluation.conversations.evaluate import evaluate_conversations, split_turns
 from kd.evaluation.conversations.judge import judge_turns
-from kd.evaluation.conversations.results import NOT_RECORDED, SimulatorError, load_simulator
+from kd.evaluation.conversations.results import NOT_RECORDED, SimulatorError, load_simulator, make_simulated
 from kd.evaluation.metrics import summarise
 from kd.records.checks import DataError
 from kd.records.record import Record
@@ -201,6 +201,19 @@ def test_a_simulator_answers_in_the_records_place(tmp_path, monkeypatch):
         ["Error: no such city", '{"call": 3, "of": "long"}'],
         [],
     ]
+
+
+def test_half_a_character_is_replaced_and_an_error_without_words_is_told(tmp_path, monkeypatch):
+    """A tokenizer takes no half of a character, and the error ended the evaluation in a traceback."""
+    (tmp_path / "rough_tools.py").write_text(
+        "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\n"
+        "def half(call, record, state):\n    return {'a': '\\ud800'}\n"
+        "def mute(call, record, state):\n    raise Mute\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "rough_tools", raising=False)
+    assert make_simulated(load_simulator("rough_tools:half"), SHORT)([OSLO]) == ['{"a": "?"}']
+    assert make_simulated(load_simulator("rough_tools:mute"), SHORT)([OSLO]) == ["Error: it cannot say what it is"]
 
 
 @pytest.mark.parametrize(
