@@ -22,6 +22,7 @@ latter. Exit code: 0 all is well, 1 not, 2 wrong use.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from dataclasses import replace
@@ -151,7 +152,7 @@ def _read_sampling(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         given = [name for name in given if name != "--num-samples" or args.num_samples > 1]
         if given:
             parser.error(f"{given[0]}: greedy answers are all the same: give --temperature too")
-    elif args.temperature <= 0 or args.top_p is not None and not 0 < args.top_p <= 1:
+    elif not 0 < args.temperature < math.inf or args.top_p is not None and not 0 < args.top_p <= 1:
         parser.error("--temperature is above 0 (leave it out for greedy answers), --top-p above 0 and at most 1")
     args.seed = args.seed or 0
     return None if args.temperature is None else Sampling(args.temperature, 1.0 if args.top_p is None else args.top_p)

@@ -126,7 +126,7 @@ def _open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w" if number else "r"))
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115 - it stays open
 
 
 def _explain(error: Exception) -> Exception:

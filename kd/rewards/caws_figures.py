@@ -32,6 +32,7 @@ class CawsFigures:
         self._most: dict[str, int] = {}  # tokens, by name of what is measured
         self._scores = dict.fromkeys(("caws_compliance", "caws_structure"), 0.0)
         self.counts: Counter[str] = Counter()
+        self._fault = ""  # of the first record whose `caws` is no context
 
     def add(self, record: Record) -> None:
         """Count one record; one without `caws` is passed over."""
@@ -39,8 +40,9 @@ class CawsFigures:
             return
         try:
             context = read_context(record.caws, f"record {record.id}")
-        except CawsError:
+        except CawsError as error:
             self.counts["other"] += 1
+            self._fault = self._fault or str(error)
             return
         self.counts["records"] += 1
         forms = {form: format_caws_context_for_prompt(context, form) for form in _FORMS}
@@ -76,7 +78,8 @@ class CawsFigures:
         if not found:
             return []
         lines = [f"CAWS: {found['records']:,} records have a context, {found['in_prompt']:,} of them in their prompt"]
-        lines += [f"CAWS: {found['other']:,} records have something else in `caws`"] if found["other"] else []
+        other = f"CAWS: {found['other']:,} records have something else in `caws`; the first is {self._fault}"
+        lines += [other] if found["other"] else []
         lines.append("CAWS: changes " + ", ".join(f"{found[one]:,} {one}" for one in ("pass", "waived", "blocked")))
         if found["tokens"]:
             tokens = [f"{name} {most}" for name, most in found["tokens"].items()]

@@ -113,6 +113,8 @@ def test_the_first_answer_stands_where_a_greedy_one_does_and_the_others_below_it
         ("--num-samples 0", "--num-samples: 1 or more"),
         ("--temperature 0", "--temperature is above 0 \\(leave it out for greedy answers\\)"),
         ("--temperature 1 --top-p 0", "--top-p above 0 and at most 1"),
+        ("--temperature nan", "--temperature is above 0"),
+        ("--temperature inf", "--temperature is above 0"),
     ],
 )
 def test_sampling_options_that_contradict_are_wrong_use(given, said, tmp_path, capsys):

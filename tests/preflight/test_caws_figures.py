@@ -53,6 +53,22 @@ def test_verify_counts_verdicts_tokens_and_contexts_in_prompts(caws):
     assert found["tokens"]["compact without its scope"] == 6 < found["tokens"]["compact"] < found["tokens"]["full"]
     assert found["scores"] == {"caws_compliance": 0.5, "caws_structure": pytest.approx(2 / 3)}
     assert any("changes 1 pass, 0 waived, 1 blocked" in line for line in figures.describe())
+    assert "the first is record odd: caws.layout: field required: make it by" in figures.describe()[1]
+
+
+@pytest.mark.parametrize("name", ["A" * 40, "PAY-" + "x" * 40])
+def test_an_id_without_a_short_number_has_a_compact_form(caws, name):
+    """One without a dash was a traceback of verify."""
+    figures = CawsFigures(len)
+    figures.add(record(caws | {"id": name}, "src/refunds/a.py"))
+    short = format_caws_context_for_prompt(caws | {"id": name}, "compact").split()[0]
+    assert figures.summarise()["records"] == 1 and len(short) <= 24 and short.startswith(name[:16])
+
+
+def test_a_day_that_is_none_is_no_context(caws):
+    figures = CawsFigures()
+    figures.add(record(caws | {"date": "2026-02-30"}, "src/refunds/a.py"))
+    assert "caws.date: value error, a day or a time is needed" in figures.describe()[1]
 
 
 class Answers:

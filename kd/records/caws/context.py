@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from kd.config.fields import Section
 from kd.records.caws.files import CawsError, read_policy, read_spec, read_waiver
@@ -22,6 +22,12 @@ MOST_TOKENS = 30  # of the compact form without its scope
 Form = Literal["full", "compact"]
 _OLDER = "working-spec.yaml"
 _BLOCKING: dict[str, Literal["block", "warn"]] = dict.fromkeys(GATES, "block")
+
+
+def _check_time(text: str) -> str:
+    if read_time(text) is None:
+        raise ValueError("a day or a time is needed, as in 2026-11-29")
+    return text
 
 
 class Criterion(Section):
@@ -49,7 +55,7 @@ class Context(Section):
     """All that a verdict needs, and no file: `date` is the day on which waivers are looked at, in ISO form."""
 
     layout: Literal["specs", "working-spec"]
-    date: str
+    date: Annotated[str, AfterValidator(_check_time)]
     id: Filled
     title: str
     risk_tier: Literal[1, 2, 3]
@@ -141,7 +147,8 @@ def format_caws_context_for_prompt(
     one = context if isinstance(context, Context) else read_context(context, "context")
     if form == "full":
         return _write_full(one)
-    name = one.id if len(one.id) <= MOST_ID else f"{one.id[: MOST_ID - 8]}..{one.id[one.id.rindex('-') :]}"
+    end = one.id[one.id.rfind("-") :][-6:]  # of an id without a dash the last character
+    name = one.id if len(one.id) <= MOST_ID else f"{one.id[: MOST_ID - 8]}..{end}"
     line = f"{name} T{one.risk_tier} {one.max_files} files {one.max_loc} lines"
     if count is not None and (num := count(line)) > MOST_TOKENS:
         raise CawsError(
