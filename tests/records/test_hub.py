@@ -115,6 +115,8 @@ def test_a_mapping_is_an_address(mapping, address):
     [
         ({"dataset": 5}, "each a text"),
         ({"dataset": "two words"}, "a data set is org/name"),
+        ({"dataset": "../x"}, "a data set is org/name"),
+        ({"dataset": ".."}, "a data set is org/name"),
         ({"dataset": "org/tools", "split": ""}, "split has one value, and no blank one"),
         ({"dataset": "org/tools", "spilt": "test"}, "Extra inputs"),
         ("hub:", "a data set is org/name"),

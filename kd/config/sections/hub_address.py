@@ -19,7 +19,7 @@ from kd.config.fields import Place
 
 SCHEME = "hub:"
 KEYS = ("split", "config", "revision")
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # it names a folder of copies too: no ..
 
 
 class HubDataset(NamedTuple):
