@@ -183,8 +183,8 @@ def time_by_kernel(call: Callable[[], object], device: torch.device, most: int =
 
 def count(text: str) -> int:
     """Read an option that is a number of something, 1 or more; the `type` of argparse."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: 1 or more")
+    if not text.isdecimal() or len(text) > 9 or not int(text):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r}: 1 or more, of nine digits at most")
     return int(text)
 
 

@@ -42,12 +42,15 @@ from target_metrics import remove_tails  # noqa: E402
 from kd.atomic_files import publish, replacing  # noqa: E402
 from kd.evaluation.intervals import Difference, Parts, find_difference  # noqa: E402
 from kd.evaluation.metrics import METRICS  # noqa: E402
-from kd.outputs import read_object  # noqa: E402
+from kd.outputs import OutputError, check_writable, read_object  # noqa: E402
 from kd.paths import path_option  # noqa: E402
 
 CONFIG = ROOT / "configs" / "demo.yaml"
 CODE = ("kd", "kernels", "launch", "ds_configs", "configs/demo_teacher")  # what a result depends on besides its YAML
 KEPT = ("tool_name_accuracy", "exact_arguments", "json_validity", "over_calling", "integration")
+_ROW = dict.fromkeys(("key", "code", "commit", "method"), (str,))  # what a result has
+_ROW |= dict.fromkeys(("num_records", "seed", "steps"), (int,))
+_ROW |= {"processor_seconds": (int, float), "best": (dict, type(None)), "scores": (dict,)}
 SHOWN = ("tool_name_accuracy", "exact_arguments", "over_calling")
 
 
@@ -58,6 +61,40 @@ def hash_code() -> str:
     ]
     changed = subprocess.run(["git", "diff", "HEAD", "--", *CODE], cwd=ROOT, capture_output=True).stdout
     return hashlib.sha256(b"".join([*found, changed])).hexdigest()[:12]
+
+
+def read_rows(results: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file of results. Raises SystemExit where one is none, as `parts_of` would stumble over it."""
+    rows = read_object(results).get("rows", [])
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+        if (
+            not isinstance(row, dict)
+            or not all(_is_of(row.get(name), kinds) for name, kinds in _ROW.items())
+            or (not _has_scores(row["scores"]) or row["method"] not in METHODS)
+        ):
+            raise SystemExit(
+                f"error: --out: {results}: row {number} is none of these runs: move the file away, or remove the row"
+            )
+    return rows
+
+
+def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _has_scores(scores: dict[str, Any]) -> bool:
+    """Tell whether the scores of each model and split are as `_pack` made them."""
+    try:
+        return all(
+            _is_of(split["metrics"][name], (int, float, type(None)))
+            and len({len(digits) for digits in split["parts"][name]}) == 1
+            and [digits.isdigit() or not digits for digits in split["parts"][name]] == [True, True]
+            for model in scores.values()
+            for split in model.values()
+            for name in KEPT
+        ) and (not scores or "student" in scores)
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 class Proof:
@@ -72,7 +109,7 @@ class Proof:
         self._results, self._output, self._ranks, self._code = results, output, ranks, hash_code()
         self._any_code = any_code
         self._lock, self._capturing = Lock(), Lock()
-        rows = read_object(results).get("rows", [])
+        rows = read_rows(results)
         self._rows: dict[tuple[str, str], dict[str, Any]] = {(row["key"], row["code"]): row for row in rows}
 
     def done(self, cell: Cell) -> dict[str, Any] | None:
@@ -330,6 +367,10 @@ def main() -> None:
     parser.add_argument("--any-code", action="store_true", help="take the results of other commits as done")
     args = parser.parse_args()
     check_out(args.out, ".svg", alone=not (args.list or args.show))
+    try:
+        check_writable("--output", args.output)
+    except OutputError as error:
+        raise SystemExit(f"error: {error}") from None
     proof = Proof(args.out, args.output.resolve(), args.ranks, any_code=args.any_code)
     cells = list(list_cells(tuple(args.studies), tuple(args.seeds)))
     if args.list:

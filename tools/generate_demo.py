@@ -29,6 +29,7 @@ from kd.sources.demo.corpus import records
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEACHER, PROMPTS, MADE = "configs/demo_teacher", Path("runs/generate/prompts.jsonl"), Path("runs/generated")
 MIX = {"single": 0.6, "parallel": 0.2, "none": 0.2}
+MOST = 1_000_000  # prompts, of which each is composed and written
 SECONDS = 300.0  # that the server may take to start
 
 
@@ -36,6 +37,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num", type=int, default=300, help="prompts; 300 by default")
     args = parser.parse_args()
+    if not 1 <= args.num <= MOST:
+        parser.error(f"--num: 1 to {MOST:,}")
     os.chdir(REPOSITORY)
     PROMPTS.parent.mkdir(parents=True, exist_ok=True)
     write_records(PROMPTS, records("train", args.num, seed=11, mix=MIX))

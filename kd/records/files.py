@@ -187,10 +187,15 @@ def read_records(
         raise DataError(f"{path}: holds no record: give another file")
 
 
-def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Write records as JSONL, whole or not at all, and return their number."""
+def write_records(path: str | Path, records: Iterable[Record], header: dict[str, Any] | None = None) -> int:
+    """Write records as JSONL, whole or not at all, and return their number.
+
+    header: of a first line, by which the file is known again; no reader takes it for a record.
+    """
     count = 0
     with replacing(Path(path)) as out:
+        if header is not None:
+            out.write((json.dumps({"__header__": header}, ensure_ascii=False) + "\n").encode())
         for record in records:
             count += 1
             out.write((json.dumps(asdict(record), ensure_ascii=False) + "\n").encode())

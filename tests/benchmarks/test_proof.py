@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from threading import Barrier
 
 import pytest
@@ -29,6 +31,7 @@ def row(method: str, num_records: int, seed: int, right: str, rate: float | None
         "training_seconds": 60.0,
         "processor_seconds": 50.0,
         "tokens": 1,
+        "commit": "0123456789",
         "best": best,
         "scores": scores,
         **more,
@@ -79,6 +82,50 @@ def test_results_are_found_again_under_their_configuration_alone(tmp_path, monke
     changed.write_text(matrix.CONFIG.read_text().replace("1.5e-3", "3e-3"))
     monkeypatch.setattr(matrix, "CONFIG", changed)
     assert matrix.Proof(results, tmp_path, 2, any_code=True).done(cell) is None
+
+
+ODD_ROWS = {
+    "no row": lambda mine: 5,
+    "no key": lambda mine: mine.pop("key"),
+    "a key of another type": lambda mine: mine.update(key=[1]),
+    "a number as text": lambda mine: mine.update(processor_seconds="60"),
+    "another method": lambda mine: mine.update(method="magic"),
+    "no scores": lambda mine: mine.pop("scores"),
+    "scores without the student": lambda mine: mine.update(scores={"best": {}}),
+    "scores of other types": lambda mine: mine.update(scores={"student": {"unseen_values": 5}}),
+    "verdicts of unequal lengths": lambda mine: mine["scores"]["student"]["unseen_values"]["parts"].update(
+        exact_arguments=["11", "1"]
+    ),
+    "verdicts that are none": lambda mine: mine["scores"]["student"]["unseen_values"]["parts"].update(
+        exact_arguments=["xx", "11"]
+    ),
+}
+
+
+@pytest.mark.parametrize("change", ODD_ROWS.values(), ids=ODD_ROWS.keys())
+@pytest.mark.parametrize("option", ["--list", "--show"])
+def test_an_odd_row_is_told_by_its_number(tmp_path, monkeypatch, change, option):
+    mine = row("kd_spans", USUAL, 1337, "10", key="k", code="c")
+    results = tmp_path / "proof.json"
+    results.write_text(json.dumps({"rows": [mine]}))
+    assert matrix.read_rows(results) == [mine]
+    changed = json.loads(json.dumps(mine))
+    rows = [mine, 5 if change(changed) == 5 else changed]
+    results.write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(sys, "argv", ["proof", option, "--out", str(results), "--output", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit, match=r"row 2 is none of these runs|is not known as a benchmark's results"):
+        matrix.main()
+
+
+def test_a_file_as_the_folder_of_runs_and_a_pipe_as_results_are_told(tmp_path, monkeypatch):
+    (tmp_path / "runs").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["proof", "--out", str(tmp_path / "p.json"), "--output", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit, match="error: --output: .*runs is a file"):
+        matrix.main()
+    os.mkfifo(tmp_path / "pipe.json")
+    monkeypatch.setattr(sys, "argv", ["proof", "--list", "--out", str(tmp_path / "pipe.json")])
+    with pytest.raises(SystemExit, match="error: --out: .*pipe.json is no file but a pipe"):
+        matrix.main()
 
 
 def test_a_run_waits_for_those_that_decide_its_configuration(tmp_path):
