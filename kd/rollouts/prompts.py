@@ -71,8 +71,9 @@ class PromptOrder:
         found = self._find(kind, number) or self._find(_ANY, number)
         if found is None:
             raise DataError(
-                f"no record gives a prompt of at most {self._most} tokens (max_length less rollouts.max_new_tokens): "
-                "raise max_length, or lower max_new_tokens"
+                f"no record gives a prompt, words before an assistant's turn, of at most {self._most} tokens "
+                "(max_length less rollouts.max_new_tokens): give records with such turns, raise max_length, or lower "
+                "max_new_tokens"
             )
         return found
 
