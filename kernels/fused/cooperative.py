@@ -71,6 +71,7 @@ def streamed_kernel(
     HAS_ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
+    PTX: tl.constexpr,
     TILES: tl.constexpr,  # tiles a part
     NUM_PARTS: tl.constexpr,  # power of two, at least the number of parts
 ):
@@ -96,7 +97,9 @@ def streamed_kernel(
         if row < num_rows:
             z_row = student + row * student_stride
             u_row = teacher + row * teacher_stride
-            stats = sweep_statistics(z_row, u_row, start, stop, inv_t, KIND, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP, True)
+            stats = sweep_statistics(
+                z_row, u_row, start, stop, inv_t, KIND, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP, BLOCK, PTX, True
+            )
             stats = measure(
                 stats,
                 z_row,
@@ -123,7 +126,9 @@ def streamed_kernel(
             stats = gather(partials, counters, row, num_parts, inv_t, KIND, T, NUM_PARTS)
             divergence = 0.0
             if HAS_KD:
-                divergence, _ = row_divergence(z_row, u_row, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
+                divergence, _ = row_divergence(
+                    z_row, u_row, stats, vocab, inv_t, beta, KIND, T, BLOCK, GROUP, BLOCK, PTX
+                )
             outputs, kd, ce, hard, poison = row_terms(
                 stats,
                 divergence,
@@ -154,24 +159,9 @@ def streamed_kernel(
                     row,
                 )
             choice = stats[U_COLUMN]
-            factors = gradient_factors(stats, kd, ce + hard, 0.0)
+            factors = gradient_factors(stats, kd, ce + hard, 0.0, beta, KIND)
             special = special_columns(
-                z_row,
-                u_row,
-                start,
-                stop,
-                label,
-                choice,
-                factors,
-                ce,
-                hard,
-                inv_t,
-                beta,
-                KIND,
-                T,
-                HAS_KD,
-                LABEL,
-                HAS_HARD,
+                z_row, u_row, start, stop, label, choice, factors, ce, hard, inv_t, KIND, T, HAS_KD, LABEL, HAS_HARD
             )
             tl.debug_barrier()
             sweep_gradient(
@@ -183,13 +173,15 @@ def streamed_kernel(
                 factors,
                 poison,
                 inv_t,
-                beta,
                 KIND,
                 T,
                 HAS_KD,
                 LABEL or HAS_HARD,
                 BLOCK,
                 GROUP,
+                1,
+                BLOCK,
+                PTX,
             )
             if stop == vocab:
                 zero_padding(g_row, vocab, width, BLOCK // GROUP)
@@ -241,6 +233,7 @@ def cooperative_kernel(
     HAS_ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
+    PTX: tl.constexpr,
     NUM_PARTS: tl.constexpr,
 ):
     """Read a part, one tile, once; keep it in registers until its row's statistics are known; write its gradient."""
@@ -280,7 +273,7 @@ def cooperative_kernel(
         stats = gather(partials, counters, row, num_parts, inv_t, KIND, T, NUM_PARTS)
         divergence = 0.0
         if HAS_KD:
-            divergence, _ = row_divergence(z_row, u_row, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
+            divergence, _ = row_divergence(z_row, u_row, stats, vocab, inv_t, beta, KIND, T, BLOCK, GROUP, BLOCK, PTX)
         outputs, kd, ce, hard, poison = row_terms(
             stats,
             divergence,
@@ -311,12 +304,12 @@ def cooperative_kernel(
                 row,
             )
         choice = stats[U_COLUMN]
-        factors = gradient_factors(stats, kd, ce + hard, 0.0)
+        factors = gradient_factors(stats, kd, ce + hard, 0.0, beta, KIND)
         special = special_columns(
-            z_row, u_row, start, stop, label, choice, factors, ce, hard, inv_t, beta, KIND, T, HAS_KD, LABEL, HAS_HARD
+            z_row, u_row, start, stop, label, choice, factors, ce, hard, inv_t, KIND, T, HAS_KD, LABEL, HAS_HARD
         )
         tl.debug_barrier()
-        g = gradient_of_tile(z, u, factors, poison, inv_t, beta, KIND, T, HAS_KD, CE).to(grad.dtype.element_ty)
+        g = gradient_of_tile(z, u, factors, poison, inv_t, KIND, T, HAS_KD, CE, False, False).to(grad.dtype.element_ty)
         tl.store(g_row + start + offsets, g, mask=keep, eviction_policy="evict_first")
         tl.debug_barrier()
         if stop == vocab:

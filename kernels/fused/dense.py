@@ -62,6 +62,7 @@ def dense_kernel(
     HAS_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,  # columns in 16 bytes
+    PTX: tl.constexpr,  # may be compiled for NVIDIA alone
 ):
     """Process one row a program: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
 
@@ -89,13 +90,30 @@ def dense_kernel(
     label = tl.load(labels + row)
 
     # 1. statistics
-    stats = sweep_statistics(z_row, u_row, 0, vocab, inv_t, KIND, T, HAS_TEACHER, HAS_KD, BLOCK, GROUP, HAS_GRAD)
+    stats = sweep_statistics(
+        z_row,
+        u_row,
+        0,
+        vocab,
+        inv_t,
+        KIND,
+        T,
+        HAS_TEACHER,
+        HAS_KD,
+        BLOCK,
+        GROUP,
+        (2 if HAS_TEACHER else 4) * BLOCK,
+        PTX,
+        HAS_GRAD,
+    )
     stats = measure(stats, z_row, u_row, 0, vocab, label, inv_t, KIND, T, HAS_TEACHER, HAS_KD, HAS_HARD, BLOCK, GROUP)
 
     # 2. divergence
     divergence, kl_q = 0.0, 0.0
     if HAS_KD:
-        divergence, kl_q = row_divergence(z_row, u_row, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
+        divergence, kl_q = row_divergence(
+            z_row, u_row, stats, vocab, inv_t, beta, KIND, T, BLOCK, GROUP, 2 * BLOCK, PTX
+        )
     outputs, kd, ce, hard, poison = row_terms(
         stats,
         divergence,
@@ -128,9 +146,9 @@ def dense_kernel(
     # 3. gradient
     if HAS_GRAD:
         choice = stats[U_COLUMN]
-        factors = gradient_factors(stats, kd, ce + hard, kl_q)
+        factors = gradient_factors(stats, kd, ce + hard, kl_q, beta, KIND)
         special = special_columns(
-            z_row, u_row, 0, vocab, label, choice, factors, ce, hard, inv_t, beta, KIND, T, HAS_KD, LABEL, HAS_HARD
+            z_row, u_row, 0, vocab, label, choice, factors, ce, hard, inv_t, KIND, T, HAS_KD, LABEL, HAS_HARD
         )
         # All that is read of `student` by position has been read: `grad` may be the same memory.
         tl.debug_barrier()
@@ -143,13 +161,15 @@ def dense_kernel(
             factors,
             poison,
             inv_t,
-            beta,
             KIND,
             T,
             HAS_KD,
             LABEL or HAS_HARD,
             BLOCK,
             GROUP,
+            2,  # it has registers for two groups a thread
+            (2 if HAS_KD else 4) * BLOCK,
+            PTX,
         )
         zero_padding(g_row, vocab, width, BLOCK // GROUP)
         tl.debug_barrier()
@@ -219,6 +239,7 @@ def dense_rows(
         )
         constants = launches.compiled_in(weights, options)
         constants |= dict(KIND=kind, HAS_TEACHER=teacher_logits is not None, GROUP=layout.group)
+        constants |= dict(PTX=launches.takes_ptx(layout.device.arch))
         with torch.no_grad(), launches.on_device(device):
             split = layout.name != "row"
             if not (split and cooperative.run(launches.interpretable(layout), runtime, constants)):

@@ -8,7 +8,7 @@ suffice. Formulas are those of kernels/divergences.py.
 import triton.language as tl
 
 from kernels.divergences import kind_of
-from kernels.fused.language import FLOOR, LOG2E, TINY, exps, jit, log_of_rest, one_less_exp
+from kernels.fused.language import FLOOR, FLOOR_BITS, LN2, LOG2E, TINY, bits_of, jit, log2_of, log_of_rest, one_less_exp
 
 FORWARD_KL, REVERSE_KL, JSD = (tl.constexpr(kind_of(name)) for name in ("forward_kl", "reverse_kl", "jsd"))
 
@@ -33,55 +33,67 @@ def moved_cross(cross, z_fall, u_fall, z_ft, u_ft, z_dt, u_dt, KIND: tl.constexp
 
 
 @jit
-def tile_logs(z, z_top, z_log_dt, u, u_top, u_log_dt, inv_t, keep):
-    """Compute log q_T, log p_T (floored) and p_T of a tile; columns past the vocabulary have probability 0."""
-    log_q = (z - z_top) * inv_t - z_log_dt
-    log_p = tl.maximum((u - u_top) * inv_t - u_log_dt, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-    p = tl.where(keep, tl.exp2(log_p * LOG2E), 0.0)
-    return log_q, log_p, p
+def exact_terms(x, y, z_bits, u_bits, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, PTX: tl.constexpr):
+    """Sum each group's KL(p || m) and KL(q || p or m), in bits, both normalisers known (reverse_kl and jsd).
 
-
-@jit
-def log_mixture(p, q, beta):
-    """Compute log(beta p + (1 - beta) q), finite where both have underflowed, since it is then multiplied by 0."""
-    return tl.log(tl.maximum(beta * p + (1.0 - beta) * q, TINY, propagate_nan=tl.PropagateNan.ALL))
-
-
-@jit
-def tile_divergence(log_q, log_p, p, beta, keep, KIND: tl.constexpr, AXIS: tl.constexpr):
-    """Sum a tile over AXIS: KL(p || .) and KL(q || .), against each other or, for jsd, against the mixture."""
-    if KIND == FORWARD_KL:
-        return tl.sum(tl.where(p == 0.0, 0.0, p * (log_p - log_q)), AXIS), 0.0
+    x = z - max, y = u - max; z_bits and u_bits are log2 of the sums of e^(x/T) and e^(y/T). The floor under log p, and
+    under log q, makes a column of -inf one of probability 0.
+    """
+    log_q = tl.maximum(bits_of(x, inv_t, T) - z_bits, FLOOR_BITS, propagate_nan=tl.PropagateNan.ALL)
+    log_p = tl.maximum(bits_of(y, inv_t, T) - u_bits, FLOOR_BITS, propagate_nan=tl.PropagateNan.ALL)
+    q = tl.exp2(log_q)
+    if KIND == REVERSE_KL:
+        return 0.0, tl.sum(q * (log_q - log_p), 1)
     else:
-        log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-        q = tl.where(keep, tl.exp2(log_q * LOG2E), 0.0)
-        if KIND == REVERSE_KL:
-            return 0.0, tl.sum(q * (log_q - log_p), AXIS)
-        else:
-            log_m = log_mixture(p, q, beta)
-            return tl.sum(p * (log_p - log_m), AXIS), tl.sum(q * (log_q - log_m), AXIS)
+        p = tl.exp2(log_p)
+        log_m = log_mixture(p * beta + q * (1.0 - beta), PTX)
+        return tl.sum(p * (log_p - log_m), 1), tl.sum(q * (log_q - log_m), 1)
 
 
 @jit
-def tile_pull(x, y, et, z_dt, u_dt, kd, kl_q, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr):
-    """Compute kd * dD/ds of any columns, s = z / T.
+def log_mixture(m, PTX: tl.constexpr):
+    """Compute log2 m, finite where both probabilities have underflowed, since it is then multiplied by 0."""
+    return log2_of(tl.maximum(m, TINY, propagate_nan=tl.PropagateNan.ALL), PTX)
 
-    x = z - max, y = u - max, et = e^(x/T); z_dt and u_dt are the sums of e^(x/T) and e^(y/T), kl_q is KL(q || p or m).
+
+@jit
+def pull_factors(z_dt, u_dt, kd, kl_q, beta, KIND: tl.constexpr):
+    """List what tile_pull multiplies and adds, once a row: reciprocals and logarithms of the sums of e^(x/T), e^(y/T).
+
+    Return (of_q, offset, of_p, mix_q, u_bits). forward_kl: the pull is of_q e^(x/T) - of_p e^(y/T). The others':
+    e^(x/T) (of_q (x/T - other) - offset), in bits, where other is y/T or log2(mix_q e^(x/T) + of_p e^(y/T)).
     """
     if KIND == FORWARD_KL:
-        _, teacher = exps(y, inv_t, T)
-        return (kd / z_dt) * et - (kd / u_dt) * teacher
+        return kd / z_dt, 0.0, kd / u_dt, 0.0, 0.0
     else:
-        log_q = x * inv_t - tl.log(z_dt)
+        u_bits = tl.log2(u_dt)
+        offset = tl.log2(z_dt) + kl_q * LOG2E
         if KIND == REVERSE_KL:
-            other = tl.maximum(y * inv_t - tl.log(u_dt), FLOOR, propagate_nan=tl.PropagateNan.ALL)
-            factor = kd / z_dt
+            of_q = kd / z_dt * LN2
+            return of_q, of_q * offset, 0.0, 0.0, u_bits
         else:
-            _, teacher = exps(y, inv_t, T)
-            other = log_mixture(teacher / u_dt, et / z_dt, beta)
-            factor = (1.0 - beta) * kd / z_dt
-        # The term is 0 where q is 0, also if log q is -inf; NaN stays NaN.
-        return factor * tl.where(et == 0.0, 0.0, et * (log_q - other - kl_q))
+            of_q = (1.0 - beta) * kd / z_dt * LN2
+            return of_q, of_q * offset, beta / u_dt, (1.0 - beta) / z_dt, u_bits
+
+
+@jit
+def tile_pull(q_bits, p_bits, factors, KIND: tl.constexpr, PTX: tl.constexpr):
+    """Compute e^(x/T), a and b of any columns: kd * dD/ds is a e^(x/T) - b, s = z / T.
+
+    q_bits is x/T in bits, x = z - max, p_bits the same of the teacher; factors are those of pull_factors.
+    """
+    of_q, offset, of_p, mix_q, u_bits = factors
+    if KIND == FORWARD_KL:
+        return tl.exp2(q_bits), of_q, of_p * tl.exp2(p_bits)
+    else:
+        # Finite, so that the term is 0 where q is; NaN stays NaN.
+        q_bits = tl.maximum(q_bits, FLOOR_BITS, propagate_nan=tl.PropagateNan.ALL)
+        et = tl.exp2(q_bits)
+        if KIND == REVERSE_KL:
+            other = tl.maximum(p_bits - u_bits, FLOOR_BITS, propagate_nan=tl.PropagateNan.ALL)
+        else:
+            other = log_mixture(mix_q * et + of_p * tl.exp2(p_bits), PTX)
+        return et, of_q * (q_bits - other) - offset, 0.0
 
 
 @jit
@@ -95,14 +107,17 @@ def log_bucket_mixture(log_q, log_p, beta):
 
 @jit
 def bucket_divergence(log_q, log_p, p, beta, inside, KIND: tl.constexpr):
-    """Sum over buckets KL(p || .) and KL(q || .), as tile_divergence over columns."""
-    if KIND != JSD:
-        return tile_divergence(log_q, log_p, p, beta, inside, KIND, 0)
+    """Sum over buckets KL(p || .) and KL(q || .): against each other or, for jsd, against the mixture."""
+    if KIND == FORWARD_KL:
+        return tl.sum(tl.where(p == 0.0, 0.0, p * (log_p - log_q)), 0), 0.0
     else:
         log_q = tl.maximum(log_q, FLOOR, propagate_nan=tl.PropagateNan.ALL)
         q = tl.where(inside, tl.exp(log_q), 0.0)
-        log_m = log_bucket_mixture(log_q, log_p, beta)
-        return tl.sum(p * (log_p - log_m), 0), tl.sum(q * (log_q - log_m), 0)
+        if KIND == REVERSE_KL:
+            return 0.0, tl.sum(q * (log_q - log_p), 0)
+        else:
+            log_m = log_bucket_mixture(log_q, log_p, beta)
+            return tl.sum(p * (log_p - log_m), 0), tl.sum(q * (log_q - log_m), 0)
 
 
 @jit

@@ -2,44 +2,89 @@
 
 import triton.language as tl
 
-from kernels.fused.divergence_tiles import tile_pull
-from kernels.fused.language import exps, jit
-from kernels.fused.tiles import U_SUM_T, U_TOP, Z_SUM, Z_SUM_T, Z_TOP, tile_columns
+from kernels.fused.divergence_tiles import FORWARD_KL, pull_factors, tile_pull
+from kernels.fused.language import LOG2E, bits_of, exps, fetch_ahead, fp32_of, fused_bits, jit, lower_power, power
+from kernels.fused.tiles import NO_COLUMN, U_SUM_T, U_TOP, Z_SUM, Z_SUM_T, Z_TOP, starts_line, tile_columns
 
 
 @jit
-def gradient_factors(stats, kd, ce, kl_q):
-    """List the `factors` of tile_gradient from a row's statistics."""
-    return kd, ce, stats[Z_TOP], stats[Z_SUM], stats[Z_SUM_T], stats[U_TOP], stats[U_SUM_T], kl_q
+def gradient_factors(stats, kd, ce, kl_q, beta, KIND: tl.constexpr):
+    """List the `factors` of tile_gradient from a row's statistics: both maxima, the factor of e^x, pull_factors."""
+    pull = pull_factors(stats[Z_SUM_T], stats[U_SUM_T], kd, kl_q, beta, KIND)
+    return stats[Z_TOP], stats[U_TOP], ce / stats[Z_SUM], pull
 
 
 @jit
-def tile_gradient(z, u, factors, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr):
+def shift_factors(factors, inv_t, T: tl.constexpr):
+    """Return factors for exponents of one instruction a logit (tile_gradient, SHIFTED), and a flag: they are right.
+
+    z r - shift is rounded once, of shift = fp32(max r), r = log2(e) / T. The max itself is then e = max r - shift off
+    0, as is every column: their powers of 2 are too large by 2^e in common, which is taken out of the factors. Of
+    maxima so large that e is no small number there is none (the flag).
+    """
+    z_top, u_top, of_e1, pull = factors
+    of_q, offset, of_p, mix_q, u_bits = pull
+    z_shift, u_shift = bits_of(z_top, inv_t, T), bits_of(u_top, inv_t, T)
+    z_off, u_off = tl.exp2(fused_bits(z_top, z_shift, T)), tl.exp2(fused_bits(u_top, u_shift, T))
+    near = (tl.abs(z_shift) < 1048576.0) & (tl.abs(u_shift) < 1048576.0)
+    return (z_shift, u_shift, of_e1 / power(z_off, T), (of_q / z_off, offset, of_p / u_off, mix_q, u_bits)), near
+
+
+@jit
+def tile_gradient(
+    z,
+    u,
+    factors,
+    inv_t,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    KD: tl.constexpr,
+    CE: tl.constexpr,
+    SHIFTED: tl.constexpr,  # factors are those of shift_factors
+    PTX: tl.constexpr,
+):
     """Compute dL/dz of any columns, but for the -1 at the label and at the teacher's choice.
 
-    `factors`: of kd and of all cross-entropies; the student's max, sum e^x, sum e^(x/T); the teacher's max and sum
-    e^(y/T); KL(q || p or m).
+    kd and cross-entropy have e^(x/T) in common, as e^x is a power of it at a constant T: one product for both.
     """
-    kd, ce, z_top, z_d1, z_dt, u_top, u_dt, kl_q = factors
-    x = z - z_top
-    e1, et = exps(x, inv_t, T)
+    z_top, u_top, of_e1, pull = factors
     if KD:
-        g = tile_pull(x, u - u_top, et, z_dt, u_dt, kd, kl_q, inv_t, beta, KIND, T)
-        if CE:
-            g += (ce / z_d1) * e1
+        if SHIFTED:
+            q_bits, p_bits = fused_bits(z, z_top, T), fused_bits(u, u_top, T)
+        else:
+            q_bits, p_bits = bits_of(z - z_top, inv_t, T), bits_of(u - u_top, inv_t, T)
+        et, of_et, less = tile_pull(q_bits, p_bits, pull, KIND, PTX)
+        if CE and T == 1:
+            of_et += of_e1
+        elif CE and T != 0:
+            of_et += of_e1 * lower_power(et, T)
+        g = et * of_et - less
+        if CE and T == 0:
+            g += of_e1 * tl.exp2((z - z_top) * LOG2E)
     else:
-        g = (ce / z_d1) * e1
+        e1, _ = exps(z - z_top, inv_t, T)
+        g = of_e1 * e1
     return g
 
 
 @jit
 def gradient_of_tile(
-    z, u, factors, poison, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr
+    z,
+    u,
+    factors,
+    poison,
+    inv_t,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    KD: tl.constexpr,
+    CE: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     """Compute tile_gradient of a tile as it was read."""
-    z = z.to(tl.float32)
+    z = fp32_of(z, PTX)
     if KD or CE:
-        return tile_gradient(z, u.to(tl.float32), factors, inv_t, beta, KIND, T, KD, CE)
+        return tile_gradient(z, fp32_of(u, PTX), factors, inv_t, KIND, T, KD, CE, SHIFTED, PTX)
     else:
         return tl.zeros_like(z) + (poison - 1.0)  # no term at all: zeros, or NaN for a bad label
 
@@ -56,7 +101,6 @@ def special_columns(
     label_factor,
     choice_factor,
     inv_t,
-    beta,
     KIND: tl.constexpr,
     T: tl.constexpr,
     KD: tl.constexpr,
@@ -74,21 +118,21 @@ def special_columns(
     at_label = tl.full([], 0.0, tl.float32)
     at_choice = at_label
     if has_label:
-        at_label = _at_column(student, teacher, label, factors, inv_t, beta, KIND, T, KD)
+        at_label = _at_column(student, teacher, label, factors, inv_t, KIND, T, KD)
         at_label -= label_factor + tl.where(same & HARD, choice_factor, 0.0)
     if has_choice:
-        at_choice = _at_column(student, teacher, choice, factors, inv_t, beta, KIND, T, KD)
+        at_choice = _at_column(student, teacher, choice, factors, inv_t, KIND, T, KD)
         at_choice -= choice_factor + tl.where(same & LABEL, label_factor, 0.0)
     return has_label, at_label, has_choice, at_choice
 
 
 @jit
-def _at_column(student, teacher, column, factors, inv_t, beta, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr):
+def _at_column(student, teacher, column, factors, inv_t, KIND: tl.constexpr, T: tl.constexpr, KD: tl.constexpr):
     z = tl.load(student + column).to(tl.float32)
     u = z
     if KD:
         u = tl.load(teacher + column).to(tl.float32)
-    return tile_gradient(z, u, factors, inv_t, beta, KIND, T, KD, True)
+    return tile_gradient(z, u, factors, inv_t, KIND, T, KD, True, False, False)
 
 
 @jit
@@ -111,58 +155,104 @@ def sweep_gradient(
     factors,
     poison,
     inv_t,
-    beta,
     KIND: tl.constexpr,
     T: tl.constexpr,
     KD: tl.constexpr,
     CE: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
+    WIDE: tl.constexpr,
+    AHEAD: tl.constexpr,  # columns between what is asked of L2 and what is read: whole tiles
+    PTX: tl.constexpr,
 ):
-    """Write [start, stop) of a row's gradient, last tile first: what was read last is still near."""
-    offsets = tile_columns(BLOCK, GROUP)
-    groups = tl.arange(0, BLOCK // GROUP)[:, None]
-    write_rest(student, teacher, grad, stop, factors, poison, inv_t, beta, KIND, T, KD, CE, BLOCK, GROUP)
-    num_tiles = tl.cdiv(stop - start, BLOCK)
+    """Write [start, stop) of a row's gradient, last tile first: what was read last is still near.
+
+    Tiles of WIDE groups a thread, then what is less than one by BLOCK columns at a time.
+    """
+    SHIFTED: tl.constexpr = KD and KIND == FORWARD_KL and T != 0
+    STEP: tl.constexpr = WIDE * BLOCK
+    num_tiles = (stop - start) // STEP
+    whole = start + num_tiles * STEP
+    _write_rest(student, teacher, grad, whole, stop, factors, poison, inv_t, KIND, T, KD, CE, BLOCK, GROUP, PTX)
+    quick = factors
+    if SHIFTED:
+        quick, near = shift_factors(factors, inv_t, T)
+        if near == 0:
+            _write_rest(
+                student, teacher, grad, start, whole, factors, poison, inv_t, KIND, T, KD, CE, BLOCK, GROUP, PTX
+            )
+            num_tiles = 0
+    offsets = tile_columns(STEP, GROUP)
+    lanes = tl.arange(0, STEP // GROUP) * GROUP
+    least = tl.where(starts_line(lanes, student), start + AHEAD - 1, NO_COLUMN)
     for index in range(num_tiles):
-        first = start + (num_tiles - 1 - index) * BLOCK
-        keep = first + groups * GROUP + GROUP <= stop
-        z = tl.load(student + first + offsets, mask=keep, eviction_policy="evict_first")
+        first = start + (num_tiles - 1 - index) * STEP
+        if PTX:  # L2 has lost some; what it still holds it asks no memory for
+            fetch_ahead(student + first + lanes - AHEAD, least, first, False)
+            if KD:
+                fetch_ahead(teacher + first + lanes - AHEAD, least, first, False)
+        z = tl.load(student + first + offsets, eviction_policy="evict_first")
         u = z
         if KD:
-            u = tl.load(teacher + first + offsets, mask=keep, eviction_policy="evict_first")
-        g = gradient_of_tile(z, u, factors, poison, inv_t, beta, KIND, T, KD, CE)
-        tl.store(grad + first + offsets, g.to(grad.dtype.element_ty), mask=keep, eviction_policy="evict_first")
+            u = tl.load(teacher + first + offsets, eviction_policy="evict_first")
+        g = gradient_of_tile(z, u, quick, poison, inv_t, KIND, T, KD, CE, SHIFTED, PTX)
+        tl.store(grad + first + offsets, g.to(grad.dtype.element_ty), eviction_policy="evict_first")
 
 
 @jit
-def write_rest(
+def _write_rest(
     student,
     teacher,
     grad,
+    start,
     stop,
     factors,
     poison,
     inv_t,
-    beta,
     KIND: tl.constexpr,
     T: tl.constexpr,
     KD: tl.constexpr,
     CE: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    """Write the gradient of the columns before `stop` that fill no group."""
-    first = stop // GROUP * GROUP
-    if first < stop:
-        cols = first + tl.arange(0, BLOCK // GROUP)
-        keep = cols < stop
-        z = tl.load(student + cols, mask=keep, other=0.0)
-        u = z
-        if KD:
-            u = tl.load(teacher + cols, mask=keep, other=0.0)
-        g = gradient_of_tile(z, u, factors, poison, inv_t, beta, KIND, T, KD, CE)
-        tl.store(grad + cols, g.to(grad.dtype.element_ty), mask=keep)
+    """Write the gradient of [start, stop): whole groups, then the columns that fill none."""
+    offsets = tile_columns(BLOCK, GROUP)
+    groups = tl.arange(0, BLOCK // GROUP)[:, None]
+    for first in range(start, stop // GROUP * GROUP, BLOCK):
+        keep = first + groups * GROUP + GROUP <= stop
+        _write_masked(
+            student + first, teacher + first, grad + first, offsets, keep, factors, poison, inv_t, KIND, T, KD, CE, PTX
+        )
+    last = stop // GROUP * GROUP
+    if last < stop:
+        few = last + tl.arange(0, GROUP)
+        _write_masked(student, teacher, grad, few, few < stop, factors, poison, inv_t, KIND, T, KD, CE, False)
+
+
+@jit
+def _write_masked(
+    student,
+    teacher,
+    grad,
+    cols,
+    keep,
+    factors,
+    poison,
+    inv_t,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    KD: tl.constexpr,
+    CE: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    z = tl.load(student + cols, mask=keep, eviction_policy="evict_first")
+    u = z
+    if KD:
+        u = tl.load(teacher + cols, mask=keep, eviction_policy="evict_first")
+    g = gradient_of_tile(z, u, factors, poison, inv_t, KIND, T, KD, CE, False, PTX)
+    tl.store(grad + cols, g.to(grad.dtype.element_ty), mask=keep, eviction_policy="evict_first")
 
 
 @jit

@@ -178,6 +178,11 @@ def layout(arch: str, shape: tuple[int, int, int], group: int) -> tuple[int, int
     return warps * 32 * group * groups, warps, min(REGISTERS_PER_SM // (warps * 32 * per_sm) // 8 * 8, MOST_REGISTERS)
 
 
+def takes_ptx(arch: str) -> bool:
+    """Tell whether the kernels' few lines of PTX can be compiled: NVIDIA's instructions, on one of its GPUs."""
+    return arch.startswith("sm_")
+
+
 def options_of(launch: Launch) -> dict:
     """Return the compiler options; the interpreter takes and ignores them. Fusion of a product and a sum into one
     rounding is on, as it was by default until triton 3.10: 5 to 11 % fewer instructions a logit, and what the static
@@ -217,7 +222,7 @@ def launchable(arch: str, dtype: torch.dtype, kind: int | None, gradient: bool) 
         seen.append(streamed_launch(where, where.l2_bytes, vocab, group))
         seen.append(cooperative_launch(where, where.l2_bytes, vocab, group))
     for launch in {(x.name, x.block): x for x in seen}.values():
-        constants = dict(KIND=kind or 0, BLOCK=launch.block, GROUP=group)
+        constants = dict(KIND=kind or 0, BLOCK=launch.block, GROUP=group, PTX=takes_ptx(arch))
         if launch.name != "row":
             constants |= split_shape(launch, vocab)
         yield Compiled(launch.name, constants, options_of(launch))

@@ -7,12 +7,11 @@ kernels/reference_sparse.py.
 import triton.language as tl
 
 from kernels.contract import NO_TOKEN
-from kernels.fused.language import FLOOR, exps, jit
+from kernels.fused.language import FLOOR, exps, fetch_ahead, fp32_of, jit, lower_power
 from kernels.fused.sweeps import first_column
-from kernels.fused.tiles import add_tile, no_columns, tile_columns, tile_max
+from kernels.fused.tiles import NO_COLUMN, add_tile, no_columns, starts_line, tile_columns, tile_max
 
 EMPTY = tl.constexpr(NO_TOKEN)
-_NO_MORE = tl.constexpr(2147483647)  # past every column
 
 
 @jit
@@ -34,7 +33,7 @@ def _without_slots(z, cols, stop, at, taken, slot_ids, num_slots):
     while taken < stop:
         z = tl.where(cols == taken, float("-inf"), z)
         at += 1
-        taken = tl.load(slot_ids + at, mask=at < num_slots, other=_NO_MORE)
+        taken = tl.load(slot_ids + at, mask=at < num_slots, other=NO_COLUMN)
     return z, at, taken
 
 
@@ -50,6 +49,7 @@ def rest_statistics(
     T: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
+    PTX: tl.constexpr,
     AGAIN: tl.constexpr,  # what is read here is read again soon
 ):
     """Compute the max of the columns that no slot names, its column, and sums e^(z-max), e^((z-max)/T).
@@ -60,15 +60,20 @@ def rest_statistics(
     offsets, groups = tile_columns(BLOCK, GROUP), tl.arange(0, BLOCK // GROUP)
     whole = vocab // GROUP * GROUP
     stats = no_columns(BLOCK // GROUP)
-    taken = tl.load(slot_ids + at, mask=at < num_slots, other=_NO_MORE)
+    taken = tl.load(slot_ids + at, mask=at < num_slots, other=NO_COLUMN)
+    AHEAD: tl.constexpr = 2 * BLOCK
+    most = tl.where(starts_line(groups * GROUP, student), vocab - AHEAD - groups * GROUP, -NO_COLUMN)
     for first in range(0, whole, BLOCK):
+        if PTX:
+            fetch_ahead(student + first + groups * GROUP + AHEAD, first, most, AGAIN)
         keep = first + groups[:, None] * GROUP < whole
         z = tl.load(
             student + first + offsets,
             mask=keep,
             other=float("-inf"),
             eviction_policy="evict_last" if AGAIN else "evict_first",
-        ).to(tl.float32)
+        )
+        z = fp32_of(z, PTX)
         stop = tl.minimum(first + BLOCK, whole)
         z, at, taken = _without_slots(z, first + offsets, stop, at, taken, slot_ids, num_slots)
         stats = add_tile(stats, z, z, keep, first, inv_t, KIND, T, False, False)
@@ -84,12 +89,21 @@ def rest_statistics(
 
 
 @jit
-def rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr):
-    """Compute dL/dz of columns of the rest, but for the -1 of label and choice."""
-    # A slot's column may lie above the rest's max; what it gets here is written again later.
-    e1, et = exps(tl.minimum(z.to(tl.float32) - rest_top, 0.0), inv_t, T)
+def rest_gradient(
+    z, rest_top, rest_kd, rest_ce, poison, inv_t, T: tl.constexpr, KD: tl.constexpr, CE: tl.constexpr, PTX: tl.constexpr
+):
+    """Compute dL/dz of columns of the rest, but for the -1 of label and choice.
+
+    A slot's column may lie above the rest's max, and get infinity here; it is written again later.
+    """
+    e1, et = exps(fp32_of(z, PTX) - rest_top, inv_t, T)
     if KD and CE:
-        return rest_kd * et + rest_ce * e1
+        if T == 0:
+            return rest_kd * et + rest_ce * e1
+        elif T == 1:
+            return (rest_kd + rest_ce) * et
+        else:
+            return (rest_kd + rest_ce * lower_power(et, T)) * et
     elif KD:
         return rest_kd * et
     elif CE:
@@ -113,18 +127,23 @@ def sweep_rest_gradient(
     CE: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     """Write a row's gradient as if every column were rest, last tile first: what was read last is still near."""
     offsets, groups = tile_columns(BLOCK, GROUP), tl.arange(0, BLOCK // GROUP)
     whole = vocab // GROUP * GROUP
     num_tiles = tl.cdiv(whole, BLOCK)
+    AHEAD: tl.constexpr = 2 * BLOCK
+    least = tl.where(starts_line(groups * GROUP, student), AHEAD - 1, NO_COLUMN)
     for index in range(num_tiles):
         first = (num_tiles - 1 - index) * BLOCK
+        if PTX:
+            fetch_ahead(student + first + groups * GROUP - AHEAD, least, first, False)
         keep = first + groups[:, None] * GROUP < whole
         z = tl.load(student + first + offsets, mask=keep, other=0.0, eviction_policy="evict_first")
-        g = rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T, KD, CE)
+        g = rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T, KD, CE, PTX)
         tl.store(grad + first + offsets, g.to(grad.dtype.element_ty), mask=keep, eviction_policy="evict_first")
-    cols = whole + groups
+    cols = whole + tl.arange(0, GROUP)
     z = tl.load(student + cols, mask=cols < vocab, other=0.0)
-    g = rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T, KD, CE)
+    g = rest_gradient(z, rest_top, rest_kd, rest_ce, poison, inv_t, T, KD, CE, False)
     tl.store(grad + cols, g.to(grad.dtype.element_ty), mask=cols < vocab)

@@ -99,6 +99,7 @@ def sparse_kernel(
     HAS_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,  # columns in 16 bytes
+    PTX: tl.constexpr,  # may be compiled for NVIDIA alone
     SLOTS: tl.constexpr,
 ):
     """Process one row a program: outputs of row i in column i of `floats` and `hits`, gradient over row i of `grad`.
@@ -149,7 +150,7 @@ def sparse_kernel(
 
     # 2. statistics of the rest, relative to its own max: far below the slots it keeps its proportions
     rest_top, rest_arg, rest_d1, rest_dt = rest_statistics(
-        student, slot_ids, num_empty, num_slots, vocab, inv_t, KIND, T, BLOCK, GROUP, HAS_GRAD
+        student, slot_ids, num_empty, num_slots, vocab, inv_t, KIND, T, 2 * BLOCK, GROUP, PTX, HAS_GRAD
     )
 
     # 3. slots: the row's sums, then both distributions over the buckets
@@ -241,7 +242,7 @@ def sparse_kernel(
         rest_kd = kd_factor * tl.where(rest_dt == 0.0, 0.0, rest_pull / rest_dt)
         rest_ce = (ce_factor + hard_factor) * tl.exp(above - z_log_d1)
         sweep_rest_gradient(
-            student, grad, vocab, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE, BLOCK, GROUP
+            student, grad, vocab, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE, 2 * BLOCK, GROUP, PTX
         )
         zero_padding(grad, vocab, width, BLOCK // GROUP)
 
@@ -249,10 +250,10 @@ def sparse_kernel(
         tl.debug_barrier()
         both = tl.where(label == choice, 1.0, 0.0)
         if HAS_TRUTH or HAS_SPAN:
-            at_label = rest_gradient(z_label, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE)
+            at_label = rest_gradient(z_label, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE, False)
             tl.store(grad + label, (at_label - ce_factor - both * hard_factor).to(grad.dtype.element_ty), mask=valid)
         if HAS_HARD:
-            at_choice = rest_gradient(z_choice, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE)
+            at_choice = rest_gradient(z_choice, rest_top, rest_kd, rest_ce, poison, inv_t, T, HAS_KD, CE, False)
             tl.store(grad + choice, (at_choice - hard_factor - both * ce_factor).to(grad.dtype.element_ty), mask=chosen)
         tl.debug_barrier()
         for first in range(0, num_slots, SLOTS):
@@ -332,6 +333,7 @@ def sparse_rows(
                 SAMPLED=num_slots > 0 and teacher.kind == "sampled",
                 BLOCK=launches.interpretable(launch).block,
                 GROUP=group,
+                PTX=launches.takes_ptx(launch.device.arch),
                 SLOTS=SLOT_BLOCKS[num_slots >= SLOT_BLOCKS[0]],
                 HAS_GRAD=grad is not None,
                 **launches.compiled_in(weights, options),

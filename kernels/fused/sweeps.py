@@ -11,11 +11,12 @@ is a narrow tile of its own: one column a group.
 
 import triton.language as tl
 
-from kernels.fused.divergence_tiles import FORWARD_KL, REVERSE_KL, tile_divergence, tile_logs
-from kernels.fused.language import FLOOR, exps, jit
+from kernels.fused.divergence_tiles import FORWARD_KL, REVERSE_KL, exact_terms
+from kernels.fused.language import FLOOR, LN2, exps, fetch_ahead, fp32_of, jit
 from kernels.fused.tiles import (
     BLOCKED,
     CROSS,
+    NO_COLUMN,
     U_LEAST,
     U_SUM_T,
     U_TOP,
@@ -24,6 +25,7 @@ from kernels.fused.tiles import (
     add_tile,
     merge_all,
     no_columns,
+    starts_line,
     tile_columns,
 )
 
@@ -66,49 +68,41 @@ def sweep_statistics(
     KD: tl.constexpr,
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
+    AHEAD: tl.constexpr,  # columns between what is asked of L2 and what is read: whole tiles
+    PTX: tl.constexpr,
     AGAIN: tl.constexpr,  # what is read here is read again soon
 ):
     """Compute merge_all's statistics of [start, stop), reading every logit once. No warp waits before the end."""
     tl.static_assert(BLOCK >= GROUP * GROUP, "the columns that fill no group take a group each")
+    HINT: tl.constexpr = "evict_last" if AGAIN else "evict_first"  # pyright: ignore[reportAssignmentType]
     offsets = tile_columns(BLOCK, GROUP)
-    groups = tl.arange(0, BLOCK // GROUP)[:, None]
+    lanes = tl.arange(0, BLOCK // GROUP) * GROUP
     stats = no_columns(BLOCK // GROUP)
-    for first in range(start, stop, BLOCK):
-        keep = first + groups * GROUP + GROUP <= stop
-        z = widened(
-            tl.load(
-                student + first + offsets,
-                mask=keep,
-                other=padding_of(student),
-                eviction_policy="evict_last" if AGAIN else "evict_first",
-            ),
-            keep,
-        )
+    whole = start + (stop - start) // BLOCK * BLOCK
+    most = tl.where(starts_line(lanes, student), stop - AHEAD - lanes, -NO_COLUMN)
+    for first in range(start, whole, BLOCK):
+        if PTX:
+            fetch_ahead(student + first + lanes + AHEAD, first, most, AGAIN)
+            if TEACHER:
+                fetch_ahead(teacher + first + lanes + AHEAD, first, most, AGAIN)
+        z = fp32_of(tl.load(student + first + offsets, eviction_policy=HINT), PTX)  # pyright: ignore[reportArgumentType]
         u = z
         if TEACHER:
-            u = widened(
-                tl.load(
-                    teacher + first + offsets,
-                    mask=keep,
-                    other=padding_of(teacher),
-                    eviction_policy="evict_last" if AGAIN else "evict_first",
-                ),
-                keep,
-            )
-        stats = add_tile(stats, z, u, keep, first, inv_t, KIND, T, TEACHER, KD)
-    z_tops, z_at, z_d1, z_dt, u_tops, u_at, u_d1, u_dt, moment, cross, low = add_rest(
-        stats, student, teacher, stop, inv_t, KIND, T, TEACHER, KD, BLOCK, GROUP
+            u = fp32_of(tl.load(teacher + first + offsets, eviction_policy=HINT), PTX)  # pyright: ignore[reportArgumentType]
+        stats = add_tile(stats, z, u, True, first, inv_t, KIND, T, TEACHER, KD)
+    z_tops, z_at, z_d1, z_dt, u_tops, u_at, u_d1, u_dt, moment, cross, low = _add_rest(
+        stats, student, teacher, whole, stop, inv_t, KIND, T, TEACHER, KD, BLOCK, GROUP
     )
-    lanes = tl.arange(0, BLOCK // GROUP) * GROUP
     stats = (z_tops, z_at + lanes, z_d1, z_dt, u_tops, u_at + lanes, u_d1, u_dt, moment, cross, low)
     return merge_all(stats, inv_t, KIND, T)
 
 
 @jit
-def add_rest(
+def _add_rest(
     stats,
     student,
     teacher,
+    first,
     stop,
     inv_t,
     KIND: tl.constexpr,
@@ -118,18 +112,26 @@ def add_rest(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Add the columns before `stop` that fill no group."""
+    """Add [first, stop), less than a tile: whole groups, then the columns that fill none, a group each."""
     groups = tl.arange(0, BLOCK // GROUP)
-    first = stop // GROUP * GROUP
     if first < stop:
-        cols = first + groups[:, None]
-        keep = cols < stop
-        z = widened(tl.load(student + cols, mask=keep, other=padding_of(student)), keep)
+        whole = first + tile_columns(BLOCK, GROUP)
+        keep = first + groups[:, None] * GROUP + GROUP <= stop
+        z = widened(tl.load(student + whole, mask=keep, other=padding_of(student)), keep)
         u = z
         if TEACHER:
-            u = widened(tl.load(teacher + cols, mask=keep, other=padding_of(teacher)), keep)
+            u = widened(tl.load(teacher + whole, mask=keep, other=padding_of(teacher)), keep)
+        stats = add_tile(stats, z, u, keep, first, inv_t, KIND, T, TEACHER, KD)
+    last = stop // GROUP * GROUP
+    if last < stop:
+        few = last + groups[:, None]
+        inside = few < stop
+        z = widened(tl.load(student + few, mask=inside, other=padding_of(student)), inside)
+        u = z
+        if TEACHER:
+            u = widened(tl.load(teacher + few, mask=inside, other=padding_of(teacher)), inside)
         # A group's first column is taken to be its start + GROUP * its number.
-        stats = add_tile(stats, z, u, keep, first + groups - groups * GROUP, inv_t, KIND, T, TEACHER, KD)
+        stats = add_tile(stats, z, u, inside, last + groups - groups * GROUP, inv_t, KIND, T, TEACHER, KD)
     return stats
 
 
@@ -208,39 +210,67 @@ def measure(
 
 @jit
 def exact_divergence(
-    student, teacher, stats, vocab, inv_t, beta, KIND: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
+    student,
+    teacher,
+    stats,
+    vocab,
+    inv_t,
+    beta,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    AHEAD: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     """Compute KL(p || .) and KL(q || .) of a whole row by a sweep with both normalisers known."""
     offsets = tile_columns(BLOCK, GROUP)
-    groups = tl.arange(0, BLOCK // GROUP)[:, None]
+    groups = tl.arange(0, BLOCK // GROUP)
+    lanes = groups * GROUP
     kl_p = tl.zeros([BLOCK // GROUP], tl.float32)
     kl_q = kl_p
-    for first in range(0, vocab, BLOCK):
-        keep = first + groups * GROUP + GROUP <= vocab
-        z = tl.load(student + first + offsets, mask=keep, other=float("-inf"), eviction_policy="evict_last")
-        u = tl.load(teacher + first + offsets, mask=keep, other=float("-inf"), eviction_policy="evict_last")
-        tile_p, tile_q = _exact_tile(z, u, keep, stats, inv_t, beta, KIND)
+    z_top, u_top = stats[Z_TOP], stats[U_TOP]
+    z_bits, u_bits = tl.log2(stats[Z_SUM_T]), tl.log2(stats[U_SUM_T])
+    whole = vocab // BLOCK * BLOCK
+    most = tl.where(starts_line(lanes, student), vocab - AHEAD - lanes, -NO_COLUMN)
+    for first in range(0, whole, BLOCK):
+        if PTX:
+            fetch_ahead(student + first + lanes + AHEAD, first, most, True)
+            fetch_ahead(teacher + first + lanes + AHEAD, first, most, True)
+        z = fp32_of(tl.load(student + first + offsets, eviction_policy="evict_last"), PTX)
+        u = fp32_of(tl.load(teacher + first + offsets, eviction_policy="evict_last"), PTX)
+        tile_p, tile_q = exact_terms(z - z_top, u - u_top, z_bits, u_bits, inv_t, beta, KIND, T, PTX)
         kl_p += tile_p
         kl_q += tile_q
-    cols = vocab // GROUP * GROUP + groups
-    z = tl.load(student + cols, mask=cols < vocab, other=float("-inf"))
-    u = tl.load(teacher + cols, mask=cols < vocab, other=float("-inf"))
-    tile_p, tile_q = _exact_tile(z, u, cols < vocab, stats, inv_t, beta, KIND)
-    return tl.sum(kl_p + tile_p, 0), tl.sum(kl_q + tile_q, 0)
-
-
-@jit
-def _exact_tile(z, u, keep, stats, inv_t, beta, KIND: tl.constexpr):
-    z_log_dt, u_log_dt = tl.log(stats[Z_SUM_T]), tl.log(stats[U_SUM_T])
-    log_q, log_p, p = tile_logs(
-        z.to(tl.float32), stats[Z_TOP], z_log_dt, u.to(tl.float32), stats[U_TOP], u_log_dt, inv_t, keep
-    )
-    return tile_divergence(log_q, log_p, p, beta, keep, KIND, 1)
+    if whole < vocab:
+        cols = whole + offsets
+        keep = whole + lanes[:, None] + GROUP <= vocab
+        z = tl.load(student + cols, mask=keep, other=float("-inf")).to(tl.float32)
+        u = tl.load(teacher + cols, mask=keep, other=float("-inf")).to(tl.float32)
+        tile_p, tile_q = exact_terms(z - z_top, u - u_top, z_bits, u_bits, inv_t, beta, KIND, T, PTX)
+        kl_p += tile_p
+        kl_q += tile_q
+    cols = vocab // GROUP * GROUP + groups[:, None]
+    z = tl.load(student + cols, mask=cols < vocab, other=float("-inf")).to(tl.float32)
+    u = tl.load(teacher + cols, mask=cols < vocab, other=float("-inf")).to(tl.float32)
+    tile_p, tile_q = exact_terms(z - z_top, u - u_top, z_bits, u_bits, inv_t, beta, KIND, T, PTX)
+    return tl.sum(kl_p + tile_p, 0) * LN2, tl.sum(kl_q + tile_q, 0) * LN2
 
 
 @jit
 def row_divergence(
-    student, teacher, stats, vocab, inv_t, beta, KIND: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr
+    student,
+    teacher,
+    stats,
+    vocab,
+    inv_t,
+    beta,
+    KIND: tl.constexpr,
+    T: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    AHEAD: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     """Compute D, and KL(q || p or m), of a row: from `cross` where that is exact, else by a sweep of its own."""
     z_log_dt, u_log_dt = tl.log(stats[Z_SUM_T]), tl.log(stats[U_SUM_T])
@@ -253,8 +283,8 @@ def row_divergence(
         kl = stats[CROSS] * inv_t / stats[Z_SUM_T] - z_log_dt + u_log_dt
         # A teacher logit so low that the floor under log p holds it up (-inf is one), or sums that met a -inf.
         if ((stats[U_LEAST] - stats[U_TOP]) * inv_t - u_log_dt < FLOOR) | (kl * 0.0 != 0.0):
-            _, kl = exact_divergence(student, teacher, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
+            _, kl = exact_divergence(student, teacher, stats, vocab, inv_t, beta, KIND, T, BLOCK, GROUP, AHEAD, PTX)
         return kl, kl
     else:
-        kl_p, kl_q = exact_divergence(student, teacher, stats, vocab, inv_t, beta, KIND, BLOCK, GROUP)
+        kl_p, kl_q = exact_divergence(student, teacher, stats, vocab, inv_t, beta, KIND, T, BLOCK, GROUP, AHEAD, PTX)
         return beta * kl_p + (1.0 - beta) * kl_q, kl_q

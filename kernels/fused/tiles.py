@@ -13,7 +13,7 @@ that is one tile in registers has one max for all columns (whole_part).
 import triton.language as tl
 
 from kernels.fused.divergence_tiles import REVERSE_KL, add_cross, moved_cross
-from kernels.fused.language import LOWEST, exps, jit
+from kernels.fused.language import LINE_BYTES, LOWEST, exps, jit
 
 # Places in the tuple of a part's or a row's statistics. x = z - max of the student, y = u - max of the teacher.
 NUM_STATS = tl.constexpr(14)
@@ -34,6 +34,8 @@ NUM_STATS = tl.constexpr(14)
     BLOCKED,  # largest logit of the teacher where the student's is -inf
 ) = (tl.constexpr(place) for place in range(NUM_STATS.value))
 
+NO_COLUMN = tl.constexpr(2147483647)  # past every column
+
 
 @jit
 def merge_max(best, arg, other_best, other_arg):
@@ -45,7 +47,7 @@ def merge_max(best, arg, other_best, other_arg):
 @jit
 def tile_max(x, cols):
     best = tl.max(x, 0)
-    arg = tl.min(tl.where(x == best, cols, 2147483647), 0)
+    arg = tl.min(tl.where(x == best, cols, NO_COLUMN), 0)
     return best, arg
 
 
@@ -53,6 +55,12 @@ def tile_max(x, cols):
 def tile_columns(BLOCK: tl.constexpr, GROUP: tl.constexpr):
     """Return [BLOCK / GROUP, GROUP] column offsets: a row of this is one group, and lies in one thread."""
     return tl.arange(0, BLOCK // GROUP)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+
+
+@jit
+def starts_line(lanes, logits):
+    """Tell the groups, one of each line, whose threads ask L2 for it; `lanes` are the groups' first columns."""
+    return lanes % (LINE_BYTES * 8 // logits.dtype.element_ty.primitive_bitwidth) == 0
 
 
 @jit

@@ -199,7 +199,9 @@ def _exchange_kernel(
         )
         publish(stats, partials + part, NUM_PARTS)
     stats = merge_parts(partials, tl.cdiv(vocab, BLOCK), inv_t, FORWARD_KL, 0, NUM_PARTS)
-    divergence, _ = row_divergence(student, teacher, stats, vocab, inv_t, 0.0, FORWARD_KL, BLOCK, GROUP)
+    divergence, _ = row_divergence(
+        student, teacher, stats, vocab, inv_t, 0.0, FORWARD_KL, 0, BLOCK, GROUP, BLOCK, False
+    )
     tl.store(out, divergence)
     tl.store(out + 1, tl.log(stats[U_SUM]) - stats[MOMENT] / stats[U_SUM])
     tl.store(out + 2, tl.log(stats[Z_SUM]) - (stats[Z_LABEL] - stats[Z_TOP]))
@@ -264,6 +266,22 @@ def test_floor_of_reverse_kl(divergence, beta, monkeypatch):
     case.teacher[0, 7], case.teacher[1, 150] = -3e4, -1.0001e4
     settings = dict(divergence=divergence, beta=beta)
     assert_parity(case, *run(case, "row", **settings), **settings)
+
+
+@pytest.mark.parametrize("level", [3e5, 3e6, 1e9])
+def test_gradient_far_from_zero(level, monkeypatch):
+    """Exponents of one instruction a logit are off by what a row's maximum is rounded, all of a row by as much: that is
+    taken out again. Rows too far for that have exponents of two instructions."""
+    monkeypatch.setattr(launches, "INTERPRETER_BLOCK", 64)
+    case = make_case(4, 300)
+    step = max(1.0, level * 2.0**-23)  # numbers that fp32 has at that level
+    near = (case.student / step).round() * step + level, (case.teacher / step).round() * step - level
+    for temperature in (1.0, 2.0, 3.0, 4.0):
+        exact = case._replace(student=near[0] - level, teacher=near[1] + level)
+        assert (exact.student + level).equal(near[0]) and (exact.teacher - level).equal(near[1])
+        _, expected = run(exact, "row", temperature=temperature)
+        _, found = run(case._replace(student=near[0], teacher=near[1]), "row", temperature=temperature)
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
 
 
 def test_choice_of_launch(monkeypatch):

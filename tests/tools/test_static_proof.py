@@ -67,6 +67,7 @@ def check(row):
         assert row["statistics_loops"] == 1 + second, row
         assert row["exps"] <= (SPARSE_EXPS if sparse else EXPS[row["divergence"]])[run_time] + groups, row
         assert sparse or row["waits"] == 0, row  # no shuffle and no barrier in any sweep
+        assert row["reads_ahead"] == row["arch"].startswith("sm_"), row
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ class Loop(NamedTuple):
     num_instructions: int
     reads: Counter  # bytes of one access -> number of accesses of global memory
     writes: Counter
+    asks: int  # lines asked of L2 for later reads, without waiting
     exps: int
     mufu: int  # all instructions of the special-function unit: exps, logarithms, reciprocals
     barriers: int
@@ -208,6 +209,7 @@ def _loop(lines: list[str], places: set[int], access) -> Loop:
         num_instructions=len(body),
         reads=reads,
         writes=writes,
+        asks=sum(bool(re.search(r"\bCCTL\.E\.P", text)) for text in body),
         exps=sum("MUFU.EX2" in text or "v_exp_f32" in text for text in body),
         mufu=sum("MUFU." in text or bool(_AMD_SPECIAL.search(text)) for text in body),
         barriers=sum(bool(re.search(r"\bBAR\b|s_barrier", text)) for text in body),

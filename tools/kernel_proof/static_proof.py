@@ -186,8 +186,7 @@ def _count(case: Case, code: Code) -> Proof:
         counted = counted[:1]  # the second sweep is for rows with a floor in them
     needs = "HAS_TEACHER" if case.kernel == "cooperative" else "HAS_KD"  # the teacher in the loop that writes
     reads_teacher = case.kernel != "sparse" and case.constants.get(needs, False)
-    # Where the compiler unrolled the gradient's loop it left a second one for what remains: the first is what counts.
-    counted += [(loop, 1 + reads_teacher) for loop in sorted(gradient, key=lambda loop: -loop.reads[16])[:1]]
+    counted += [(loop, 1 + reads_teacher) for loop in _widest(gradient)]
     sums = dict(issued_bytes=0.0, exps=0.0, mufu=0.0, instructions=0.0)
     for loop, operands in counted:
         logits = loop.reads[16] * 16 / case.dtype.itemsize / operands
@@ -202,13 +201,19 @@ def _count(case: Case, code: Code) -> Proof:
     return Proof(case, code, statistics, gradient, **sums, bookkeeping=bookkeeping)
 
 
+def _widest(gradient: list[Loop]) -> list[Loop]:
+    """Return the loop over whole wide tiles, if any: others write what is less than one, and rows far from zero."""
+    return sorted(gradient, key=lambda loop: (-loop.asks, -loop.reads[16]))[:1]
+
+
 def as_dict(proof: Proof) -> dict:
     """List what the table and the tests read. Narrow: loop accesses that are not 16 bytes (4 is a slot's id)."""
     case, code = proof.case, proof.code
     loops = proof.statistics + proof.gradient if case.kernel != "cooperative" else []
     narrow = sum(count for loop in loops for width, count in (loop.reads + loop.writes).items() if width not in (16, 4))
     bodies = [
-        f"{loop.reads[16]}r {loop.writes[16]}w {loop.exps}e {loop.mufu}m" for loop in proof.statistics + proof.gradient
+        f"{loop.reads[16]}r {loop.asks}a {loop.writes[16]}w {loop.exps}e {loop.mufu}m"
+        for loop in proof.statistics + proof.gradient
     ]
     return dict(
         arch=case.arch,
@@ -232,6 +237,7 @@ def as_dict(proof: Proof) -> dict:
         slots=case.constants.get("SLOTS"),
         statistics_loops=len(proof.statistics),
         gradient_loops=len(proof.gradient),
+        reads_ahead=all(loop.asks for loop in proof.statistics + _widest(proof.gradient)),
         narrow_accesses=narrow,
         waits=sum(loop.barriers + loop.shuffles for loop in loops),
     )
