@@ -3,7 +3,7 @@
 import triton.language as tl
 
 from kernels.fused.divergence_tiles import FORWARD_KL, pull_factors, tile_pull
-from kernels.fused.language import LOG2E, bits_of, exps, fetch_ahead, fp32_of, fused_bits, jit, lower_power, power
+from kernels.fused.language import LOG2E, bits_of, exps, fetch_ahead, fp32_of, fused_bits, jit, power
 from kernels.fused.tiles import NO_COLUMN, U_SUM_T, U_TOP, Z_SUM, Z_SUM_T, Z_TOP, starts_line, tile_columns
 
 
@@ -57,7 +57,7 @@ def tile_gradient(
         if CE and T == 1:
             of_et += of_e1
         elif CE and T != 0:
-            of_et += of_e1 * lower_power(et, T)
+            of_et += of_e1 * power(et, T - 1)
         g = et * of_et - less
         if CE and T == 0:
             g += of_e1 * tl.exp2((z - z_top) * LOG2E)

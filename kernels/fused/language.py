@@ -41,17 +41,6 @@ def power(x, T: tl.constexpr):
 
 
 @jit
-def lower_power(x, T: tl.constexpr):
-    """Compute x^(T-1) for T in {2, 3, 4}, so that a x + b x^T is x (a + b x^(T-1))."""
-    if T == 2:
-        return x
-    elif T == 3:
-        return x * x
-    else:
-        return x * x * x
-
-
-@jit
 def bits_of(x, inv_t, T: tl.constexpr):
     """Compute x / T in bits: e^(x/T) is 2 to this."""
     if T == 0:

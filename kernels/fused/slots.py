@@ -7,7 +7,7 @@ kernels/reference_sparse.py.
 import triton.language as tl
 
 from kernels.contract import NO_TOKEN
-from kernels.fused.language import FLOOR, exps, fetch_ahead, fp32_of, jit, lower_power
+from kernels.fused.language import FLOOR, exps, fetch_ahead, fp32_of, jit, power
 from kernels.fused.sweeps import first_column
 from kernels.fused.tiles import NO_COLUMN, add_tile, no_columns, starts_line, tile_columns, tile_max
 
@@ -103,7 +103,7 @@ def rest_gradient(
         elif T == 1:
             return (rest_kd + rest_ce) * et
         else:
-            return (rest_kd + rest_ce * lower_power(et, T)) * et
+            return (rest_kd + rest_ce * power(et, T - 1)) * et
     elif KD:
         return rest_kd * et
     elif CE:
