@@ -12,16 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
 from helpers.forked import run_ranks
 from helpers.tiny_models import SIZES
-from kd.batching.fit import Sample
-from kd.batching.micro_batch import count_rows, pad_samples
+from helpers.tiny_training import VOCAB_SIZE, NoTokenizer, logits, step
 from kd.checkpoints.export_hf import export_student
 from kd.config.deepspeed.fill import resolve_ds_config
 from kd.config.load import load_config
 from kd.models.layer_pruning import CutError
 from kd.models.lm_head import UnsupportedHead, head_scaling
 from kd.models.student import build_student, student_model_config
-from kd.objective.terms import TERMS, TermWeights
-from kd.rendering.spans import TRUTH
 from kd.training.engine import StudentEngine
 
 MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
@@ -53,11 +50,6 @@ CUT, WHOLE = (
 )
 
 
-class NoTokenizer:
-    def save_pretrained(self, folder) -> None:
-        pass
-
-
 def make_teacher(family: str, folder: Path) -> None:
     torch.manual_seed(3)
     config = AutoConfig.for_model(family, **SIZES | FAMILIES[family], num_hidden_layers=4, eos_token_id=1)
@@ -76,17 +68,6 @@ def configure(out: Path, teacher: Path, student: str):
     return load_config(out / "run.yaml")
 
 
-def samples(seed: int) -> list[Sample]:
-    ids = torch.randint(2, 90, (2, 20), generator=torch.Generator().manual_seed(seed)).numpy()
-    bits = (ids * 0 + TRUTH).astype("uint8")
-    return [Sample(f"r{i}", ids[i], bits[i], 1.0, b"k" * 16, False) for i in range(2)]
-
-
-@torch.no_grad()
-def logits(model) -> torch.Tensor:
-    return model.eval()(torch.arange(24).view(2, 12) * 3, use_cache=False).logits
-
-
 def train_and_export(families, out: Path) -> None:
     for family in families:
         print(family, flush=True)  # into the log of a rank that hangs
@@ -96,12 +77,8 @@ def train_and_export(families, out: Path) -> None:
             config.student, config.teacher, work_dir=out / family, seed=1, max_length=32, ds_config=settings
         )
         assert all(parameter.numel() == 0 for parameter in model.parameters())
-        engine = StudentEngine(model, config.loss, config.optimizer, settings, 90)
-        terms, losses = TermWeights(kd=0, hard=0, truth=1, tool=0, args=0, integration=0, temperature=1.0), []
-        micro = pad_samples(samples(5), 0)
-        for step in range(5):
-            report = engine.train_step([micro], count_rows([micro]) * 2, terms, None, step)
-            losses.append(report.sums[: len(TERMS)].sum().item() * 2)
+        engine = StudentEngine(model, config.loss, config.optimizer, settings, VOCAB_SIZE)
+        losses = [step(engine, number) for number in range(5)]
         export_student(model, NoTokenizer(), out / family / "student")
         with deepspeed.zero.GatheredParameters(list(model.parameters())):
             torch.save((losses, {k: v.clone() for k, v in model.state_dict().items()}), out / family / "trained.pt")

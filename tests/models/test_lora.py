@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,8 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from helpers.forked import run_ranks
 from helpers.tiny_models import SIZES
-from kd.batching.fit import Sample
-from kd.batching.micro_batch import count_rows, pad_samples
+from helpers.tiny_training import VOCAB_SIZE, NoTokenizer, logits, micro_batch, step
 from kd.checkpoints.export_hf import export_student
 from kd.checkpoints.partitions import FORMAT
 from kd.config.deepspeed.fill import resolve_ds_config
@@ -24,9 +24,7 @@ from kd.models.lora import list_merged
 from kd.models.model_files import StudentError
 from kd.models.student import build_student
 from kd.models.whole_copy import WholeCopy
-from kd.objective.terms import TERMS, TermWeights
 from kd.preflight.memory import Shape, count_adapters
-from kd.rendering.spans import TRUTH
 from kd.training.engine import StudentEngine
 
 CONFIG = """\
@@ -37,12 +35,6 @@ data: {{stages: [{{name: a, train: [x], max_length: 32}}]}}
 optimizer: {{lr: 1e-2}}
 training: {{steps: 8, deepspeed: {out}/ds.json}}
 """
-TERM_WEIGHTS = TermWeights(kd=0, hard=0, truth=1, tool=0, args=0, integration=0, temperature=1.0)
-
-
-class NoTokenizer:
-    def save_pretrained(self, folder) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -63,28 +55,11 @@ def configure(out: Path, base: Path, stage: int, dtype: str = "fp32"):
     return load_config(out / "run.yaml")
 
 
-def micro_batch():
-    ids = torch.randint(2, 90, (2, 20), generator=torch.Generator().manual_seed(5)).numpy()
-    bits = (ids * 0 + TRUTH).astype("uint8")
-    return pad_samples([Sample(f"r{i}", ids[i], bits[i], 1.0, b"k" * 16) for i in range(2)], 0)
-
-
-@torch.no_grad()
-def logits(model) -> torch.Tensor:
-    return model.eval()(torch.arange(24).view(2, 12) * 3, use_cache=False).logits
-
-
 def start(out: Path):
     config = load_config(out / "run.yaml")
     settings = resolve_ds_config(config.training, config.optimizer, config.student)
     model = build_student(config.student, None, work_dir=out, seed=1, max_length=32, ds_config=settings)
-    return model, StudentEngine(model, config.loss, config.optimizer, settings, 90)
-
-
-def step(engine, number: int) -> float:
-    micro = micro_batch()
-    report = engine.train_step([micro], count_rows([micro]) * 2, TERM_WEIGHTS, None, number)
-    return report.sums[: len(TERMS)].sum().item() * 2
+    return model, StudentEngine(model, config.loss, config.optimizer, settings, VOCAB_SIZE)
 
 
 def train(out: Path) -> None:
@@ -114,7 +89,7 @@ def test_adapters_are_trained_resumed_and_merged(tmp_path, base, stage, dtype):
     plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
     ids, labels = micro_batch().input_ids, micro_batch().input_ids
     wanted = torch.nn.functional.cross_entropy(
-        plain(ids, use_cache=False).logits[:, :-1, :90].flatten(0, 1), labels[:, 1:].flatten()
+        plain(ids, use_cache=False).logits[:, :-1, :VOCAB_SIZE].flatten(0, 1), labels[:, 1:].flatten()
     )
     assert losses[0] == pytest.approx(wanted.item(), rel=1e-5 if dtype == "fp32" else 1e-2)  # B is 0
     assert losses[-1] < losses[0] * 0.95
@@ -163,7 +138,7 @@ def test_wrong_use_is_told(tmp_path, base, monkeypatch):
     (tmp_path / "run.yaml").write_text((tmp_path / "run.yaml").read_text().replace("init: checkpoint", "init: scratch"))
     with pytest.raises(ConfigError, match="adapters on random weights learn nothing"):
         load_config(tmp_path / "run.yaml")
-    if "peft" in sys.modules or __import__("importlib.util").util.find_spec("peft"):
+    if importlib.util.find_spec("peft"):
         lora = Lora(target_modules=("no_such",))
         with pytest.raises(StudentError, match="student.lora: .*no_such"):
             build_student(
