@@ -8,7 +8,8 @@
 A run (benchmarks/proof_cells.py says which) is launch/train.py over configs/demo.yaml. Its result is kept under its
 configuration and the code that trained it, so that a second call makes only what is missing or has changed; a run that
 is killed resumes from its checkpoint. --any-code takes what other commits made, as committed results are, and says so.
-Where methods are given the same seconds, it is seconds of a processor (rank 0's), which other programs do not change.
+Where methods are given the same seconds, they are rank 0's of a processor, in which threads that wait busily count too:
+one thread a rank (OMP_NUM_THREADS=1) makes them independent of other programs.
 Methods are compared on the same held-out records, each record's verdict averaged over the seeds that both have, with
 the interval of kd/evaluation/intervals.py.
 """

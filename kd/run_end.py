@@ -67,7 +67,7 @@ def finish(
         "student_parameters": count_parameters(read_model_config(run_dir / "student")),
         "wall_seconds": outcome.wall_seconds,
         "training_seconds": result.seconds,
-        "processor_seconds": result.processor_seconds,  # of training, on rank 0: what other programs do not change
+        "processor_seconds": result.processor_seconds,  # of training, on rank 0; threads that wait busily count
         "steps": result.steps,
         "tokens": result.tokens,
         "stopped": result.stopped,
