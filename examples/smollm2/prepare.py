@@ -30,7 +30,7 @@ from kd.outputs import Output, check_outputs, check_writable, read_object  # noq
 from kd.paths import path_option  # noqa: E402
 from kd.records.checks import DataError, decode_json  # noqa: E402
 from kd.records.files import write_records  # noqa: E402
-from kd.records.lines import read_lines  # noqa: E402
+from kd.records.lines import HEADER, read_lines  # noqa: E402
 from kd.records.record import Record  # noqa: E402
 from kd.toolcalls.registry import ToolRegistry  # noqa: E402
 from launch.shared import run_guarded  # noqa: E402
@@ -40,7 +40,7 @@ TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"
 MENU = 3  # tools offered with each request
 NUM_VALIDATION = 100  # of the training records, kept to choose by
 SPLITS = ("train", "validation", "out_of_domain")
-HEADER = {"made_by": "examples/smollm2/prepare.py"}  # the first line of each file
+MADE_BY = {"made_by": "examples/smollm2/prepare.py"}  # the first line of each file
 FILES = ("tool", "dev", "test_in_domain", "test_out_domain")
 
 
@@ -134,13 +134,13 @@ def prepare_data(out: Path, folder: Path, seed: int) -> None:
     random.Random(seed).shuffle(trained)
     splits = (trained[NUM_VALIDATION:], trained[:NUM_VALIDATION], list(records("test_out_domain.jsonl")))
     for name, found in zip(SPLITS, splits):
-        print(f"{out / name}.jsonl: {write_records(out / f'{name}.jsonl', found, HEADER)} records")
+        print(f"{out / name}.jsonl: {write_records(out / f'{name}.jsonl', found, MADE_BY)} records")
     for reason, count in sorted(left_out.items()):
         print(f"left out: {count} of {reason}")
 
 
 def _is_ours(path: Path) -> bool:
-    return read_object(path).get("__header__") == HEADER
+    return read_object(path).get(HEADER) == MADE_BY
 
 
 def _read(path: Path, kind: type[Row]) -> Iterator[Row]:

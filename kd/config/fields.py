@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
@@ -40,15 +40,23 @@ def _expand(text: str) -> str:
         raise PydanticCustomError("path", "{reason}", {"reason": str(error)}) from None
 
 
+def split_address(url: str) -> SplitResult:
+    """Split the address of a server. Raises ValueError (UnicodeError is one) where its host or port is none."""
+    parts = urlsplit(url)
+    if not (host := parts.hostname):
+        raise ValueError("no host")
+    host.encode("ascii" if ":" in host else "idna")
+    _ = parts.port  # raises
+    return parts
+
+
 def _check_address(url: str) -> str:
     """Refuse an address that no server can have; it is not repeated, for it may hold a secret."""
     try:
-        parts = urlsplit(url)
-        port, host = parts.port, parts.hostname or ""
-        host.encode("ascii" if ":" in host else "idna")
-    except ValueError:  # UnicodeError is one
-        port, host = None, ""
-    if not host or port == 0:
+        wrong = split_address(url).port == 0
+    except ValueError:
+        wrong = True
+    if wrong:
         raise PydanticCustomError(
             "address",
             "its host or port is none: write the host as a name, an IPv4 address or [IPv6], a port as 1 to 65535",

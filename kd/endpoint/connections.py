@@ -20,6 +20,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import h11
 
+from kd.config.fields import split_address
+
 _CONNECT_SECONDS = 30.0
 _LOOP_FILES = 8  # that an event loop, a resolver and a connection need
 _KEPT_SECONDS = 5.0  # an idle connection; servers close theirs at 5 seconds or more
@@ -285,20 +287,18 @@ def _find_proxy(scheme: str, netloc: str) -> _Proxy | None:
     if not url or proxy_bypass(netloc):
         return None
     try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        name, port = parts.hostname, parts.port
-        (name or "").encode("idna" if ":" not in (name or "") else "ascii")
+        parts = split_address(url if "://" in url else f"http://{url}")
     except ValueError:  # its words may repeat a password
-        parts, name, port = urlsplit(""), None, None
-    if parts.scheme not in _PORTS or not name:
+        parts = urlsplit("")
+    if parts.scheme not in _PORTS:
         raise ValueError(
             "the proxy of the environment is no http:// or https:// address: mend HTTP_PROXY, HTTPS_PROXY or "
             "ALL_PROXY, or name the server's host in NO_PROXY"
         )
     user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
     headers = [("Proxy-Authorization", f"Basic {base64.b64encode(user).decode()}")] if parts.username else []
-    port = port or _PORTS[parts.scheme]
-    return _Proxy(name, port, headers, _make_tls() if parts.scheme == "https" else None)
+    port = parts.port or _PORTS[parts.scheme]
+    return _Proxy(parts.hostname or "", port, headers, _make_tls() if parts.scheme == "https" else None)
 
 
 def _make_tls() -> ssl.SSLContext:

@@ -25,7 +25,7 @@ from kd.generation.teacher import Question, Teacher
 from kd.records.checks import DataError, decode_json
 from kd.records.lines import read_lines
 from kd.records.record import Record
-from kd.toolcalls.json_values import same_json
+from kd.toolcalls.json_values import as_text, same_json
 
 Call = dict[str, Any]  # {"name", "arguments"}
 FAILURE = json.dumps({"error": "temporarily unavailable, try again"})
@@ -51,7 +51,7 @@ class Fixtures:
             found = line.fault or decode_json(line.raw, where)
             if not isinstance(found, dict) or not isinstance(found.get("name"), str) or "result" not in found:
                 raise DataError(f"{where}: broker.fixtures: {{name, arguments, result}} is needed: write these fields")
-            result = write_result(found["result"])
+            result = as_text(found["result"])
             if found.get("arguments") is None:
                 self._any[found["name"]] = result
             else:
@@ -118,13 +118,13 @@ class Broker:
         tool = next((one for one in task.tools if one["function"]["name"] == call["name"]), {"function": {}})
         if self._player is not None:
             said = await self._player.ask(_make_question(tool, call, self._seed))
-            return write_result(_read_result(said.chat))
+            return as_text(_read_result(said.chat))
         returns = tool["function"].get("returns")
         if not isinstance(returns, dict):
             return _DONE
         generator = random.Random(name_value(self._seed, call))
         try:
-            return write_result(draw(returns, generator, optional=1.0))
+            return as_text(draw(returns, generator, optional=1.0))
         except ValueError as error:
             raise _refuse_returns(task.source, call["name"], error) from error
 
@@ -168,11 +168,6 @@ def _read_result(chat: Chat) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def write_result(value: Any) -> str:
-    """Write a result as a tool message has it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def check_returns(tools: list[dict[str, Any]], where: str) -> None:

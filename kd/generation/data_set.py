@@ -79,7 +79,7 @@ class DataSet:
         outputs = list_outputs(self.out)
         check_outputs(outputs, inputs)
         odd = [one.path for one in outputs if one.path.exists() and not one.path.is_file()]
-        if odd:  # a pipe would be waited for
+        if odd:  # a device, say, in whose place a file would be put
             raise OutputError(f"output_dir: {odd[0]} is no file: move it away, or name another folder")
         self._lock = FolderLock(self.out)
         holder = self._lock.take()

@@ -137,9 +137,8 @@ def count_adapters(student: Shape, lora: Lora) -> int:
 
 def _share(job: Job, from_stage: int, *, trained: bool = True) -> int:
     """Count the parameters whose state one rank holds, split from this ZeRO stage on; of those that are trained."""
-    count = job.student.parameters + (job.adapters or 0)
-    if trained and job.adapters is not None:
-        count = job.adapters
+    own = job.student.parameters
+    count = own if job.adapters is None else job.adapters if trained else own + job.adapters
     return -(-count // job.world_size) if job.zero.get("stage", 0) >= from_stage else count
 
 

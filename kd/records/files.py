@@ -25,7 +25,7 @@ from kd.records.calls import judge_calls
 from kd.records.checks import DataError, decode_json
 from kd.records.columns import drop_null_columns
 from kd.records.hub import local_file
-from kd.records.lines import Line, check_file, read_lines
+from kd.records.lines import HEADER, Line, check_file, is_header, read_lines
 from kd.records.quarantine import Item
 from kd.records.record import Record, read_decoded
 
@@ -103,7 +103,7 @@ def read_each(
         try:
             data = drop_null_columns(_decode(line, where))
             name = data.get("id") if isinstance(data, dict) else None
-            if first and isinstance(data, dict) and "__header__" in data:
+            if first and is_header(data):
                 continue
             if (
                 isinstance(data, dict)
@@ -195,7 +195,7 @@ def write_records(path: str | Path, records: Iterable[Record], header: dict[str,
     count = 0
     with replacing(Path(path)) as out:
         if header is not None:
-            out.write((json.dumps({"__header__": header}, ensure_ascii=False) + "\n").encode())
+            out.write((json.dumps({HEADER: header}, ensure_ascii=False) + "\n").encode())
         for record in records:
             count += 1
             out.write((json.dumps(asdict(record), ensure_ascii=False) + "\n").encode())

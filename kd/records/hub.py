@@ -21,6 +21,7 @@ from kd.atomic_files import replacing
 from kd.config.sections.hub_address import SCHEME, HubDataset, parse_address
 from kd.errors import first_line
 from kd.records.checks import DataError
+from kd.records.lines import HEADER
 
 _EXTRA = "install it with: pip install 'spanwise[data]'"
 
@@ -72,7 +73,7 @@ def _copy(wanted: HubDataset, path: Path) -> None:
                 wanted.name, wanted.config, split=wanted.split, revision=commit, streaming=whole
             )
             with replacing(path) as out:
-                out.write(_line({"__header__": {"dataset": wanted._asdict(), "commit": commit}}))
+                out.write(_line({HEADER: {"dataset": wanted._asdict(), "commit": commit}}))
                 for row in tqdm(rows, desc=f"copying {wanted.address()}", unit="row", disable=None, leave=False):
                     out.write(_line(row))
         except Exception as error:  # the libraries raise what their transports, formats and checks do

@@ -33,6 +33,7 @@ except ImportError:
     except ImportError:
         zstd = None
 
+HEADER = "__header__"  # key of a first line that says what a file is, and is no record
 _ZSTD_ERRORS = () if zstd is None else (zstd.ZstdError,)
 _CHUNK = 1 << 18
 _BOM = b"\xef\xbb\xbf"
@@ -46,6 +47,11 @@ _NULLS = (
 )
 _OFFERED = ("tools", "functions", "tool_defs", "function")
 _EXTRA = "install it with: pip install 'spanwise[data]'"
+
+
+def is_header(data: Any) -> bool:
+    """Tell whether a file's first line says what the file is."""
+    return isinstance(data, dict) and HEADER in data
 
 
 class Line(NamedTuple):

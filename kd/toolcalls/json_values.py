@@ -29,6 +29,11 @@ def show_json(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def as_text(value: Any) -> str:
+    """Return a text as it is, and any other value as JSON text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def encode_json(value: Any, indent: int | None = None) -> bytes:
     """Encode any value of a generated text, or of a record, as one JSON text in UTF-8; it never raises for its content.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from collections.abc import Callable
 from itertools import takewhile
@@ -13,7 +12,7 @@ from kd.config.registries import import_extension
 from kd.errors import SpanwiseError, text_of
 from kd.evaluation.conversations.dialogue import Call, Execute
 from kd.records.record import Record
-from kd.toolcalls.json_values import same_json
+from kd.toolcalls.json_values import as_text, same_json
 
 Simulate = Callable[[Call, Record, dict[str, Any]], Any]
 """(call {"name", "arguments"}, record, state of this conversation, {} at its start) -> text or a JSON value.
@@ -52,8 +51,7 @@ def run_simulator(simulate: Simulate, call: Call, record: Record, state: dict[st
         SimulatorError: it ends the program.
     """
     try:
-        result = simulate(copy.deepcopy(call), copy.deepcopy(record), state)
-        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        text = as_text(simulate(copy.deepcopy(call), copy.deepcopy(record), state))
         return text.encode(errors="replace").decode()  # half a character is none that a tokenizer takes
     except Exception as error:  # a tool that fails tells its caller
         return f"Error: {text_of(error)}"

@@ -6,7 +6,6 @@ same ones, and one that asks for more begins with them.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from kd.generation.prompts.phrases import ASK, GIVE, JOIN, NOTHING, TALK, TOPICS
 from kd.generation.prompts.schema_values import draw_arguments
 from kd.generation.prompts.splits import TRAIN, UNSEEN_TEMPLATES, UNSEEN_TOOLS, choose_held_out
 from kd.generation.prompts.task import Task
+from kd.toolcalls.json_values import as_text
 from kd.toolcalls.registry import ToolRegistry
 
 _TRIES = 200  # draws of one prompt that may all be there already
@@ -180,12 +180,8 @@ def _write(template: str, tool: Tool, arguments: dict[str, Any], language: str) 
 
 
 def _show(arguments: dict[str, Any], language: str) -> str:
-    shown = [f"{key.replace('_', ' ')}: {_say(value)}" for key, value in arguments.items()]
+    shown = [f"{key.replace('_', ' ')}: {as_text(value)}" for key, value in arguments.items()]
     return ", ".join(shown) or NOTHING[language]
-
-
-def _say(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _likeness(one: Tool, two: Tool) -> float:

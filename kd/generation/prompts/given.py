@@ -12,7 +12,7 @@ from kd.generation.prompts.splits import TRAIN, UNSEEN_TOOLS, is_held_out
 from kd.generation.prompts.task import Task
 from kd.records.checks import DataError, decode_json
 from kd.records.files import expand
-from kd.records.lines import read_lines
+from kd.records.lines import is_header, read_lines
 from kd.records.record import parse_record
 from kd.toolcalls.registry import ToolRegistry
 
@@ -43,7 +43,7 @@ class GivenPrompts:
                 if line.fault:
                     raise DataError(f"{where}: {line.fault}")
                 data = decode_json(line.raw, where)
-                if line.number == 1 and isinstance(data, dict) and "__header__" in data:
+                if line.number == 1 and is_header(data):
                     continue  # of a copy out of the hub, or of a quarantine
                 task = self._read(data, where)
                 again = seen.add(task.text)
