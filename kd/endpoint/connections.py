@@ -174,6 +174,8 @@ class _Connection(asyncio.Protocol):
 
     async def ask(self, request: tuple[str, str, Headers, bytes | None], max_bytes: int, seconds: float) -> Reply:
         """Send (method, target, headers, body), and wait for the answer; raises as `Connections.exchange`."""
+        if not self.is_open:  # since it was made: no word of its end will come again
+            raise NotSent("the server closed the connection at once")
         method, target, headers, body = request
         loop = asyncio.get_running_loop()
         self._waiting, self._head, self._parts, self._room = loop.create_future(), None, [], max_bytes

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import ssl
+import struct
 import subprocess
 
 import pytest
@@ -115,6 +117,33 @@ def test_time_and_missing_answers_are_told_apart():
 
     with pytest.raises(NotSent, match="no connection: ConnectionRefusedError"):
         asyncio.run(nobody())
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_connection_that_ends_at_once_is_not_waited_for(reset, monkeypatch):
+    opened = asyncio.BaseEventLoop.create_connection
+
+    async def open_late(*args, **options):
+        made = await opened(*args, **options)
+        await asyncio.sleep(0.05)  # its end is known before anything is asked
+        return made
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", open_late)
+
+    async def run():
+        def end(_, writer):
+            if reset:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.close()
+
+        server = await asyncio.start_server(end, "127.0.0.1", 0)
+        there = Connections(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(NotSent, match="at once"):  # and not TimeoutError
+            await there.exchange("GET", "/", [], None, max_bytes=100, seconds=5)
+        server.close()
+
+    asyncio.run(run())
 
 
 def test_answers_without_a_length_in_chunks_and_packed_are_read():
