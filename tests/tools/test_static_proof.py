@@ -217,6 +217,20 @@ kernel:
 """
 
 
+# The inner loop's end in a kernel of many instructions: a call that does not return leads out, a jump back.
+CALLED = SASS.replace(
+    "/*0060*/              @P1  BRA 0x10 ;",
+    "/*0060*/              @!P1 CALL.REL.NOINC 0x70 ;\n        /*0068*/                   BRA 0x10 ;",
+)
+
+
+def test_a_loop_that_a_call_leaves_is_inside_the_loop_around_it():
+    code = read_sass(USAGE, CALLED)
+    _, inner, outer = sorted(code.loops, key=lambda loop: loop.num_instructions)  # the first is the end's jump to itself
+    assert inner.lines < outer.lines and (inner.num_instructions, outer.num_instructions) == (7, 10)
+    assert widest_loops(code, 16) == [inner]
+
+
 def test_reading_sass():
     code = read_sass(USAGE, SASS)
     assert (code.registers, code.stack, code.spills, code.num_instructions) == (40, 8, 1, 10)

@@ -42,7 +42,8 @@ class Code(NamedTuple):
 
 
 _SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
-_SASS_JUMP = re.compile(r"\bBRA\b.*?0x([0-9a-f]+)")
+# A loop of many instructions is left by a call that does not return.
+_SASS_JUMP = re.compile(r"\b(?:BRA|CALL\.REL\.NOINC)\b.*?0x([0-9a-f]+)")
 _SASS_END = re.compile(
     r"(EXIT|RET\S*|BRA(?:\.\w+)*\s+`?\(?(?:\.L_x_|0x))"
 )  # without a predicate: what follows is not run next
