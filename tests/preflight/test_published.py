@@ -25,6 +25,7 @@ PARAMETERS = {
     "Qwen/Qwen3-32B": 32_762_123_264,
 }
 RECIPES = {
+    "cpu_0.4b_from_0.6b": ("0.38 B", "0.60 B", "--host-memory", "16"),
     "gpu24_0.6b_from_4b": ("0.60 B", "4.02 B", "--gpu-memory", "24", "--host-memory", "64"),
     "gpu80_1.7b_from_8b": ("1.72 B", "8.19 B", "--gpu-memory", "80", "--host-memory", "200"),
     "gpus8_8b_from_32b": ("8.19 B", "32.76 B", "--world-size", "8", "--gpu-memory", "80", "--host-memory", "1000"),
@@ -53,10 +54,11 @@ def test_a_recipe_fits_the_machine_that_it_names(name, capsys, monkeypatch):
     plan = capsys.readouterr().out
     assert f"student   {student} parameters" in plan and f"teacher   {teacher} parameters" in plan
     assert "the published sizes are used" in plan and "no problem found" in plan
-    # The weights alone leave no room on a GPU of a tenth of that.
-    options[options.index("--gpu-memory") + 1] = str(float(options[options.index("--gpu-memory") + 1]) / 10)
+    # The weights alone leave no room in a tenth of that.
+    memory = options.index("--gpu-memory" if "--gpu-memory" in options else "--host-memory") + 1
+    options[memory] = str(float(options[memory]) / 10)
     assert plan_command.main(["--config", str(file), *options]) == 1
-    assert "each GPU needs" in capsys.readouterr().out
+    assert f"{'each GPU' if 'gpu' in options[memory - 1] else 'each host'} needs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "nan", "1e9"])
