@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-# What a user's own function may raise: an exit too, which would end the run with its code, and without a word.
-RAISED_BY_OTHERS = (Exception, SystemExit)
-
 
 class SpanwiseError(Exception):
     """Error whose message says what is wrong, where, and what to do; an entry point prints it without a traceback.
@@ -20,7 +17,7 @@ def text_of(error: BaseException) -> str:
     """Return an exception's text, also of one whose own `__str__` fails."""
     try:
         return str(error)
-    except RAISED_BY_OTHERS:
+    except BaseException:  # of a type that its own module made
         return "it cannot say what it is"
 
 
@@ -33,4 +30,5 @@ def first_line(error: BaseException) -> str:
     shown = lines[0]
     if shown.endswith(":") and len(lines) > 1:
         shown = f"{shown} {lines[1].strip()}"
-    return shown if isinstance(error, (OSError, ValueError)) and shown else f"{type(error).__name__}: {shown}"
+    named = isinstance(error, (OSError, ValueError)) and shown
+    return shown if named else f"{type(error).__name__}: {shown}".rstrip(": ")

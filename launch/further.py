@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -15,9 +16,11 @@ from kd.evaluation.conversations.results import load_simulator
 from kd.evaluation.together import Further, find_place
 from kd.records.record import Record
 
+_SIMULATOR_SECONDS = 60.0
+
 
 def add_further(parser: argparse.ArgumentParser) -> None:
-    """Add --conversations, --simulator, --bfcl and --bfcl-entries."""
+    """Add --conversations, --simulator and its timeout, --bfcl and --bfcl-entries."""
     parser.add_argument(
         "--conversations",
         action="store_true",
@@ -25,6 +28,12 @@ def add_further(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--simulator", metavar="MODULE:FUNCTION", help="of yours, which answers the calls of --conversations"
+    )
+    parser.add_argument(
+        "--simulator-timeout",
+        type=float,
+        metavar="S",
+        help=f"seconds of one call of the simulator; {_SIMULATOR_SECONDS:g} by default",
     )
     parser.add_argument(
         "--bfcl",
@@ -44,6 +53,10 @@ def check_further(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error("--conversations: the records of --data are held; give some")
     if args.simulator and not args.conversations:
         parser.error("--simulator: it answers the calls of --conversations; give that too")
+    if args.simulator_timeout is None:
+        args.simulator_timeout = _SIMULATOR_SECONDS
+    elif not args.simulator or not 0 < args.simulator_timeout <= threading.TIMEOUT_MAX:
+        parser.error("--simulator-timeout: seconds above 0, with --simulator")
     if args.bfcl_entries is not None and (args.bfcl_entries < 1 or not args.bfcl):
         parser.error("--bfcl-entries: 1 or more, with --bfcl")
     if (args.bfcl or args.conversations) and args.temperature is not None:
@@ -68,7 +81,13 @@ def prepare_further(args: argparse.Namespace, records: Mapping[str, Sequence[Rec
     if args.conversations:
         simulate = load_simulator(args.simulator) if args.simulator else None
         for split, own in records.items():
-            further[split] = partial(evaluate_conversations, records=own, simulate=simulate, share=find_place())
+            further[split] = partial(
+                evaluate_conversations,
+                records=own,
+                simulate=simulate,
+                seconds=args.simulator_timeout,
+                share=find_place(),
+            )
     if args.bfcl:
         package = Package()
         entries = read_entries(package, args.bfcl, args.bfcl_entries)

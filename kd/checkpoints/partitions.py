@@ -12,6 +12,7 @@ are read from where the run reads them. With as many ranks as before all bits ar
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -43,7 +44,7 @@ class _About(BaseModel):
     start: _Count
     numel: _Count
     kinds: list[str]
-    numbers: dict[str, float]
+    numbers: dict[str, FiniteFloat]
 
 
 class _Said(BaseModel):
@@ -53,7 +54,7 @@ class _Said(BaseModel):
 
     run: Any
     counters: dict[str, _Count]
-    loss_scale: dict[str, bool | int | float | None]
+    loss_scale: dict[str, bool | int | FiniteFloat | None]
 
 
 _ABOUT = TypeAdapter(dict[str, _About])
@@ -171,6 +172,8 @@ class _Slices:
                 stop = min(end, one.start + one.numel)
                 values = self._files[one.file].get_slice(f"{name}/{kind}")
                 parts.append(values[at - one.start : stop - one.start])
+                if not all(map(math.isfinite, torch.aminmax(parts[-1]))):  # a step with such a gradient is never taken
+                    raise ValueError(f"{one.file}: {name}/{kind} holds numbers that are not finite")
                 at = stop
         if at < end:
             raise ValueError(f"values {at} to {end} of {name}/{kind} are in none of its files")
@@ -216,6 +219,8 @@ def _read_state(file: Path) -> _Said:
         said.run = join_state(said.run, tensors)
         if not isinstance(said.run, dict):
             raise ValueError("its state is no mapping")
+        if (scale := said.loss_scale.get("cur_scale", 1)) is None or scale <= 0:
+            raise ValueError(f"loss_scale.cur_scale is {scale}, and not above 0")
     return said
 
 

@@ -27,7 +27,7 @@ from kd.checkpoints.format import CheckpointFormat
 from kd.checkpoints.identity import STEPS, difference, with_other_ranks
 from kd.config.registries import CHECKPOINT_FORMATS
 from kd.distributed.ranks import Ranks
-from kd.errors import SpanwiseError
+from kd.errors import SpanwiseError, first_line
 from kd.hashing import hash_text, sha256
 
 MANIFEST = "manifest.json"
@@ -100,25 +100,35 @@ def find_resumable(folder: Path, identity: dict[str, Any], world_size: int, say:
             continue
         manifest = read_manifest(path)
         check_version(path, manifest, "resume it with the program that wrote it, or give --fresh to begin again")
-        was, now, lengthened, other_ranks = manifest.identity, identity, None, None
-        if manifest.world_size != world_size:
-            if not getattr(CHECKPOINT_FORMATS[manifest.format], "any_world_size", False):
-                raise CheckpointError(
-                    f"{path} was written by {manifest.world_size} ranks, and this run has {world_size}, in the format "
-                    f"{manifest.format}, which as many resume: start it once with {manifest.world_size} and "
-                    "training.checkpoint_format: partitions (its next checkpoint is then resumed by any number), or "
-                    "give --fresh to begin again"
-                )
-            was, other_ranks = with_other_ranks(was, now, manifest.world_size, world_size)
-        other = difference(was, now)
-        if other and now[STEPS] >= manifest.step and difference(was | {STEPS: now[STEPS]}, now) is None:
-            lengthened = f"{STEPS} was {was.get(STEPS)} and is {now[STEPS]}: schedules span the new number from here on"
-        elif other:
-            raise CheckpointError(f"cannot go on from {path}: {other}")
-        return Found(str(path), manifest.step, manifest.format, lengthened, other_ranks)
+        try:
+            return _compare(path, manifest, identity, world_size)
+        except (TypeError, AttributeError, LookupError) as error:
+            raise CheckpointError(
+                f"{path / MANIFEST}: its identity is none that this program wrote ({first_line(error)}): {REMEDY}"
+            ) from error
     if candidates:
         raise CheckpointError(f"{folder}: no checkpoint is whole; give --fresh to begin again from the start")
     return None
+
+
+def _compare(path: Path, manifest: Manifest, now: dict[str, Any], world_size: int) -> Found:
+    """Compare a whole checkpoint's identity with the run's, `now`. Raises CheckpointError: it is of another run."""
+    was, lengthened, other_ranks = manifest.identity, None, None
+    if manifest.world_size != world_size:
+        if not getattr(CHECKPOINT_FORMATS[manifest.format], "any_world_size", False):
+            raise CheckpointError(
+                f"{path} was written by {manifest.world_size} ranks, and this run has {world_size}, in the format "
+                f"{manifest.format}, which as many resume: start it once with {manifest.world_size} and "
+                "training.checkpoint_format: partitions (its next checkpoint is then resumed by any number), or "
+                "give --fresh to begin again"
+            )
+        was, other_ranks = with_other_ranks(was, now, manifest.world_size, world_size)
+    other = difference(was, now)
+    if other and now[STEPS] >= manifest.step and difference(was | {STEPS: now[STEPS]}, now) is None:
+        lengthened = f"{STEPS} was {was.get(STEPS)} and is {now[STEPS]}: schedules span the new number from here on"
+    elif other:
+        raise CheckpointError(f"cannot go on from {path}: {other}")
+    return Found(str(path), manifest.step, manifest.format, lengthened, other_ranks)
 
 
 class Checkpoints:

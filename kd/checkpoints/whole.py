@@ -102,5 +102,8 @@ def load_student(saved: SavedStudent) -> Any:
             f"{path}: {wrong[0]} is missing or of another shape ({len(wrong)} of {len(wanted)} weights): the "
             f"config.yaml in {path.parent.parent} is of another run"
         )
+    wrong = sorted(name for name in wanted if not weights[name].isfinite().all())
+    if wrong:
+        raise CheckpointError(f"{path}: {wrong[0]} holds numbers that are not finite: give another checkpoint")
     model.load_state_dict(weights, strict=False)
     return model.eval()

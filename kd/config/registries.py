@@ -70,7 +70,9 @@ def import_extension(module: str) -> str | None:
     """Import a user's module, once a process, for what it registers; return why it cannot be imported, or None."""
     try:
         importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # the module is the user's: whatever it raises is told, with its key
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the module is the user's: whatever it raises is told, with its key
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
             return f"no module {error.name!r}: install it, or put the folder that holds it in PYTHONPATH"
         return f"importing {module} failed: {type(error).__name__}: {error}"

@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import threading
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd.endpoint.chat import Chat
 from kd.errors import SpanwiseError
-from kd.evaluation.conversations.results import Simulate, list_results, run_simulator
+from kd.evaluation.conversations.results import Simulate, SimulatorError, list_results, start_simulator
 from kd.generation.journal import Journal, name_value
 from kd.generation.prompts.schema_values import draw
 from kd.generation.prompts.task import Task
@@ -137,18 +135,11 @@ def _find_recorded(messages: list[dict[str, Any]], call: Call) -> str | None:
 
 async def _run(function: Function, call: Call, task: Task, state: dict[str, Any]) -> str:
     record = Record(task.key, task.gold or task.messages, task.tools)
-    future: Future[str] = Future()
-    future.set_running_or_notify_cancel()  # a result that comes too late is set all the same, and read by nobody
-
-    def work() -> None:
-        try:
-            future.set_result(run_simulator(function.simulate, call, record, state))
-        except BaseException as error:  # any other would end this thread alone, and never be heard of
-            future.set_exception(BrokerError(f"broker.function: {function.name}: {str(error) or type(error).__name__}"))
-
-    threading.Thread(target=work, daemon=True).start()  # the program's end does not wait for it
+    future = start_simulator(function.simulate, call, record, state)
     try:
         return await asyncio.wait_for(asyncio.wrap_future(future), function.seconds)
+    except SimulatorError as error:
+        raise BrokerError(f"broker.function: {function.name}: {error}") from error
     except asyncio.TimeoutError:
         raise BrokerError(
             f"broker.function: {function.name} has no result of a call of {call['name']!r} within "

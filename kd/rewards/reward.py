@@ -8,12 +8,13 @@ run imports, or name the function itself, as module:function.
 from __future__ import annotations
 
 import importlib
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from kd.config.registries import REWARDS
-from kd.errors import RAISED_BY_OTHERS, SpanwiseError, text_of
+from kd.errors import SpanwiseError, text_of
 from kd.records.record import Record
 from kd.toolcalls.parsed import ParsedCalls
 
@@ -66,7 +67,9 @@ def find_reward(name: str) -> RewardFunction:
         return REWARDS[name]
     try:
         function: Any = getattr(importlib.import_module(module), attribute)
-    except RAISED_BY_OTHERS as error:  # the module is the user's: whatever it raises is told, with its name
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the module is the user's: whatever it raises is told, with its name
         raise RewardError(
             f"reward {name}: {type(error).__name__}: {error}; write module:function of a module in PYTHONPATH"
         ) from error
@@ -96,18 +99,21 @@ class Mixture:
         Raises:
             RewardError: one of them raised, or returned no Reward.
         """
-        values = {name: self._value(name, record, turn, text, calls) for name in self.weights}
+        answer = pickle.dumps((record, turn, text, calls))  # each judges a copy, which it may change
+        values = {name: self._value(name, record.id, *pickle.loads(answer)) for name in self.weights}
         total = sum(self.weights[name] * value for name, value in values.items())
         return Reward(min(total / self._total, 1.0), values)
 
-    def _value(self, name: str, *answer: Any) -> float:
+    def _value(self, name: str, record_id: str, *answer: Any) -> float:
         try:
             found = self._functions[name](*answer)
             if isinstance(found, Reward):
                 return Reward(float(found.value)).value  # one of a subclass, or changed since, is checked again
-        except RAISED_BY_OTHERS as error:  # told with the record
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an exit too, which would end the run with its code; told with the record
             what = f"{type(error).__name__}: {text_of(error)}"
-            raise RewardError(f"reward {name}, record {answer[0].id}: {what}: mend the function") from error
+            raise RewardError(f"reward {name}, record {record_id}: {what}: mend the function") from error
         raise RewardError(f"reward {name} returned {type(found).__name__}: return kd.rewards.reward.Reward(value)")
 
 

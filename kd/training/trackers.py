@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kd.errors import RAISED_BY_OTHERS, SpanwiseError, first_line
+from kd.errors import SpanwiseError, first_line
 
 
 class TrackerError(SpanwiseError, ValueError):
@@ -93,7 +93,9 @@ class Trackers:
     def _try(self, name: str, work: Callable[[], Any]) -> None:
         try:
             work()
-        except RAISED_BY_OTHERS as error:  # of any tracker's own types
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # of any tracker's own types; an exit would end the run without a word
             (self._open or {}).pop(name, None)
             self._say(f"tracker {name} ends here ({first_line(error)}); training goes on, and metrics.jsonl has all")
 

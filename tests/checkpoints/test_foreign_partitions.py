@@ -32,6 +32,7 @@ ABOUT = {
     json.dumps({"w": WEIGHT | {"numbers": {"step": "x"}}}): "w.numbers.step: Input should be a valid number",
     json.dumps({"w": WEIGHT | {"numel": 5}}): r"w/master is F32 \[6\], not 5 numbers",
     json.dumps({"w": {"shape": [2, 3]}}): "w.start: Field required",
+    json.dumps({"w": WEIGHT | {"numbers": {"step": float("nan")}}}): "w.numbers.step: Input should be a finite number",
 }
 SAID = {
     "[]": "Input should be",
@@ -43,6 +44,9 @@ SAID = {
     json.dumps(STATE | {"counters": {}}): "counters.global_s.* is missing",
     json.dumps(STATE | {"counters": {"global_steps": "x"}}): "counters.global_steps: Input should be a valid integer",
     json.dumps({"counters": {}}): "run: Field required",
+    json.dumps(STATE | {"loss_scale": {"cur_scale": 0}}): "loss_scale.cur_scale is 0, and not above 0",
+    json.dumps(STATE | {"loss_scale": {"cur_scale": -2.0}}): "loss_scale.cur_scale is -2.0, and not above 0",
+    json.dumps(STATE | {"loss_scale": {"cur_scale": float("inf")}}): "loss_scale.cur_scale.*: Input should be a",
 }
 
 
@@ -82,6 +86,14 @@ def test_partitions_that_say_what_they_do_not_hold(tmp_path, about):
 def test_weights_that_are_no_slice_of_numbers(tmp_path, weight):
     write(tmp_path, weight=weight)
     with pytest.raises(ValueError, match=f"{PARTS}.*w/master is "):
+        FORMAT.read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite(tmp_path, value):
+    """They were resumed, and every step after was skipped."""
+    write(tmp_path, weight=torch.tensor([0, 1, 2, value, 4, 5]))
+    with pytest.raises(ValueError, match=f"{PARTS}: w/master holds numbers that are not finite"):
         FORMAT.read_weights(tmp_path)
 
 

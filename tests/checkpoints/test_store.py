@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from kd.checkpoints.identity import CACHE, STEPS
 from kd.checkpoints.store import (
     MANIFEST,
     CheckpointError,
@@ -64,6 +65,16 @@ def test_a_full_disk_is_told_and_leaves_no_part_and_what_was_there(tmp_path, err
     assert find_damage(tmp_path / "step-00000001") is None
     with pytest.raises(CheckpointError, match="there is no earlier checkpoint: the same command begins again"):
         checkpoints(tmp_path / "first").save(1, {})
+
+
+@pytest.mark.parametrize("was", [{CACHE: 5}, {CACHE: {"missing": 1}}, {CACHE: [1]}, {"training.micro_batch_size": {}}])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_identity_of_other_types_is_told_with_its_file(tmp_path, was, world_size):
+    """An error of Python's was told, which named nothing."""
+    now = {STEPS: 9, CACHE: {"signal": "a", "missing": "0"}, "training.micro_batch_size": 2}
+    Checkpoints(tmp_path, Engine(), Alone(), now | was).save(1, {})
+    with pytest.raises(CheckpointError, match=r"step-00000001.*--fresh to begin again"):
+        find_resumable(tmp_path, now, world_size, pytest.fail)
 
 
 def test_an_old_checkpoint_goes_and_a_users_file_in_it_stays(tmp_path):

@@ -102,12 +102,15 @@ def test_what_cannot_be_read_is_told_with_its_place_and_remedy(run, weights):
     other = write(run, 6, weights | {name: torch.zeros(3)})
     with pytest.raises(CheckpointError, match=rf"{name[6:]} is missing or of another shape .* is of another run"):
         load_student(read_student(other))
+    other = write(run, 7, weights | {name: weights[name] * torch.nan})
+    with pytest.raises(CheckpointError, match=rf"step-00000007: {name[6:]} holds numbers that are not finite"):
+        load_student(read_student(other))
     saved = read_student(good)
     good.rename(good.with_name("gone"))
     with pytest.raises(CheckpointError, match="its weights cannot be read .*it has gone: .* give the run's folder"):
         load_student(saved)
     (other / "weights.pt").unlink()
-    with pytest.raises(CheckpointError, match="step-00000006: weights.pt is missing: give another"):
+    with pytest.raises(CheckpointError, match="step-00000007: weights.pt is missing: give another"):
         find_checkpoint(other, print)
     (run / "config.yaml").unlink()
     with pytest.raises(CheckpointError, match=r"config.yaml is not there, .* leave the checkpoint in its run's folder"):

@@ -19,6 +19,7 @@ def module(tmp_path, monkeypatch):
     )
     (tmp_path / "my_broken.py").write_text("1 / 0\n")
     (tmp_path / "my_leaving.py").write_text("raise SystemExit(7)\n")
+    (tmp_path / "my_cancelled.py").write_text("import asyncio\nraise asyncio.CancelledError\n")
     (tmp_path / "my_needy.py").write_text("import my_other_module\n")
     yield "my_schedule"
     sys.modules.pop("my_schedule", None)
@@ -45,6 +46,7 @@ def test_what_an_extension_registers_may_be_chosen(write, module):
         ("no_such_package.part", "no module 'no_such_package': install it"),
         ("my_broken", "importing my_broken failed: ZeroDivisionError: division by zero"),
         ("my_leaving", "importing my_leaving failed: SystemExit: 7"),
+        ("my_cancelled", "importing my_cancelled failed: CancelledError"),
         ("my_needy", "importing my_needy failed: ModuleNotFoundError: No module named 'my_other_module'"),
     ],
 )

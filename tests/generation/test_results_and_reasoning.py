@@ -70,9 +70,9 @@ def test_fixtures_come_first_and_a_function_is_asked_once(tmp_path, monkeypatch)
 
 
 ODD_FUNCTIONS = {
-    "exits": ("raise SystemExit(3)", r"broker.function: odd_tools:play: .*SystemExit 3.*'get_weather'"),
-    "is interrupted": ("raise KeyboardInterrupt", "broker.function: odd_tools:play: KeyboardInterrupt"),
-    "cancels": ("import asyncio; raise asyncio.CancelledError", "broker.function: odd_tools:play: CancelledError"),
+    "exits": ("raise SystemExit(3)", r"broker.function: odd_tools:play: .*SystemExit: 3.*'get_weather'"),
+    "is interrupted": ("raise KeyboardInterrupt", "broker.function: odd_tools:play: .*KeyboardInterrupt"),
+    "cancels": ("import asyncio; raise asyncio.CancelledError", "broker.function: odd_tools:play: .*CancelledError"),
     "sleeps": ("import time; time.sleep(30)", r"odd_tools:play has no result .*within 0.2 s: .*broker.timeout_seconds"),
 }
 

@@ -125,6 +125,25 @@ def test_mixture_is_a_weighted_mean_and_its_parts_are_the_single_values():
     assert found.value == pytest.approx(0.3 * 0.5 + 0.7 * 2 / 3)
 
 
+def test_a_function_that_changes_what_it_judges_changes_a_copy(tmp_path, monkeypatch):
+    (tmp_path / "emptying_rewards.py").write_text(
+        "from kd.rewards.reward import Reward\n"
+        "def judge(record, turn, text, calls):\n"
+        "    found = Reward(float(bool(record.messages and record.tools and calls.calls)))\n"
+        "    record.messages.clear(), record.tools[0].clear(), calls.calls.clear()\n"
+        "    if turn == 0:\n        raise ValueError('no turn')\n"
+        "    return found\n"
+        "def again(*answer):\n    return judge(*answer)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    record, calls = calling(OSLO), HERMES.parse(write(OSLO))
+    mixture = Mixture({"emptying_rewards:judge": 1, "emptying_rewards:again": 1, "exact_call": 1})
+    assert mixture(record, 1, write(OSLO), calls).value == 1
+    assert record == calling(OSLO) and calls == HERMES.parse(write(OSLO))
+    with pytest.raises(RewardError, match="record r: ValueError: no turn"):
+        mixture(record, 0, write(OSLO), calls)
+
+
 def test_a_users_own_function_by_its_place(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(
         "from kd.rewards.reward import Reward\n"
@@ -137,6 +156,9 @@ def test_a_users_own_function_by_its_place(tmp_path, monkeypatch):
         "def large(record, turn, text, calls):\n    return Own(7.0)\n"
         "def numpy(record, turn, text, calls):\n    from numpy import float32\n    return Reward(float32(0.25))\n"
         "def leaving(record, turn, text, calls):\n    raise SystemExit(0)\n"
+        "def cancelling(record, turn, text, calls):\n    import asyncio\n    raise asyncio.CancelledError\n"
+        "class Stop(BaseException):\n    pass\n"
+        "def stopping(record, turn, text, calls):\n    raise Stop('here')\n"
         "number = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -147,6 +169,8 @@ def test_a_users_own_function_by_its_place(tmp_path, monkeypatch):
         "wrong": "returned int: return",
         "failing": "record r: KeyError: 'x'",
         "leaving": "record r: SystemExit",
+        "cancelling": "record r: CancelledError",
+        "stopping": "record r: Stop: here: mend the function",
         "mute": "record r: Mute: it cannot say what it is: mend the function",
         "large": "record r: ValueError: a reward's value is 7.0",
     }

@@ -226,7 +226,9 @@ CALLED = SASS.replace(
 
 def test_a_loop_that_a_call_leaves_is_inside_the_loop_around_it():
     code = read_sass(USAGE, CALLED)
-    _, inner, outer = sorted(code.loops, key=lambda loop: loop.num_instructions)  # the first is the end's jump to itself
+    _, inner, outer = sorted(
+        code.loops, key=lambda loop: loop.num_instructions
+    )  # the first is the end's jump to itself
     assert inner.lines < outer.lines and (inner.num_instructions, outer.num_instructions) == (7, 10)
     assert widest_loops(code, 16) == [inner]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from asyncio import CancelledError
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ class Kept(GeneralTracker):
 
     def log(self, values, step=None, **kwargs):
         if values.get("lr", 0) > 1:
-            raise SystemExit(0) if values["lr"] > 2 else ConnectionError("the server is gone\nand more")
+            gone = ConnectionError("the server is gone\nand more")
+            raise {2: gone, 3: SystemExit(0), 4: CancelledError()}[values["lr"]]
         TOLD.append((step, values))
 
     def finish(self):
@@ -80,7 +82,7 @@ def test_each_line_goes_to_each_tracker(tmp_path, one_rank):
     assert list((tmp_path / "t" / "r").rglob("events.out.tfevents*")) and torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("lr, words", [(2.0, "the server is gone"), (3.0, "SystemExit: 0")])
+@pytest.mark.parametrize("lr, words", [(2.0, "the server is gone"), (3.0, "SystemExit: 0"), (4.0, "CancelledError")])
 def test_one_that_fails_ends_and_the_run_goes_on(tmp_path, one_rank, lr, words):
     said: list[str] = []
     log = RunLog(tmp_path, 2, trackers=Trackers(["kept"], "r", tmp_path / "t", {}, said.append))

@@ -19,6 +19,7 @@ def evaluate_conversations(
     records: Sequence[Record],
     simulate: Simulate | None = None,
     *,
+    seconds: float = 60.0,
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -26,6 +27,7 @@ def evaluate_conversations(
 
     Args:
         simulate: answers the model's calls; by default the record's results do.
+        seconds: that it may take for one call.
         share: (rank, world size): this rank's share of the conversations is held.
 
     Returns one outcome a record, of plain JSON values, as `kd.evaluation.evaluate.evaluate_cases` does; `outcome` is
@@ -34,13 +36,14 @@ def evaluate_conversations(
 
     Raises:
         DataError: the chat template refuses every conversation.
+        SimulatorError: the simulator takes longer, or ends the program.
     """
     first = sum(len(record.messages) for record in records)  # cases of turns are fewer
     asked = []
     for number, record in enumerate(records):
         turns, wanted = split_turns(record)
         if any(wanted):
-            execute = RecordedResults(record) if simulate is None else make_simulated(simulate, record)
+            execute = RecordedResults(record) if simulate is None else make_simulated(simulate, record, seconds)
             asked.append((number, record, wanted, Dialogue(record.id, turns, execute)))
     asked = asked[share[0] :: share[1]]
     run_dialogues(answerer, [dialogue for *_, dialogue in asked], progress=progress)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, TimeoutError
 from itertools import takewhile
 from typing import Any
 
 from kd.config.registries import import_extension
-from kd.errors import SpanwiseError, text_of
+from kd.errors import SpanwiseError, first_line, text_of
 from kd.evaluation.conversations.dialogue import Call, Execute
 from kd.records.record import Record
 from kd.toolcalls.json_values import as_text, same_json
@@ -24,7 +26,7 @@ NOT_RECORDED = "Error: no such result is recorded."
 
 
 class SimulatorError(SpanwiseError, ValueError):
-    """Simulator that cannot be used, or ended the program."""
+    """Simulator that cannot be used, ends the program, or takes too long."""
 
 
 def load_simulator(name: str) -> Simulate:
@@ -55,17 +57,45 @@ def run_simulator(simulate: Simulate, call: Call, record: Record, state: dict[st
         return text.encode(errors="replace").decode()  # half a character is none that a tokenizer takes
     except Exception as error:  # a tool that fails tells its caller
         return f"Error: {text_of(error)}"
-    except SystemExit as error:
+    except BaseException as error:  # an exit, a cancelled task
         raise SimulatorError(
-            f"the simulator of results ends the program (SystemExit {error.code!r}) at a call of {call['name']!r}: "
-            "have it return a result, or raise an Exception"
+            f"the simulator of results ends the program ({first_line(error)}) at a call of {call['name']!r}: have it "
+            "return a result, or raise an Exception"
         ) from error
 
 
-def make_simulated(simulate: Simulate, record: Record) -> Execute:
-    """Make an executor of a record's conversation that asks a simulator."""
+def start_simulator(simulate: Simulate, call: Call, record: Record, state: dict[str, Any]) -> Future[str]:
+    """Ask a simulator, as `run_simulator` does, in a thread of its own, which the program's end does not wait for."""
+    future: Future[str] = Future()
+    future.set_running_or_notify_cancel()  # a result that comes too late is set all the same, and read by nobody
+
+    def work() -> None:
+        try:
+            future.set_result(run_simulator(simulate, call, record, state))
+        except BaseException as error:  # any other would end this thread alone, and never be heard of
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def make_simulated(simulate: Simulate, record: Record, seconds: float = 60.0) -> Execute:
+    """Make an executor of a record's conversation that asks a simulator, `seconds` at most for each call.
+
+    It raises SimulatorError where the simulator ends the program, or takes longer.
+    """
     state: dict[str, Any] = {}
-    return lambda calls: [run_simulator(simulate, call, record, state) for call in calls]
+
+    def ask(call: Call) -> str:
+        try:
+            return start_simulator(simulate, call, record, state).result(seconds)
+        except TimeoutError:
+            raise SimulatorError(
+                f"--simulator: it has no result of a call of {call['name']!r} within {seconds:g} s (record "
+                f"{record.id}): mend it, or raise --simulator-timeout"
+            ) from None
+
+    return lambda calls: [ask(call) for call in calls]
 
 
 class RecordedResults:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 
@@ -214,6 +215,25 @@ def test_half_a_character_is_replaced_and_an_error_without_words_is_told(tmp_pat
     monkeypatch.delitem(sys.modules, "rough_tools", raising=False)
     assert make_simulated(load_simulator("rough_tools:half"), SHORT)([OSLO]) == ['{"a": "?"}']
     assert make_simulated(load_simulator("rough_tools:mute"), SHORT)([OSLO]) == ["Error: it cannot say what it is"]
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("import time; time.sleep(30)", "no result of a call of 'get_stock' within 0.2 s .record short.: .*-timeout"),
+        ("import asyncio; raise asyncio.CancelledError", "ends the program .CancelledError. at a call of 'get_stock'"),
+        ("raise SystemExit(0)", "ends the program .SystemExit: 0. at a call of 'get_stock'"),
+    ],
+)
+def test_a_simulator_that_gives_no_result_is_told(tmp_path, monkeypatch, body, words):
+    """One that sleeps held the evaluation for as long."""
+    (tmp_path / "odd_simulator.py").write_text(f"def simulate(call, record, state):\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odd_simulator", raising=False)
+    begun = time.monotonic()
+    with pytest.raises(SimulatorError, match=words):
+        evaluate_conversations(follow([SHORT]), [SHORT], load_simulator("odd_simulator:simulate"), seconds=0.2)
+    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize(
