@@ -168,8 +168,8 @@ class _Slices:
             numel = torch.Size(self.shape(name)).numel() - start
         at, end, parts = start, start + numel, []
         for one in self._slices[name]:
-            if one.start <= at < one.start + one.numel:
-                stop = min(end, one.start + one.numel)
+            stop = min(end, one.start + one.numel)
+            if one.start <= at < stop:
                 values = self._files[one.file].get_slice(f"{name}/{kind}")
                 parts.append(values[at - one.start : stop - one.start])
                 if not all(map(math.isfinite, torch.aminmax(parts[-1]))):  # a step with such a gradient is never taken

@@ -165,6 +165,7 @@ def build_student(
     model.config.use_cache = False
     if student.lora is not None:
         add_adapters(model, student.lora)
+        model.enable_input_require_grads()  # ZeRO-3 lets go of a layer too early whose inputs want no gradient
     if student.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
