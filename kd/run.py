@@ -43,7 +43,7 @@ from kd.models.student import build_run_student, run_student_config
 from kd.models.tokenizer import check_run_tokenizer, load_tokenizer, name_tokenizer
 from kd.models.weight_files import weights_fingerprint
 from kd.models.whole_copy import WholeCopy
-from kd.preflight.plan import Plan, check_fits, find_capture_problems, plan_run, refuse
+from kd.preflight.plan import Plan, check_fits, find_capture_problems, flops_a_token, plan_run, refuse
 from kd.preflight.published import published_config
 from kd.records.conversation import describe_notes
 from kd.records.record import Record
@@ -376,10 +376,9 @@ def _train(
         if aside is not None:
             log.say(f"what an earlier run left is set aside in {aside}")
 
+    beside = Beside(validator, process, flops_a_token(config, len(tokenizer)))
     try:
-        trainer = Trainer(
-            config, engine, teacher, curriculum, log, checkpoints, beside=Beside(validator, process), begin=begin
-        )
+        trainer = Trainer(config, engine, teacher, curriculum, log, checkpoints, beside=beside, begin=begin)
         result = trainer.run()
         if result.stopped != "signal":
             export(run_dir / "student")

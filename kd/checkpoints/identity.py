@@ -22,6 +22,7 @@ _FREE = {
         "save_every",
         "time_budget_seconds",
         "max_skipped_fraction",
+        "peak_tflops",
         "checkpoint_format",
         "keep_best",
         "patience",

@@ -253,7 +253,7 @@ def fewest_parameters(model_config: PreTrainedConfig) -> int:
     return shape.vocab_size * shape.hidden_size + shape.num_layers * (attention + mlp)
 
 
-def count_flops(student: Shape, teacher: Shape | None, length: int, gradient_checkpointing: bool) -> int:
+def count_flops(student: Shape, teacher: Shape | None, length: float, gradient_checkpointing: bool) -> float:
     """Count the operations a token of sequences of `length` tokens.
 
     Forward and backward of the student take 6 a parameter, 8 when recomputed; forward of the teacher takes 2. Causal

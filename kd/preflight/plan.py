@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
@@ -68,7 +68,7 @@ class Plan:
     device_memory_bytes: int | None
     host_memory_bytes: int | None
     stages: tuple[StagePlan, ...]
-    flops: int  # the whole run
+    flops: float  # the whole run
     tokens_per_second: float | None
     peak_flops: float | None
     notes: tuple[str, ...]
@@ -88,7 +88,6 @@ def plan_run(
     host_memory_bytes: int | None = None,
     *,
     ranks_per_host: int | None = None,
-    peak_flops: float | None = None,
     tokenizer_length: int | None = None,
     cache: CacheSize | None = None,
 ) -> Plan:
@@ -96,7 +95,6 @@ def plan_run(
 
     device_memory_bytes: of one GPU; None when ranks run on the CPU, where everything is in host memory.
     host_memory_bytes: of one host, with `ranks_per_host` ranks (by default all); None leaves it unchecked.
-    peak_flops: of one device in the run's precision, for the time estimate; None leaves time out.
     cache: size of the teacher's cache on disk (kd/teacher/capture/size.py), where the run has one and it is known.
 
     No network is read: a teacher that is not on this machine is left out, and a note says so.
@@ -110,7 +108,8 @@ def plan_run(
     job, teacher, notes = find_job(
         config, world_size, memory, tokenizer_length=tokenizer_length, on_cpu=device_memory_bytes is None
     )
-    student = job.student
+    student, peak = job.student, config.training.peak_tflops
+    peak_flops = None if peak is None else peak * 1e12
     machine = Machine(device_memory_bytes, host_memory_bytes, ranks_per_host)
     device, host = estimate_memory(job)
     stages = tuple(plan_stages(config.data.stages, config.training, world_size))
@@ -162,6 +161,16 @@ def find_job(
     cached = config.teacher is not None and config.teacher.cache is not None
     job = _job(config, student, None if cached else teacher, world_size, on_cpu=on_cpu)
     return job, teacher, (*reader.notes(), *notes, *_capture_notes(replace(job, teacher=teacher), cached))
+
+
+def flops_a_token(config: RunConfig, tokenizer_length: int) -> Callable[[float], float] | None:
+    """Return the operations of a token by the length of its sequence, without what is computed twice to save memory, as
+    the model FLOPs utilisation counts them; None without training.peak_tflops, which needs them. Raises as `plan_run`.
+    """
+    if config.training.peak_tflops is None:
+        return None
+    job, *_ = find_job(config, 1, tokenizer_length=tokenizer_length)
+    return lambda length: count_flops(job.student, job.teacher, length, gradient_checkpointing=False)
 
 
 def find_capture_problems(
@@ -224,7 +233,7 @@ def format_plan(plan: Plan) -> str:
     lines.append(f"    {'all stages':<38} {plan.tokens / 1e9:>9.3f} B tokens")
     lines.append(f"  work      {plan.flops:.3g} FLOPs, {plan.flops / max(plan.tokens, 1):.3g} a token")
     if plan.tokens_per_second is None or plan.peak_flops is None:
-        lines.append("  time      not estimated: the device's peak is not known")
+        lines.append("  time      not estimated: the device's peak is not known (training.peak_tflops)")
     else:
         days = plan.tokens / plan.tokens_per_second / 86400
         lines.append(

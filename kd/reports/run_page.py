@@ -45,7 +45,10 @@ DRIVERS = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens a second",
+    "mfu": "Model FLOPs utilisation (MFU)",
     "data_wait": "Part of the time that waits for data",
+    "teacher_wait": "Part of the time that the teacher's targets take",
+    "rank_wait": "Part of the time that waits for the slowest rank",
     "sequences": "Records, or turns of those that are split",
     "memory_gib": "Memory, GiB",
 }

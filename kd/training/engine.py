@@ -5,12 +5,14 @@ model is never called around the engine, because its hooks reduce the gradients.
 steps.
 
 The finite gate: a gradient that is not finite on any rank makes DeepSpeed (0.19.8 or later) skip the step on all of
-them; `StepReport.skipped` says so, and `suspects` names this rank's records whose rows were not finite.
+them; `StepReport.skipped` says so, and `suspects` names this rank's records whose rows were not finite. A step that the
+trainer refuses for its loss is skipped by the same gate: its gradient is made NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +40,7 @@ from kd.objective.terms import TERMS, TermWeights
 from kd.rendering.spans import BIT_NAMES
 from kd.teacher.source import TeacherSource
 from kd.training.optimizer import build_optimizer
+from kd.training.stopwatch import Stopwatch
 from kernels import DenseTeacher
 
 HITS = tuple(f"{name}_accuracy" for name in BIT_NAMES)
@@ -52,14 +55,16 @@ class StepReport(NamedTuple):
     """Result of one optimizer step on this rank.
 
     `sums` [12] fp32, on the device, by SUMS: weighted terms, then counts of hits and summed nats; add them over ranks.
-    `suspects`: ids of records whose rows were not finite, where the step was skipped. `answers` [5] fp32, on the
-    device, by ANSWER_SUMS: those of the student's own answers, to be added over ranks.
+    `suspects`: ids of records whose rows were not finite, where the step was skipped; where it was refused, of the
+    records with the largest loss. `answers` [5] fp32, on the device, by ANSWER_SUMS: those of the student's own
+    answers, to be added over ranks.
     """
 
     sums: Tensor
     skipped: bool
     suspects: tuple[str, ...]
     answers: Tensor
+    refused: bool = False
 
 
 class AnswerStep(NamedTuple):
@@ -123,6 +128,7 @@ class StudentEngine:
         # a loaded model comes in evaluation mode, where gradient checkpointing and dropout silently do nothing
         self._engine.train()
         self.device: torch.device = self._engine.device
+        self.teacher_time = Stopwatch(self.device)
         self.world_size = torch.distributed.get_world_size()
 
     @property
@@ -160,6 +166,7 @@ class StudentEngine:
         teacher: TeacherSource | None = None,
         step: int = 0,
         answers: AnswerStep | None = None,
+        refuses: Callable[[Tensor], bool] | None = None,
     ) -> StepReport:
         """Take one optimizer step over this rank's micro-batches; all ranks together.
 
@@ -169,7 +176,10 @@ class StudentEngine:
             teacher: source of the teacher's targets, or None.
             step: the optimizer step, from 0.
             answers: of the student's own, trained beside the records.
+            refuses: given the sums of the whole step, before its last backward, tells whether to skip it; the same on
+                every rank.
         """
+        refused = False
         skipped_before = self.skipped_steps
         sums, own_sums = (torch.zeros(len(names), device=self.device) for names in (SUMS, ANSWER_SUMS))
         seen: list[tuple[MicroBatch, Tensor]] = []
@@ -177,16 +187,19 @@ class StudentEngine:
             micro = micro.to(self.device)
             own = None if answers is None else self._answer_inputs(answers, answers.batches[number], step)
             out = self._forward(micro, counts, terms, teacher, step, self._grad_scale(), own)
-            self._engine.backward(out.loss, scale_wrt_gas=False)
-            self._engine.step()
             sums += self._sums(micro, out)
+            if refuses is not None and number == len(micro_batches) - 1:
+                refused = refuses(sums)
+            self._engine.backward(out.loss * math.nan if refused else out.loss, scale_wrt_gas=False)
+            self._engine.step()
             # With forward_kl a teacher's NaN is in its entropy and not in the divergence.
             seen.append((micro, out.rows.nll + out.rows.divergence + out.rows.hard_nll + out.rows.teacher_entropy))
             if own is not None and out.answers is not None:
                 own_sums += out.answers.sums / torch.tensor(self._own_divisors, device=self.device)
                 seen.append((own.batch.micro, out.answers.rows.nll + out.answers.rows.divergence))
         skipped = self.skipped_steps > skipped_before
-        return StepReport(sums, skipped, _suspects(seen) if skipped else (), own_sums)
+        suspects = (_worst(seen) if refused else _suspects(seen)) if skipped else ()
+        return StepReport(sums, skipped, suspects, own_sums, refused)
 
     @torch.no_grad()
     def measure(
@@ -200,7 +213,8 @@ class StudentEngine:
         """Return the sums [12] of `StepReport` without taking a step or changing anything; all ranks together, each
         with as many micro-batches. Arguments are as in `train_step`.
         """
-        sums = torch.zeros(len(SUMS), device=self.device)
+        sums, timed = torch.zeros(len(SUMS), device=self.device), self.teacher_time
+        self.teacher_time = Stopwatch(self.device)  # the training's seconds leave these out
         self._engine.eval()  # no dropout: it would draw from the training's random numbers
         try:
             for micro in micro_batches:
@@ -208,6 +222,7 @@ class StudentEngine:
                 sums += self._sums(micro, self._forward(micro, counts, terms, teacher, step, 1.0))
         finally:
             self._engine.train()
+            self.teacher_time = timed
         return sums
 
     def _forward(
@@ -221,7 +236,8 @@ class StudentEngine:
         answers: AnswerInputs | None = None,
     ) -> CombinedLoss:
         weights = row_weights(micro.bits, micro.weight, counts, terms, divisor=self.world_size)
-        targets = teacher.targets(micro, terms.temperature, step) if teacher is not None else None
+        with self.teacher_time:
+            targets = teacher.targets(micro, terms.temperature, step) if teacher is not None else None
         return self._engine(micro, weights, terms, targets, grad_scale, answers)
 
     def _answer_inputs(self, answers: AnswerStep, batch: AnswerBatch, step: int) -> AnswerInputs:
@@ -230,7 +246,8 @@ class StudentEngine:
         teacher = None
         if answers.teacher is not None:
             temperature = answers.settings.rollouts.distill_temperature
-            found = answers.teacher.targets(batch.micro, temperature, step)
+            with self.teacher_time:
+                found = answers.teacher.targets(batch.micro, temperature, step)
             assert isinstance(found, DenseTeacher), "kd/config/conflicts/rollouts.py asks for targets: dense"
             teacher = found
         return AnswerInputs(batch, weights, teacher, answers.settings)
@@ -274,3 +291,12 @@ def _suspects(seen: list[tuple[MicroBatch, Tensor]]) -> tuple[str, ...]:
         bad = micro.record[~torch.isfinite(value)].unique().tolist()
         names += [micro.record_ids[i] for i in bad]
     return tuple(names)
+
+
+def _worst(seen: list[tuple[MicroBatch, Tensor]], most: int = 3) -> tuple[str, ...]:
+    """Name the records with the largest sums of row losses."""
+    found = []
+    for micro, value in seen:
+        sums = torch.zeros(len(micro.record_ids), device=value.device).index_add_(0, micro.record, value.float())
+        found += zip(sums.tolist(), micro.record_ids)
+    return tuple(name for _, name in sorted(found, reverse=True)[:most])

@@ -30,11 +30,13 @@ class Window:
     samples: int = 0
     began: float = 0.0  # seconds of training
     waited: float = 0.0  # seconds for the data of a step
+    waited_for_ranks: float = 0.0  # seconds at its beginning, for the slowest rank
 
     def restart(self, seconds: float) -> None:
         """Begin a new window at `seconds` of training."""
         self.sums.zero_()
-        self.steps, self.tokens, self.samples, self.began, self.waited = 0, 0, 0, seconds, 0.0
+        self.steps, self.tokens, self.samples, self.began = 0, 0, 0, seconds
+        self.waited = self.waited_for_ranks = 0.0
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -23,13 +24,14 @@ from kd.training.engine import SUMS, StepReport, StudentEngine
 from kd.training.log import RunLog, memory_gib
 from kd.training.optimizer import learning_rate
 from kd.training.process import Process
-from kd.training.progress import Progress
+from kd.training.progress import LOSS_MEAN_DECAY, Progress
 from kd.training.stopping import StopRequest
 from kd.training.tally import LEFT_OUT, NO_TARGETS, REFUSED, TOO_LONG, StepTally, Tally, tally_step
 from kd.training.validation import Best, Validator
 
 MAX_SKIPPED_IN_A_ROW = 10
 MIN_SKIPPED = 10  # fewer skipped steps than this never stop a run
+SPIKES_AFTER = 20  # steps of a stage, whose loss no mean of fewer foretells
 
 
 class TrainingError(SpanwiseError, RuntimeError):
@@ -61,6 +63,7 @@ class Beside(NamedTuple):
 
     validator: Validator | None = None  # measurements while it trains
     process: Process | None = None  # the student's own answers, where a stage has rollouts
+    flops: Callable[[float], float] | None = None  # of a token, by the mean length of its sequence, for mfu
 
 
 class Trainer:
@@ -88,7 +91,7 @@ class Trainer:
     ):
         self._config, self._engine, self._teacher, self._curriculum = config, engine, teacher, curriculum
         self._log, self._ranks, self._checkpoints = log, curriculum.ranks, checkpoints
-        self._validator, self._process = beside or Beside()
+        self._validator, self._process, self._flops = beside or Beside()
         self._quarantine = quarantine_file(config.data, config.run)
         self._begin, self._has_begun = begin, False
         self._progress = Progress()
@@ -114,6 +117,7 @@ class Trainer:
         for step in self._curriculum.steps(at):
             at.window.waited += time.monotonic() - asked
             over_budget = budget is not None and at.seconds >= budget
+            asked = time.monotonic()
             tally = tally_step(
                 step.micro_batches,
                 self._ranks,
@@ -121,6 +125,7 @@ class Trainer:
                 over_budget=over_budget,
                 saves=self._stop.take_save(),
             )
+            at.window.waited_for_ranks += time.monotonic() - asked
             refusals = self._keep_refusals(step) if tally.left_out[REFUSED] else []
             self._check_left_out(step, tally, refusals)
             stopped = tally.stopped or self._is_out_of_patience()
@@ -145,7 +150,10 @@ class Trainer:
             self._teacher.prefetch(step.following, self._terms(at.step + 1).temperature)
         self._engine.set_learning_rate(rate)
         answers = None if self._process is None else self._process.look(at)
-        report = self._engine.train_step(step.micro_batches, tally.rows, terms, self._teacher, at.step, answers)
+        refuses = None if training.loss_spike_factor is None else self._is_spike
+        report = self._engine.train_step(
+            step.micro_batches, tally.rows, terms, self._teacher, at.step, answers, refuses
+        )
         at.step, at.stage_step, at.data = at.step + 1, at.stage_step + 1, step.state
         at.tally.add(step.stage.name, tally.left_out, refusals)
         num_tokens = tally.num_tokens
@@ -156,7 +164,7 @@ class Trainer:
         at.window.samples += tally.num_samples
         if report.skipped:
             at.skipped_in_a_row, at.num_skipped = at.skipped_in_a_row + 1, at.num_skipped + 1
-            self._report_skip(report.suspects)
+            self._report_skip(report)
         else:
             at.skipped_in_a_row = 0
             self._add_to_window(report, tally, step.stage)
@@ -176,8 +184,23 @@ class Trainer:
         at = self._progress
         at.window.sums += torch.cat([report.sums.cpu().double(), tally.rows])
         at.window.steps += 1
-        if stage.until is not None and stage.until.loss_below is not None:
-            at.see_loss(self._ranks.sum(report.sums[: len(TERMS)].cpu().double()).sum().item())
+        is_seen = self._config.training.loss_spike_factor is not None
+        if stage.until is not None and stage.until.loss_below is not None and not is_seen:
+            at.see_loss(self._sum_loss(report.sums))
+
+    def _sum_loss(self, sums: torch.Tensor) -> float:
+        """Return a step's loss over all ranks."""
+        return self._ranks.sum(sums[: len(TERMS)].cpu().double()).sum().item()
+
+    def _is_spike(self, sums: torch.Tensor) -> bool:
+        """Tell whether a step's loss is too far above the running mean, and let the mean follow it, up to that."""
+        at, factor = self._progress, self._config.training.loss_spike_factor
+        assert factor is not None, "asked of a run that has it alone"
+        loss, (mean, weight) = self._sum_loss(sums), at.loss_mean
+        limit = factor * mean / weight if weight > 1 - LOSS_MEAN_DECAY**SPIKES_AFTER else math.inf
+        if math.isfinite(loss):
+            at.see_loss(min(loss, limit))
+        return loss > limit
 
     def _validate(self, terms: TermWeights) -> None:
         if self._validator is not None:
@@ -262,18 +285,19 @@ class Trainer:
             self._has_begun = True
             self._begin(resumed)
 
-    def _report_skip(self, suspects: tuple[str, ...]) -> None:
-        at = self._progress
-        names = [name for names in self._ranks.gather(suspects) for name in names]
+    def _report_skip(self, report: StepReport) -> None:
+        at, factor = self._progress, self._config.training.loss_spike_factor
+        names = [name for names in self._ranks.gather(report.suspects) for name in names]
         found = f"rows of {', '.join(names[:10])}" if names else "no row's loss (an overflow in backward)"
-        self._log.say(
-            f"step {at.step}: the gradient is not finite, so the step is skipped on every rank; not finite: {found}"
-        )
-        if self._engine.scales_loss:
+        why, which = "the gradient is not finite", "not finite"
+        if report.refused:
+            why, which = f"the loss is over {factor:g} times its running mean (training.loss_spike_factor)", "largest"
+        self._log.say(f"step {at.step}: {why}, so the step is skipped on every rank; {which}: {found}")
+        if self._engine.scales_loss and not report.refused:
             return  # a loss scale that was too large is found by skipping
         steps, allowed = self._config.training.steps, self._config.training.max_skipped_fraction
         if at.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            reason = f"{at.skipped_in_a_row} steps in a row had gradients that are not finite"
+            reason = f"{at.skipped_in_a_row} steps in a row were skipped, the last one because {why}"
         elif at.num_skipped >= MIN_SKIPPED and at.num_skipped > allowed * steps:
             reason = (
                 f"{at.num_skipped} steps were skipped, more than training.max_skipped_fraction ({allowed:g}) of {steps}"
@@ -305,6 +329,9 @@ class Trainer:
             "grad_norm": self._engine.grad_norm(),
             "tokens_per_second": window.tokens / seconds,
             "data_wait": min(window.waited / seconds, 1.0),
+            "rank_wait": min(window.waited_for_ranks / seconds, 1.0),
+            "teacher_wait": min(self._engine.teacher_time.take() / seconds, 1.0),
+            **self._utilisation(window.tokens / seconds, window.tokens / max(window.samples, 1)),
             "sequences": window.samples,
             "memory_gib": memory_gib(self._engine.device),
             "skipped_steps": self._engine.skipped_steps,
@@ -312,3 +339,10 @@ class Trainer:
         }
         self._log.line(line)
         window.restart(at.seconds)
+
+    def _utilisation(self, tokens_per_second: float, length: float) -> dict[str, float]:
+        """Give mfu, where the peak is known: operations that the model needs over those that its devices can do."""
+        peak = self._config.training.peak_tflops
+        if peak is None or self._flops is None:
+            return {}
+        return {"mfu": tokens_per_second * self._flops(length) / (peak * 1e12 * self._ranks.world_size)}

@@ -168,6 +168,8 @@ FROZEN_KEYS = [
     "training.save_every",
     "training.deepspeed",
     "training.max_skipped_fraction",
+    "training.loss_spike_factor",
+    "training.peak_tflops",
     "training.keep_best",
     "training.patience",
     "training.time_budget_seconds",

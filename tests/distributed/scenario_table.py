@@ -40,6 +40,7 @@ class Scenario:
     poison: tuple[int, str] | None = None
     export: bool = False
     capture: int | None = None
+    spikes_after: int | None = None
 
     def as_job(self, config: Path) -> dict:
         """Return the scenario as scenarios.py reads it from JSON."""
@@ -210,6 +211,14 @@ class Table:
                 scenario("refused", f"data.stages.0.train=[{out}/formats*]", "run.name=refused"),
                 scenario(
                     "truth", "teacher=null", f"tokenizer.path={self.teacher}", "loss.weights={truth: 1}", accumulation=2
+                ),
+                scenario(
+                    "spike",
+                    "run.name=spike",
+                    "training.steps=3",
+                    "training.loss_spike_factor=1.5",
+                    "training.max_skipped_fraction=1",
+                    spikes_after=0,
                 ),
                 scenario("nan_fp32", *adamw, **poisoned),
                 scenario("nan_bf16", *adamw, "student.dtype=bf16", "teacher.dtype=bf16", **poisoned),

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 import kd.training.engine
+import kd.training.trainer
 from kd.checkpoints.export_hf import export_student
 from kd.config.deepspeed.fill import resolve_ds_config
 from kd.config.derived import longest_length
@@ -154,9 +155,11 @@ def run(scenario: dict, out: Path) -> dict:
         report = step(*args, **kwargs)
         snapshots.append(weights_of(model))
         reports.append((report.skipped, report.suspects))
+        refusals.append(report.refused)
         return report
 
     reports: list = []
+    refusals: list = []
     engine.train_step = train_step
     log = Lines()
     ranks, missing = Ranks(), teacher.missing if teacher is not None else frozenset()
@@ -185,7 +188,11 @@ def run(scenario: dict, out: Path) -> dict:
         show=log.shown.extend,
     )
     process = open_process(config, given)
+    after = kd.training.trainer.SPIKES_AFTER
+    if scenario.get("spikes_after") is not None:
+        kd.training.trainer.SPIKES_AFTER = scenario["spikes_after"]
     result = Trainer(config, engine, teacher, curriculum, log, beside=Beside(validator, process)).run()
+    kd.training.trainer.SPIKES_AFTER = after
     counts = {f"num_{name}": result.tally.count(reason) for name, reason in COUNTED.items()}
     if scenario.get("export"):
         export_student(model, tokenizer, out / f"{scenario['name']}_student")
@@ -196,6 +203,7 @@ def run(scenario: dict, out: Path) -> dict:
         "seen": log.seen,
         "shown": log.shown,
         "reports": reports,
+        "refusals": refusals,
         "partitioned": partitioned,
         "training": all(module.training for module in model.modules()),
         "notes": dict(read.notes),

@@ -86,7 +86,7 @@ def kill_after_two_checkpoints(processes: list[subprocess.Popen], checkpoints: P
 
 def numbers(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    measured = ("seconds", "tokens_per_second", "data_wait", "memory_gib")
+    measured = ("seconds", "tokens_per_second", "data_wait", "rank_wait", "teacher_wait", "memory_gib")
     return [{k: v for k, v in row.items() if k not in measured} for row in rows]
 
 

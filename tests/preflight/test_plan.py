@@ -180,7 +180,7 @@ def test_operations_by_hand():
 
 
 def test_tokens_and_time(configure):
-    plan = plan_run(configure({"stage": 3}), 4, 80 * GIB, peak_flops=1e12)
+    plan = plan_run(configure({"stage": 3}, overrides=["training.peak_tflops=1"]), 4, 80 * GIB)
     assert plan.student_parameters == PARAMETERS
     assert [(stage.steps, stage.tokens_per_step) for stage in plan.stages] == [
         (30, 4 * 3 * 5 * 10),

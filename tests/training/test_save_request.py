@@ -13,6 +13,7 @@ from kd.config.load import load_config
 from kd.training.curriculum import StageStep
 from kd.training.engine import SUMS, StepReport
 from kd.training.stopping import StopRequest, deaf_to_saves
+from kd.training.stopwatch import Stopwatch
 from kd.training.tally import tally_step
 from kd.training.trainer import Trainer
 
@@ -42,6 +43,7 @@ class Ranks:
 
 class Engine:
     device, scales_loss, skipped_steps = torch.device("cpu"), False, 0
+    teacher_time = Stopwatch(device)
 
     def __init__(self, signals: dict[int, int]):
         self._signals = signals
@@ -49,7 +51,7 @@ class Engine:
     def set_learning_rate(self, value):
         pass
 
-    def train_step(self, micro_batches, rows, terms, teacher, step, answers=None):
+    def train_step(self, micro_batches, rows, terms, teacher, step, answers=None, refuses=None):
         if step in self._signals:
             os.kill(os.getpid(), self._signals[step])
         return StepReport(torch.zeros(len(SUMS)), False, (), torch.zeros(5))

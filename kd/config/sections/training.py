@@ -57,8 +57,17 @@ class Training(Section):
     precision, optimizer, scheduler, and "auto" in their places. A value there that contradicts this YAML is an
     error."""
     max_skipped_fraction: Fraction = 0.01
-    """Part of the run's optimizer steps, from 0 to 1, that may be skipped as their gradient is not finite; with more,
-    and at least 10, training stops. fp16 skips steps to find its loss scale, and is exempt."""
+    """Part of the run's optimizer steps, from 0 to 1, that may be skipped as their gradient is not finite, or by
+    loss_spike_factor; with more, and at least 10, training stops. fp16 skips steps to find its loss scale, and is
+    exempt."""
+    loss_spike_factor: Annotated[float, Field(gt=1, le=1e6)] | None = None
+    """Skip an optimizer step whose loss is more than so many times the running mean of its stage (of about 50 steps,
+    from the 20th on), and name its worst records; above 1, at most 1e6; usual 2 to 5. In fp16 it also lowers the loss
+    scale. None skips nothing for its loss."""
+    peak_tflops: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """TFLOP/s of one device in the run's precision, as its maker states it (989 of an H100 in bf16, dense); above 0, at
+    most 1e6. It gives the metric mfu, the model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix
+    B)."""
     keep_best: Text | None = None
     """Metric of data.validation by which the best step is exported to best/, beside the last one in student/: loss, kd,
     hard, truth, tool, args or integration (mean nats a token, the least is best), one of the last four with _accuracy,
