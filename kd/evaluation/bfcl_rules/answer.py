@@ -126,9 +126,7 @@ def _check_argument(name: str, value: Any, allowed: list[Any], declared: Any, en
     kind = read_type(declared) or _infer_type(allowed)
     items = None
     if kind in _LISTS:
-        items = read_type(declared.get("items")) or _infer_type(
-            [item for one in allowed if isinstance(one, list) for item in one]
-        )
+        items = _read_items(declared, allowed)
     if entry.language != "python":
         if not isinstance(value, str):
             short = "java" if entry.language == "java" else "js"
@@ -140,6 +138,20 @@ def _check_argument(name: str, value: Any, allowed: list[Any], declared: Any, en
         if types.get(kind) is float and type(value) is int and abs(value) < 2**1000:  # past that no float holds it
             value = float(value)
     return check_value(name, value, allowed, types.get(kind, str), types.get(items, str) if items else None)
+
+
+def _read_items(declared: dict[str, Any], allowed: list[Any]) -> str | None:
+    """Return the type of a list's items; None where they are of several, or of one that no schema declares.
+
+    BFCL's schemas always declare one. Where the only items are objects, they are compared as such.
+    """
+    inner = declared.get("items")
+    kind = inner.get("type") if isinstance(inner, dict) else None
+    if isinstance(kind, str):
+        return kind
+    wanted = [item for one in allowed if isinstance(one, list) for item in one]
+    objects = wanted and all(isinstance(item, dict) for item in wanted) and read_type(inner) in (None, "object")
+    return "dict" if objects else None
 
 
 def _infer_type(allowed: list[Any]) -> str:

@@ -306,6 +306,16 @@ def test_a_record_of_bfcl_keeps_its_alternatives():
     assert judge_calls([call("trip.plan", city="Oslo, Norway", days=3)], entry).valid
 
 
+@pytest.mark.parametrize("items", [None, {}, {"type": ["string", "null"]}, {"anyOf": [{"type": "integer"}]}])
+@pytest.mark.parametrize("value", [["1", 1, None, {"k": "v"}], [[], {}], [1, "b"], [{"a": 1}, 2], [{"a": [1]}], []])
+def test_a_list_whose_items_are_of_no_one_type(items, value):
+    declared = {"type": "array"} if items is None else {"type": "array", "items": items}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": declared}}}}]
+    entry = make_entry(tools, [call("f", x=value)])
+    assert judge_calls([call("f", x=value)], entry).valid
+    assert not judge_calls([call("f", x=[*value, 7])], entry).valid
+
+
 @pytest.mark.parametrize("kept", [None, 5, {}, {"functions": [1], "ground_truth": [{}]}, {"ground_truth": [{"f": 1}]}])
 def test_other_words_in_meta_are_no_truth(kept):
     record = Record("r", [], [TOOL], meta={"bfcl": kept})
