@@ -248,6 +248,38 @@ def test_a_grammar_is_no_wider_than_its_template_writes(readers):
         assert readers[name][1].parse(text, TOOLS).calls == [{"name": "f", "arguments": {"n": value}}]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text, mark: text.replace(mark, "<b>"),
+        lambda text, mark: text.replace(f"city:{mark}Oslo", "city:<b>Oslo<b>,place:" + mark),
+        lambda text, mark: text.replace("n:3", "n:3,"),
+        lambda text, mark: text.replace("n:3", "n:[3,]"),
+    ],
+)
+@pytest.mark.parametrize(("name", "mark"), [("gemma4", '<|"|>'), ("functiongemma", "<escape>")])
+def test_an_object_of_bare_keys_is_as_its_template_writes_it(name, mark, damage, readers):
+    """No other marks around a text, and no comma that nothing follows."""
+    text = FAMILIES[name].text
+    parsed = readers[name][1].parse(damage(text, mark), TOOLS)
+    assert parsed.calls == PLAIN[1:] and parsed.problems
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("demo", "hermes")])
+def test_time_grows_with_openings_that_one_end_closes(name, readers):
+    """Each opening reaches to the same end, far on, and fails behind it."""
+    tokenizer, reader = readers[name]
+    text = write(tokenizer, [{"name": "f", "arguments": {"city": "Oslo", "n": 3}}])
+    start, end = text.index("Oslo"), text.index("Oslo") + 4
+    taken = []
+    for size in (100_000, 400_000):
+        damaged = text[:start] * (size // start) + text[end : text.index("3", end)] + "\0"
+        begin = time.process_time()
+        reader.parse(damaged, TOOLS)
+        taken.append(time.process_time() - begin)
+    assert taken[1] < max(4 * 2 * taken[0], 0.4) and taken[0] < 1
+
+
 def test_names_that_nothing_opens(tokenizer):
     other = with_template(tokenizer, FUNCTIONARY, "<s>", "</s>")
     reader = find_syntax(other)

@@ -20,7 +20,7 @@ from kd.toolcalls.syntax.sections import Source, Unit, read_sections
 from kd.toolcalls.syntax.strict_json import JsonProblem, find_excess, read_json
 from kd.toolcalls.syntax.typed import NO_VALUE, read_literal, read_python, read_typed
 
-_STRING_MARK = re.compile(r"<[^<>\s]{1,30}>")
+_ANY_MARK = re.compile(r"<[^<>\s]{1,30}>")
 _WORD = re.compile(r"[^\s:,{}\[\]<>\"']{1,200}")
 _HEAD = re.compile(r"([^\s{}\[\]()<>:,\"']{1,200})\{")
 
@@ -52,14 +52,17 @@ def _is_text_of(written: object, value: object) -> bool:
     )
 
 
-def _read(source: Source, at: int, depth: int = 0) -> tuple[object, int]:
-    """Read the value at `at`: (value, end); (NO_VALUE, where it breaks) where there is none."""
+def _read(source: Source, at: int, marks: re.Pattern[str] = _ANY_MARK, depth: int = 0) -> tuple[object, int]:
+    """Read the value at `at`: (value, end); (NO_VALUE, where it breaks) where there is none.
+
+    marks: what a string stands between.
+    """
     text = source.text
     if depth > MAX_DEPTH:
         return NO_VALUE, at
     if text.startswith(("{", "["), at):
-        return _read_inside(source, at, depth)
-    mark = _STRING_MARK.match(text, at)
+        return _read_inside(source, at, marks, depth)
+    mark = marks.match(text, at)
     if mark:
         end = source.find(mark[0], mark.end())
         return (NO_VALUE, at) if end < 0 else (text[mark.end() : end], end + len(mark[0]))
@@ -72,7 +75,7 @@ def _read(source: Source, at: int, depth: int = 0) -> tuple[object, int]:
         return value, word.end() if word else at
 
 
-def _read_inside(source: Source, at: int, depth: int) -> tuple[object, int]:
+def _read_inside(source: Source, at: int, marks: re.Pattern[str], depth: int) -> tuple[object, int]:
     text = source.text
     keyed = text[at] == "{"
     closing, members, items = "}" if keyed else "]", {}, []
@@ -80,20 +83,22 @@ def _read_inside(source: Source, at: int, depth: int) -> tuple[object, int]:
     while not text.startswith(closing, at):
         if keyed:
             word = _WORD.match(text, at)
-            key, at = (word[0], word.end()) if word else _read(source, at, MAX_DEPTH)
+            key, at = (word[0], word.end()) if word else _read(source, at, marks, MAX_DEPTH)
             at = skip_space(text, at)
             if not isinstance(key, str) or key in members or not text.startswith(":", at):
                 return NO_VALUE, at
-            value, at = _read(source, skip_space(text, at + 1), depth + 1)
+            value, at = _read(source, skip_space(text, at + 1), marks, depth + 1)
             members[key] = value
         else:
-            value, at = _read(source, at, depth + 1)
+            value, at = _read(source, at, marks, depth + 1)
             items.append(value)
         if value is NO_VALUE:
             return NO_VALUE, at
         at = skip_space(text, at)
         if text.startswith(",", at):
             at = skip_space(text, at + 1)
+            if text.startswith(closing, at):
+                return NO_VALUE, at
         elif not text.startswith(closing, at):
             return NO_VALUE, at
     return members if keyed else items, at + 1
@@ -104,9 +109,11 @@ class BareKeysBody:
     """Call as a name and an object without quotes.
 
     Attributes:
+        marks: pattern of what a string stands between.
         texts: every argument is written as a string; its schema says what it is.
     """
 
+    marks: re.Pattern[str]
     texts: bool = False
     head: str = _HEAD.pattern
     noun: str = "object"
@@ -116,7 +123,7 @@ class BareKeysBody:
         named = _HEAD.match(source.text, skip_space(source.text, at))
         if named is None:
             return Unit(None, at, "no name and brace", whole=False)
-        value, end = _read(source, named.end() - 1)
+        value, end = _read(source, named.end() - 1, self.marks)
         if value is NO_VALUE:
             return Unit(None, at, f"not an object of arguments (character {end - at})", whole=False)
         if self.texts and isinstance(value, dict):
@@ -144,14 +151,16 @@ def learn_bare_keys(probes: Sequence[Probe]) -> Parse | None:
             return None
         written, _ = _read(Source(probe.text, ()), place.arguments[0])
         assert isinstance(written, dict), "it was located"
+        marks.update(_ANY_MARK.findall(probe.text, *place.arguments)[:1])
         texts.extend(_is_text_of(written[key], value) for key, value in call["arguments"].items())
         return place.name[0], place.end
 
     texts: list[bool] = []
+    marks: set[str] = set()
     units = find_units(probes, find)
     if units is None:
         return None
-    body = BareKeysBody(any(texts))
+    body = BareKeysBody(re.compile("|".join(map(re.escape, sorted(marks)))), any(texts))
     frame = find_frame(probes, units, body.head)
     return lambda text, tools: read_sections(text, frame, body, tools)
 

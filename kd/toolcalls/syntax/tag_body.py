@@ -70,8 +70,11 @@ class TagBody:
         if name is None or rest is None:
             return Unit(None, at, "no name in its tag", whole=False)
         schema = {"properties": source.parameters.get(name[0], {})}
+        if not source.spend(0):
+            return Unit(None, at, "not read: the text before it is too damaged", whole=False)
         arguments, end, problem = self._read_parameters(source, rest.end(), schema, 0)
         if problem:
+            source.spend(end - at)  # a next call may begin within what was read
             return Unit(None, at, f"{problem} (character {end - at})", whole=False)
         call = {"name": name[0], "arguments": arguments}
         excess = find_excess(call)
