@@ -5,6 +5,7 @@ Nothing of training changes: no weight, gradient, random number or batch, and it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -154,7 +155,8 @@ class Validator:
         return self._patience is not None and best is not None and best.num_since >= self._patience
 
     def _choose(self, step: int, value: float, best: Best | None) -> Best:
-        if best is not None and not self._sign * value < self._sign * best.value:
+        is_worse = best is not None and (math.isnan(value) or self._sign * value >= self._sign * best.value)
+        if best is not None and is_worse:
             return best._replace(num_since=best.num_since + 1)
         self._export(step)
         return Best(step, value)

@@ -74,6 +74,10 @@ def test_a_metric_of_which_more_is_better_and_one_that_is_not_chosen_by():
 def test_a_value_that_is_not_a_number_is_never_better():
     validator = Validator([Scripted(1, 2.0, float("nan"), 1.0)], lambda *_: None, keep_best="truth")
     assert walk(validator, 3) == Best(3, 1.0, 0)
+    for lower in (True, False):
+        measure = Scripted(1, float("nan"), float("nan"), 2.0, float("nan"))
+        validator = Validator([measure], lambda *_: None, keep_best="truth", lower_is_better=lower)
+        assert walk(validator, 4) == Best(3, 2.0, 1)  # the first one no more than a later one
 
 
 def test_the_last_step_is_measured_whatever_the_pace():
