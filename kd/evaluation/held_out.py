@@ -17,7 +17,7 @@ from kd.evaluation.answerers.local_model import EvaluationError, LocalModel
 from kd.evaluation.cases import Case, build_cases
 from kd.evaluation.conversations.evaluate import evaluate_conversations
 from kd.evaluation.together import Entrant, Metrics, evaluate_together, find_place
-from kd.models.load import load_whole_model, read_model_config
+from kd.models.load import check_vocabulary, load_whole_model, read_model_config
 from kd.models.model_files import check_weights
 from kd.models.tokenizer import read_rendering_tokenizer
 from kd.models.weight_files import weight_files
@@ -166,7 +166,7 @@ def _find_further(evaluation: schema.Evaluation, tokenizer) -> list[Candidate]:
                 f"{key}: {path} has another tokenizer or chat template than the run, whose prompts it would not "
                 "understand: compare it with spanwise evaluate, which renders each model's own"
             )
-        read_model_config(path, key=key)
+        check_vocabulary(read_model_config(path, key=key), tokenizer, f"{key}: {path}")
         if Path(path).is_dir():
             check_weights(Path(path))
         found.append(Candidate(name, path))

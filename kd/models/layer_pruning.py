@@ -126,6 +126,12 @@ def _check_cuttable(teacher: PreTrainedConfig) -> None:
             f"init: teacher_layers: the {teacher.model_type} teacher's layers are mixtures of experts, which a small "
             "student does not take: use init: scratch, or a dense checkpoint"
         )
+    unnamed = [name for name in ("num_hidden_layers", "intermediate_size", *_FIXED[:2]) if not hasattr(teacher, name)]
+    if unnamed:
+        raise CutError(
+            f"init: teacher_layers: a {teacher.model_type} teacher's config.json has no {unnamed[0]}, and its layers "
+            "are laid out in a way of their own: use init: scratch, or a checkpoint"
+        )
     if teacher.get_text_config() is not teacher:
         raise CutError(
             f"init: teacher_layers: a {teacher.model_type} teacher has more than a language model: save that part by "

@@ -91,9 +91,33 @@ def _explain_size(model_config: PreTrainedConfig) -> str | None:
     """Say which size no model can have: building millions of layers takes minutes before anything else fails."""
     text = model_config.get_text_config()
     for name, most in _MOST.items():
-        value = getattr(text, name, 1)
-        if isinstance(value, int) and not 1 <= value <= most:
+        value = read_size(text, name)
+        if value is not None and not 1 <= value <= most:
             return f"{name} is {value}, and models have from 1 to {most:,}"
+    return None
+
+
+def check_vocabulary(model_config: PreTrainedConfig, tokenizer: Any, where: str) -> None:
+    """Check that a model has a row for each token of its tokenizer; raises StudentError, which `where` opens."""
+    width = read_size(model_config.get_text_config(), "vocab_size")
+    if width is not None and width < len(tokenizer):
+        raise StudentError(
+            f"{where}: its vocabulary is {width} wide and its tokenizer has {len(tokenizer)} tokens: take the "
+            "tokenizer that the model was trained with, or another model"
+        )
+
+
+def read_size(text: PreTrainedConfig, *names: str) -> int | None:
+    """Read a size off a configuration, the first that has a name of it, or None; the largest, where layers differ."""
+    for name in names:
+        try:
+            value = getattr(text, name, None)
+        except Exception:  # transformers' own, where a layer's configuration is to be asked
+            continue
+        if isinstance(value, (list, tuple)):
+            value = max((size for size in value if isinstance(size, int)), default=None)
+        if isinstance(value, int):
+            return value
     return None
 
 

@@ -42,7 +42,7 @@ def add_adapters(model: nn.Module, lora: Lora) -> None:
     They are drawn from torch's generator; B begins as zeros, so that the model is at first what it was.
 
     Raises:
-        StudentError: peft is not installed, or cannot adapt these matrices.
+        StudentError: peft is not installed, or cannot adapt these matrices; or a target names none.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model  # pyright: ignore[reportMissingImports]
@@ -50,7 +50,7 @@ def add_adapters(model: nn.Module, lora: Lora) -> None:
         raise StudentError(
             "student.lora: peft is not installed: pip install 'spanwise[lora]', or remove the key"
         ) from error
-    targets = "all-linear" if lora.target_modules is None else list(lora.target_modules)
+    targets = _find_targets(model, lora)
     given: dict[str, Any] = {"lora_alpha": lora.alpha}  # typed as int, and used as any number
     settings = LoraConfig(r=lora.rank, lora_dropout=lora.dropout, target_modules=targets, **given)
     try:
@@ -63,6 +63,29 @@ def add_adapters(model: nn.Module, lora: Lora) -> None:
         parameter.requires_grad_(adapts)
         if adapts:
             parameter.data = parameter.data.to(dtype)
+
+
+def _find_targets(model: Any, lora: Lora) -> list[str]:
+    """Find the linear layers that are adapted, by their whole names; never the head, which the loss multiplies by
+    itself, nor a module that is no plain matrix (an embedding, a layer of experts), which could not be merged.
+    """
+    head = model.get_output_embeddings()
+    linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+    if not linear:
+        raise StudentError(
+            f"student.lora: {type(model).__name__} has no linear layer that can be adapted: remove the key"
+        )
+    found: set[str] = set()
+    for target in lora.target_modules or linear:
+        named = {name for name in linear if f".{name}".endswith(f".{target}")}
+        if not named:
+            choices = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise StudentError(
+                f"student.lora.target_modules: {target!r} names none of the linear layers that can be adapted: choose "
+                f"of {choices}, or ends of their whole names"
+            )
+        found |= named
+    return sorted(found)
 
 
 def list_merged(model: nn.Module) -> Iterator[MergedWeight]:

@@ -23,7 +23,7 @@ from kd.distributed.collectives import on_rank_0
 from kd.hashing import hash_text
 from kd.models.calibration import Importance, choose_layers, measure_importance, sample_tokens
 from kd.models.layer_pruning import cut_config, write_cut
-from kd.models.load import load_causal_lm, read_model_config, read_stop_ids
+from kd.models.load import load_causal_lm, read_model_config, read_size, read_stop_ids
 from kd.models.lora import add_adapters
 from kd.models.model_files import StudentError
 from kd.models.weight_files import weights_fingerprint
@@ -71,10 +71,10 @@ def student_model_config(
             f"the student's vocabulary is {text.vocab_size} wide and the tokenizer has {tokenizer_length} tokens: "
             f"set student.vocab_size to {tokenizer_length} or more, or take the tokenizer the source was trained with"
         )
-    if text.max_position_embeddings < max_length:
+    positions = read_size(text, "max_position_embeddings")  # none of models with another encoding, or none at all
+    if positions is not None and positions < max_length:
         raise StudentError(
-            f"the student has {text.max_position_embeddings} positions and a stage has max_length {max_length}: lower "
-            "max_length"
+            f"the student has {positions} positions and a stage has max_length {max_length}: lower max_length"
         )
     for name, value in (token_ids or {}).items():
         setattr(result, name, value)

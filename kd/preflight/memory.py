@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from kd.config.schema import Lora
+from kd.models.load import read_size
 
 WIDTH = {"bf16": 2, "fp16": 2, "fp32": 4, "auto": 2}
 _SUB_GROUP = 1_000_000_000  # parameters whose fp32 gradients exist at once in DeepSpeed's optimizer step
 _GPU_CHUNK_ROWS = 4096  # the most rows kernels.linear takes by default
 _CPU_CHUNK_BYTES = 64 << 20
+_MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")  # by family
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,19 @@ class Shape:
     def of(model_config: PreTrainedConfig, parameters: int) -> Shape:
         """Read the sizes of a model of `parameters` parameters off its transformers configuration."""
         text = model_config.get_text_config()
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        hidden_size = read_size(text, "hidden_size", "dim", "d_model") or 1
+        num_heads = read_size(text, "num_attention_heads", "num_heads") or 1  # a recurrent model has none
+        head_dim = read_size(text, "head_dim") or hidden_size // num_heads
         return Shape(
             parameters=parameters,
-            hidden_size=text.hidden_size,
-            intermediate_size=text.intermediate_size,
-            num_layers=text.num_hidden_layers,
-            attention_width=text.num_attention_heads * head_dim,
-            kv_width=kv_heads * head_dim,
-            num_heads=text.num_attention_heads,
+            hidden_size=hidden_size,
+            intermediate_size=read_size(text, *_MLP_WIDTHS) or 4 * hidden_size,
+            num_layers=read_size(text, "num_hidden_layers") or 1,
+            attention_width=num_heads * head_dim,
+            kv_width=(read_size(text, "num_key_value_heads") or num_heads) * head_dim,
+            num_heads=num_heads,
             vocab_size=text.vocab_size,
-            tied=bool(text.tie_word_embeddings),
+            tied=bool(getattr(text, "tie_word_embeddings", False)),
         )
 
     @property

@@ -14,6 +14,7 @@ from helpers.scripted_model import call, make_tokenizer, record, tool
 from kd.config.schema import Data, Evaluation
 from kd.errors import SpanwiseError
 from kd.evaluation.answerers.local_model import EvaluationError, LocalModel
+from kd.evaluation.answerers.opening import Asking, make_ready
 from kd.evaluation.evaluate import evaluate_cases
 from kd.evaluation.files import format_table
 from kd.evaluation.held_out import Candidate, describe_command, evaluate_candidates, list_candidates, prepare_held_out
@@ -159,6 +160,14 @@ def test_further_models_are_looked_at_before_training_and_asked_beside_the_stude
             look(**{taken: run})
     with pytest.raises(SpanwiseError, match=r"evaluation.compare_with.gone: "):
         look(gone=tmp_path / "gone")
+    file = run / "student" / "config.json"
+    whole = file.read_text()
+    file.write_text(json.dumps(json.loads(whole) | {"vocab_size": 20}))  # an IndexError, after the training
+    with pytest.raises(StudentError, match=r"compare_with.plain: .*its vocabulary is 20 wide and its tokenizer has"):
+        look(plain=run)
+    with pytest.raises(StudentError, match=r"--model: .*its vocabulary is 20 wide and its tokenizer has"):
+        make_ready("student", str(run / "student"), Asking(4, None, 8, torch.device("cpu")))
+    file.write_text(whole)
     (run / "student" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(StudentError, match="model.safetensors"):
         look(plain=run)

@@ -19,6 +19,7 @@ from kd.config.load import load_config
 from kd.models.layer_pruning import CutError
 from kd.models.lm_head import UnsupportedHead, head_scaling
 from kd.models.student import build_student, student_model_config
+from kd.preflight.memory import Shape
 from kd.training.engine import StudentEngine
 
 MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
@@ -125,6 +126,18 @@ def test_teachers_that_cannot_be_cut_are_refused_by_name(tmp_path):
     config = configure(tmp_path, tmp_path, WHOLE)
     with pytest.raises(CutError, match="the qwen3_moe teacher's layers are mixtures of experts"):
         student_model_config(config.student, config.teacher, max_length=32)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom", "falcon", "mamba", "mpt"])
+def test_families_with_other_names_of_sizes(tmp_path, kind):
+    """Each was an AttributeError of Python's: in the plan, the student's positions, and the cut."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    config = configure(tmp_path, tmp_path, WHOLE)
+    with pytest.raises(CutError, match=rf"a {kind} teacher's config.json has no .*laid out in a way of their own"):
+        student_model_config(config.student, config.teacher, max_length=32)
+    student = config.student.model_copy(update={"init": "checkpoint", "path": str(tmp_path)})
+    shape = Shape.of(student_model_config(student, None, max_length=32), 1)
+    assert min(shape.hidden_size, shape.intermediate_size, shape.num_layers, shape.kv_width, shape.vocab_size) > 1
 
 
 def test_a_head_that_cannot_be_expressed_is_refused_by_name():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from helpers.forked import run_ranks
 from helpers.tiny_models import SIZES
@@ -20,7 +21,7 @@ from kd.config.deepspeed.fill import resolve_ds_config
 from kd.config.load import load_config
 from kd.config.problems import ConfigError
 from kd.config.schema import Lora
-from kd.models.lora import list_merged
+from kd.models.lora import add_adapters, list_merged
 from kd.models.model_files import StudentError
 from kd.models.student import build_student
 from kd.models.whole_copy import WholeCopy
@@ -136,17 +137,42 @@ def test_the_plan_counts_what_is_trained(tmp_path, base):
         assert count_adapters(Shape.of(model.config, 1), lora) == trained
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "gpt2"])
+def test_only_plain_matrices_are_adapted(kind):
+    """Experts were adapted by peft's own choice, and neither merged nor named right: no such export could be read."""
+    pytest.importorskip("peft")
+    torch.manual_seed(3)
+    common = ("vocab_size", "hidden_size", "num_attention_heads")
+    sizes = {name: size for name, size in SIZES.items() if kind != "gpt2" or name in common}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, num_hidden_layers=2))
+    before = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    if kind == "gpt2":  # its matrices lie the other way round, in a class of its own
+        with pytest.raises(StudentError, match="student.lora: GPT2LMHeadModel has no linear layer"):
+            add_adapters(model, Lora())
+        return
+    add_adapters(model, Lora(rank=2))
+    adapted = {
+        name.rpartition(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_" in name
+    }
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert {weight.name: tuple(weight.merge().shape) for weight in list_merged(model)} == before
+
+
 def test_wrong_use_is_told(tmp_path, base, monkeypatch):
     config = configure(tmp_path, base, 3)
     (tmp_path / "run.yaml").write_text((tmp_path / "run.yaml").read_text().replace("init: checkpoint", "init: scratch"))
     with pytest.raises(ConfigError, match="adapters on random weights learn nothing"):
         load_config(tmp_path / "run.yaml")
     if importlib.util.find_spec("peft"):
-        lora = Lora(target_modules=("no_such",))
-        with pytest.raises(StudentError, match="student.lora: .*no_such"):
-            build_student(
-                config.student.model_copy(update={"lora": lora}), None, work_dir=tmp_path, seed=1, max_length=32
+        for target in ("no_such", "lm_head", "embed_tokens", "input_layernorm", "self_attn", "proj", "*"):
+            lora = Lora(target_modules=("q_proj", target))  # the head was refused at the first step, others never
+            words = (
+                rf"student.lora.target_modules: '{re.escape(target)}' names none .*: choose of down_proj, gate_proj,"
             )
+            with pytest.raises(StudentError, match=words):
+                build_student(
+                    config.student.model_copy(update={"lora": lora}), None, work_dir=tmp_path, seed=1, max_length=32
+                )
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(StudentError, match=r"pip install 'spanwise\[lora\]'"):
         build_student(config.student, None, work_dir=tmp_path, seed=1, max_length=32)

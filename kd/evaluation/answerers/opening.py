@@ -16,7 +16,7 @@ from kd.evaluation.answerers.answer import Answerer
 from kd.evaluation.answerers.endpoint import EndpointModel, Server
 from kd.evaluation.answerers.journal import Journal
 from kd.evaluation.answerers.local_model import LocalModel
-from kd.models.load import load_whole_model, read_model_config
+from kd.models.load import check_vocabulary, load_whole_model, read_model_config
 from kd.models.model_files import check_weights
 from kd.models.tokenizer import read_rendering_tokenizer
 from kd.rendering.call_syntax import find_syntax
@@ -97,7 +97,7 @@ def make_ready(name: str, place: str, asking: Asking) -> Ready:
     path, revision = split_revision(place)
     tokenizer = read_rendering_tokenizer(path, revision, key=_KEY)
     find_syntax(tokenizer)
-    read_model_config(path, revision, key=_KEY)
+    check_vocabulary(read_model_config(path, revision, key=_KEY), tokenizer, f"{_KEY}: {path}")
     if Path(path).is_dir():
         check_weights(Path(path))
     return Ready(tokenizer, lambda: _open(load_whole_model(path, revision), tokenizer, asking))
