@@ -105,7 +105,10 @@ def add_tile(
         if KD:
             cross = add_cross(cross, x, y, z_et, u_et, z_fall, u_fall, z_ft, u_ft, z_dt_old, u_dt, KIND)
             if KIND == REVERSE_KL:
-                low = tl.minimum(low, tl.min(tl.where(keep, u, float("inf")), 1))
+                if u.shape[1] == 4:  # fp32, of which triton 3.7 compiles no tl.min here; -u costs an instruction
+                    low = tl.minimum(low, -tl.max(tl.where(keep, -u, float("-inf")), 1))
+                else:
+                    low = tl.minimum(low, tl.min(tl.where(keep, u, float("inf")), 1))
         u_d1, u_dt = _two_sums(u_d1, u_dt, f1, u_ft, e1, u_et, T)
     return z_top, z_at, z_d1, z_dt, u_top, u_at, u_d1, u_dt, moment, cross, low
 

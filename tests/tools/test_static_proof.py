@@ -158,6 +158,7 @@ def test_other_architectures_and_terms():
             ("gfx942", "0", "float16", "all"),
             ("sm_100", "2", "float32", "hard"),
             ("sm_80", "1", "bfloat16", "eval"),
+            ("sm_90", "2", "float32", "all"),
         )
         for row in proofs(
             "--quick",
@@ -166,7 +167,7 @@ def test_other_architectures_and_terms():
             *itertools.chain(*zip(("--arch", "--temperature", "--dtype", "--terms"), arguments)),
         )
     ]
-    assert len(rows) == 3 + 1 + 3
+    assert len(rows) == 3 + 1 + 3 + 3
     for row in rows:
         check(row)
 
