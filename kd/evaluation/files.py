@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,25 @@ def _format_tall(evaluation: Evaluation, split: str) -> list[str]:
     return lines
 
 
+def describe_split(metrics: dict[str, Any]) -> list[str]:
+    """Describe how the figures of a model on a split came about: what BFCL's run left out, sampled answers, pass@k."""
+    lines = describe_run(metrics)
+    if num_samples := metrics.get("num_samples"):
+        lines.append(f"{num_samples} sampled answers a turn: metrics are means over them, errors are of all of them")
+    return [*lines, *(f"{name} {cells}" for name, cells in _list_pass(metrics))]
+
+
+def _list_pass(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """List pass@k with intervals: (metric, each k)."""
+    for name, by_k in metrics.get("pass_at_k", {}).items():
+        if name in METRICS:
+            cells = (
+                f"@{k} {show_percent(found['value'])} ({show_interval(found['interval'])})"
+                for k, found in by_k.items()
+            )
+            yield name, f"pass{'  '.join(cells)}"
+
+
 def _find_title(name: str) -> str:
     metric = find_metric(name)
     return name if metric is None else metric.title
@@ -141,17 +160,12 @@ def _show_score(metrics: dict[str, Any], name: str, tied: bool) -> str:
 
 def _format_pass(evaluation: Evaluation) -> list[str]:
     """Format pass@k of the models whose answers were sampled, with intervals."""
-    lines = []
-    for model, splits in evaluation.items():
-        for split, metrics in splits.items():
-            for name, by_k in metrics.get("pass_at_k", {}).items():
-                if name in METRICS:
-                    cells = (
-                        f"@{k} {show_percent(found['value'])} ({show_interval(found['interval'])})"
-                        for k, found in by_k.items()
-                    )
-                    lines.append(f"{model:<16}{split:<16}{name:<20} pass{'  '.join(cells)}")
-    return lines
+    return [
+        f"{model:<16}{split:<16}{name:<20} {cells}"
+        for model, splits in evaluation.items()
+        for split, metrics in splits.items()
+        for name, cells in _list_pass(metrics)
+    ]
 
 
 def format_comparison(evaluation: Evaluation) -> str:
@@ -177,7 +191,7 @@ def format_comparison(evaluation: Evaluation) -> str:
             for (one, two), pair in pairs.get(split, {}).items()
         ]
         lines += [*_markdown(["difference, points", *names], rows, split in tall), ""] if rows else []
-        lines += [f"{model}: {words}\n" for model, metrics in scores.items() for words in describe_run(metrics)]
+        lines += [f"{model}: {words}\n" for model, metrics in scores.items() for words in describe_split(metrics)]
     lines.append(
         "Intervals of 95 % over records, paired by id for differences. ~: not told apart from the best of its split, "
         "or a difference within noise. In brackets after a difference: records on which the two differ, of all."

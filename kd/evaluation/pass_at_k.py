@@ -46,6 +46,7 @@ def measure_pass(
         counts = [[sum(bool(right(case)) for case in turn) for turn in own] for own in turns]
         for k in list_ks(num_samples):
             sums = [sum(estimate_pass(num_samples, count, k) for count in own) for own in counts]
-            parts = Parts(sums, [len(own) for own in counts])
+            turns_of = [float(len(own)) for own in counts]
+            parts = Parts(sums, turns_of, most=sum(turns_of) * num_samples)
             found.setdefault(name, {})[str(k)] = {"value": parts.value, "interval": find_interval(parts)}
     return found

@@ -40,6 +40,17 @@ class _Records(_Shape):
         return self
 
 
+class _Pass(_Shape):
+    value: float | None
+    interval: _Interval | None
+
+
+class _Run(_Shape):
+    judge: str
+    not_run: list[str]
+    judges_differ: dict[str, int]
+
+
 class _Split(_Shape):
     num_records: int
     intervals: dict[str, _Interval | None]
@@ -47,6 +58,9 @@ class _Split(_Shape):
     counts: dict[str, int] = {}
     errors: dict[str, int] = {}
     extra: dict[str, float | None] = {}
+    num_samples: int | None = None
+    pass_at_k: dict[str, dict[str, _Pass]] = {}
+    bfcl: _Run | None = None
 
     @model_validator(mode="after")
     def _has_numbers(self) -> _Split:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kd.evaluation.comparison import Evaluation, compare_models, find_ties
-from kd.evaluation.files import list_splits, show_difference, show_interval
+from kd.evaluation.files import describe_split, list_splits, show_difference, show_interval
 from kd.evaluation.intervals import Difference
 from kd.evaluation.metrics import DETAILS, Metric, find_metric, list_shown, read_value
 from kd.reports.html import Html, el, join
@@ -44,6 +44,11 @@ def draw_scores(evaluation: Evaluation) -> Html:
             parts.append(el("details", el("summary", "Further metrics"), _draw_table(rows, details, ties)))
         if any(scores.get("errors") for scores in rows.values()):
             parts.append(el("details", el("summary", "Errors, by BFCL's names"), _draw_errors(rows)))
+        parts += [
+            el("p", el("b", format_words(model)), f": {words}", class_="soft")
+            for model, scores in rows.items()
+            for words in describe_split(scores)
+        ]
         if pairs.get(split):
             parts.append(el("details", el("summary", "Differences"), _draw_pairs(pairs[split], [*main, *details])))
     if any("intervals" in scores for splits in evaluation.values() for scores in splits.values()):
@@ -96,7 +101,7 @@ def _draw_pairs(pairs: dict[tuple[str, str], dict[str, Difference]], names: Sequ
 
 def _draw_errors(rows: dict[str, dict]) -> Html:
     names = dict.fromkeys(name for scores in rows.values() for name in scores.get("errors", {}))
-    head = el("tr", el("th", "turns"), *(el("th", format_words(model)) for model in rows))
+    head = el("tr", el("th", "answers"), *(el("th", format_words(model)) for model in rows))
     body = [
         el("tr", el("th", name), *(el("td", scores.get("errors", {}).get(name, 0)) for scores in rows.values()))
         for name in names

@@ -181,6 +181,8 @@ DAMAGES = {
     "an interval of text": (_edit(lambda m: m["intervals"].update(exact_arguments="ab")), "intervals.exact_arguments"),
     "a metric of text": (_edit(lambda m: m.update(exact_arguments="high")), "exact_arguments is no number"),
     "a metric past every float": (_edit(lambda m: m.update(exact_arguments=float("inf"))), "is no number"),
+    "pass@k of text": (_edit(lambda m: m.update(pass_at_k={"exact_arguments": {"1": "x"}})), "pass_at_k"),
+    "a run of BFCL without words": (_edit(lambda m: m.update(bfcl={})), "student.s.bfcl.judge"),
     "a split that is a list": (lambda evaluation: {"student": {"s": ["records"]}}, "student.s"),
     "nested": (lambda evaluation: "[" * 100_000, "no evaluation.json of this project"),
 }

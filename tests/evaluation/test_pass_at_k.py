@@ -16,8 +16,9 @@ from kd.evaluation.answerers.local_model import LocalModel
 from kd.evaluation.cases import build_cases
 from kd.evaluation.comparison import compare_models
 from kd.evaluation.evaluate import Samples, evaluate_cases, merge
-from kd.evaluation.files import format_table, write_cases
+from kd.evaluation.files import format_comparison, format_table, write_cases
 from kd.evaluation.pass_at_k import estimate_pass, list_ks
+from kd.reports.scores import draw_scores
 from kd.rollouts.decode import Sampling
 from launch import evaluate as evaluate_command
 
@@ -82,11 +83,15 @@ def test_the_metrics_are_means_over_samples_and_pass_at_k_goes_up(tokenizer):
     exact = sampled.metrics["pass_at_k"]["exact_arguments"]
     assert sampled.metrics["exact_arguments"] == exact["1"]["value"] == pytest.approx((1 + 2 + 4) / 12)
     assert exact["2"]["value"] == pytest.approx((1 - 3 / 6 + 1 - 1 / 6 + 1) / 3) and exact["4"]["value"] == 1
+    assert exact["1"]["interval"] == pytest.approx(sampled.metrics["intervals"]["exact_arguments"])
     low, high = exact["2"]["interval"]
     assert 0 <= low < exact["2"]["value"] < high <= 1
     assert set(sampled.metrics["pass_at_k"]) >= {"tool_name_accuracy", "json_validity", "bfcl_accuracy"}
     assert not {"over_calling", "missed_calls", "argument_f1"} & set(sampled.metrics["pass_at_k"])
     assert "exact_arguments      pass@1 58.3 % (" in format_table({"student": {"s": sampled.metrics}})
+    shown = {"student": {"s": sampled.metrics}}
+    for words in ("4 sampled answers a turn", "exact_arguments pass@1 58.3 % ("):
+        assert words in format_comparison(shown) and words in draw_scores(shown)
     greedy = merge([case for case in sampled.cases if case["sample"] == 0])
     assert "pass_at_k" not in greedy.metrics
     pairs = compare_models({"sampled": {"s": sampled.metrics}, "greedy": {"s": greedy.metrics}})

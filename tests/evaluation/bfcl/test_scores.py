@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import random
+import re
 
 import pytest
 
@@ -17,6 +18,7 @@ from kd.evaluation.comparison import compare_models
 from kd.evaluation.evaluate import merge
 from kd.evaluation.files import format_comparison, format_table, write_cases, write_evaluation
 from kd.evaluation.metrics import summarise
+from kd.reports.scores import draw_scores
 
 
 def test_a_missing_package_is_told_with_its_remedy(monkeypatch):
@@ -170,6 +172,8 @@ def test_files_and_tables_have_the_categories(tmp_path):
     assert "100.0 %" in row and " 0.0 %" in row
     assert "good: the overall is of what was run; not run: simple_python" in table
     assert "tool_name_accuracy" not in table
+    page = re.sub(r"<[^>]+>", "", draw_scores(read))
+    assert "good: the overall is of what was run; not run: simple_python" in page and "bad: bfcl-eval" in page
     text = format_comparison(read)
     assert "| model | good | bad |" in text and "| bfcl_v4_multi_turn_miss_func | 100.0 % " in text
     assert compare_models(read)["bfcl"]["good", "bad"]["bfcl_v4_overall"].difference == pytest.approx(0.8)
