@@ -244,10 +244,17 @@ def test_a_simulator_that_gives_no_result_is_told(tmp_path, monkeypatch, body, w
         ("json:no_such", "json has no function"),
         ("json:__name__", "json has no function"),
         ("broken_tools:f", "importing broken_tools failed: SyntaxError"),
+        ("other_tools:two", r"does not take .call, record, state.: too many positional arguments"),
+        ("other_tools:waits", "is async, or yields"),
+        ("other_tools:yields", "is async, or yields"),
     ],
 )
 def test_a_simulator_that_cannot_be_used_is_named(tmp_path, monkeypatch, name, words):
     (tmp_path / "broken_tools.py").write_text("def f(:\n")
+    (tmp_path / "other_tools.py").write_text(
+        "def two(call, record):\n    return 1\nasync def waits(call, record, state):\n    return 1\n"
+        "def yields(*asked):\n    yield 1\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(SimulatorError, match=words):
         load_simulator(name)
