@@ -29,6 +29,7 @@ _REMEDIES = {
     errno.ENOTEMPTY: "move what is there away",
 }
 _FULL_TEXT = re.compile(r"os error (28|122)\b|No space left on device|Disk quota exceeded")  # of safetensors, in Rust
+_IN_RUST = re.compile(r"\(os error (\d{1,4})\)")  # how its libraries tell a number of errno
 _CUT_OFF = re.compile(r"PytorchStreamWriter|unexpected pos|file write failed")  # torch.save tells no reason
 _LITTLE = 16 << 20  # bytes free on a disk that such a write found full
 
@@ -131,6 +132,8 @@ def describe_failure(error: BaseException, path: str | os.PathLike | None = None
         where = "" if file is None else f"{os.fspath(file)} cannot be written: "
         free = "" if file is None else f" ({size(_num_free(file))} are free)"
         return f"{where}the disk is full{free}: make room on it, and start the same command again"
+    if not isinstance(error, OSError) and (told := _IN_RUST.search(str(error))):
+        error = OSError(int(told[1]), os.strerror(int(told[1])))
     if isinstance(error, OSError) and error.strerror:
         remedy = f": {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
         return f"{error.strerror}{remedy}" if file is None else f"{os.fspath(file)}: {error.strerror}{remedy}"

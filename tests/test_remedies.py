@@ -10,6 +10,7 @@ import signal
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from kd.atomic_files import describe_failure
 
@@ -31,6 +32,15 @@ from kd.atomic_files import describe_failure
 def test_the_machines_errors_have_a_remedy(tmp_path, number, remedy):
     error = OSError(number, os.strerror(number), str(tmp_path / "file"))
     assert re.search(rf"^{tmp_path}/file.*{remedy}", describe_failure(error))
+
+
+def test_numbers_that_safetensors_tells_have_their_remedies(tmp_path):
+    error = SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+    said = describe_failure(error, tmp_path / "file")
+    assert (
+        said
+        == f"{tmp_path}/file: File too large: raise the size that a file may have (ulimit -f), or name another disk"
+    )
 
 
 def test_torchs_silence_is_given_places_to_look_at(tmp_path):
