@@ -243,6 +243,13 @@ def test_a_grammar_is_no_wider_than_its_template_writes(readers):
     ):
         parsed = readers[name][1].parse(text, TOOLS)
         assert parsed.problems and not parsed.valid, name
+    for name in ("xml_function", "glm", "llama4_pythonic", "kimi_k3"):
+        tokenizer, reader = readers[name]
+        right = write(tokenizer, [{"name": "f", "arguments": {"n": 31}}])
+        assert reader.parse(right, TOOLS).calls == [{"name": "f", "arguments": {"n": 31}}]
+        for wrong in ("(31)", "+31", "0x1F", "3_1"):
+            calls = reader.parse(right.replace("31", wrong), TOOLS).calls
+            assert calls in ([], [{"name": "f", "arguments": {"n": wrong}}]), name
     for name, value in (("functiongemma", "3"), ("gemma_texts", 3)):
         text = "<start_function_call>call:f{n:<escape>3<escape>}<end_function_call>"
         assert readers[name][1].parse(text, TOOLS).calls == [{"name": "f", "arguments": {"n": value}}]
@@ -255,6 +262,8 @@ def test_a_grammar_is_no_wider_than_its_template_writes(readers):
         lambda text, mark: text.replace(f"city:{mark}Oslo", "city:<b>Oslo<b>,place:" + mark),
         lambda text, mark: text.replace("n:3", "n:3,"),
         lambda text, mark: text.replace("n:3", "n:[3,]"),
+        lambda text, mark: text.replace("n:3", "n:(3)"),
+        lambda text, mark: text.replace("n:3", "n:+3"),
     ],
 )
 @pytest.mark.parametrize(("name", "mark"), [("gemma4", '<|"|>'), ("functiongemma", "<escape>")])

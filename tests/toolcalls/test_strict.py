@@ -104,6 +104,7 @@ def test_chatml_is_read_in_linear_time(piece):
         ("b'x'", NO_VALUE),
         ("{1, 2}", NO_VALUE),
         ("f()", NO_VALUE),
+        *((text, NO_VALUE) for text in ("(3)", "+3", "-+3", "0x10", "1_000", "1, 2", "()", "3.", ".5", "(True)", "...")),
         ("9" * 6000, NO_VALUE),
         ("[" * 5000, NO_VALUE),
     ],

@@ -18,7 +18,7 @@ from kd.toolcalls.syntax.frame import Probe, find_frame, find_units
 from kd.toolcalls.syntax.registry import Parse, Syntax
 from kd.toolcalls.syntax.sections import Source, Unit, read_sections
 from kd.toolcalls.syntax.strict_json import JsonProblem, find_excess, read_json
-from kd.toolcalls.syntax.typed import NO_VALUE, read_literal, read_python, read_typed
+from kd.toolcalls.syntax.typed import CONSTANTS, NO_VALUE, read_literal, read_python, read_typed
 
 _ANY_MARK = re.compile(r"<[^<>\s]{1,30}>")
 _WORD = re.compile(r"[^\s:,{}\[\]<>\"']{1,200}")
@@ -71,7 +71,7 @@ def _read(source: Source, at: int, marks: re.Pattern[str] = _ANY_MARK, depth: in
         value, end = read_json(text, at)
         return (NO_VALUE, at) if isinstance(value, str) else (value, end)
     except JsonProblem:
-        value = read_python(word[0]) if word else NO_VALUE
+        value = read_python(word[0]) if word and word[0] in CONSTANTS else NO_VALUE
         return value, word.end() if word else at
 
 

@@ -15,6 +15,7 @@ from kd.toolcalls.syntax.strict_json import JsonProblem, find_excess, read_json
 
 _MAX_LITERAL = 20_000  # characters; Python's parser takes a hundred times the memory
 _ANY = frozenset({"string", "number", "integer", "boolean", "null", "array", "object"})
+CONSTANTS = ("True", "False", "None")
 NO_VALUE = object()
 
 
@@ -49,14 +50,17 @@ def read_typed(text: str, schema: Any, *, plain: bool = True) -> object:
 
 
 def read_literal(text: str) -> object:
-    """Read the one JSON or Python literal that `text` is; NO_VALUE where it is none."""
+    """Read the one value that `text` is, as JSON or as Python prints it; NO_VALUE where it is none.
+
+    Python reads more than it prints: (3), +3, 0x10, 1_000 or 1, 2 are texts.
+    """
     try:
         value, end = read_json(text, 0)
         if end == len(text):
             return NO_VALUE if find_excess(value) else value
     except JsonProblem:
         pass
-    return read_python(text)
+    return read_python(text) if text.startswith(("[", "{", "'", '"')) or text in CONSTANTS else NO_VALUE
 
 
 def read_python(text: str) -> object:
