@@ -20,6 +20,7 @@ _RIGHTS = "change the rights to it, or name another place"
 _REMEDIES = {
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
+    errno.ENOTDIR: "a file is where a folder belongs: move it away, or name another place",
     errno.EROFS: "mount its disk for writing, or name another place",
     errno.EFBIG: "raise the size that a file may have (ulimit -f), or name another disk",
     errno.EMFILE: "raise the number of files that a program may open (ulimit -n)",

@@ -25,6 +25,7 @@ from kd.atomic_files import describe_failure
         (errno.EFBIG, r"File too large: raise the size that a file may have \(ulimit -f\)"),
         (errno.EMFILE, r"Too many open files: raise the number .* \(ulimit -n\)"),
         (errno.EISDIR, "Is a directory: a folder is where a file belongs: move it away"),
+        (errno.ENOTDIR, "Not a directory: a file is where a folder belongs: move it away"),
         (errno.ENOENT, "No such file or directory: put it back, or name another place"),
         (errno.EIO, "Input/output error$"),
     ],

@@ -96,7 +96,8 @@ OPTIONAL.register(
     "calls_before_error", Metric("calls up to the first error", _count_conversations("calls_before_error", "num_calls"))
 )
 OPTIONAL.register(
-    "turns_reached", Metric("turns up to the first error, that one too", _count_conversations("turns_reached", "num_turns"))
+    "turns_reached",
+    Metric("turns up to the first error, that one too", _count_conversations("turns_reached", "num_turns")),
 )
 
 

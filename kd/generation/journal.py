@@ -142,15 +142,17 @@ class Journal:
         """Force to disk what was written since the last time; another thread may write meanwhile."""
         if not self._is_synced:
             self._is_synced = True  # before: what is written during it is for the next one
-            os.fsync(self._file.fileno())
+            with naming(self.path):
+                os.fsync(self._file.fileno())
 
     def find(self, kind: str, key: str) -> Any | None:
         """Find a value of that kind; None where there is none."""
         at = self._places[kind].get(bytes.fromhex(key))
         if at is None:
             return None
-        self._file.seek(at)
-        return json.loads(self._file.readline())["value"]
+        with naming(self.path):  # what could not be written before is tried again
+            self._file.seek(at)
+            return json.loads(self._file.readline())["value"]
 
     def count(self, kind: str) -> int:
         """Count the values of a kind."""
@@ -159,7 +161,8 @@ class Journal:
     def close(self) -> None:
         """Force it to disk, and close it."""
         self.sync()
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
 
 def _read_count(value: Any) -> int:

@@ -57,10 +57,10 @@ def expand(patterns: Iterable[str | Path]) -> list[Path]:
     for pattern in map(str, patterns):
         is_glob = glob.has_magic(pattern) and not pattern.startswith(SCHEME) and not Path(pattern).is_file()
         found = sorted(map(Path, glob.glob(pattern, recursive=True))) if is_glob else [local_file(pattern)]
-        found = [path for path in found if path.is_file()]
-        if not found:
-            check_file(Path(pattern))
-        files |= dict.fromkeys(found)
+        regular = [path for path in found if path.is_file()]
+        if not regular:
+            check_file(found[0] if found else Path(pattern))
+        files |= dict.fromkeys(regular)
     return list(files)
 
 

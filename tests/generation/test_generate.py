@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -301,6 +302,21 @@ def test_the_journal_takes_a_reservation_without_a_charge_as_spent(tmp_path):
     assert (again.spent, again.num_lost) == (3 + 7, 1) and again.reserve(1) == two + 1
     again.close()
     assert UNIT == 10**12
+
+
+def test_a_journal_that_cannot_grow_is_named_at_its_end_too(tmp_path):
+    """What its end tries to write again was told without a name, in place of the first."""
+    journal, before = Journal(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        for work in (lambda: journal.reserve(5), journal.close):
+            with pytest.raises(OSError, match="File too large") as raised:
+                work()
+            assert raised.value.filename == str(journal.path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 DAMAGES = {

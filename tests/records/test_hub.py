@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,9 @@ from helpers.hub_server import HubServer
 from helpers.jobs import REPOSITORY, plain_environment
 from kd.config.sections.data import Data
 from kd.config.sections.hub_address import HubDataset, parse_address
+from kd.records.checks import DataError
+from kd.records.files import expand
+from kd.records.hub import copy_of
 from launch import evaluate as evaluate_command
 
 PROGRAM = """
@@ -74,6 +80,17 @@ def test_a_data_set_is_copied_once_at_its_commit_and_read_as_a_file(tmp_path):
     assert sorted(path.name for path in made if path.suffix == ".jsonl") == sorted(
         {one["file"].rsplit("/", 1)[1] for one in found}
     )
+
+
+@pytest.mark.parametrize(("make", "said"), [(Path.mkdir, "is a folder"), (os.mkfifo, "is a pipe or device")])
+def test_what_is_no_file_in_a_copys_place_is_named(tmp_path, monkeypatch, make, said):
+    """`hub:org/x: no such data file` was told of it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    path = copy_of(HubDataset("org/x"))
+    path.parent.mkdir(parents=True)
+    make(path)
+    with pytest.raises(DataError, match=f"{re.escape(str(path))}: {said}"):
+        expand(["hub:org/x"])
 
 
 def test_evaluate_takes_addresses_with_and_without_a_name():
