@@ -43,7 +43,7 @@ from kd.evaluation.answerers.answer import Progress
 from kd.evaluation.answerers.journal import Journal
 from kd.evaluation.answerers.local_model import EvaluationError
 from kd.evaluation.answerers.opening import Asking, is_address, make_ready, settle
-from kd.evaluation.cases import build_cases
+from kd.evaluation.cases import build_cases, explain_unwritable
 from kd.evaluation.comparison import read_evaluations
 from kd.evaluation.evaluate import Samples
 from kd.evaluation.files import format_comparison, format_table, list_outputs, write_comparison_table
@@ -304,6 +304,9 @@ def _prepare(args: argparse.Namespace, asking: Asking) -> list[Entrant]:
                     cases[split] = [replace(case, caws=records[split][case.record].caws) for case in cases[split]]
             except DataError as error:
                 raise DataError(f"{name} on {path}: {error}") from error
+            if _is_first() and ready.tokenizer is not None:
+                unwritable = explain_unwritable(records[split], ready.tokenizer)
+                _say(f"{name} on {path}: {unwritable}") if unwritable else None
         entrants.append(Entrant(name, ready.open, cases, further))
     return entrants
 

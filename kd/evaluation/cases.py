@@ -18,8 +18,12 @@ from typing import Any
 from kd.evaluation.bfcl_rules.entry import Entry, find_entry
 from kd.records.checks import DataError
 from kd.records.record import Record
+from kd.rendering.call_syntax import find_syntax
 from kd.rendering.encode import encode_prompt
+from kd.rendering.turns import render_sequences
+from kd.toolcalls.compare import same_calls
 from kd.toolcalls.grounding import find_carried
+from kd.toolcalls.reader import CallReader
 from kd.toolcalls.registry import ToolRegistry
 
 
@@ -65,10 +69,7 @@ def build_cases(records: Iterable[Record], tokenizer=None, share: tuple[int, int
             history = record.messages[:turn]
             user_at = max((at for at, past in enumerate(history) if past["role"] == "user"), default=-1)
             results = [past["content"] or "" for past in history[user_at + 1 :] if past["role"] == "tool"]
-            calls = [
-                {"name": call["function"]["name"], "arguments": call["function"]["arguments"]}
-                for call in message.get("tool_calls") or []
-            ]
+            calls = _list_calls(message)
             text = message.get("content") or ""
             carried: list[str] = []
             if calls:
@@ -105,6 +106,38 @@ def build_cases(records: Iterable[Record], tokenizer=None, share: tuple[int, int
                 )
             index += 1
     return cases
+
+
+def explain_unwritable(records: Sequence[Record], tokenizer) -> str | None:
+    """Say which records call in a way that the chat template does not write, or None: an answer that is written as the
+    template writes theirs is read as other calls, and is wrong.
+    """
+    reader = find_syntax(tokenizer)
+    found = [record.id for record in records if not _writes_calls(record, tokenizer, reader)]
+    if not found:
+        return None
+    return (
+        f"{len(found)} of {len(records)} records, such as {found[0]}, call in a way that the chat template does not "
+        "write so that it is read back (null left out, a text that looks like a number, further calls dropped): no "
+        "answer in its form is right there; spanwise verify says why of each"
+    )
+
+
+def _writes_calls(record: Record, tokenizer, reader: CallReader) -> bool:
+    called = {index: _list_calls(one) for index, one in enumerate(record.messages) if one.get("tool_calls")}
+    try:
+        written = render_sequences(record, tokenizer) if called else []
+    except DataError:
+        return True  # its prompts may be written all the same, and a rendering that is not there says nothing
+    turns = ((called.get(index, []), text[start:end]) for text, (index, start, end) in written)
+    return all(same_calls(reader.parse(turn, record.tools).calls, calls) for calls, turn in turns if calls)
+
+
+def _list_calls(message: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+        for call in message.get("tool_calls") or []
+    ]
 
 
 def _encode(record: Record, turn: int, tokenizer) -> tuple[str, array[int]]:

@@ -14,7 +14,7 @@ import torch
 from kd.config import schema
 from kd.config.sections.data import DEMO_HELD_OUT, DEMO_VALIDATION
 from kd.evaluation.answerers.local_model import EvaluationError, LocalModel
-from kd.evaluation.cases import Case, build_cases
+from kd.evaluation.cases import Case, build_cases, explain_unwritable
 from kd.evaluation.conversations.evaluate import evaluate_conversations
 from kd.evaluation.together import Entrant, Metrics, evaluate_together, find_place
 from kd.models.load import check_vocabulary, load_whole_model, read_model_config
@@ -145,6 +145,8 @@ def prepare_held_out(
                 f"{key}: {num_long} of {len(found)} prompts leave no room for an answer in the student's {positions} "
                 "positions; they count as not answered"
             )
+        if (unwritable := explain_unwritable(records, tokenizer)) is not None:
+            notes.append(f"{key}: {unwritable}")
         cases[name] = found
     validation = read_validation(data, evaluation.num_records, held_out)
     further = _find_further(evaluation, tokenizer) if cases else []

@@ -86,6 +86,15 @@ def test_prompts_too_long_for_the_student_are_counted_beforehand(prepare):
     ]
 
 
+def test_calls_that_the_template_does_not_write_are_told_beforehand(prepare, tokenizer):
+    """No answer to them can be right: the table alone would show a student that fails."""
+    dropping = tokenizer.chat_template.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
+    two = record("two", "Weather?", [call("get_weather", city="Oslo"), call("get_weather", city="Rome")])
+    assert prepare(GOOD, two).notes == []
+    (note,) = prepare(GOOD, two, template=dropping).notes
+    assert note.startswith("data.evaluation.mine: 1 of 2 records, such as two, call in a way that the chat template ")
+
+
 @pytest.fixture(scope="module")
 def babbling(tokenizer, tmp_path_factory) -> Path:
     """A model with learnt positions, that never stops."""
