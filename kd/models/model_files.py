@@ -49,10 +49,15 @@ def find_folder(
 
     Raises:
         ModelNotFound: no folder is there, and the hub was not asked, or does not answer; the message says which.
+        StudentError: this user may not read the folder.
     """
     name, where = os.fspath(path), f"{key}: " if key else ""
     folder = Path(name)
     if folder.is_dir():
+        if not os.access(folder, os.R_OK | os.X_OK):  # its files would seem to be missing
+            raise StudentError(
+                f"{where}{name!r} cannot be read (Permission denied): give this user the right to read it"
+            )
         return folder
     if os.path.lexists(folder):
         raise ModelNotFound(

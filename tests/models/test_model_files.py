@@ -65,6 +65,12 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
         find_folder(tmp_path / "link")
 
 
+def test_a_folder_without_rights_is_no_folder_without_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read all
+    with pytest.raises(StudentError, match="teacher.path: .* cannot be read .Permission denied.: give this user the r"):
+        read_model_config(tmp_path, key="teacher.path")
+
+
 def test_flash_attention_without_its_package_is_named_before_a_weight_is_read(teacher_folder, monkeypatch):
     monkeypatch.setattr("kd.models.load.is_flash_attn_2_available", lambda: False)
     monkeypatch.setattr("kd.models.load.check_weights", lambda folder: pytest.fail("weights were read"))
