@@ -52,9 +52,18 @@ def operands(row):
     return sweeps * read + gradient * (2 + (kd and not sparse))
 
 
+# Compilations in which ptxas finds two or three registers too few, outside the sweeps; kernels/README.md names them.
+SPILLING = {
+    ("sm_100", "row", "reverse_kl", "float16", "run-time", "all"),
+    ("sm_100", "streamed", "forward_kl", "bfloat16", "run-time", "all"),
+    ("sm_100", "streamed", "forward_kl", "bfloat16", "run-time", "kd"),
+}
+
+
 def check(row):
     size, run_time = (4 if row["dtype"] == "float32" else 2), row["temperature"] == "run-time"
-    assert (row["spills"], row["stack"], row["narrow_accesses"]) == (0, 0, 0), row
+    known = tuple(row[key] for key in ("arch", "kernel", "divergence", "dtype", "temperature", "terms")) in SPILLING
+    assert row["narrow_accesses"] == 0 and row["spills"] <= 3 * known and row["stack"] <= 8 * known, row
     assert row["bytes"] == operands(row) * size, row
     sparse, gradient = row["kernel"].startswith("sparse"), row["terms"] != "eval"
     assert (row["gradient_loops"] > 0) == gradient, row
@@ -216,6 +225,15 @@ kernel:
     .vgpr_count:     24
     .vgpr_spill_count: 2
 """
+
+
+# The outer loop computes; the inner one reads as wide, and is part of a sweep rather than one.
+SLOTS = SASS.replace("MUFU.EX2 R9, R8", "MOV R9, R8").replace("BAR.SYNC.DEFER_BLOCKING 0x0", "MUFU.EX2 R9, R8")
+
+
+def test_a_loop_without_exps_is_no_sweep_where_another_has_them():
+    (sweep,) = widest_loops(read_sass(USAGE, SLOTS), 16)
+    assert (sweep.exps, sweep.num_instructions) == (1, 9)
 
 
 # The inner loop's end in a kernel of many instructions: a call that does not return leads out, a jump back.

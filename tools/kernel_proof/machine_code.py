@@ -192,9 +192,10 @@ def _bodies(num_lines: int, jumps: dict[int, int | None], ends: set[int]) -> lis
 
 def widest_loops(code: Code, width: int) -> list[Loop]:
     """List the loops that read `width` bytes at once and have no loop within that does, in the order of their first
-    lines.
+    lines. Where some compute exps, a loop without any is no sweep: ids of slots may be read as wide.
     """
     readers = sorted((loop for loop in code.loops if loop.reads[width]), key=lambda loop: min(loop.lines))
+    readers = [loop for loop in readers if loop.exps] or readers
     return [loop for loop in readers if not any(other.lines < loop.lines for other in readers)]
 
 
