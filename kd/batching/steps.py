@@ -144,7 +144,8 @@ class StepBatches:
                 f"the data is not what it was when the checkpoint was written ({state['source_records']} records "
                 f"then, {len(self._source)} now): restore its files, or give --fresh to begin again"
             )
-        self._at, self._group = _Place(state["epoch"], state["num_records"]), state["group"]
+        self._at = _Place(state["epoch"], state["num_records"])
+        self._group = state["group"] or self._group  # 0 of steps that were of the student's own answers alone
 
     def __iter__(self) -> Generator[list[MicroBatch], None, None]:
         for place, micro_batches in in_order(self._make, self._work(), self._workers):

@@ -357,3 +357,14 @@ def test_widths_are_multiples_of_16_up_to_max_length():
 
     assert [width(n, 40) for n in (1, 16, 17, 33, 40)] == [16, 16, 32, 40, 40]
     assert collate([], 0, 40).input_ids.shape == (1, 1)
+
+
+def test_a_place_of_answers_alone_is_resumed_by_steps_that_have_records(tokenizer):
+    """One rank's steps had no room for records, and two ranks' ended in `range() arg 3 must not be zero`."""
+    source, policy = DemoSource(30, 1, MIX), FitPolicy(512)
+    alone = StepBatches(source, tokenizer, policy, StepShape(2, 1, 0, 1, num_records=0))
+    assert [ids(step) for step in islice(alone, 2)] == [[], []]
+    again = StepBatches(source, tokenizer, policy, StepShape(2, 1, 0, 2, num_records=2))
+    again.load_state_dict(alone.state_dict())
+    fresh = StepBatches(source, tokenizer, policy, StepShape(2, 1, 0, 2, num_records=2))
+    assert ids(next(iter(again))) == ids(next(iter(fresh)))
