@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -108,6 +109,7 @@ def leave(code: int) -> None:
     A destructor that meets a running thread of the process group now and then aborts a rank that has finished
     ("terminate called without an active exception").
     """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a save that is asked for now would turn success into a kill
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, full, or read by nobody any more

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
+from helpers.jobs import plain_environment
 from kd.config.load import load_config
 from kd.training.curriculum import StageStep
 from kd.training.engine import SUMS, StepReport
@@ -127,3 +130,11 @@ def test_before_the_first_step_and_after_the_last_it_ends_no_process():
             assert stop.take_save()
         os.kill(os.getpid(), signal.SIGUSR1)
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_request_that_comes_while_the_process_ends_changes_nothing():
+    program = (
+        "import atexit, os, signal\nfrom kd.distributed.exit import leave\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGUSR1)\nleave(0)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], env=plain_environment(), timeout=60).returncode == 0
