@@ -138,17 +138,31 @@ def read_stop_ids(path: str | os.PathLike, revision: str | None = None) -> tuple
         StudentError: as `read_model_config`, or generation_config.json is damaged.
     """
     named = getattr(read_model_config(path, revision).get_text_config(), "eos_token_id", None)
-    if Path(path).is_dir() and os.path.lexists(Path(path) / "generation_config.json"):
-        read_json(Path(path) / "generation_config.json")
+    if Path(path).is_dir():
+        _check_generation(Path(path))
     try:
         return GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id, named
     except OSError:  # there is none
         return None, named
 
 
+def _check_generation(folder: Path) -> None:
+    """Check a folder's generation_config.json, where it has one; transformers takes any value for an id."""
+    file = folder / "generation_config.json"
+    if not os.path.lexists(file):
+        return
+    ids = read_json(file).get("eos_token_id")
+    if not all(one is None or type(one) is int for one in (ids if isinstance(ids, list) else [ids])):
+        raise StudentError(f"{file}: eos_token_id is {ids!r}, and a number or a list of them is needed: {COPY_AGAIN}")
+
+
 def count_parameters(model_config: PreTrainedConfig) -> int:
-    """Count the parameters of a model of this configuration, tied ones once, without allocating any."""
-    with torch.device("meta"):
+    """Count the parameters of a model of this configuration, tied ones once, without allocating any.
+
+    Raises:
+        StudentError: transformers makes no model of it.
+    """
+    with _told(f"{model_config.name_or_path or model_config.model_type}: its config.json"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -239,8 +253,8 @@ def _load_weights(
     """
     folder = Path(source) if Path(source).is_dir() else None
     shapes = check_weights(folder) if folder is not None else {}
-    if folder is not None and (folder / "generation_config.json").exists():
-        read_json(folder / "generation_config.json")
+    if folder is not None:
+        _check_generation(folder)
     try:
         with _told(source):
             model, info = model_class.from_pretrained(source, config=model_config, output_loading_info=True, **options)

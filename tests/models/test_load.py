@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -9,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from helpers.tiny_models import SIZES
 from kd.config.schema import Student
 from kd.models.layer_pruning import write_cut
-from kd.models.load import load_causal_lm, read_model_config
+from kd.models.load import count_parameters, load_causal_lm, read_model_config, read_stop_ids
 from kd.models.model_files import ModelNotFound, StudentError
 
 
@@ -67,3 +71,28 @@ def test_a_model_in_another_precision_than_asked_is_refused(monkeypatch):
     monkeypatch.setattr("kd.models.load.AutoModelForCausalLM.from_config", lambda *args, **options: made)
     with pytest.raises(StudentError, match="12 weights are not torch.float32"):
         load_causal_lm(None, made.config, dtype="fp32")
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "said"),
+    [
+        ("config.json", {"hidden_act": "nope"}, "its config.json: cannot be loaded here: KeyError: 'nope'"),
+        ("config.json", {"dtype": "int8"}, "its config.json: cannot be loaded here: .*not a floating-point dtype"),
+        ("config.json", {"rope_parameters": {"rope_type": "nope"}}, "its config.json: cannot be loaded here: KeyError"),
+        ("config.json", {"pad_token_id": 10**9}, "its config.json: cannot be loaded here: .*Padding_idx"),
+        ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json: eos_token_id is 'x', and a number"),
+        ("generation_config.json", {"eos_token_id": [[1]]}, r"generation_config.json: eos_token_id is \[\[1\]\], and"),
+        (
+            "generation_config.json",
+            {"eos_token_id": True},
+            "generation_config.json: eos_token_id is True, and a n",
+        ),
+    ],
+)
+def test_values_that_no_model_is_made_of_are_told_with_their_file(teacher_folder, tmp_path, file, values, said):
+    """Each ended the plan, or the making of the student, in a traceback."""
+    folder = shutil.copytree(teacher_folder, tmp_path / "model")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | values))
+    with pytest.raises(StudentError, match=f"{re.escape(str(folder))}.*{said}"):
+        read_stop_ids(folder)
+        count_parameters(read_model_config(folder))
