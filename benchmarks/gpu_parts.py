@@ -64,6 +64,9 @@ def parts(work: Path, rehearse: bool) -> list[Part]:
         train += ["--set", setting]
     checked = ("--parity-only", "--methods", "ours", "--rows", "8192", "--gate-rows", "8192")
     rehearsed = ["--rehearse"] * rehearse
+    compared = "--size gpu --vocab 151936 --length 1024 --batch 8 --rounds 2 --seconds 120".split()
+    if rehearse:
+        compared = "--size tiny --vocab 300 --length 16 --warmup 1 --steps 1 --rounds 1 --methods ce eager".split()
     return [
         Part("timings", 8.0, losses("timings", *target, "--seconds", "0.5"), {}),
         Part("parity", 4.0, losses("parity", *checked), {}),
@@ -73,5 +76,6 @@ def parts(work: Path, rehearse: bool) -> list[Part]:
         Part("train", 4.0, [train], {}, TRAIN_NEEDS),
         Part("streamed", 2.0, losses("streamed", *split), {"SPANWISE_DENSE_LAUNCH": "streamed"}),
         Part("cooperative", 2.0, losses("cooperative", *split), {"SPANWISE_DENSE_LAUNCH": "cooperative"}),
+        Part("peers", MOST_MINUTES, [script("peers", *compared)], {}, TRAIN_NEEDS),
         Part("widths", MOST_MINUTES, losses("widths"), {}),
     ]

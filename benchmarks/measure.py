@@ -27,7 +27,7 @@ from kd.atomic_files import describe_failure, publish  # noqa: E402
 from kd.folders.lock import FolderLock  # noqa: E402
 from kd.outputs import Output, OutputError, check_outputs, read_object  # noqa: E402
 
-_PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "liger-kernel", "numpy")
+_PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "liger-kernel", "numpy", "trl")
 _KNOWN_BY = (
     {"commit", "device"},
     {"what", "results"},
@@ -47,7 +47,7 @@ class Timing(NamedTuple):
 
 def facts(device: torch.device) -> dict:
     """Device, versions, commit, date: the head of every results file."""
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
@@ -118,8 +118,8 @@ def time_it(call: Callable[[], object], device: torch.device, *, prepare=None, s
         prepare()
         times.append(once(call))
     times.sort()
-    pick = [times[min(len(times) - 1, int(share * len(times)))] for share in (0.2, 0.8)]
-    return Timing(statistics.median(times), *pick, len(times))
+    low, high = (times[min(len(times) - 1, int(share * len(times)))] for share in (0.2, 0.8))
+    return Timing(statistics.median(times), low, high, len(times))
 
 
 def _host_time(call: Callable[[], object]) -> float:
