@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -64,9 +65,9 @@ def parts(work: Path, rehearse: bool) -> list[Part]:
         train += ["--set", setting]
     checked = ("--parity-only", "--methods", "ours", "--rows", "8192", "--gate-rows", "8192")
     rehearsed = ["--rehearse"] * rehearse
-    compared = "--size gpu --vocab 151936 --length 1024 --batch 8 --rounds 2 --seconds 120".split()
+    compared = shlex.split("--size gpu --vocab 151936 --length 1024 --batch 8 --rounds 2 --seconds 120")
     if rehearse:
-        compared = "--size tiny --vocab 300 --length 16 --warmup 1 --steps 1 --rounds 1 --methods ce eager".split()
+        compared = shlex.split("--size tiny --vocab 300 --length 16 --warmup 1 --steps 1 --rounds 1 --methods ce eager")
     return [
         Part("timings", 8.0, losses("timings", *target, "--seconds", "0.5"), {}),
         Part("parity", 4.0, losses("parity", *checked), {}),

@@ -142,8 +142,7 @@ def _list_pass(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, by_k in metrics.get("pass_at_k", {}).items():
         if name in METRICS:
             cells = (
-                f"@{k} {show_percent(found['value'])} ({show_interval(found['interval'])})"
-                for k, found in by_k.items()
+                f"@{k} {show_percent(found['value'])} ({show_interval(found['interval'])})" for k, found in by_k.items()
             )
             yield name, f"pass{'  '.join(cells)}"
 

@@ -2,12 +2,13 @@
 """benchmarks/peers.py at tiny sizes: methods that compute the same agree, and a peer that is missing stops nothing."""
 
 import json
+import shlex
 
 import pytest
 
 from benchmarks import peers
 
-TINY = "--size tiny --vocab 300 --length 16 --batch 2 --warmup 1 --steps 1 --rounds 1 --threads 1".split()
+TINY = shlex.split("--size tiny --vocab 300 --length 16 --batch 2 --warmup 1 --steps 1 --rounds 1 --threads 1")
 
 
 def row(method, rounds, loss=1.0, **more):

@@ -36,6 +36,10 @@ def test_what_is_measured_on_is_not_chosen_by(tmp_path, write):
         (["data.validation={v: v.jsonl}", "training.patience=2"], "training.patience: needs training.keep_best"),
         (["data.validation={v: same.jsonl}", "data.evaluation={e: same.jsonl}"], "same.jsonl is held out in"),
         (["data.validation={validation: demo}"], "needs the demo corpus"),
+        (
+            ["run.name=x", "run.output_dir=a/b", "evaluation.compare_with={old: a/../a/b/x/student}"],
+            "which would be compared with itself",
+        ),
     ],
 )
 def test_keys_that_need_one_another(write, overrides, said):

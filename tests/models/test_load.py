@@ -82,11 +82,7 @@ def test_a_model_in_another_precision_than_asked_is_refused(monkeypatch):
         ("config.json", {"pad_token_id": 10**9}, "its config.json: cannot be loaded here: .*Padding_idx"),
         ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json: eos_token_id is 'x', and a number"),
         ("generation_config.json", {"eos_token_id": [[1]]}, r"generation_config.json: eos_token_id is \[\[1\]\], and"),
-        (
-            "generation_config.json",
-            {"eos_token_id": True},
-            "generation_config.json: eos_token_id is True, and a n",
-        ),
+        ("generation_config.json", {"eos_token_id": True}, "generation_config.json: eos_token_id is True, and a n"),
     ],
 )
 def test_values_that_no_model_is_made_of_are_told_with_their_file(teacher_folder, tmp_path, file, values, said):
