@@ -88,10 +88,10 @@ class Recorder:
     """Times, parts, losses and memory of a method's steps."""
 
     def __init__(self, job: Job):
-        self._job, self._times, self._losses = job, [], []
+        self._job, self._times, self._processor, self._losses = job, [], [], []
         self._watches = {name: Stopwatch(job.device) for name in PARTS}
         self._parts: list[dict[str, float]] = []
-        self._held = self._began = 0.0
+        self._held = self._began = self._used = 0.0
 
     def hold(self) -> None:
         """Note what is resident before a model is loaded: the libraries."""
@@ -119,15 +119,16 @@ class Recorder:
         self._synchronize()
         for watch in self._watches.values():
             watch.take()
-        self._began = time.perf_counter()
+        self._used, self._began = time.process_time(), time.perf_counter()
 
     def end(self, loss: float) -> None:
         """End a step."""
         self._synchronize()
         self._times.append(1e3 * (time.perf_counter() - self._began))
+        self._processor.append(1e3 * (time.process_time() - self._used))
         self._losses.append(loss)
         parts = {name: 1e3 * watch.take() for name, watch in self._watches.items()}
-        self._parts.append(parts | {"forward": parts["forward"] - parts["teacher"]})
+        self._parts.append(parts | {"forward": max(0.0, parts["forward"] - parts["teacher"])})
 
     def result(self) -> dict:
         """Return what was measured; warm-up steps are in the memory and in the losses alone."""
@@ -138,6 +139,7 @@ class Recorder:
         timed = self._parts[first:]
         return {
             "step_ms": self._times[first:],
+            "processor_ms": self._processor[first:],
             "parts_ms": {name: round(statistics.median(parts[name] for parts in timed), 3) for name in PARTS},
             "losses": self._losses,
             "peak_bytes": peak,

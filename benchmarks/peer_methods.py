@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import statistics
 import sys
@@ -44,7 +45,7 @@ SIZES = {
     "gpu": ((1024, 28, 3072, 16, 8, 128), (2560, 36, 9728, 32, 8, 128)),
 }
 NUM_DRAWS = 50
-_LOGIT_SPREAD = 4.2  # of the teacher: its rows' entropy is then 2 to 3 nats, as a language model's is
+_SPREAD = 1.1  # of the teacher's logits, by sqrt(2 ln V): its rows' entropy is then 2 to 3 nats, a language model's
 
 
 def prepare(job: Job) -> dict:
@@ -59,7 +60,8 @@ def prepare(job: Job) -> dict:
         with job.device:
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if which == "teacher":
-            torch.nn.init.normal_(model.lm_head.weight, std=_LOGIT_SPREAD / config.hidden_size**0.5)
+            spread = _SPREAD * math.sqrt(2 * math.log(job.vocab))
+            torch.nn.init.normal_(model.lm_head.weight, std=spread / math.sqrt(config.hidden_size))
             model.to(torch.bfloat16 if job.dtype == "bf16" else torch.float32)
         model.save_pretrained(Path(job.folder) / which)
         del model

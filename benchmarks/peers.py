@@ -7,7 +7,8 @@
 The methods are in peer_methods.py. A peer is what the interpreter that runs this can import: `pip install trl` into it,
 or see "missing" in its row; one that fails is "broken", with its last words. Each method runs in a process of its own,
 so that its peak of memory is its own, in every round, the order turned round in every other one. Ratios are of the
-methods' medians in the same round, and their median over the rounds. The losses of the first step must agree, to
+methods' medians in the same round, and their median over the rounds; those of processor time, of all threads, are what
+other programs change least. The losses of the first step must agree, to
 TOLERANCE; draws, which estimate the divergence, are shown and not asked. Exit code 1: they do not, or a method broke.
 
 --supervised is the share of each record that is trained: ours makes logits of those tokens alone. Time is of a step
@@ -43,7 +44,7 @@ from kd.paths import path_option  # noqa: E402
 
 NEEDS = {"trl_gkd": "trl", "trl_distillation": "trl", "distillkit": "distillkit"}  # packages, by import name
 NAMES = (*METHODS, "distillkit")
-TOLERANCE = {"cpu": 1e-5, "cuda": 2e-2}  # of the losses, relative: fp32 sums over the vocabulary; bf16 logits
+TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}  # of the losses, relative: fp32 sums over the vocabulary; bf16 logits
 AGREE = (("spanwise_live", "trl_gkd", "trl_distillation", "eager"), ("spanwise_ce", "ce"))
 LIVE = ("spanwise_live", "spanwise_ce + teacher_forward")
 RATIOS = (
@@ -52,6 +53,7 @@ RATIOS = (
     ("spanwise_sampled", "spanwise_ce"),
     LIVE,
 )
+OF = {"rounds_ms": "time", "rounds_processor_ms": "processor time", "rounds_peak_bytes": "memory"}
 _SETTINGS = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -96,6 +98,9 @@ def summarize(method: str, job: Job, rounds: list[dict]) -> dict:
         "rounds_ms": [
             round(statistics.median(found["step_ms"]), 2) if found["status"] == "measured" else None for found in rounds
         ],
+        "rounds_processor_ms": [
+            statistics.median(found["processor_ms"]) if found["status"] == "measured" else None for found in rounds
+        ],
         "rounds_peak_bytes": [found.get("peak_bytes") for found in rounds],
     }
 
@@ -108,7 +113,9 @@ def ratios(rows: list[dict]) -> list[dict]:
         names = theirs.split(" + ")
         if any(name not in by_name for name in (ours, *names)):
             continue
-        for key in ("rounds_ms", "rounds_peak_bytes") if len(names) == 1 else ("rounds_ms",):
+        for key, of in OF.items():
+            if len(names) > 1 and of == "memory":
+                continue
             pairs = [
                 top / sum(below)
                 for top, *below in zip(by_name[ours][key], *(by_name[name][key] for name in names))
@@ -116,7 +123,6 @@ def ratios(rows: list[dict]) -> list[dict]:
             ]
             if pairs:
                 median, low, high = (round(value, 4) for value in (statistics.median(pairs), min(pairs), max(pairs)))
-                of = "time" if key == "rounds_ms" else "memory"
                 found.append(
                     {"of": of, "ours": ours, "over": theirs, "median": median, "min": low, "max": high}
                     | {"pairs": len(pairs), "vocab": by_name[ours]["vocab"]}
