@@ -65,9 +65,9 @@ class Training(Section):
     from the 20th on), and name its worst records; above 1, at most 1e6; usual 2 to 5. In fp16 it also lowers the loss
     scale. None skips nothing for its loss."""
     peak_tflops: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """TFLOP/s of one device in the run's precision, as its maker states it (989 of an H100 in bf16, dense); above 0, at
-    most 1e6. It gives the metric mfu, the model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix
-    B)."""
+    """TFLOP/s of one device in the run's precision, as its maker states it (989 of an H100 in bf16, dense); above 0,
+    at most 1e6. It gives the metric mfu, the model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311,
+    appendix B)."""
     keep_best: Text | None = None
     """Metric of data.validation by which the best step is exported to best/, beside the last one in student/: loss, kd,
     hard, truth, tool, args or integration (mean nats a token, the least is best), one of the last four with _accuracy,
