@@ -115,11 +115,11 @@ METHODS: dict[str, Method] = {
     "kd_spans_scratch": Method({**_taught(), **SCRATCH}),
 }
 STUDIES: dict[str, tuple[str, ...]] = {
-    "records": ("ce", "ce_spans", "kd", "kd_spans", "kd_spans_sampled", "ce_same_seconds"),
+    "records": ("kd_spans_sampled", "ce", "ce_same_seconds", "kd_spans", "kd"),
     "signal": ("kd_spans", "kd_spans_sampled", "kd_spans_topk", "kd_spans_topk_renormalised"),
     "temperature": ("kd_spans_T1", "kd_spans", "kd_spans_T4"),
     "entropy": ("kd_spans", "kd_spans_entropy"),
-    "spans": ("kd", "kd_spans", "kd_spans_3x"),
+    "spans": ("ce", "ce_spans", "kd", "kd_spans", "kd_spans_3x"),
     "process": (
         "kd_spans_16",
         "process",

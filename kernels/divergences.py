@@ -188,8 +188,9 @@ def _forward_kl_of_buckets(log_p: Tensor, p: Tensor, log_q: Tensor) -> tuple[Ten
 
 
 def _forward_value(log_p: Tensor, p: Tensor, log_q: Tensor) -> Tensor:
-    # The term is 0 where p is 0, even if log q is -inf; where p is NaN the row is NaN.
-    return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1)
+    # The term is 0 where p is 0, even if log q is -inf; where p is NaN the row is NaN. In place: on a CPU a new [n, V]
+    # costs as much as the arithmetic.
+    return (log_p - log_q).mul_(p).masked_fill_(p == 0, 0.0).sum(-1)
 
 
 def _reverse_kl(log_p: Tensor, p: Tensor, log_q: Tensor) -> tuple[Tensor, Gradient]:

@@ -80,13 +80,13 @@ def rows_of(
         choice = u.argmax(-1, keepdim=True)
         teacher_hit = best == choice[:, 0]
         u = u.to(dtype)
-        log_p = torch.log_softmax(u, -1).clamp(min=LOG_P_FLOOR)
+        log_p = torch.log_softmax(u, -1).clamp_(min=LOG_P_FLOOR)
         p = log_p.exp()
         entropy = -(p * log_p).sum(-1)
         if weights.kd is not None:
             if tempered:
                 log_q_t = torch.log_softmax(wide / temperature, -1)
-                log_p = torch.log_softmax(u / temperature, -1).clamp(min=LOG_P_FLOOR)
+                log_p = torch.log_softmax(u / temperature, -1).clamp_(min=LOG_P_FLOOR)
                 p = log_p.exp()
             else:
                 log_q_t = torch.log_softmax(wide, -1) if log_q is None else log_q

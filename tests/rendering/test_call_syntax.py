@@ -280,13 +280,18 @@ def test_time_grows_with_openings_that_one_end_closes(name, readers):
     tokenizer, reader = readers[name]
     text = write(tokenizer, [{"name": "f", "arguments": {"city": "Oslo", "n": 3}}])
     start, end = text.index("Oslo"), text.index("Oslo") + 4
-    taken = []
-    for size in (100_000, 400_000):
+
+    def take(size):
         damaged = text[:start] * (size // start) + text[end : text.index("3", end)] + "\0"
         begin = time.process_time()
         reader.parse(damaged, TOOLS)
-        taken.append(time.process_time() - begin)
-    assert taken[1] < max(4 * 2 * taken[0], 0.4) and taken[0] < 1
+        return time.process_time() - begin
+
+    def is_linear():
+        once, four_times = take(100_000), take(400_000)
+        return four_times < max(4 * 2 * once, 0.4) and once < 1
+
+    assert any(is_linear() for _ in range(3))  # one measurement may be of a machine that is slower for a moment
 
 
 def test_names_that_nothing_opens(tokenizer):
