@@ -242,8 +242,12 @@ def _pack(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluated(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the scores of a run's best step by validation, which is its last one where there is no other."""
-    return row["scores"].get("best") or row["scores"]["student"]
+    """Return the scores of a run's last step, where every schedule has ended.
+
+    The step of least validation loss is in row["scores"]["best"] where it is another: cross-entropy's are earlier ones
+    that answer worse (LOG.md, 2026-11-30), so that they would flatter what it is compared with.
+    """
+    return row["scores"]["student"]
 
 
 def parts_of(rows: Iterable[dict[str, Any]], split: str, metric: str) -> Parts:

@@ -1,8 +1,7 @@
 """Runs of the proof: what each trains, on how much, and the overrides of configs/demo.yaml that make it.
 
 Every run is the demo in the regime in which most people distil: few records, several passes, a teacher that knows more
-than they say. Held-out records are read once, at the end; what is chosen (CE's learning rate, everyone's best step) is
-chosen on the split `validation`.
+than they say. Held-out records are read once, at the end; CE's learning rate is chosen on the split `validation`.
 """
 
 from __future__ import annotations
