@@ -242,11 +242,7 @@ def _pack(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluated(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the scores of a run's last step, where every schedule has ended.
-
-    The step of least validation loss is in row["scores"]["best"] where it is another: cross-entropy's are earlier ones
-    that answer worse (LOG.md, 2026-11-30), so that they would flatter what it is compared with.
-    """
+    """Return the scores of a run's last step: cross-entropy's "best" ones by validation loss answer worse (LOG.md)."""
     return row["scores"]["student"]
 
 
