@@ -38,6 +38,8 @@ from benchmarks.measure import (
     facts,
     is_results,
     peak_bytes,
+    resident_bytes,
+    restart_peak,
     time_by_kernel,
     time_it,
     write_json,
@@ -169,16 +171,10 @@ def _print_peak(name: str, work: Workload) -> None:
     way = {"eager": eager, "ours (reference)": ours("reference")}[name]
     loss_and_gradients(way, make_data(work._replace(num_rows=2, vocab=1024), device))
     data = make_data(work, device)
-    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark again from here
-    before = _high_water()
+    restart_peak()
+    before = resident_bytes("VmHWM")
     loss_and_gradients(way, data)
-    print(_high_water() - before)
-
-
-def _high_water() -> int:
-    """Most resident bytes. getrusage would not do: a child's begins at what its parent held."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    print(resident_bytes("VmHWM") - before)
 
 
 def line(row: dict) -> str:

@@ -163,6 +163,20 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def restart_peak() -> None:
+    """Begin the peak of this process's resident memory again at what it holds now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_bytes(which: str) -> int:
+    """Read this process's resident memory: VmRSS now, VmHWM at its peak.
+
+    getrusage would not do: a child's peak begins at what its parent held.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{which}:")[1].split()[0]) * 1024
+
+
 def time_by_kernel(call: Callable[[], object], device: torch.device, most: int = 8) -> list[dict]:
     """List what takes a call's time, the longest first: name, launches, ms. Kernels of a GPU, operators of a CPU."""
     on_gpu = device.type == "cuda"

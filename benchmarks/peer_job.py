@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import statistics
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from benchmarks.measure import resident_bytes, restart_peak
 from kd.batching.fit import Sample
 from kd.batching.micro_batch import MicroBatch, pad_samples
 from kd.batching.record_key import record_key
@@ -95,7 +95,7 @@ class Recorder:
 
     def hold(self) -> None:
         """Note what is resident before a model is loaded: the libraries."""
-        self._held = _resident("VmRSS")
+        self._held = resident_bytes("VmRSS")
 
     def part(self, name: str) -> Stopwatch:
         """Return the clock of a part; teacher may run within forward, which is then told without it."""
@@ -132,7 +132,7 @@ class Recorder:
 
     def result(self) -> dict:
         """Return what was measured; warm-up steps are in the memory and in the losses alone."""
-        peak = _resident("VmHWM")
+        peak = resident_bytes("VmHWM")
         if self._job.device.type == "cuda":
             peak, self._held = torch.cuda.max_memory_allocated(), 0
         first = self._job.warmup
@@ -151,13 +151,7 @@ class Recorder:
             torch.cuda.synchronize()
 
 
-def _resident(which: str) -> int:
-    found = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None, "Linux tells a process's memory there"
-    return int(found[1]) * 1024
-
-
 def _reset_peak(device: torch.device) -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again at what is resident now
+    restart_peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
