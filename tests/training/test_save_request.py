@@ -6,27 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 from helpers.jobs import plain_environment
-from kd.config.load import load_config
-from kd.training.curriculum import StageStep
+from helpers.scripted_training import EmptySteps, KeptLog, ScriptedEngine, configure
 from kd.training.engine import SUMS, StepReport
 from kd.training.stopping import StopRequest, deaf_to_saves
-from kd.training.stopwatch import Stopwatch
 from kd.training.tally import tally_step
 from kd.training.trainer import Trainer
-
-CONFIG = """\
-run: {name: t}
-tokenizer: {path: unused}
-student: {architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 4}
-data: {demo: {num_records: 8}, stages: [{name: a, mix: {single: 1}, max_length: 64}]}
-training: {steps: 5, log_every: 5, deepspeed: ds_configs/zero3_cpu.json}
-"""
 
 
 class Ranks:
@@ -44,42 +33,17 @@ class Ranks:
         return [value, value]
 
 
-class Engine:
-    device, scales_loss, skipped_steps = torch.device("cpu"), False, 0
-    teacher_time = Stopwatch(device)
+class Engine(ScriptedEngine):
+    """Sends this process a signal in some steps."""
 
     def __init__(self, signals: dict[int, int]):
+        super().__init__()
         self._signals = signals
 
-    def set_learning_rate(self, value):
-        pass
-
-    def train_step(self, micro_batches, rows, terms, teacher, step, answers=None, refuses=None):
+    def take(self, step, refuses):
         if step in self._signals:
             os.kill(os.getpid(), self._signals[step])
         return StepReport(torch.zeros(len(SUMS)), False, (), torch.zeros(5))
-
-    def grad_norm(self):
-        return 1.0
-
-
-class Curriculum:
-    def __init__(self, config, ranks):
-        self._stage, self.ranks = config.data.stages[0], ranks
-
-    def steps(self, at):
-        while at.step < 5:
-            time.sleep(0.02)
-            yield StageStep(self._stage, 8, 8, [], {}, [])
-
-
-class Log:
-    def __init__(self):
-        self.said, self.lines = [], []
-        self.say, self.line = self.said.append, self.lines.append
-
-    def advance(self):
-        pass
 
 
 class Saver:
@@ -94,9 +58,8 @@ class Saver:
 
 
 def test_the_step_after_the_signal_is_saved_and_the_run_ends_as_ever(tmp_path):
-    (tmp_path / "run.yaml").write_text(CONFIG)
-    config, log, saver = load_config(tmp_path / "run.yaml"), Log(), Saver()
-    engine, curriculum = Engine({1: signal.SIGUSR1}), Curriculum(config, Ranks())
+    config, log, saver = configure(tmp_path, 5), KeptLog(), Saver()
+    engine, curriculum = Engine({1: signal.SIGUSR1}), EmptySteps(config, Ranks(), seconds=0.02)
     before = signal.getsignal(signal.SIGUSR1)
     trainer = Trainer(config, engine, None, curriculum, log, checkpoints=saver)
     with pytest.raises(Exception, match="nothing was trained"):  # there are no tokens in these steps

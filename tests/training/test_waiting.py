@@ -7,20 +7,11 @@ import time
 import pytest
 import torch
 
-from kd.config.load import load_config
+from helpers.scripted_training import EmptySteps, KeptLog, ScriptedEngine, configure
 from kd.objective.terms import TERMS
-from kd.training.curriculum import StageStep
 from kd.training.engine import SUMS, StepReport
 from kd.training.stopwatch import Stopwatch
 from kd.training.trainer import Beside, Trainer, TrainingError
-
-CONFIG = """\
-run: {name: t}
-tokenizer: {path: unused}
-student: {architecture: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 4}
-data: {demo: {num_records: 8}, stages: [{name: a, mix: {single: 1}, max_length: 64}]}
-training: {steps: %d, log_every: %d, deepspeed: ds_configs/zero3_cpu.json, %s}
-"""
 
 
 class Ranks:
@@ -39,54 +30,26 @@ class Ranks:
         return [value, value]
 
 
-class Engine:
+class Engine(ScriptedEngine):
     """Losses that are told in advance."""
 
-    device, scales_loss, skipped_steps = torch.device("cpu"), False, 0
-
     def __init__(self, losses, teacher_seconds=0.0):
-        self._losses, self._teacher_seconds = losses, teacher_seconds
-        self.teacher_time, self.refused = Stopwatch(self.device), []
+        super().__init__()
+        self.losses, self._teacher_seconds, self.refused = losses, teacher_seconds, []
 
-    def set_learning_rate(self, value):
-        pass
-
-    def train_step(self, micro_batches, rows, terms, teacher, step, answers=None, refuses=None):
+    def take(self, step, refuses):
         with self.teacher_time:
             time.sleep(self._teacher_seconds)
         sums = torch.zeros(len(SUMS))
-        sums[TERMS.index("truth")] = self._losses[step] / 2  # of two ranks
+        sums[TERMS.index("truth")] = self.losses[step] / 2  # of two ranks
         refused = refuses is not None and refuses(sums)
         self.refused += [step] * refused
         return StepReport(sums, refused, ("a record",) * refused, torch.zeros(5), refused)
 
-    def grad_norm(self):
-        return 1.0
 
-
-class Curriculum:
-    def __init__(self, config, ranks):
-        self._config, self.ranks = config, ranks
-
-    def steps(self, at):
-        while at.step < self._config.training.steps:
-            yield StageStep(self._config.data.stages[0], 8, 8, [], {}, [])
-
-
-class Log:
-    def __init__(self):
-        self.said, self.lines = [], []
-        self.say, self.line = self.said.append, self.lines.append
-
-    def advance(self):
-        pass
-
-
-def train(tmp_path, engine, *, more="", ranks=None, flops=None, steps=None):
-    steps = steps or len(engine._losses)
-    (tmp_path / "run.yaml").write_text(CONFIG % (steps, steps, more))
-    config, log = load_config(tmp_path / "run.yaml"), Log()
-    curriculum = Curriculum(config, ranks or Ranks())
+def train(tmp_path, engine, *, more="", ranks=None, flops=None):
+    config, log = configure(tmp_path, len(engine.losses), more), KeptLog()
+    curriculum = EmptySteps(config, ranks or Ranks())
     trainer = Trainer(config, engine, None, curriculum, log, beside=Beside(flops=flops))
     try:
         trainer.run()
