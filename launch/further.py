@@ -12,11 +12,9 @@ from kd.evaluation.bfcl.evaluate import evaluate_entries, read_entries
 from kd.evaluation.bfcl.package import Package
 from kd.evaluation.bfcl.scores import BFCL
 from kd.evaluation.conversations.evaluate import evaluate_conversations
-from kd.evaluation.conversations.results import load_simulator
+from kd.evaluation.conversations.results import SIMULATOR_SECONDS, load_simulator
 from kd.evaluation.together import Further, find_place
 from kd.records.record import Record
-
-_SIMULATOR_SECONDS = 60.0
 
 
 def add_further(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +31,7 @@ def add_further(parser: argparse.ArgumentParser) -> None:
         "--simulator-timeout",
         type=float,
         metavar="S",
-        help=f"seconds of one call of the simulator; {_SIMULATOR_SECONDS:g} by default",
+        help=f"seconds of one call of the simulator; {SIMULATOR_SECONDS:g} by default",
     )
     parser.add_argument(
         "--bfcl",
@@ -54,7 +52,7 @@ def check_further(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if args.simulator and not args.conversations:
         parser.error("--simulator: it answers the calls of --conversations; give that too")
     if args.simulator_timeout is None:
-        args.simulator_timeout = _SIMULATOR_SECONDS
+        args.simulator_timeout = SIMULATOR_SECONDS
     elif not args.simulator or not 0 < args.simulator_timeout <= threading.TIMEOUT_MAX:
         parser.error("--simulator-timeout: seconds above 0, with --simulator")
     if args.bfcl_entries is not None and (args.bfcl_entries < 1 or not args.bfcl):

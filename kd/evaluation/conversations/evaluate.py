@@ -8,7 +8,7 @@ from typing import Any
 from kd.evaluation.answerers.answer import Answerer, Progress
 from kd.evaluation.conversations.dialogue import Call, Dialogue, Turn, run_dialogues
 from kd.evaluation.conversations.judge import describe_steps, join_answers, judge_turns
-from kd.evaluation.conversations.results import RecordedResults, Simulate, make_simulated
+from kd.evaluation.conversations.results import SIMULATOR_SECONDS, RecordedResults, Simulate, make_simulated
 from kd.records.record import Record
 
 CONVERSATION = "conversation"  # kind of the outcome
@@ -19,7 +19,7 @@ def evaluate_conversations(
     records: Sequence[Record],
     simulate: Simulate | None = None,
     *,
-    seconds: float = 60.0,
+    seconds: float = SIMULATOR_SECONDS,
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:

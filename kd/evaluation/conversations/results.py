@@ -24,6 +24,7 @@ What it raises is the call's result, as an error.
 """
 
 NOT_RECORDED = "Error: no such result is recorded."
+SIMULATOR_SECONDS = 60.0  # of one call, by default
 
 
 class SimulatorError(SpanwiseError, ValueError):
@@ -88,7 +89,7 @@ def start_simulator(simulate: Simulate, call: Call, record: Record, state: dict[
     return future
 
 
-def make_simulated(simulate: Simulate, record: Record, seconds: float = 60.0) -> Execute:
+def make_simulated(simulate: Simulate, record: Record, seconds: float = SIMULATOR_SECONDS) -> Execute:
     """Make an executor of a record's conversation that asks a simulator, `seconds` at most for each call.
 
     It raises SimulatorError where the simulator ends the program, or takes longer.
